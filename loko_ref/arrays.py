@@ -1,0 +1,418 @@
+"""The seam: the only room that knows one array library from another.
+
+Every other room computes with the arrays that it was given. It asks :func:`namespace` for the
+functions of their library, and this module for the few things that libraries spell differently:
+``erf``, Cholesky, triangular and general solves, the way to and from the host.
+
+Rules kept here: arrays of two libraries are never mixed; nothing moves between host and device
+unless :func:`to_host` or :func:`asarray` says so; a request for a backend by name either gets it
+or raises; a failed factorisation raises on every backend.
+
+Shapes: S (m, m); L (m, m) lower triangular; b (m,) or (m, k); Q (C - 1, C).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.linalg
+import scipy.special
+from numpy.typing import NDArray
+
+from loko_ref.errors import BackendError, InputError, NumericalError, unknown_option
+
+__all__ = [
+    "Array",
+    "Backend",
+    "asarray",
+    "backend_of",
+    "cho_solve",
+    "cholesky",
+    "contrast_basis",
+    "eigvalsh",
+    "epsilon",
+    "erf",
+    "erfc",
+    "get_backend",
+    "is_numpy",
+    "namespace",
+    "register_backend",
+    "solve",
+    "solve_triangular",
+    "to_host",
+]
+
+Array: TypeAlias = NDArray[Any]
+"""A NumPy array, or an array of a registered backend that stands in for one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One array library, and the functions that libraries spell differently.
+
+    Attributes
+    ----------
+    name : str
+        The name by which :func:`get_backend` finds it.
+    xp : module
+        Its NumPy-like namespace.
+    asarray, to_host : callable
+        From a host array (or scalar) to this library, and back to NumPy.
+    erf, erfc : callable
+        Elementwise error function and its complement.
+    cholesky : callable
+        Lower factor of a symmetric positive definite matrix; must raise ``LinAlgError`` where
+        there is none.
+    solve_triangular : callable
+        ``(L, b, transpose) -> L^-1 b`` or ``L'^-1 b`` for lower triangular L.
+    solve, eigvalsh : callable
+        General linear solve; eigenvalues of a symmetric matrix, ascending.
+    """
+
+    name: str
+    xp: Any
+    asarray: Callable[[Any], Any]
+    to_host: Callable[[Any], NDArray[Any]]
+    erf: Callable[[Any], Any]
+    erfc: Callable[[Any], Any]
+    cholesky: Callable[[Any], Any]
+    solve_triangular: Callable[[Any, Any, bool], Any]
+    solve: Callable[[Any, Any], Any]
+    eigvalsh: Callable[[Any], Any]
+
+
+def _numpy_solve_triangular(L: Array, b: Array, transpose: bool) -> Array:
+    x: Array = scipy.linalg.solve_triangular(
+        L, b, lower=True, trans=1 if transpose else 0, check_finite=False
+    )
+    return x
+
+
+_NUMPY = Backend(
+    name="numpy",
+    xp=np,
+    asarray=np.asarray,
+    to_host=np.asarray,
+    erf=scipy.special.erf,
+    erfc=scipy.special.erfc,
+    cholesky=np.linalg.cholesky,
+    solve_triangular=_numpy_solve_triangular,
+    solve=np.linalg.solve,
+    eigvalsh=np.linalg.eigvalsh,
+)
+
+
+@cache
+def _cupy() -> Backend:
+    """Build the CuPy backend, or say which of the four states stands in the way."""
+    if importlib.util.find_spec("cupy") is None:
+        raise BackendError(
+            "cupy",
+            "not installed",
+            "pip install 'loko-ref[cuda12]' or 'loko-ref[cuda13]', whichever the driver supports",
+        )
+    try:
+        cp = importlib.import_module("cupy")
+    except Exception as error:  # an import can fail in any way; each one is told, none is passed
+        raise BackendError(
+            "cupy",
+            "import fails",
+            f"{type(error).__name__}: {error}; it does not suit this CUDA or Python",
+        ) from error
+    try:
+        devices = cp.cuda.runtime.getDeviceCount()
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        raise BackendError(
+            "cupy",
+            "no device",
+            f"{error}; no NVIDIA driver or no visible GPU (CUDA_VISIBLE_DEVICES?)",
+        ) from error
+    if devices < 1:
+        raise BackendError("cupy", "no device", "the CUDA runtime counts 0 devices")
+
+    def cholesky(S: Any) -> Any:
+        with importlib.import_module("cupyx").errstate(linalg="raise"):
+            return cp.linalg.cholesky(S)
+
+    def solve(A: Any, b: Any) -> Any:
+        with importlib.import_module("cupyx").errstate(linalg="raise"):
+            return cp.linalg.solve(A, b)
+
+    def solve_triangular(L: Any, b: Any, transpose: bool) -> Any:
+        return importlib.import_module("cupyx.scipy.linalg").solve_triangular(
+            L, b, lower=True, trans=1 if transpose else 0, check_finite=False
+        )
+
+    try:
+        special = importlib.import_module("cupyx.scipy.special")
+        a = cp.asarray([[4.0, 2.0], [2.0, 3.0]])
+        L = cholesky(a @ cp.eye(2))
+        x = cp.asnumpy(solve_triangular(L, cp.asarray([2.0, 1.0]), False) + special.erf(a)[0])
+    except Exception as error:  # any failure of the smoke run is the finding itself
+        raise BackendError(
+            "cupy",
+            "smoke run fails",
+            f"{type(error).__name__}: {error}; a CUDA library is missing or does not match CuPy",
+        ) from error
+    expected = np.array([1.0, 0.0]) + scipy.special.erf(np.array([4.0, 2.0]))
+    if not np.allclose(x, expected, rtol=1e-14, atol=1e-15):
+        raise BackendError("cupy", "smoke run fails", f"expected {expected}, got {x}")
+    return Backend(
+        name="cupy",
+        xp=cp,
+        asarray=cp.asarray,
+        to_host=cp.asnumpy,
+        erf=special.erf,
+        erfc=special.erfc,
+        cholesky=cholesky,
+        solve_triangular=solve_triangular,
+        solve=solve,
+        eigvalsh=cp.linalg.eigvalsh,
+    )
+
+
+_FACTORIES: dict[str, Callable[[], Backend]] = {"numpy": lambda: _NUMPY, "cupy": _cupy}
+
+
+def register_backend(name: str, factory: Callable[[], Backend]) -> None:
+    """Make a further array library known.
+
+    Parameters
+    ----------
+    name : str
+        Its name; also the first part of the module in which its array type is defined.
+    factory : callable
+        Called without arguments to build the :class:`Backend`.
+    """
+    _FACTORIES[name] = factory
+
+
+def get_backend(name: str) -> Backend:
+    """Return a backend asked for by name; never another one in its place.
+
+    Parameters
+    ----------
+    name : {"numpy", "cupy"}
+        The library, or the name of a registered one.
+
+    Raises
+    ------
+    BackendError
+        If it is not installed, fails to import, has no device, or fails a small smoke run.
+    InputError
+        If the name is unknown.
+
+    Examples
+    --------
+    >>> get_backend("numpy").name
+    'numpy'
+    """
+    if name not in _FACTORIES:
+        raise unknown_option("backend", name, _FACTORIES)
+    return _FACTORIES[name]()
+
+
+def _library(array: object) -> str | None:
+    """Name the registered library that `array` belongs to; None for a plain scalar."""
+    if isinstance(array, np.ndarray | np.generic):
+        return "numpy"
+    if isinstance(array, bool | int | float | complex):
+        return None
+    for cls in type(array).__mro__:
+        root = cls.__module__.split(".", 1)[0]
+        if root in _FACTORIES and root != "numpy":
+            return root
+    raise InputError(
+        "array",
+        type(array).__name__,
+        f"an array of one of {', '.join(_FACTORIES)}",
+        "a list, or a tensor of another framework: convert it to a NumPy or CuPy array first",
+    )
+
+
+def backend_of(*arrays: object) -> Backend:
+    """Return the backend that all `arrays` share.
+
+    Raises
+    ------
+    InputError
+        If they belong to different libraries, or to one that is not registered.
+    """
+    found = {name for name in map(_library, arrays) if name is not None}
+    if len(found) > 1:
+        raise InputError(
+            "arrays",
+            f"arrays of {' and '.join(sorted(found))}",
+            "arrays of one library",
+            "some inputs were moved to the device and others were not",
+        )
+    return get_backend(found.pop() if found else "numpy")
+
+
+def namespace(*arrays: object) -> Any:
+    """Return the NumPy-like namespace that all `arrays` share.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> namespace(numpy.zeros(2)) is numpy
+    True
+    """
+    return backend_of(*arrays).xp
+
+
+def is_numpy(array: object) -> bool:
+    """Tell whether `array` is a host (NumPy) array."""
+    return _library(array) == "numpy"
+
+
+def to_host(array: object) -> NDArray[Any]:
+    """Copy an array of any backend to a NumPy array (a NumPy array is returned as it is)."""
+    return backend_of(array).to_host(array)
+
+
+def asarray(values: object, like: object) -> Array:
+    """Bring host values to the library of `like`; its own arrays pass unchanged.
+
+    Parameters
+    ----------
+    values : array or scalar
+        A host array, or an array of the library of `like`.
+    like : array
+        The array that says which library.
+    """
+    target = backend_of(like)
+    if not isinstance(values, np.ndarray) and _library(values) == target.name:
+        return values  # type: ignore[return-value]
+    result: Array = target.asarray(np.asarray(values))
+    return result
+
+
+def epsilon(array: Array) -> float:
+    """Machine epsilon of the array's dtype (2u, u the unit roundoff)."""
+    return float(np.finfo(array.dtype).eps)
+
+
+def erf(x: Array) -> Array:
+    """Error function, elementwise; keeps shape and dtype."""
+    y: Array = backend_of(x).erf(x)
+    return y
+
+
+def erfc(x: Array) -> Array:
+    """Complementary error function 1 - erf, elementwise; keeps its digits for large x."""
+    y: Array = backend_of(x).erfc(x)
+    return y
+
+
+def eigvalsh(S: Array) -> Array:
+    """Eigenvalues (m,) of a symmetric matrix (m, m), ascending."""
+    w: Array = backend_of(S).eigvalsh(S)
+    return w
+
+
+def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
+    """Lower Cholesky factor of a symmetric positive definite matrix.  [KAL-8]
+
+    Only the lower triangle is read. Nothing is added to the diagonal, ever.
+
+    Parameters
+    ----------
+    S : array (m, m)
+        Symmetric.
+    name : str
+        What the matrix is called, for the error.
+    scaled_pivots : bool
+        Whether a factor without a significant digit is refused: the pivot ratio
+        ``L_jj^2 / S_jj`` (one minus a squared multiple correlation, so it does not depend on the
+        units of the outputs) must exceed m times machine epsilon.
+
+    Returns
+    -------
+    array (m, m)
+        L with L L' = S.
+
+    Raises
+    ------
+    NumericalError
+        If S is indefinite or numerically singular; carries the smallest eigenvalue.
+    """
+    lib = backend_of(S)
+    xp = lib.xp
+    m = S.shape[0]
+    try:
+        L: Array = lib.cholesky(S)
+    except np.linalg.LinAlgError:
+        lowest = float(eigvalsh(S)[0])
+        raise NumericalError(
+            name,
+            lowest,
+            f"{name} is not positive definite (Cholesky fails): a direction that nothing observes "
+            "with noise, or an indefinite input. Nothing was added to repair it.",
+        ) from None
+    if scaled_pivots and m > 0:
+        ratio = float(xp.min(xp.diagonal(L) ** 2 / xp.diagonal(S)))
+        floor = m * epsilon(S)
+        if not ratio > floor:
+            lowest = float(eigvalsh(S)[0])
+            raise NumericalError(
+                name,
+                lowest,
+                f"{name} is numerically singular: pivot ratio {ratio:.3g} is not above "
+                f"m * eps = {floor:.3g}, so the update would have no correct digit. "
+                "Nothing was added to repair it.",
+            )
+    return L
+
+
+def solve_triangular(L: Array, b: Array, *, transpose: bool = False) -> Array:
+    """Solve L x = b (or L' x = b) for lower triangular L (m, m) and b (m,) or (m, k)."""
+    x: Array = backend_of(L, b).solve_triangular(L, b, transpose)
+    return x
+
+
+def cho_solve(L: Array, b: Array) -> Array:
+    """Solve S x = b by the Cholesky factor L of S; b (m,) or (m, k)."""
+    return solve_triangular(L, solve_triangular(L, b), transpose=True)
+
+
+def solve(A: Array, b: Array) -> Array:
+    """Solve A x = b for a general square A (m, m) by LU with partial pivoting."""
+    x: Array = backend_of(A, b).solve(A, b)
+    return x
+
+
+@cache
+def _helmert(C: int) -> NDArray[np.float64]:
+    return np.asarray(scipy.linalg.helmert(C), dtype=np.float64)
+
+
+def contrast_basis(C: int, like: Array) -> Array:
+    """Orthonormal basis of the contrasts of C classes: Q Q' = I, Q 1 = 0.  [OBS-5]
+
+    Parameters
+    ----------
+    C : int
+        Number of classes, at least 1.
+    like : array
+        Gives library and dtype.
+
+    Returns
+    -------
+    array (C - 1, C)
+        The Helmert contrasts, one a row.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> contrast_basis(2, numpy.zeros(1)).round(3)
+    array([[ 0.707, -0.707]])
+    """
+    Q = _helmert(C) if C > 1 else np.zeros((0, 1))
+    return asarray(Q.astype(like.dtype), like)

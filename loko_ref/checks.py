@@ -1,0 +1,179 @@
+"""The public edge: what every function checks of its arguments before it computes.
+
+Each check names the argument, what was got, what is required and the likely cause
+(:class:`loko_ref.errors.InputError`), and returns nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
+from loko_ref.errors import InputError, NumericalError, unknown_option
+
+__all__ = [
+    "check_choice",
+    "check_covariance",
+    "check_finite",
+    "check_floats",
+    "check_positive",
+    "check_range",
+    "check_shape",
+]
+
+
+def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
+    """Refuse an option name that is not one of `allowed`, naming the closest."""
+    names = tuple(allowed)
+    if got not in names:
+        raise unknown_option(argument, got, names)
+
+
+def check_range(
+    argument: str,
+    got: Any,
+    *,
+    low: float = float("-inf"),
+    high: float = float("inf"),
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Refuse a number outside an interval, or one that is no real number."""
+    required = f"a number in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+    if isinstance(got, bool) or not isinstance(got, int | float):
+        raise InputError(
+            argument, repr(got), required, f"a {type(got).__name__} in place of a number"
+        )
+    inside = (got > low if low_open else got >= low) and (got < high if high_open else got <= high)
+    if not inside:
+        raise InputError(argument, repr(got), required, "a value outside the method's range")
+
+
+def check_floats(**arrays: Any) -> None:
+    """Require arrays of one library and one floating dtype; nothing is widened or narrowed."""
+    backend_of(*arrays.values())
+    names = list(arrays)
+    for name in names:
+        dtype = getattr(arrays[name], "dtype", None)
+        if dtype is None:
+            raise InputError(
+                name, type(arrays[name]).__name__, "an array", "a list or a scalar: wrap it"
+            )
+        if dtype.kind not in "fO":
+            raise InputError(
+                name,
+                f"dtype {dtype}",
+                "float64 or float32",
+                "integer input: convert with .astype(float)",
+            )
+        if dtype != arrays[names[0]].dtype:
+            raise InputError(
+                name,
+                f"dtype {dtype}",
+                f"dtype {arrays[names[0]].dtype}, as {names[0]} has",
+                "arrays of mixed precision; nothing is widened or narrowed silently",
+            )
+
+
+def check_shape(
+    argument: str,
+    array: Array,
+    shape: tuple[int | str, ...],
+    sizes: Mapping[str, int] | None = None,
+) -> None:
+    """Require a shape; a letter in `shape` stands for a size, resolved by `sizes` if given there.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> check_shape("H", numpy.zeros((2, 3)), ("m", "n"), {"m": 2, "n": 3})
+    """
+    known = dict(sizes or {})
+    want = tuple(known.get(d, d) if isinstance(d, str) else d for d in shape)
+    got = tuple(array.shape)
+    fits = len(got) == len(want) and all(
+        isinstance(w, str) or w == g for g, w in zip(got, want, strict=True)
+    )
+    if not fits:
+        letters = ", ".join(str(d) for d in shape)
+        meant = ", ".join(str(w) for w in want)
+        required = f"shape ({letters})" + (f" = ({meant})" if meant != letters else "")
+        transposed = len(got) == 2 and got[::-1] == want
+        cause = (
+            "a transposed array"
+            if transposed
+            else "a flattened or batched array, or sizes that do not belong together"
+        )
+        raise InputError(argument, f"shape {got}", required, cause)
+
+
+def check_finite(**arrays: Array) -> None:
+    """Refuse NaN and infinity, naming the first offending index."""
+    for name, array in arrays.items():
+        xp = namespace(array)
+        finite = xp.isfinite(array)
+        if not bool(finite.all()):
+            flat = int(xp.argmin(finite.reshape(-1)))
+            index, size = [], flat
+            for length in reversed(array.shape):
+                size, rest = divmod(size, length)
+                index.append(rest)
+            raise InputError(
+                name,
+                f"{float(array.reshape(-1)[flat])} at index {tuple(reversed(index))}",
+                "finite numbers",
+                "a run that diverged before, or missing data",
+            )
+
+
+def check_positive(argument: str, array: Array) -> None:
+    """Require every entry > 0 (a variance)."""
+    xp = namespace(array)
+    if array.size and not bool((array > 0).all()):
+        flat = int(xp.argmin(array.reshape(-1)))
+        raise InputError(
+            argument,
+            f"{float(array.reshape(-1)[flat]):g} at flat index {flat}",
+            "entries > 0",
+            "a variance that was clipped, or lost to cancellation in p - diag(KH) p",
+        )
+
+
+def check_covariance(argument: str, S: Array, *, definite: bool = True) -> None:
+    """Require a symmetric positive (semi)definite matrix (m, m), to rounding.
+
+    Parameters
+    ----------
+    argument : str
+        Its name.
+    S : array (m, m)
+        The matrix.
+    definite : bool
+        Whether eigenvalue 0 is refused too.
+    """
+    m = S.shape[0]
+    if m == 0:
+        return
+    xp = namespace(S)
+    size = float(xp.max(xp.abs(S)))
+    skew = float(xp.max(xp.abs(S - S.T)))
+    if skew > 8 * m * epsilon(S) * size:  # rounding of one m-term product is below m * eps
+        raise InputError(
+            argument,
+            f"max |{argument} - {argument}'| = {skew:.3g}",
+            "a symmetric matrix",
+            "a factor given in place of the covariance, or rows and columns in different order",
+        )
+    try:
+        cholesky(S, argument, scaled_pivots=False)
+    except NumericalError:
+        lowest = float(eigvalsh(S)[0])
+        if definite or lowest < -m * epsilon(S) * size:
+            kind = "definite" if definite else "semidefinite"
+            raise InputError(
+                argument,
+                f"smallest eigenvalue {lowest:.6g}",
+                f"a positive {kind} matrix",
+                "a noise covariance of zero, or an estimate made indefinite by subtraction",
+            ) from None

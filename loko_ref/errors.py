@@ -1,0 +1,155 @@
+"""What goes wrong, said in one sentence: the argument, what was got, what is required, why.
+
+Every error that a caller can cause is an :class:`InputError` (a ``ValueError``). Every error that
+the numbers cause is a :class:`NumericalError` (NumPy's ``LinAlgError``), which names the quantity,
+its offending eigenvalue and, inside a run, the step.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from numpy.linalg import LinAlgError
+
+__all__ = [
+    "BackendError",
+    "InputError",
+    "MissingExtraError",
+    "NumericalError",
+    "closest",
+    "unknown_option",
+]
+
+
+class InputError(ValueError):
+    """An argument that cannot be used.
+
+    Parameters
+    ----------
+    argument : str
+        Name of the argument, as the caller wrote it.
+    got : object
+        What was given, short enough to read.
+    required : str
+        What would have been accepted.
+    cause : str
+        The likely cause.
+    """
+
+    def __init__(self, argument: str, got: object, required: str, cause: str) -> None:
+        self.argument = argument
+        self.got = got
+        self.required = required
+        self.cause = cause
+        super().__init__(f"{argument}: got {got}; required {required}. Likely cause: {cause}.")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str, str]]:
+        return type(self), (self.argument, self.got, self.required, self.cause)
+
+
+class NumericalError(LinAlgError):
+    """A matrix that must be positive definite is not, to the precision at hand; or a run diverged.
+
+    Parameters
+    ----------
+    quantity : str
+        The matrix or vector, by its name in the notation (``S``, ``R``, ``P``).
+    eigenvalue : float or None
+        Its offending (smallest) eigenvalue; None where the quantity overflowed instead.
+    cause : str
+        What this means and what can be done.
+    step : int, optional
+        The filter's step, counted from 0, where there is one.
+    """
+
+    def __init__(
+        self, quantity: str, eigenvalue: float | None, cause: str, step: int | None = None
+    ) -> None:
+        self.quantity = quantity
+        self.eigenvalue = eigenvalue
+        self.cause = cause
+        self.step = step
+        where = "" if step is None else f"step {step}: "
+        what = "not finite" if eigenvalue is None else f"smallest eigenvalue {eigenvalue:.6g}"
+        super().__init__(f"{where}{quantity}: {what}. {cause}")
+
+    def at_step(self, step: int) -> NumericalError:
+        """Return the same error, naming the step at which it happened."""
+        return NumericalError(self.quantity, self.eigenvalue, self.cause, step)
+
+    def __reduce__(self) -> tuple[type[NumericalError], tuple[str, float | None, str, int | None]]:
+        return type(self), (self.quantity, self.eigenvalue, self.cause, self.step)
+
+
+class MissingExtraError(ImportError):
+    """A feature needs a package that is not installed.
+
+    Parameters
+    ----------
+    feature : str
+        What was asked for.
+    package : str
+        The import that failed.
+    extra : str
+        The extra of ``loko-ref`` that brings it.
+    """
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        self.feature = feature
+        self.package = package
+        self.extra = extra
+        super().__init__(
+            f"{feature} needs the package '{package}', which is not installed: "
+            f"pip install 'loko-ref[{extra}]'"
+        )
+
+
+class BackendError(RuntimeError):
+    """An array backend was asked for by name and cannot be used.
+
+    Parameters
+    ----------
+    backend : str
+        The name asked for.
+    state : str
+        One of ``not installed``, ``import fails``, ``no device``, ``smoke run fails``.
+    detail : str
+        What was seen, and what to do about it.
+    """
+
+    def __init__(self, backend: str, state: str, detail: str) -> None:
+        self.backend = backend
+        self.state = state
+        super().__init__(f"backend '{backend}': {state}: {detail}")
+
+
+def closest(name: str, allowed: Iterable[str]) -> str | None:
+    """Return the allowed name nearest to `name`, or None where none is near.
+
+    Examples
+    --------
+    >>> closest("decouplet", ["decoupled", "variational"])
+    'decoupled'
+    """
+    near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
+    return near[0] if near else None
+
+
+def unknown_option(argument: str, got: object, allowed: Iterable[str]) -> InputError:
+    """Build the error for an option name that is not one of `allowed`.
+
+    Examples
+    --------
+    >>> print(unknown_option("diagonal", "decouplet", ["decoupled", "variational"]))
+    diagonal: got 'decouplet'; required one of decoupled, variational. \
+Likely cause: a typing error; the closest known name is 'decoupled'.
+    """
+    names = list(allowed)
+    near = closest(str(got), names)
+    cause = (
+        f"a typing error; the closest known name is '{near}'"
+        if near is not None
+        else "a name from another package or version"
+    )
+    return InputError(argument, repr(got), f"one of {', '.join(names)}", cause)

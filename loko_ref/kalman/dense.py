@@ -1,0 +1,190 @@
+"""Measurement update with a dense covariance: the extended Kalman filter, in four equal forms.
+
+Shapes: theta (n,); P (n, n); H, Z (m, n); e (m,); R, S (m, m); K (n, m); yhat (batch, C).
+
+``textbook``, ``joseph``, ``information`` and ``sequential`` are equal in exact arithmetic; each is
+an independent oracle for the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve, solve_triangular
+from loko_ref.checks import check_choice, check_shape
+from loko_ref.errors import InputError
+from loko_ref.kalman.diagonal import check_update
+from loko_ref.kalman.observation import jacobian_product, project, whiten
+
+__all__ = ["FORMS", "DenseUpdate", "glm_update", "update"]
+
+FORMS = ("textbook", "joseph", "information", "sequential")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseUpdate:
+    """What one measurement update yields, in dataflow order.
+
+    Attributes
+    ----------
+    S : array (m, m)
+        Innovation covariance.
+    K : array (n, m)
+        Gain.
+    theta : array (n,)
+        Posterior mean.
+    P : array (n, n)
+        Posterior covariance.
+    """
+
+    S: Array
+    K: Array
+    theta: Array
+    P: Array
+
+
+def update(
+    theta: Array, P: Array, H: Array, e: Array, R: Array, *, form: str = "joseph"
+) -> DenseUpdate:
+    """One dense measurement update, arguments checked.  [KAL-2, KAL-3, KAL-4, KAL-5].
+
+    Parameters
+    ----------
+    theta : array (n,)
+        Prior mean.
+    P : array (n, n)
+        Prior covariance, symmetric positive definite.
+    H : array (m, n)
+        Linearised observation.
+    e : array (m,)
+        Innovation y - yhat.
+    R : array (m, m)
+        Observation noise, symmetric positive definite; diagonal for ``sequential``.
+    form : {"joseph", "textbook", "information", "sequential"}
+        How theta and P are updated. ``joseph`` (the default) keeps P positive definite by form.
+
+    Returns
+    -------
+    DenseUpdate
+        S, K, theta, P.
+
+    Raises
+    ------
+    InputError
+        If a shape, a dtype, a value or the option is not as stated.
+    NumericalError
+        If S, P or R is numerically singular where it must be factored.
+    """
+    check_choice("form", form, FORMS)
+    check_update(theta, H, e, R, P=P)
+    return _update(theta, P, H, e, R, form)
+
+
+def _update(theta: Array, P: Array, H: Array, e: Array, R: Array, form: str) -> DenseUpdate:
+    """Compute :func:`update` on arguments known to be good."""
+    PHt = P @ H.T  # (n, m)
+    S = H @ PHt + R  # (m, m)  [KAL-2]
+    if form == "information":
+        K, P_post = _information(P, H, R)
+        return DenseUpdate(S=S, K=K, theta=theta + K @ e, P=P_post)
+    L = cholesky(S, "S")
+    K = cho_solve(L, PHt.T).T  # (n, m)  [KAL-2]
+    if form == "sequential":
+        theta_post, P_post = _sequential(theta, P, H, e, R)
+        return DenseUpdate(S=S, K=K, theta=theta_post, P=P_post)
+    P_post = _joseph(P, H, K, R) if form == "joseph" else _textbook(P, PHt, L)
+    return DenseUpdate(S=S, K=K, theta=theta + K @ e, P=P_post)
+
+
+def _textbook(P: Array, PHt: Array, L: Array) -> Array:
+    """``P+ = P - K H P = P - M' M``, M = L^-1 H P.  [KAL-2]."""
+    M = solve_triangular(L, PHt.T)  # (m, n)
+    return P - M.T @ M
+
+
+def _joseph(P: Array, H: Array, K: Array, R: Array) -> Array:
+    """``P+ = (I - K H) P (I - K H)' + K R K'``, as a sum of two squares.  [KAL-3]."""
+    F = namespace(P).eye(P.shape[0], dtype=P.dtype) - K @ H  # (n, n)
+    FL = F @ cholesky(P, "P", scaled_pivots=False)  # (n, n)
+    KL = K @ cholesky(R, "R", scaled_pivots=False)  # (n, m)
+    return FL @ FL.T + KL @ KL.T
+
+
+def _information(P: Array, H: Array, R: Array) -> tuple[Array, Array]:
+    """``P+^-1 = P^-1 + H' R^-1 H`` and ``K = P+ H' R^-1``.  [KAL-4].
+
+    With P = L_P L_P', R = L_R L_R' and N = L_R^-1 H L_P, P+ = L_P (I + N'N)^-1 L_P'.
+    """
+    L_P, L_R = cholesky(P, "P", scaled_pivots=False), cholesky(R, "R")
+    N = solve_triangular(L_R, H @ L_P)  # (m, n)
+    C = cholesky(namespace(P).eye(P.shape[0], dtype=P.dtype) + N.T @ N, "P")  # (n, n)
+    X = solve_triangular(C, L_P.T)  # (n, n): C^-1 L_P'
+    P_post = X.T @ X
+    return P_post @ cho_solve(L_R, H).T, P_post
+
+
+def _sequential(theta: Array, P: Array, H: Array, e: Array, R: Array) -> tuple[Array, Array]:
+    """Take m scalar updates, H frozen at the prior theta.  [KAL-5].
+
+    The j-th scalar innovation is ``e_j - H_j (theta - theta_prior)``.
+    """
+    xp = namespace(P)
+    off = R - xp.diag(xp.diagonal(R))
+    if bool((off != 0).any()):
+        raise InputError(
+            "R",
+            f"an off-diagonal entry of size {float(xp.max(xp.abs(off))):.3g}",
+            "a diagonal matrix for form='sequential'",
+            "correlated outputs: whiten them first, or use another form",
+        )
+    prior = theta
+    for j in range(e.shape[0]):
+        h = H[j]  # (n,)
+        Ph = P @ h  # (n,)
+        s = h @ Ph + R[j, j]
+        theta = theta + Ph * ((e[j] - h @ (theta - prior)) / s)
+        P = P - xp.outer(Ph, Ph) / s
+    return theta, P
+
+
+def glm_update(
+    theta: Array, P: Array, Z: Array, e: Array, yhat: Array, *, form: str = "joseph"
+) -> DenseUpdate:
+    """One dense update with R = Cov(y | yhat) = J, which is never inverted.  [OBS-4, OBS-6].
+
+    Parameters
+    ----------
+    theta : array (n,)
+        Prior mean.
+    P : array (n, n)
+        Prior covariance.
+    Z : array (m, n)
+        Jacobian of the logits, m = batch * C.
+    e : array (m,)
+        Innovation y - yhat.
+    yhat : array (batch, C)
+        Class probabilities.
+    form : {"joseph", "textbook", "information", "sequential"}
+        How P is updated, from the whitened observation (H~ = L'Z, R~ = I).
+
+    Returns
+    -------
+    DenseUpdate
+        S, K, theta, P.
+    """
+    check_choice("form", form, FORMS)
+    check_update(theta, Z, e, None, P=P)
+    check_shape("yhat", yhat, ("batch", "C"))
+    check_shape("e", e, ("batch * C",), {"batch * C": yhat.shape[0] * yhat.shape[1]})
+    return _glm_update(theta, P, Z, e, yhat, form)
+
+
+def _glm_update(theta: Array, P: Array, Z: Array, e: Array, yhat: Array, form: str) -> DenseUpdate:
+    """Compute :func:`glm_update` on arguments known to be good."""
+    eye = namespace(P).eye(e.shape[0], dtype=P.dtype)  # (m, m)
+    PZt = P @ Z.T  # (n, m)
+    JG = jacobian_product(yhat, Z @ PZt)  # (m, m)
+    K = PZt @ solve(eye + JG, project(eye, yhat.shape[1]))  # (n, m)  [OBS-6]
+    S = jacobian_product(yhat, JG.T) + jacobian_product(yhat, eye)  # J G J + J
+    whitened = _update(theta, P, whiten(yhat, Z), e, eye, form)
+    return DenseUpdate(S=S, K=K, theta=theta + K @ e, P=whitened.P)

@@ -1,0 +1,204 @@
+"""Measurement update with a diagonal covariance: LoKO's filter, linear in n.
+
+Shapes: theta, p (n,); H, Z (m, n); e (m,); R, S (m, m); K (n, m); yhat (batch, C), m = batch * C.
+
+There are two different diagonals, never to be mixed: ``decoupled`` is the diagonal of the exact
+posterior of a diagonal prior (LoKO's); ``variational`` is the inverse of the posterior precision's
+diagonal.  [DIAG-1, DIAG-2]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve, solve_triangular
+from loko_ref.checks import (
+    check_choice,
+    check_covariance,
+    check_finite,
+    check_floats,
+    check_positive,
+    check_shape,
+)
+from loko_ref.kalman.observation import jacobian_product, project, whiten
+
+__all__ = ["DIAGONALS", "DiagonalUpdate", "check_update", "glm_update", "update"]
+
+DIAGONALS = ("decoupled", "variational")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiagonalUpdate:
+    """What one measurement update yields, in dataflow order.
+
+    Attributes
+    ----------
+    S : array (m, m)
+        Innovation covariance.
+    K : array (n, m)
+        Gain.
+    theta : array (n,)
+        Posterior mean.
+    p : array (n,)
+        Posterior variances.
+    """
+
+    S: Array
+    K: Array
+    theta: Array
+    p: Array
+
+
+def check_update(theta: Array, H: Array, e: Array, R: Array | None, **covariance: Array) -> None:
+    """Check the arguments that every measurement update shares."""
+    ((name, cov),) = covariance.items()
+    noise = {} if R is None else {"R": R}
+    check_floats(theta=theta, **covariance, H=H, e=e, **noise)
+    check_shape("theta", theta, ("n",))
+    n = theta.shape[0]
+    check_shape(name, cov, ("n",) if name == "p" else ("n", "n"), {"n": n})
+    check_shape("e", e, ("m",))
+    m = e.shape[0]
+    check_shape("H", H, ("m", "n"), {"m": m, "n": n})
+    check_finite(theta=theta, **covariance, H=H, e=e, **noise)
+    if R is not None:
+        check_shape("R", R, ("m", "m"), {"m": m})
+        check_covariance("R", R)
+    if name == "p":
+        check_positive("p", cov)
+    else:
+        check_covariance(name, cov)
+
+
+def update(
+    theta: Array, p: Array, H: Array, e: Array, R: Array, *, diagonal: str = "decoupled"
+) -> DiagonalUpdate:
+    """One diagonal measurement update, arguments checked.  [KAL-2, DIAG-1, DIAG-2].
+
+    ``S = H diag(p) H' + R``, ``K = diag(p) H' S^-1``, ``theta+ = theta + K e``, and p+ by the
+    diagonal asked for.
+
+    Parameters
+    ----------
+    theta, p : array (n,)
+        Prior mean and variances, p > 0.
+    H : array (m, n)
+        Linearised observation.
+    e : array (m,)
+        Innovation y - yhat.
+    R : array (m, m)
+        Observation noise, symmetric positive definite.
+    diagonal : {"decoupled", "variational"}
+        Which diagonal of the posterior is kept.
+
+    Returns
+    -------
+    DiagonalUpdate
+        S, K, theta, p.
+
+    Raises
+    ------
+    InputError
+        If a shape, a dtype, a value or the option is not as stated.
+    NumericalError
+        If S is numerically singular.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> new = update(np.zeros(2), np.ones(2), np.array([[1.0, 1.0]]), np.array([3.0]), np.eye(1))
+    >>> new.theta, new.p.round(4)
+    (array([1., 1.]), array([0.6667, 0.6667]))
+    """
+    check_choice("diagonal", diagonal, DIAGONALS)
+    check_update(theta, H, e, R, p=p)
+    return _update(theta, p, H, e, R, diagonal)
+
+
+def _update(theta: Array, p: Array, H: Array, e: Array, R: Array, diagonal: str) -> DiagonalUpdate:
+    """Compute :func:`update` on arguments known to be good."""
+    Hs = H * namespace(p).sqrt(p)  # (m, n)
+    S = Hs @ Hs.T + R  # (m, m)  [KAL-2]
+    L = cholesky(S, "S")
+    K = cho_solve(L, H * p).T  # (n, m)  [KAL-2]
+    if diagonal == "decoupled":
+        p_post = _decoupled(p, H, Hs, K, L, R)
+    else:
+        L_R = cholesky(R, "R")
+        p_post = p / (1 + (solve_triangular(L_R, Hs) ** 2).sum(axis=0))  # [DIAG-2]
+    return DiagonalUpdate(S=S, K=K, theta=theta + K @ e, p=p_post)
+
+
+def _decoupled(p: Array, H: Array, Hs: Array, K: Array, L: Array, R: Array | None) -> Array:
+    """``p+ = p (1 - diag(K H))``, positive by form.  [DIAG-1, DIAG-5].
+
+    With ``M = L^-1 H diag(sqrt p)`` the leverage of entry i is ``a_i = sum_j M_ji^2 = (K H)_ii``,
+    and the leverages sum to less than m. Where ``a_i <= 1/2`` the plain form keeps its digits; the
+    fewer than 2m others are sums of squares (Joseph): ``sum_k (delta_ik - (K H)_ik)^2 p_k +
+    |L_R' K_i'|^2``. R None stands for the identity.
+    """
+    xp = namespace(p)
+    M = solve_triangular(L, Hs)  # (m, n)
+    a = (M * M).sum(axis=0)  # (n,)
+    p_post = p * (1 - a)
+    (few,) = xp.nonzero(a > 0.5)
+    if few.shape[0]:
+        F = -(K[few] @ H)  # (few, n)
+        F[xp.arange(few.shape[0]), few] += 1  # rows of I - K H
+        N = K[few] if R is None else K[few] @ cholesky(R, "R", scaled_pivots=False)  # (few, m)
+        p_post[few] = (F * F) @ p + (N * N).sum(axis=1)
+    return p_post
+
+
+def glm_update(
+    theta: Array, p: Array, Z: Array, e: Array, yhat: Array, *, diagonal: str = "decoupled"
+) -> DiagonalUpdate:
+    """One diagonal update with R = Cov(y | yhat) = J, which is never inverted.  [OBS-4, OBS-6].
+
+    Parameters
+    ----------
+    theta, p : array (n,)
+        Prior mean and variances.
+    Z : array (m, n)
+        Jacobian of the logits, m = batch * C.
+    e : array (m,)
+        Innovation y - yhat, summing to 0 over each sample.
+    yhat : array (batch, C)
+        Class probabilities.
+    diagonal : {"decoupled", "variational"}
+        Which diagonal of the posterior is kept.
+
+    Returns
+    -------
+    DiagonalUpdate
+        S (m, m) = H p H' + J, singular along each sample's ones; K = p H' S^+; theta; p.
+    """
+    check_choice("diagonal", diagonal, DIAGONALS)
+    check_update(theta, Z, e, None, p=p)
+    check_shape("yhat", yhat, ("batch", "C"))
+    check_shape("e", e, ("batch * C",), {"batch * C": yhat.shape[0] * yhat.shape[1]})
+    return _glm_update(theta, p, Z, e, yhat, diagonal)
+
+
+def _glm_update(
+    theta: Array, p: Array, Z: Array, e: Array, yhat: Array, diagonal: str
+) -> DiagonalUpdate:
+    """Compute :func:`glm_update` on arguments known to be good."""
+    xp = namespace(p)
+    eye = xp.eye(e.shape[0], dtype=p.dtype)  # (m, m)
+    Zs = Z * xp.sqrt(p)  # (m, n)
+    G = Zs @ Zs.T  # (m, m)
+    # K e = p Z' (I + J G)^-1 e for every e whose classes sum to 0
+    I_JG = eye + jacobian_product(yhat, G)
+    K = (Z * p).T @ solve(I_JG, project(eye, yhat.shape[1]))  # (n, m)  [OBS-6]
+    # the whitened observation: H~ = L' Z, R~ = I, J = L L'
+    Hw, Hws = whiten(yhat, Z), whiten(yhat, Zs)  # (m, n)
+    if diagonal == "decoupled":
+        L = cholesky(eye + Hws @ Hws.T, "S")  # eigenvalues >= 1
+        Kw = cho_solve(L, Hw * p).T  # (n, m)
+        p_post = _decoupled(p, Hw, Hws, Kw, L, None)
+    else:
+        p_post = p / (1 + (Hws * Hws).sum(axis=0))  # 1/p+ = 1/p + diag(Z' J Z)  [DIAG-2]
+    JG = jacobian_product(yhat, G)
+    S = jacobian_product(yhat, JG.T) + jacobian_product(yhat, eye)  # J G J + J
+    return DiagonalUpdate(S=S, K=K, theta=theta + K @ e, p=p_post)

@@ -1,0 +1,248 @@
+"""Observation models: what is observed, the innovation, and its linearisation.
+
+Shapes: z, y, yhat (batch, C) where samples and classes matter; y, yhat, e (m,) stacked sample by
+sample, m = batch * C; Z, H (m, n); J (m, m), block diagonal with one C x C block a sample;
+Q (C - 1, C), the contrast basis; L (m, m) with J = L L'.
+
+========  ==================  ===============  =====================================================
+model     yhat                H                R
+========  ==================  ===============  =====================================================
+gaussian  z                   Z                fixed or estimated
+softmax   softmax(z)          J Z              fixed or estimated
+logits    softmax(z)          Z                fixed or estimated (H is not the Jacobian of yhat)
+glm       softmax(z)          J Z              J, the covariance of a one-hot y given yhat
+========  ==================  ===============  =====================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loko_ref.arrays import Array, asarray, cholesky, contrast_basis, epsilon, namespace
+from loko_ref.arrays import cho_solve as _cho_solve
+from loko_ref.checks import check_choice, check_covariance, check_finite, check_floats, check_shape
+from loko_ref.errors import InputError
+from loko_ref.layers.activation import softmax_forward
+
+__all__ = [
+    "OBSERVATIONS",
+    "Observation",
+    "condition_on_simplex",
+    "from_contrast",
+    "jacobian_product",
+    "observe",
+    "one_hot",
+    "predict",
+    "project",
+    "to_contrast",
+    "whiten",
+]
+
+OBSERVATIONS = ("gaussian", "softmax", "logits", "glm")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Observation:
+    """A linearised observation, in dataflow order.
+
+    Attributes
+    ----------
+    yhat : array (m,)
+        Predicted observation.
+    e : array (m,)
+        Innovation y - yhat.
+    H : array (m, n)
+        Linearisation at the prior theta.
+    """
+
+    yhat: Array
+    e: Array
+    H: Array
+
+
+def one_hot(labels: Array, C: int, like: Array) -> Array:
+    """One-hot rows (batch, C) of whole-number labels (batch,), in the library and dtype of `like`.
+
+    Raises
+    ------
+    InputError
+        If a label is not a whole number in [0, C).
+    """
+    xp = namespace(labels)
+    check_shape("y", labels, ("batch",))
+    if labels.dtype.kind not in "iu":
+        raise InputError(
+            "y",
+            f"dtype {labels.dtype}",
+            "integer labels (batch,) or one-hot rows (batch, C)",
+            "class labels read as floats",
+        )
+    low, high = (int(labels.min()), int(labels.max())) if labels.shape[0] else (0, 0)
+    if low < 0 or high >= C:
+        raise InputError(
+            "y",
+            f"label {low if low < 0 else high}",
+            f"labels in [0, {C - 1}]",
+            "labels counted from 1, or a model with too few outputs",
+        )
+    hot = labels[:, None] == xp.arange(C)[None, :]
+    return asarray(hot, like).astype(like.dtype)
+
+
+def predict(observation: str, z: Array) -> Array:
+    """Predicted observation (batch, C) of the outputs z.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
+    return z if observation == "gaussian" else softmax_forward(z)[0]
+
+
+def jacobian_product(yhat: Array, M: Array) -> Array:
+    """``J M``, J = diag(yhat) - yhat yhat' sample by sample, J never formed.  [OBS-2].
+
+    Parameters
+    ----------
+    yhat : array (batch, C)
+        Class probabilities.
+    M : array (m, k)
+        Any matrix, stacked sample by sample.
+    """
+    rows = M.reshape(*yhat.shape, -1)  # (batch, C, k)
+    mean = yhat[:, None, :] @ rows  # (batch, 1, k)
+    return (yhat[:, :, None] * (rows - mean)).reshape(M.shape)
+
+
+def whiten(yhat: Array, M: Array) -> Array:
+    """``L' M`` with J = L L', ``L = (I - yhat 1') diag(sqrt yhat)`` sample by sample.  [OBS-6].
+
+    ``L' M = diag(sqrt yhat)(M - 1 (yhat' M))``: no inverse, no division.
+    """
+    xp = namespace(yhat)
+    rows = M.reshape(*yhat.shape, -1)  # (batch, C, k)
+    mean = yhat[:, None, :] @ rows  # (batch, 1, k)
+    return (xp.sqrt(yhat)[:, :, None] * (rows - mean)).reshape(M.shape)
+
+
+def project(M: Array, C: int) -> Array:
+    """``(I - 1 1'/C) M`` sample by sample: take out each sample's mean over classes.  [OBS-3]."""
+    rows = M.reshape(-1, C, *M.shape[1:])
+    return (rows - rows.mean(axis=1, keepdims=True)).reshape(M.shape)
+
+
+def observe(observation: str, z: Array, Z: Array, y: Array, *, center: bool = False) -> Observation:
+    """Linearise an observation model at the prior.  [OBS-1, OBS-2, OBS-3, OBS-4].
+
+    Parameters
+    ----------
+    observation : {"gaussian", "softmax", "logits", "glm"}
+        The model.
+    z : array (batch, C)
+        Network outputs.
+    Z : array (m, n)
+        Their Jacobian.
+    y : array (batch, C)
+        Observation: real values for ``gaussian``, else one-hot rows (or rows that sum to 1).
+    center : bool
+        For ``logits`` only: H = (I - 1 1'/C) Z per sample. Off by default.
+
+    Returns
+    -------
+    Observation
+        yhat, e, H.
+
+    Raises
+    ------
+    InputError
+        If a shape, dtype or option is not as stated, or y is no distribution where one is needed.
+    """
+    check_choice("observation", observation, OBSERVATIONS)
+    check_floats(z=z, Z=Z, y=y)
+    check_shape("z", z, ("batch", "C"))
+    batch, C = z.shape
+    check_shape("Z", Z, ("m", "n"), {"m": batch * C})
+    check_shape("y", y, ("batch", "C"), {"batch": batch, "C": C})
+    check_finite(z=z, Z=Z, y=y)
+    if center and observation != "logits":
+        raise InputError(
+            "center",
+            True,
+            "False unless observation='logits'",
+            "in 'softmax' and 'glm' H is centred already, in 'gaussian' it has no classes",
+        )
+    if observation != "gaussian":
+        xp = namespace(y)
+        total = y.sum(axis=1)
+        if bool((y < 0).any()) or bool((xp.abs(total - 1) > 4 * C * epsilon(y)).any()):
+            raise InputError(
+                "y",
+                "a row that is no distribution",
+                "rows >= 0 that sum to 1",
+                "integer labels, logits, or targets for observation='gaussian'",
+            )
+    yhat = predict(observation, z)  # (batch, C)
+    if observation in ("softmax", "glm"):
+        H = jacobian_product(yhat, Z)  # (m, n)
+    else:
+        H = project(Z, C) if center else Z
+    return Observation(yhat=yhat.reshape(-1), e=(y - yhat).reshape(-1), H=H)
+
+
+def to_contrast(M: Array, C: int) -> Array:
+    """``(I_batch ⊗ Q) M``: from classes (m, k) to contrasts (batch (C-1), k).  [OBS-5]."""
+    Q = contrast_basis(C, M)
+    rows = M.reshape(M.shape[0] // C, C, -1)  # (batch, C, k)
+    return (Q @ rows).reshape(-1, *M.shape[1:])
+
+
+def from_contrast(M: Array, C: int) -> Array:
+    """``(I_batch ⊗ Q') M``: from contrasts (batch (C-1), k) back to classes (m, k).  [OBS-5]."""
+    Q = contrast_basis(C, M)
+    rows = M.reshape(M.shape[0] // (C - 1), C - 1, -1)
+    return (Q.T @ rows).reshape(-1, *M.shape[1:])
+
+
+def check_ones(R: Array, C: int) -> None:
+    """Refuse an R that couples contrasts with the all-ones directions.  [OBS-5, NOISE-6]."""
+    xp = namespace(R)
+    m = R.shape[0]
+    ones = R.reshape(m, m // C, C).sum(axis=2)  # (m, batch): R times each sample's ones
+    cross = float(xp.max(xp.abs(to_contrast(ones, C)))) if C > 1 else 0.0
+    if cross > 8 * m * C**0.5 * epsilon(R) * float(xp.max(xp.abs(R))):
+        raise InputError(
+            "R",
+            f"|contrasts of R 1| = {cross:.3g}",
+            "R 1 proportional to 1 within each sample, as R_0 = r0 I and its averages have it",
+            "a general R: reduce it first with loko_ref.kalman.observation.condition_on_simplex",
+        )
+
+
+def condition_on_simplex(R: Array, C: int) -> Array:
+    """Noise covariance of the contrasts, given that each sample's classes sum to 1.  [OBS-8].
+
+    The Schur complement ``R_cc - R_c1 R_11^-1 R_1c`` on the contrast space, in class coordinates
+    (m, m); its all-ones part is 0.
+
+    Parameters
+    ----------
+    R : array (m, m)
+        A general symmetric positive definite noise covariance, m = batch * C.
+    C : int
+        Number of classes.
+
+    Raises
+    ------
+    InputError
+        If R is not symmetric positive definite or m is no multiple of C.
+    """
+    check_floats(R=R)
+    check_shape("R", R, ("m", "m"), {"m": R.shape[0]})
+    m = R.shape[0]
+    if C < 2 or m % C:
+        raise InputError("C", C, f"a divisor of m = {m}, at least 2", "a wrong number of classes")
+    check_finite(R=R)
+    check_covariance("R", R)
+    R_c = to_contrast(R, C)  # (contrasts, m)
+    ones = R.reshape(m, m // C, C).sum(axis=2) / C**0.5  # (m, batch): R U'
+    R_cc = to_contrast(R_c.T, C)
+    R_c1 = to_contrast(ones, C)  # (contrasts, batch)
+    R_11 = ones.reshape(m // C, C, m // C).sum(axis=1) / C**0.5  # (batch, batch)
+    L = cholesky(R_11, "R")
+    reduced = R_cc - R_c1 @ _cho_solve(L, R_c1.T)
+    return from_contrast(from_contrast(reduced, C).T, C)

@@ -1,0 +1,54 @@
+"""The time update: what the filter believes before it sees the next observation.
+
+Shapes: p, p_pred (n,) or P, P_pred (n, n); q a number or (n,).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loko_ref.arrays import Array, namespace
+from loko_ref.checks import check_finite, check_floats, check_range, check_shape
+from loko_ref.errors import InputError
+
+__all__ = ["update"]
+
+
+def update(p: Array, lam: float = 1.0, q: float | Array = 0.0) -> Array:
+    """``p_pred = p / lam + q``; for a dense P, ``P / lam + diag(q)``.  [KAL-1].
+
+    Parameters
+    ----------
+    p : array (n,) or (n, n)
+        Posterior variances, or covariance, of the last step.
+    lam : float
+        Forgetting factor, 0 < lam <= 1; 1 forgets nothing (LoKO's default).
+    q : float or array (n,)
+        Process noise variance, >= 0; 0 is LoKO's default.
+
+    Returns
+    -------
+    array
+        Same shape and dtype as `p`; `p` itself is untouched.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> update(numpy.array([0.5, 1.0]), lam=0.5, q=0.25)
+    array([1.25, 2.25])
+    """
+    check_range("lam", lam, low=0, high=1, low_open=True)
+    check_floats(p=p)
+    check_finite(p=p)
+    noise: Any = q
+    if hasattr(noise, "shape"):
+        check_floats(p=p, q=noise)
+        check_shape("q", noise, ("n",), {"n": p.shape[0]})
+        check_finite(q=noise)
+        if bool((noise < 0).any()):
+            raise InputError("q", "a negative entry", "entries >= 0", "a sign, or a difference")
+    else:
+        check_range("q", q, low=0, high_open=True)
+    if p.ndim == 2:
+        noise = noise * namespace(p).eye(p.shape[0], dtype=p.dtype)  # (n, n): q_j on the diagonal
+    return p / lam + noise

@@ -1,0 +1,204 @@
+"""First-order baselines in torch's semantics, driven by the same gradients as the filter.
+
+Shapes: theta, gradient, every slot (n,).
+
+A configuration is one of :class:`SGD`, :class:`AdaGrad`, :class:`AdamW`; ``init(theta, config)``
+gives the state and ``step(state, gradient, config)`` the next. Nothing is changed in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from loko_ref.arrays import Array, namespace
+from loko_ref.checks import check_finite, check_floats, check_range, check_shape
+from loko_ref.errors import InputError
+
+__all__ = ["SGD", "AdaGrad", "AdamW", "OptimizerConfig", "OptimizerState", "init", "step"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent.  [OPT-1].
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate, >= 0.
+    momentum, dampening, weight_decay : float
+        As in ``torch.optim.SGD``; >= 0.
+    nesterov : bool
+        Needs momentum > 0 and dampening 0.
+    """
+
+    lr: float = 1e-2
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("lr", "momentum", "weight_decay"):
+            check_range(name, getattr(self, name), low=0, high_open=True)
+        check_range("dampening", self.dampening)
+        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
+            raise InputError(
+                "nesterov", True, "momentum > 0 and dampening = 0", "momentum left at its default"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaGrad:
+    """Adaptive gradient.  [OPT-2].
+
+    Parameters
+    ----------
+    lr, lr_decay, weight_decay, initial_accumulator_value, eps : float
+        As in ``torch.optim.Adagrad``; >= 0.
+    """
+
+    lr: float = 1e-2
+    lr_decay: float = 0.0
+    weight_decay: float = 0.0
+    initial_accumulator_value: float = 0.0
+    eps: float = 1e-10
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"):
+            check_range(name, getattr(self, name), low=0, high_open=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay.  [OPT-3].
+
+    Parameters
+    ----------
+    lr, eps, weight_decay : float
+        As in ``torch.optim.AdamW``; >= 0.
+    beta1, beta2 : float
+        Decay of the first and second moment, in [0, 1).
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("lr", "eps", "weight_decay"):
+            check_range(name, getattr(self, name), low=0, high_open=True)
+        for name in ("beta1", "beta2"):
+            check_range(name, getattr(self, name), low=0, high=1, high_open=True)
+
+
+OptimizerConfig: TypeAlias = SGD | AdaGrad | AdamW
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OptimizerState:
+    """What a baseline carries from step to step.
+
+    Attributes
+    ----------
+    theta : array (n,)
+        Parameters.
+    slots : mapping of str to array (n,)
+        ``momentum`` (SGD with momentum); ``sum`` (AdaGrad); ``exp_avg``, ``exp_avg_sq`` (AdamW).
+    step : int
+        Steps taken.
+    """
+
+    theta: Array
+    slots: Mapping[str, Array] = field(default_factory=dict)
+    step: int = 0
+
+
+def init(theta: Array, config: OptimizerConfig) -> OptimizerState:
+    """State before the first step.
+
+    Parameters
+    ----------
+    theta : array (n,)
+        Parameters, finite.
+    config : SGD, AdaGrad or AdamW
+        The method and its constants.
+    """
+    check_floats(theta=theta)
+    check_shape("theta", theta, ("n",))
+    check_finite(theta=theta)
+    zeros = namespace(theta).zeros_like(theta)
+    if isinstance(config, SGD):
+        slots = {"momentum": zeros} if config.momentum else {}
+    elif isinstance(config, AdaGrad):
+        slots = {"sum": zeros + config.initial_accumulator_value}
+    else:
+        slots = {"exp_avg": zeros, "exp_avg_sq": zeros}
+    return OptimizerState(theta=theta, slots=slots)
+
+
+def step(state: OptimizerState, gradient: Array, config: OptimizerConfig) -> OptimizerState:
+    """One step down a gradient.  [OPT-1, OPT-2, OPT-3].
+
+    Parameters
+    ----------
+    state : OptimizerState
+        Untouched.
+    gradient : array (n,)
+        Gradient of the loss at ``state.theta``.
+    config : SGD, AdaGrad or AdamW
+        The same as for :func:`init`.
+
+    Returns
+    -------
+    OptimizerState
+    """
+    check_floats(theta=state.theta, gradient=gradient)
+    check_shape("gradient", gradient, ("n",), {"n": state.theta.shape[0]})
+    check_finite(gradient=gradient)
+    if isinstance(config, SGD):
+        return _sgd(state, gradient, config)
+    if isinstance(config, AdaGrad):
+        return _adagrad(state, gradient, config)
+    return _adamw(state, gradient, config)
+
+
+def _sgd(state: OptimizerState, g: Array, config: SGD) -> OptimizerState:
+    theta, slots = state.theta, dict(state.slots)
+    if config.weight_decay:
+        g = g + config.weight_decay * theta
+    if config.momentum:
+        # the first step's buffer is the gradient itself, undamped
+        buffer = g
+        if state.step:
+            buffer = config.momentum * slots["momentum"] + (1 - config.dampening) * g
+        slots["momentum"] = buffer
+        g = g + config.momentum * buffer if config.nesterov else buffer
+    return OptimizerState(theta=theta - config.lr * g, slots=slots, step=state.step + 1)
+
+
+def _adagrad(state: OptimizerState, g: Array, config: AdaGrad) -> OptimizerState:
+    theta = state.theta
+    if config.weight_decay:
+        g = g + config.weight_decay * theta
+    total = state.slots["sum"] + g * g
+    lr = config.lr / (1 + state.step * config.lr_decay)
+    theta = theta - lr * g / (namespace(g).sqrt(total) + config.eps)
+    return OptimizerState(theta=theta, slots={"sum": total}, step=state.step + 1)
+
+
+def _adamw(state: OptimizerState, g: Array, config: AdamW) -> OptimizerState:
+    t = state.step + 1
+    theta = state.theta * (1 - config.lr * config.weight_decay)
+    m = config.beta1 * state.slots["exp_avg"] + (1 - config.beta1) * g
+    v = config.beta2 * state.slots["exp_avg_sq"] + (1 - config.beta2) * g * g
+    m_hat = m / (1 - config.beta1**t)
+    v_hat = v / (1 - config.beta2**t)
+    theta = theta - config.lr * m_hat / (namespace(g).sqrt(v_hat) + config.eps)
+    return OptimizerState(theta=theta, slots={"exp_avg": m, "exp_avg_sq": v}, step=t)
