@@ -1,0 +1,33 @@
+"""The application: one line a command."""
+
+from __future__ import annotations
+
+import typer
+
+import loko_ref
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="loko-ref",
+    help="The correctness oracle for LoKO and LTE.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"loko-ref {loko_ref.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """The correctness oracle for LoKO and LTE."""
