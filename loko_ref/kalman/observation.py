@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loko_ref.arrays import Array, asarray, cholesky, contrast_basis, epsilon, namespace
+from loko_ref.arrays import Array, asarray, cholesky, contrast_basis, epsilon, namespace, root
 from loko_ref.arrays import cho_solve as _cho_solve
 from loko_ref.checks import check_choice, check_covariance, check_finite, check_floats, check_shape
 from loko_ref.errors import InputError
@@ -29,6 +29,7 @@ __all__ = [
     "Observation",
     "condition_on_simplex",
     "from_contrast",
+    "innovation",
     "jacobian_product",
     "observe",
     "one_hot",
@@ -94,6 +95,38 @@ def predict(observation: str, z: Array) -> Array:
     return z if observation == "gaussian" else softmax_forward(z)[0]
 
 
+def _from_likeliest(yhat: Array, M: Array) -> Array:
+    """``M - 1 c'`` sample by sample, c the likeliest class's row: (batch, C, k).  [OBS-2].
+
+    J 1 = 0 and L' 1 = 0, so neither product changes; but where yhat saturates, the likeliest
+    class's row no longer cancels against the mean, and 1' J M vanishes to rounding of J M itself.
+    """
+    xp = namespace(yhat, M)
+    rows = M.reshape(*yhat.shape, -1)  # (batch, C, k)
+    likeliest = yhat.argmax(axis=1)[:, None, None]  # (batch, 1, 1)
+    return rows - xp.take_along_axis(rows, likeliest, axis=1)
+
+
+def innovation(observation: str, y: Array, yhat: Array) -> Array:
+    """``e = y - yhat``, (batch, C).  [OBS-1, OBS-2].
+
+    Parameters
+    ----------
+    observation : {"gaussian", "softmax", "logits", "glm"}
+        The model. In all but ``gaussian`` the rows of y and yhat sum to 1, so 1'e = 0: the
+        likeliest class's entry, where ``1 - yhat`` would lose its digits when yhat saturates, is
+        taken as minus the sum of the others.
+    y, yhat : array (batch, C)
+        Observation and its prediction.
+    """
+    if observation == "gaussian":
+        return y - yhat
+    xp = namespace(y, yhat)
+    likeliest = xp.arange(yhat.shape[1])[None, :] == yhat.argmax(axis=1)[:, None]  # (batch, C)
+    others = xp.where(likeliest, xp.zeros_like(yhat), y - yhat)
+    return xp.where(likeliest, -others.sum(axis=1, keepdims=True), others)
+
+
 def jacobian_product(yhat: Array, M: Array) -> Array:
     """``J M``, J = diag(yhat) - yhat yhat' sample by sample, J never formed.  [OBS-2].
 
@@ -104,7 +137,7 @@ def jacobian_product(yhat: Array, M: Array) -> Array:
     M : array (m, k)
         Any matrix, stacked sample by sample.
     """
-    rows = M.reshape(*yhat.shape, -1)  # (batch, C, k)
+    rows = _from_likeliest(yhat, M)  # (batch, C, k)
     mean = yhat[:, None, :] @ rows  # (batch, 1, k)
     return (yhat[:, :, None] * (rows - mean)).reshape(M.shape)
 
@@ -115,7 +148,7 @@ def whiten(yhat: Array, M: Array) -> Array:
     ``L' M = diag(sqrt yhat)(M - 1 (yhat' M))``: no inverse, no division.
     """
     xp = namespace(yhat)
-    rows = M.reshape(*yhat.shape, -1)  # (batch, C, k)
+    rows = _from_likeliest(yhat, M)  # (batch, C, k)
     mean = yhat[:, None, :] @ rows  # (batch, 1, k)
     return (xp.sqrt(yhat)[:, :, None] * (rows - mean)).reshape(M.shape)
 
@@ -181,7 +214,8 @@ def observe(observation: str, z: Array, Z: Array, y: Array, *, center: bool = Fa
         H = jacobian_product(yhat, Z)  # (m, n)
     else:
         H = project(Z, C) if center else Z
-    return Observation(yhat=yhat.reshape(-1), e=(y - yhat).reshape(-1), H=H)
+    e = innovation(observation, y, yhat)  # (batch, C)
+    return Observation(yhat=yhat.reshape(-1), e=e.reshape(-1), H=H)
 
 
 def to_contrast(M: Array, C: int) -> Array:
@@ -239,10 +273,10 @@ def condition_on_simplex(R: Array, C: int) -> Array:
     check_finite(R=R)
     check_covariance("R", R)
     R_c = to_contrast(R, C)  # (contrasts, m)
-    ones = R.reshape(m, m // C, C).sum(axis=2) / C**0.5  # (m, batch): R U'
+    ones = R.reshape(m, m // C, C).sum(axis=2) / root(C, R)  # (m, batch): R U'
     R_cc = to_contrast(R_c.T, C)
     R_c1 = to_contrast(ones, C)  # (contrasts, batch)
-    R_11 = ones.reshape(m // C, C, m // C).sum(axis=1) / C**0.5  # (batch, batch)
+    R_11 = ones.reshape(m // C, C, m // C).sum(axis=1) / root(C, R)  # (batch, batch)
     L = cholesky(R_11, "R")
     reduced = R_cc - R_c1 @ _cho_solve(L, R_c1.T)
     return from_contrast(from_contrast(reduced, C).T, C)
