@@ -7,21 +7,10 @@ dz (batch, C); gradient (n,).
 from __future__ import annotations
 
 from loko_ref.arrays import Array, namespace
-from loko_ref.checks import check_finite, check_floats, check_shape
-from loko_ref.errors import InputError
-from loko_ref.model import Model, forward, vjp
+from loko_ref.checks import check_shape
+from loko_ref.model import Model, check_inputs, forward, vjp
 
 __all__ = ["check_inputs", "gradient", "jacobian"]
-
-
-def check_inputs(model: Model, x: Array) -> None:
-    """Refuse an empty batch and inputs of wrong shape, library or dtype, NaN or infinity."""
-    like = next(iter(model.weights.values()))
-    check_floats(weights=like, x=x)
-    check_shape("x", x, ("batch", "i"), {"i": model.inputs})
-    if x.shape[0] == 0:
-        raise InputError("x", "an empty batch", "at least one sample", "a loader at its end")
-    check_finite(x=x)
 
 
 def jacobian(model: Model, x: Array) -> tuple[Array, Array]:

@@ -1,20 +1,23 @@
 """The network as data: a JSON-able spec, named weights, and the list of what is trained.
 
-Shapes: x (batch, i); z (batch, C); dz (k, batch, C) with a leading axis of k cotangents;
-theta (n,) the packed trainables.
+Shapes: x (batch, i), or what the first layer takes; z (batch, C); dz (k, batch, C) with a leading
+axis of k cotangents; theta (n,) the packed trainables.
 
-A spec is a list of layers in order, each a plain dict::
+A spec is a list of layers in order, each a plain dict whose ``kind`` stands in
+:data:`loko_ref.kinds.KINDS`::
 
     {"kind": "linear", "name": "0", "in": 64, "out": 128, "bias": True,
      "lora": {"r": 4, "alpha": 8.0, "bias": False}}
     {"kind": "relu"}                                # or tanh, gelu, softmax, log_softmax
+    {"kind": "residual", "layers": [...]}           # x + layers(x)
+    {"kind": "attention", "name": "1", "heads": 4, "q": {"in": 64, "out": 64, "lora": ...}, ...}
 
-and the weights of a linear named ``0`` are ``0.W``, ``0.b``, ``0.A``, ``0.B``, ``0.bA``, ``0.bB``.
+and the weights of a linear named ``0`` are ``0.W``, ``0.b``, ``0.A``, ``0.B``, ``0.bA``, ``0.bB``;
+those of an attention layer's query ``1.q.W`` and so on.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -25,14 +28,25 @@ import numpy as np
 
 from loko_ref import lora
 from loko_ref.arrays import Array, asarray, namespace
-from loko_ref.checks import check_choice, check_finite, check_floats, check_range, check_shape
-from loko_ref.errors import InputError, closest
-from loko_ref.layers import linear
-from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.checks import check_choice, check_finite, check_floats, check_shape
+from loko_ref.errors import InputError
+from loko_ref.kinds import KINDS, Ask, Context, backward, run
+from loko_ref.kinds.base import width_in
+from loko_ref.spec import (
+    Spec,
+    check_input,
+    check_spec,
+    linears,
+    map_linears,
+    mlp_spec,
+    param_shapes,
+    width_out,
+)
 
 __all__ = [
     "Model",
     "add_lora",
+    "check_inputs",
     "forward",
     "init_model",
     "merge_lora",
@@ -44,100 +58,13 @@ __all__ = [
     "vjp",
 ]
 
-Spec = Sequence[Mapping[str, Any]]
-_LINEAR_KEYS = {"kind", "name", "in", "out", "bias", "lora"}
-
-
-def _scale(layer: Mapping[str, Any]) -> float:
-    return lora.scale(layer["lora"]["alpha"], layer["lora"]["r"]) if layer.get("lora") else 1.0
-
-
-def _check_spec(spec: Spec) -> None:
-    """Refuse a spec that names an unknown kind or key, repeats a name, or does not chain."""
-    seen: set[str] = set()
-    width: int | None = None
-    if not spec:
-        raise InputError("spec", "no layers", "at least one layer", "an empty list")
-    for at, layer in enumerate(spec):
-        where = f"spec[{at}]"
-        check_choice(f"{where}.kind", layer.get("kind"), ("linear", *ACTIVATIONS))
-        allowed = _LINEAR_KEYS if layer["kind"] == "linear" else {"kind"}
-        for key in layer.keys() - allowed:
-            near = closest(key, allowed)
-            raise InputError(
-                f"{where}.{key}",
-                repr(layer[key]),
-                f"keys {', '.join(sorted(allowed))}",
-                f"a typing error; the closest known key is '{near}'" if near else "a foreign key",
-            )
-        if layer["kind"] != "linear":
-            continue
-        for key in ("name", "in", "out"):
-            if key not in layer:
-                raise InputError(where, "no " + key, f"a key '{key}'", "an incomplete linear layer")
-        name, i, o = layer["name"], layer["in"], layer["out"]
-        if not isinstance(name, str) or not name or name in seen:
-            raise InputError(
-                f"{where}.name", repr(name), "a name of its own", "two layers with the same name"
-            )
-        seen.add(name)
-        for key in ("in", "out"):
-            check_range(f"{where}.{key}", layer[key], low=1)
-        if width is not None and width != i:
-            raise InputError(
-                f"{where}.in", i, f"{width}, the width before it", "layers that do not chain"
-            )
-        width = o
-        if layer.get("lora"):
-            for key in layer["lora"].keys() - {"r", "alpha", "bias"}:
-                raise InputError(
-                    f"{where}.lora.{key}",
-                    repr(layer["lora"][key]),
-                    "keys r, alpha, bias",
-                    "an option of another package",
-                )
-            for key in ("r", "alpha"):
-                if key not in layer["lora"]:
-                    raise InputError(
-                        f"{where}.lora", "no " + key, f"a key '{key}'", "an incomplete LoRA site"
-                    )
-            r = layer["lora"]["r"]
-            if not isinstance(r, int) or not 1 <= r <= min(i, o):
-                raise InputError(
-                    f"{where}.lora.r",
-                    repr(r),
-                    f"a whole number in [1, min(in, out) = {min(i, o)}]",
-                    "a rank larger than a dimension of the weight",
-                )
-            lora.scale(layer["lora"]["alpha"], r)
-
-
-def param_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every array that a spec asks for, in model order.
-
-    Examples
-    --------
-    >>> param_shapes([{"kind": "linear", "name": "0", "in": 3, "out": 2}])
-    {'0.W': (2, 3), '0.b': (2,)}
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in spec:
-        if layer["kind"] != "linear":
-            continue
-        name, i, o = layer["name"], layer["in"], layer["out"]
-        shapes[f"{name}.W"] = (o, i)
-        if layer.get("bias", True):
-            shapes[f"{name}.b"] = (o,)
-        if layer.get("lora"):
-            r = layer["lora"]["r"]
-            shapes[f"{name}.A"], shapes[f"{name}.B"] = (r, i), (o, r)
-            if layer["lora"].get("bias", False):
-                shapes[f"{name}.bA"], shapes[f"{name}.bB"] = (r,), (o,)
-    return shapes
-
 
 def _factor_names(spec: Spec) -> tuple[str, ...]:
-    return tuple(k for k in param_shapes(spec) if k.rsplit(".", 1)[1] in lora.FACTORS)
+    """Every LoRA factor: those of each linear in model order.  [LORA-4]."""
+    names: list[str] = []
+    for layer in linears(spec):
+        names += [k for k in param_shapes([layer]) if k.rsplit(".", 1)[1] in lora.FACTORS]
+    return tuple(names)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,7 +93,7 @@ class Model:
 
     def __post_init__(self) -> None:
         """Check spec and weights against each other."""
-        _check_spec(self.spec)
+        check_spec(self.spec)
         shapes = param_shapes(self.spec)
         missing, surplus = shapes.keys() - self.weights.keys(), self.weights.keys() - shapes.keys()
         if missing or surplus:
@@ -199,13 +126,13 @@ class Model:
 
     @property
     def outputs(self) -> int:
-        """C, the width of the last linear layer."""
-        return int(next(k["out"] for k in reversed(list(self.spec)) if k["kind"] == "linear"))
+        """C, the width of the output."""
+        return width_out(self.spec)
 
     @property
     def inputs(self) -> int:
-        """Width of the first linear layer's input."""
-        return int(next(k["in"] for k in self.spec if k["kind"] == "linear"))
+        """Width of the input: features, pixels of an image, or the positions of a text."""
+        return int(width_in(self.spec) or 0)
 
 
 def sites(model: Model) -> list[tuple[str, tuple[str, ...], slice]]:
@@ -259,37 +186,6 @@ def _substitute(model: Model, weights: Mapping[str, Array]) -> Model:
     return new
 
 
-def mlp_spec(
-    widths: Sequence[int], activation: str = "relu", lora: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """Spec of a multilayer perceptron; layer j is named by its number.
-
-    Parameters
-    ----------
-    widths : sequence of int
-        Input, hidden and output widths, at least two.
-    activation : str
-        Between the linears; none after the last.
-    lora : mapping, optional
-        ``{"r", "alpha"}`` and perhaps ``"bias"``, put on every linear.
-
-    Examples
-    --------
-    >>> [k["kind"] for k in mlp_spec([4, 3, 2], "tanh")]
-    ['linear', 'tanh', 'linear']
-    """
-    if len(widths) < 2:
-        raise InputError("widths", widths, "at least two widths", "a network without a layer")
-    spec: list[dict[str, Any]] = []
-    for j, (i, o) in enumerate(itertools.pairwise(widths)):
-        if j:
-            spec.append({"kind": activation})
-        spec.append({"kind": "linear", "name": str(j), "in": int(i), "out": int(o), "bias": True})
-        if lora is not None:
-            spec[-1]["lora"] = dict(lora)
-    return spec
-
-
 def init_model(
     rng: np.random.Generator,
     spec: Spec,
@@ -299,6 +195,8 @@ def init_model(
     like: Array | None = None,
 ) -> Model:
     """Draw weights for a spec: W uniform on ±sqrt(6 / i) (He), b = 0, factors as in LoRA.
+
+    Layer norms begin at 1 and 0; tables of tokens and positions are normal, deviation 0.02.
 
     Parameters
     ----------
@@ -313,22 +211,10 @@ def init_model(
     like : array, optional
         Gives the library; NumPy by default.
     """
-    _check_spec(spec)
+    check_spec(spec)
     weights: dict[str, Any] = {}
     for layer in spec:
-        if layer["kind"] != "linear":
-            continue
-        name, i, o = layer["name"], layer["in"], layer["out"]
-        bound = math.sqrt(6 / i)
-        weights[f"{name}.W"] = rng.uniform(-bound, bound, size=(o, i)).astype(dtype)
-        if layer.get("bias", True):
-            weights[f"{name}.b"] = np.zeros(o, dtype)
-        if layer.get("lora"):
-            site = layer["lora"]
-            factors = lora.init_factors(
-                rng, i, o, site["r"], init=init, bias=site.get("bias", False), dtype=dtype
-            )
-            weights |= {f"{name}.{key}": value for key, value in factors.items()}
+        weights |= KINDS[layer["kind"]].init(layer, rng, init, dtype)
     if like is not None:
         weights = {key: asarray(value, like) for key, value in weights.items()}
     return Model(spec=spec, weights=weights)
@@ -359,45 +245,57 @@ def add_lora(
     targets : sequence of str, optional
         Names of linears; by default all.
     """
-    names = [k["name"] for k in model.spec if k["kind"] == "linear"]
+    names = [layer["name"] for layer in linears(model.spec)]
     for target in targets or ():
         check_choice("targets", target, names)
     like = next(iter(model.weights.values()))
-    spec: list[dict[str, Any]] = []
     weights = dict(model.weights)
-    for layer in model.spec:
-        new = dict(layer)
-        if layer["kind"] == "linear" and (targets is None or layer["name"] in targets):
-            name = layer["name"]
-            if layer.get("lora"):
-                raise InputError("model", f"LoRA on '{name}' already", "none", "added twice")
-            new["lora"] = {"r": r, "alpha": float(alpha), "bias": bias}
-            factors = lora.init_factors(
-                rng, layer["in"], layer["out"], r, init=init, bias=bias, dtype=model.dtype
-            )
-            weights |= {f"{name}.{k}": asarray(v, like) for k, v in factors.items()}
-        spec.append(new)
+
+    def put(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        name = layer["name"]
+        if targets is not None and name not in targets:
+            return layer
+        if layer.get("lora"):
+            raise InputError("model", f"LoRA on '{name}' already", "none", "added twice")
+        factors = lora.init_factors(
+            rng, layer["in"], layer["out"], r, init=init, bias=bias, dtype=model.dtype
+        )
+        weights.update({f"{name}.{k}": asarray(v, like) for k, v in factors.items()})
+        return {**layer, "lora": {"r": r, "alpha": float(alpha), "bias": bias}}
+
+    spec = map_linears(model.spec, put)
     return Model(spec=spec, weights=weights)
 
 
 def merge_lora(model: Model) -> Model:
     """Fold every LoRA branch into its weight and bias; the outputs agree to rounding.  [LORA-3]."""
-    spec, weights = [], dict(model.weights)
-    for layer in model.spec:
+    weights = dict(model.weights)
+
+    def fold(layer: Mapping[str, Any]) -> Mapping[str, Any]:
         new = {key: value for key, value in layer.items() if key != "lora"}
-        if layer.get("lora"):
-            name, alpha = layer["name"], layer["lora"]["alpha"]
-            A, B = weights.pop(f"{name}.A"), weights.pop(f"{name}.B")
-            weights[f"{name}.W"] = lora.merge(weights[f"{name}.W"], A, B, alpha)
-            if layer["lora"].get("bias", False):
-                shift = lora.delta_bias(
-                    B, weights.pop(f"{name}.bA"), weights.pop(f"{name}.bB"), alpha
-                )
-                old = weights.get(f"{name}.b")
-                weights[f"{name}.b"] = shift if old is None else old + shift
-                new["bias"] = True
-        spec.append(new)
+        if not layer.get("lora"):
+            return new
+        name, alpha = layer["name"], layer["lora"]["alpha"]
+        A, B = weights.pop(f"{name}.A"), weights.pop(f"{name}.B")
+        weights[f"{name}.W"] = lora.merge(weights[f"{name}.W"], A, B, alpha)
+        if layer["lora"].get("bias", False):
+            shift = lora.delta_bias(B, weights.pop(f"{name}.bA"), weights.pop(f"{name}.bB"), alpha)
+            old = weights.get(f"{name}.b")
+            weights[f"{name}.b"] = shift if old is None else old + shift
+            new["bias"] = True
+        return new
+
+    spec = map_linears(model.spec, fold)
     return Model(spec=spec, weights=weights)
+
+
+def check_inputs(model: Model, x: Array) -> None:
+    """Refuse an empty batch and inputs of wrong shape, library or dtype, NaN or infinity."""
+    check_input(model.spec, next(iter(model.weights.values())), x)
+    if x.shape[0] == 0:
+        raise InputError("x", "an empty batch", "at least one sample", "a loader at its end")
+    if x.dtype.kind not in "iu":
+        check_finite(x=x)
 
 
 def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
@@ -408,7 +306,8 @@ def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
     model : Model
         The network.
     x : array (batch, i)
-        Inputs, in the model's library and dtype.
+        Inputs, in the model's library and dtype; (batch, t, i) for a stack on tokens, images
+        (batch, channels, h, w) for ``patchify``, whole numbers (batch, t) for ``embedding``.
 
     Returns
     -------
@@ -417,21 +316,7 @@ def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
     cache : list
         One entry a layer, for :func:`vjp`.
     """
-    caches: list[Any] = []
-    for layer in model.spec:
-        if layer["kind"] == "linear":
-            prefix = layer["name"] + "."
-            params = {
-                key: model.weights[prefix + key]
-                for key in linear.PARAMS
-                if prefix + key in model.weights
-            }
-            x, kept = linear.forward(x, params, _scale(layer))
-            caches.append(kept)
-        else:
-            x, kept_activation = ACTIVATIONS[layer["kind"]][0](x)
-            caches.append(kept_activation)
-    return x, caches
+    return run(model.spec, model.weights, x, Context())
 
 
 def vjp(model: Model, dz: Array, cache: list[Any], *, per_sample: bool = False) -> dict[str, Array]:
@@ -455,18 +340,6 @@ def vjp(model: Model, dz: Array, cache: list[Any], *, per_sample: bool = False) 
     dict
         Trainable name -> ``(k, *shape)``, or ``(k, batch, *shape)`` with ``per_sample``.
     """
-    found: dict[str, Array] = {}
-    missing = set(model.trainable)
-    for layer, kept in zip(reversed(list(model.spec)), reversed(cache), strict=True):
-        if layer["kind"] == "linear":
-            prefix = layer["name"] + "."
-            need = [key for key in linear.PARAMS if prefix + key in missing]
-            missing -= {prefix + key for key in need}
-            dx, dparams = linear.vjp(dz, kept, need, per_sample=per_sample, need_dx=bool(missing))
-            found |= {prefix + key: value for key, value in dparams.items()}
-            if dx is None:
-                break
-            dz = dx
-        else:
-            dz = ACTIVATIONS[layer["kind"]][1](dz, kept)
+    ask = Ask(frozenset(model.trainable), per_sample, need_dx=False)
+    _, found = backward(model.spec, dz, cache, ask)
     return {name: found[name] for name in model.trainable}

@@ -4,6 +4,6 @@
 number of outputs) are the same code.  [LAY-9]
 """
 
-from loko_ref.layers import activation, linear
+from loko_ref.layers import activation, attention, embedding, linear, norm
 
-__all__ = ["activation", "linear"]
+__all__ = ["activation", "attention", "embedding", "linear", "norm"]
