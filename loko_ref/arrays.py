@@ -1,4 +1,4 @@
-"""The seam: the only room that knows one array library from another.
+"""The seam: the only room that knows one array library from another, and both from balls.
 
 Every other room computes with the arrays that it was given. It asks :func:`namespace` for the
 functions of their library, and this module for the few things that libraries spell differently:
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +26,13 @@ import scipy.linalg
 import scipy.special
 from numpy.typing import NDArray
 
-from loko_ref.errors import BackendError, InputError, NumericalError, unknown_option
+from loko_ref.errors import (
+    BackendError,
+    InputError,
+    NumericalError,
+    UndecidedError,
+    unknown_option,
+)
 
 __all__ = [
     "Array",
@@ -42,7 +49,13 @@ __all__ = [
     "get_backend",
     "is_numpy",
     "namespace",
+    "number",
+    "peak",
+    "pi",
+    "positive",
     "register_backend",
+    "root",
+    "scalar",
     "solve",
     "solve_triangular",
     "to_host",
@@ -73,6 +86,8 @@ class Backend:
         ``(L, b, transpose) -> L^-1 b`` or ``L'^-1 b`` for lower triangular L.
     solve, eigvalsh : callable
         General linear solve; eigenvalues of a symmetric matrix, ascending.
+    cho_solve, contrast_basis : callable, optional
+        ``(L, b) -> S^-1 b`` and ``C -> Q``, where the library has a way of its own.
     """
 
     name: str
@@ -85,6 +100,8 @@ class Backend:
     solve_triangular: Callable[[Any, Any, bool], Any]
     solve: Callable[[Any, Any], Any]
     eigvalsh: Callable[[Any], Any]
+    cho_solve: Callable[[Any, Any], Any] | None = None
+    contrast_basis: Callable[[int], Any] | None = None
 
 
 def _numpy_solve_triangular(L: Array, b: Array, transpose: bool) -> Array:
@@ -177,7 +194,31 @@ def _cupy() -> Backend:
     )
 
 
-_FACTORIES: dict[str, Callable[[], Backend]] = {"numpy": lambda: _NUMPY, "cupy": _cupy}
+@cache
+def _balls() -> Backend:
+    """Build the backend of ball arithmetic (extra ``certify``).  [BALL-1]."""
+    lib = importlib.import_module("loko_ref.balls")
+    return Backend(
+        name="balls",
+        xp=lib.xp,
+        asarray=lib.balls,
+        to_host=lib.to_host,
+        erf=lib.erf,
+        erfc=lib.erfc,
+        cholesky=lib.cholesky,
+        solve_triangular=lib.solve_triangular,
+        solve=lib.solve,
+        eigvalsh=lib.eigvalsh,
+        cho_solve=lib.cho_solve,
+        contrast_basis=lib.contrast_basis,
+    )
+
+
+_FACTORIES: dict[str, Callable[[], Backend]] = {
+    "numpy": lambda: _NUMPY,
+    "cupy": _cupy,
+    "balls": _balls,
+}
 
 
 def register_backend(name: str, factory: Callable[[], Backend]) -> None:
@@ -198,7 +239,7 @@ def get_backend(name: str) -> Backend:
 
     Parameters
     ----------
-    name : {"numpy", "cupy"}
+    name : {"numpy", "cupy", "balls"}
         The library, or the name of a registered one.
 
     Raises
@@ -221,13 +262,15 @@ def get_backend(name: str) -> Backend:
 def _library(array: object) -> str | None:
     """Name the registered library that `array` belongs to; None for a plain scalar."""
     if isinstance(array, np.ndarray | np.generic):
-        return "numpy"
+        return "balls" if array.dtype == object else "numpy"
     if isinstance(array, bool | int | float | complex):
         return None
     for cls in type(array).__mro__:
-        root = cls.__module__.split(".", 1)[0]
-        if root in _FACTORIES and root != "numpy":
-            return root
+        module = cls.__module__.split(".", 1)[0]
+        if module == "flint":
+            return "balls"
+        if module in _FACTORIES and module != "numpy":
+            return module
     raise InputError(
         "array",
         type(array).__name__,
@@ -295,8 +338,63 @@ def asarray(values: object, like: object) -> Array:
 
 
 def epsilon(array: Array) -> float:
-    """Machine epsilon of the array's dtype (2u, u the unit roundoff)."""
-    return float(np.finfo(array.dtype).eps)
+    """Machine epsilon of the array's dtype (2u, u the unit roundoff).
+
+    For balls float32's, the coarsest format that their inputs come in: it is asked for only where
+    an input is checked to be symmetric, or to sum to one, up to its own rounding.
+    """
+    dtype = np.float32 if array.dtype == object else array.dtype
+    return float(np.finfo(dtype).eps)
+
+
+def scalar(value: float, like: object) -> Any:
+    """Return a number as it is to be computed with beside `like`.
+
+    A float, except beside balls: there the exact number that the float stands for, so that
+    ``1 - scalar(beta, like)`` is not rounded.  [BALL-2]
+
+    Examples
+    --------
+    >>> import numpy
+    >>> scalar(0.1, numpy.zeros(1))
+    0.1
+    """
+    return backend_of(like).asarray(value).item() if _library(like) == "balls" else value
+
+
+def root(value: Any, like: object) -> Any:
+    """Square root of a number >= 0: a float, or its enclosure beside balls.  [BALL-2]."""
+    return scalar(value, like).sqrt() if _library(like) == "balls" else math.sqrt(value)
+
+
+def pi(like: object) -> Any:
+    """Return pi: a float, or its enclosure beside balls.  [BALL-2]."""
+    return backend_of(like).xp.pi if _library(like) == "balls" else math.pi
+
+
+def number(value: Array) -> Any:
+    """Turn an array of one element into a float, or into a ball if it is one."""
+    return value if _library(value) == "balls" else float(value)
+
+
+def positive(x: Array) -> Array:
+    """Tell where x > 0, of the real part; raises where a ball does not decide it.  [BALL-3]."""
+    if _library(x) == "balls":
+        mask: Array = importlib.import_module("loko_ref.balls").positive(x)
+        return mask
+    return x.real > 0
+
+
+def peak(x: Array) -> Array:
+    """Return the maximum over the last axis (kept), of the real part.
+
+    For balls it is the largest midpoint, an exact number: it serves as a shift that cancels, and
+    any shift does.  [BALL-3]
+    """
+    if _library(x) == "balls":
+        top: Array = importlib.import_module("loko_ref.balls").peak(x)
+        return top
+    return x.real.max(axis=-1, keepdims=True)
 
 
 def erf(x: Array) -> Array:
@@ -341,13 +439,16 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
     Raises
     ------
     NumericalError
-        If S is indefinite or numerically singular; carries the smallest eigenvalue.
+        If S is indefinite or numerically singular; carries the smallest eigenvalue. Its subclass
+        UndecidedError if balls are too wide to tell.
     """
     lib = backend_of(S)
     xp = lib.xp
     m = S.shape[0]
     try:
         L: Array = lib.cholesky(S)
+    except UndecidedError as error:
+        raise UndecidedError(name, error.eigenvalue, error.cause) from None
     except np.linalg.LinAlgError:
         lowest = float(eigvalsh(S)[0])
         raise NumericalError(
@@ -356,7 +457,7 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
             f"{name} is not positive definite (Cholesky fails): a direction that nothing observes "
             "with noise, or an indefinite input. Nothing was added to repair it.",
         ) from None
-    if scaled_pivots and m > 0:
+    if scaled_pivots and m > 0 and lib.name != "balls":  # a ball's factor is certified
         ratio = float(xp.min(xp.diagonal(L) ** 2 / xp.diagonal(S)))
         floor = m * epsilon(S)
         if not ratio > floor:
@@ -379,6 +480,10 @@ def solve_triangular(L: Array, b: Array, *, transpose: bool = False) -> Array:
 
 def cho_solve(L: Array, b: Array) -> Array:
     """Solve S x = b by the Cholesky factor L of S; b (m,) or (m, k)."""
+    direct = backend_of(L, b).cho_solve
+    if direct is not None:
+        x: Array = direct(L, b)
+        return x
     return solve_triangular(L, solve_triangular(L, b), transpose=True)
 
 
@@ -414,5 +519,9 @@ def contrast_basis(C: int, like: Array) -> Array:
     >>> contrast_basis(2, numpy.zeros(1)).round(3)
     array([[ 0.707, -0.707]])
     """
+    own = backend_of(like).contrast_basis
+    if own is not None:
+        basis: Array = own(C)
+        return basis
     Q = _helmert(C) if C > 1 else np.zeros((0, 1))
     return asarray(Q.astype(like.dtype), like)

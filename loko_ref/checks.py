@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
-from loko_ref.errors import InputError, NumericalError, unknown_option
+from loko_ref.errors import InputError, NumericalError, UndecidedError, unknown_option
 
 __all__ = [
     "check_choice",
@@ -167,6 +167,8 @@ def check_covariance(argument: str, S: Array, *, definite: bool = True) -> None:
         )
     try:
         cholesky(S, argument, scaled_pivots=False)
+    except UndecidedError:
+        raise
     except NumericalError:
         lowest = float(eigvalsh(S)[0])
         if definite or lowest < -m * epsilon(S) * size:

@@ -17,6 +17,7 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "NumericalError",
+    "UndecidedError",
     "closest",
     "unknown_option",
 ]
@@ -76,10 +77,14 @@ class NumericalError(LinAlgError):
 
     def at_step(self, step: int) -> NumericalError:
         """Return the same error, naming the step at which it happened."""
-        return NumericalError(self.quantity, self.eigenvalue, self.cause, step)
+        return type(self)(self.quantity, self.eigenvalue, self.cause, step)
 
     def __reduce__(self) -> tuple[type[NumericalError], tuple[str, float | None, str, int | None]]:
         return type(self), (self.quantity, self.eigenvalue, self.cause, self.step)
+
+
+class UndecidedError(NumericalError):
+    """Ball arithmetic cannot tell, at the precision at hand, which branch is the true one."""
 
 
 class MissingExtraError(ImportError):

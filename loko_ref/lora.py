@@ -6,10 +6,11 @@ Shapes: W (o, i); A (r, i); B (o, r); bA (r,); bB (o,); delta (o, i). scale = al
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from loko_ref.arrays import Array
+from loko_ref.arrays import Array, scalar
 from loko_ref.checks import check_choice, check_floats, check_range, check_shape
 from loko_ref.errors import InputError
 
@@ -21,7 +22,7 @@ FACTORS = ("A", "B", "bA", "bB")
 INITS = ("kaiming", "gaussian", "orthogonal")
 
 
-def scale(alpha: float, r: int) -> float:
+def scale(alpha: float, r: int, like: Array | None = None) -> Any:
     """``alpha / r``.  [LORA-2].
 
     Parameters
@@ -30,10 +31,12 @@ def scale(alpha: float, r: int) -> float:
         LoRA's alpha, finite.
     r : int
         Rank, at least 1.
+    like : array, optional
+        What it will multiply: beside balls the quotient is enclosed, not rounded.  [BALL-2]
     """
     check_range("alpha", alpha, low=-math.inf, high=math.inf, low_open=True, high_open=True)
     check_range("r", r, low=1)
-    return alpha / r
+    return alpha / r if like is None else scalar(alpha, like) / r
 
 
 def init_factors(
@@ -115,7 +118,7 @@ def _check_factors(A: Array, B: Array, W: Array | None = None) -> int:
 def delta(A: Array, B: Array, alpha: float) -> Array:
     """Return what it adds to the weight: ``(alpha / r) B A``, (o, i).  [LORA-2]."""
     r = _check_factors(A, B)
-    return scale(alpha, r) * (B @ A)
+    return scale(alpha, r, A) * (B @ A)
 
 
 def delta_bias(B: Array, bA: Array, bB: Array, alpha: float) -> Array:
@@ -125,7 +128,7 @@ def delta_bias(B: Array, bA: Array, bB: Array, alpha: float) -> Array:
     o, r = B.shape
     check_shape("bA", bA, ("r",), {"r": r})
     check_shape("bB", bB, ("o",), {"o": o})
-    return scale(alpha, r) * (B @ bA + bB)
+    return scale(alpha, r, B) * (B @ bA + bB)
 
 
 def merge(W: Array, A: Array, B: Array, alpha: float) -> Array:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from loko_ref.arrays import Array, namespace
+from loko_ref.arrays import Array, namespace, scalar
 from loko_ref.checks import check_finite, check_floats, check_range, check_shape
 from loko_ref.errors import InputError
 
@@ -177,7 +177,8 @@ def _sgd(state: OptimizerState, g: Array, config: SGD) -> OptimizerState:
         # the first step's buffer is the gradient itself, undamped
         buffer = g
         if state.step:
-            buffer = config.momentum * slots["momentum"] + (1 - config.dampening) * g
+            damped = (1 - scalar(config.dampening, g)) * g
+            buffer = config.momentum * slots["momentum"] + damped
         slots["momentum"] = buffer
         g = g + config.momentum * buffer if config.nesterov else buffer
     return OptimizerState(theta=theta - config.lr * g, slots=slots, step=state.step + 1)
@@ -188,17 +189,18 @@ def _adagrad(state: OptimizerState, g: Array, config: AdaGrad) -> OptimizerState
     if config.weight_decay:
         g = g + config.weight_decay * theta
     total = state.slots["sum"] + g * g
-    lr = config.lr / (1 + state.step * config.lr_decay)
+    lr = config.lr / (1 + state.step * scalar(config.lr_decay, g))
     theta = theta - lr * g / (namespace(g).sqrt(total) + config.eps)
     return OptimizerState(theta=theta, slots={"sum": total}, step=state.step + 1)
 
 
 def _adamw(state: OptimizerState, g: Array, config: AdamW) -> OptimizerState:
     t = state.step + 1
-    theta = state.theta * (1 - config.lr * config.weight_decay)
-    m = config.beta1 * state.slots["exp_avg"] + (1 - config.beta1) * g
-    v = config.beta2 * state.slots["exp_avg_sq"] + (1 - config.beta2) * g * g
-    m_hat = m / (1 - config.beta1**t)
-    v_hat = v / (1 - config.beta2**t)
-    theta = theta - config.lr * m_hat / (namespace(g).sqrt(v_hat) + config.eps)
+    beta1, beta2, lr = (scalar(value, g) for value in (config.beta1, config.beta2, config.lr))
+    theta = state.theta * (1 - lr * config.weight_decay)
+    m = beta1 * state.slots["exp_avg"] + (1 - beta1) * g
+    v = beta2 * state.slots["exp_avg_sq"] + (1 - beta2) * g * g
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    theta = theta - lr * m_hat / (namespace(g).sqrt(v_hat) + config.eps)
     return OptimizerState(theta=theta, slots={"exp_avg": m, "exp_avg_sq": v}, step=t)

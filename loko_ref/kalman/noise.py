@@ -17,7 +17,7 @@ glm                 J, the covariance of a one-hot y given yhat                 
 
 from __future__ import annotations
 
-from loko_ref.arrays import Array
+from loko_ref.arrays import Array, scalar
 from loko_ref.checks import check_choice, check_finite, check_floats, check_range, check_shape
 from loko_ref.errors import InputError
 from loko_ref.kalman.observation import OBSERVATIONS
@@ -116,4 +116,4 @@ def update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
     sample = e[:, None] * e[None, :]  # (m, m)
     if noise != "ema_innovation":
         sample = sample + HpH
-    return beta * R + (1 - beta) * sample
+    return beta * R + (1 - scalar(beta, R)) * sample

@@ -7,10 +7,9 @@ is what the complex-step test of its vjp needs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-from loko_ref.arrays import Array, erfc, namespace
+from loko_ref.arrays import Array, erfc, namespace, peak, pi, positive, root
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,20 +27,23 @@ __all__ = [
 
 
 def tanh_forward(x: Array) -> tuple[Array, Array]:
-    """``y = tanh(x)``; the cache is y.  [LAY-4]."""
-    y = namespace(x).tanh(x)
-    return y, y
+    """``y = tanh(x)``; the cache is the slope 1 / cosh^2 x.  [LAY-4, BALL-7].
+
+    With s = exp(-2 |x|) the slope is 4 s / (1 + s)^2; 1 - y^2 would lose its digits as y nears 1.
+    """
+    xp = namespace(x)
+    s = xp.exp(2 * xp.where(x.real > 0, -x, x))
+    return xp.tanh(x), 4 * s / ((1 + s) * (1 + s))
 
 
 def tanh_vjp(dy: Array, cache: Array) -> Array:
-    """``dx = (1 - y^2) dy``, written (1 - y)(1 + y) to keep its digits.  [LAY-4]."""
-    y = cache
-    return dy * ((1 - y) * (1 + y))
+    """``dx = (1 - y^2) dy``.  [LAY-4]."""
+    return dy * cache
 
 
 def relu_forward(x: Array) -> tuple[Array, Array]:
     """``y = max(x, 0)``; the cache is the mask x > 0.  [LAY-5]."""
-    mask = x.real > 0
+    mask = positive(x)
     return namespace(x).where(mask, x, namespace(x).zeros_like(x)), mask
 
 
@@ -53,44 +55,69 @@ def relu_vjp(dy: Array, cache: Array) -> Array:
 
 def gelu_forward(x: Array) -> tuple[Array, Array]:
     """``y = x Phi(x)``, Phi(x) = erfc(-x / sqrt 2) / 2, exact; the cache is x.  [LAY-6]."""
-    return x * (0.5 * erfc(x * -math.sqrt(0.5))), x
+    return x * (0.5 * erfc(x * -root(0.5, x))), x
 
 
 def gelu_vjp(dy: Array, cache: Array) -> Array:
     """``dx = (Phi(x) + x phi(x)) dy``, phi(x) = exp(-x^2 / 2) / sqrt(2 pi).  [LAY-6]."""
     x = cache
     xp = namespace(x)
-    Phi = 0.5 * erfc(x * -math.sqrt(0.5))
-    phi = xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    Phi = 0.5 * erfc(x * -root(0.5, x))
+    phi = xp.exp(-0.5 * x * x) * (1 / root(2 * pi(x), x))
     return dy * (Phi + x * phi)
 
 
 def softmax_forward(x: Array) -> tuple[Array, Array]:
     """``y = exp(x - c) / sum exp(x - c)``, c = max x; the cache is y.  [LAY-7]."""
     xp = namespace(x)
-    s = xp.exp(x - x.real.max(axis=-1, keepdims=True))
+    s = xp.exp(x - peak(x))
     y = s / s.sum(axis=-1, keepdims=True)
     return y, y
 
 
+def _largest(x: Array) -> Array:
+    """Mask of one largest entry along the last axis."""
+    at = x.real.argmax(axis=-1)[..., None]
+    return namespace(x).arange(x.shape[-1]) == at
+
+
 def softmax_vjp(dy: Array, cache: Array) -> Array:
-    """``dx = y (dy - <y, dy>)``.  [LAY-7]."""
+    """``dx = y (dy - <y, dy>)``.  [LAY-7, BALL-7].
+
+    dy is first taken relative to its entry at the likeliest class, which changes nothing (y sums
+    to 1) but keeps the digits where y saturates.
+    """
     y = cache
+    xp = namespace(dy)
+    top = xp.where(_largest(y), dy, xp.zeros_like(dy)).sum(axis=-1, keepdims=True)
+    dy = dy - top
     return y * (dy - (y * dy).sum(axis=-1, keepdims=True))
 
 
 def log_softmax_forward(x: Array) -> tuple[Array, Array]:
-    """``y = x - c - log sum exp(x - c)``, c = max x; the cache is softmax(x).  [LAY-8]."""
+    """``y = x - c - log sum exp(x - c)``, c = max x; the cache is softmax(x).  [LAY-8, BALL-7].
+
+    The sum is 1 + rest, the largest entry's exponential taken out: log1p(rest) keeps the tail.
+    """
     xp = namespace(x)
-    shifted = x - x.real.max(axis=-1, keepdims=True)
+    shifted = x - peak(x)
     s = xp.exp(shifted)
-    total = s.sum(axis=-1, keepdims=True)
-    return shifted - xp.log(total), s / total
+    rest = xp.where(_largest(x), xp.expm1(shifted), s).sum(axis=-1, keepdims=True)
+    return shifted - xp.log1p(rest), s / s.sum(axis=-1, keepdims=True)
 
 
 def log_softmax_vjp(dy: Array, cache: Array) -> Array:
-    """``dx = dy - softmax(x) sum dy``.  [LAY-8]."""
-    return dy - cache * dy.sum(axis=-1, keepdims=True)
+    """``dx = dy - y sum dy``, y = softmax(x).  [LAY-8, BALL-7].
+
+    At the likeliest class c, where dy_c (1 - y_c) would lose its digits as y_c nears 1, it is
+    written ``dy_c sum_(j != c) y_j - y_c sum_(j != c) dy_j``.
+    """
+    y = cache
+    xp = namespace(dy)
+    top, zero = _largest(y), xp.zeros_like(dy)
+    others = xp.where(top, zero, dy).sum(axis=-1, keepdims=True)
+    unlikely = xp.where(top, xp.zeros_like(y), y).sum(axis=-1, keepdims=True)
+    return xp.where(top, dy * unlikely - y * others, dy - y * dy.sum(axis=-1, keepdims=True))
 
 
 Forward = Callable[[Array], tuple[Array, Array]]

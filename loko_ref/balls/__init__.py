@@ -1,0 +1,56 @@
+"""Ball arithmetic (Arb, through python-flint): each number comes with a proven enclosure.
+
+``ballarray`` holds the arrays and their namespace, ``linalg`` the certified factorisations and
+solves, ``enclose`` the precision that doubles until an enclosure is tight, and correct rounding.
+python-flint (extra ``certify``) is imported when the first ball is made, not before.
+"""
+
+from loko_ref.balls.ballarray import (
+    BallArray,
+    balls,
+    erf,
+    erfc,
+    inflate,
+    is_balls,
+    peak,
+    positive,
+    precision,
+    to_host,
+    xp,
+)
+from loko_ref.balls.enclose import Enclosed, Rounded, enclose, radius, rounded
+from loko_ref.balls.linalg import (
+    cho_solve,
+    cholesky,
+    contrast_basis,
+    eigvalsh,
+    root,
+    solve,
+    solve_triangular,
+)
+
+__all__ = [
+    "BallArray",
+    "Enclosed",
+    "Rounded",
+    "balls",
+    "cho_solve",
+    "cholesky",
+    "contrast_basis",
+    "eigvalsh",
+    "enclose",
+    "erf",
+    "erfc",
+    "inflate",
+    "is_balls",
+    "peak",
+    "positive",
+    "precision",
+    "radius",
+    "root",
+    "rounded",
+    "solve",
+    "solve_triangular",
+    "to_host",
+    "xp",
+]

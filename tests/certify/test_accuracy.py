@@ -1,0 +1,72 @@
+"""The float64 oracle's own accuracy where plain formulas lose digits.  [BALL-7]
+
+Bounds: exp at a margin of g carries a relative error of about g u (its argument was rounded), and
+a handful of roundings follow; ``(4 g + 32) u`` is asserted. The plain forms miss it by far.
+"""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flint", reason="python-flint (extra 'certify') is not installed")
+
+from loko_ref import balls
+from loko_ref.kalman import observation
+from loko_ref.layers.activation import ACTIVATIONS
+
+U = 2.0**-53
+
+
+def worst(value, exact):
+    """Largest relative error of an entry whose exact value is a normal number."""
+    centre = balls.to_host(exact)
+    normal = np.abs(centre) > 1e-290
+    assert normal.any()
+    return np.max(np.abs(value - centre)[normal] / np.abs(centre)[normal])
+
+
+def both(function, *inputs):
+    with balls.precision(2400):
+        return function(*inputs), function(*(balls.balls(a) for a in inputs))
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 5.0, 20.0, 300.0])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_tanh_slope(size, sign):
+    new, exact = both(lambda x: ACTIVATIONS["tanh"][0](x)[1], np.array([sign * size]))
+    assert worst(new, exact) <= (4 * size + 32) * U
+
+
+@pytest.mark.parametrize("margin", [1.0, 5.0, 20.0, 35.0, 100.0, 600.0])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_and_log_softmax(rng, name, margin):
+    forward, vjp = ACTIVATIONS[name]
+    z = np.array([[0.3, margin, -0.2, 0.1], [margin, margin + 0.5, 0.0, 1.0]])
+    dy = rng.standard_normal((3, 2, 4))
+    dy[0] = np.eye(4)[[1, 1]]  # the cotangent of the likeliest class
+    bound = (4 * margin + 32) * U
+    new, exact = both(lambda x: forward(x)[0], z)
+    assert worst(new, exact) <= bound
+    new, exact = both(lambda x, d: vjp(d, forward(x)[1]), z, dy)
+    # dy_j - <y, dy> may cancel for honest reasons: judge an entry beside y_j |dy|
+    error = np.abs(new - balls.to_host(exact))
+    y = ACTIVATIONS["softmax"][0](z)[0]
+    top = np.arange(4) == 1
+    unlikely = np.where(top, y[:, ~top].sum(axis=1, keepdims=True), y)
+    if name == "softmax":
+        assert np.all(error <= 8 * bound * unlikely)
+    else:
+        assert np.all(error[0] <= bound * np.where(top, unlikely, 4.0))
+        assert np.all(error <= 4 * bound)
+
+
+@pytest.mark.parametrize("margin", [1.0, 20.0, 35.0, 100.0, 600.0])
+def test_innovation_and_jacobian_product(rng, margin):
+    z = np.array([[0.3, margin, -0.2]])
+    Z, y = rng.uniform(1.0, 2.0, (3, 4)) * np.array([[1.0], [-1.0], [3.0]]), np.eye(3)[[1]]
+
+    def observe(z, Z, y):
+        seen = observation.observe("softmax", z, Z, y)
+        return np.concatenate([seen.e[:, None], seen.H], axis=1)
+
+    new, exact = both(observe, z, Z, y)
+    assert worst(new, exact) <= (8 * margin + 200) * U
