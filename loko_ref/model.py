@@ -168,8 +168,13 @@ def pack(model: Model) -> Array:
 
 
 def unpack(model: Model, theta: Array) -> Model:
-    """Return the model with its trainables from theta (n,); undoes :func:`pack`.  [LORA-4]."""
+    """Return the model with its trainables from theta (n,); undoes :func:`pack`.  [LORA-4].
+
+    Theta has the library and dtype of the model; complex entries pass, for a complex step.
+    """
     check_shape("theta", theta, ("n",), {"n": model.n})
+    if theta.dtype.kind != "c":
+        check_floats(weights=next(iter(model.weights.values())), theta=theta)
     weights, at = dict(model.weights), 0
     for name in model.trainable:
         shape = weights[name].shape
