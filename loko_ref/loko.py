@@ -9,13 +9,13 @@ step needs; the record is what happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from loko_ref.arrays import Array, asarray, namespace
+from loko_ref.arrays import Array, asarray, namespace, number
 from loko_ref.checks import (
     check_choice,
     check_covariance,
@@ -39,7 +39,9 @@ __all__ = [
     "LokoConfig",
     "LokoRecord",
     "LokoState",
+    "advance",
     "init",
+    "init_at",
     "loss",
     "run",
     "step",
@@ -260,7 +262,14 @@ def init(config: LokoConfig, batch: int = 1) -> LokoState:
     """
     if not isinstance(batch, int) or batch < 1:
         raise InputError("batch", repr(batch), "a whole number >= 1", "an empty batch")
-    theta = pack(config.model)
+    return init_at(config, pack(config.model), batch)
+
+
+def init_at(config: LokoConfig, theta: Array, batch: int = 1) -> LokoState:
+    """State before the first step, at a mean theta (n,) of the caller's.  [LOKO-1, NOISE-1].
+
+    As :func:`init`, for filters that share a configuration, such as LTE's heads.
+    """
     xp = namespace(theta)
     p = _prior(config, theta)
     m = batch * config.model.outputs
@@ -337,8 +346,9 @@ def step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState,
     """One step of LoKO.  [LOKO-1, LOKO-2].
 
     Time update; outputs and Jacobian at the prior; observation; R refreshed where its timing is
-    ``before``; gain, mean and (co)variance; R refreshed where it is ``after``. In ``softmax`` the
-    update is made on the contrast space, since each sample's innovations sum to 0.  [OBS-5]
+    ``before``; gain, mean and (co)variance; R refreshed where it is ``after``. In ``softmax`` (and
+    centred ``logits``) the update is made on the contrast space, since each sample's innovations,
+    and the columns of H, sum to 0.  [OBS-5]
 
     Parameters
     ----------
@@ -369,13 +379,56 @@ def step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState,
 
 def _step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState, LokoRecord]:
     _check_state(state, config)
+    z, Z = jacobian(unpack(config.model, state.theta), batch.x)  # (batch, C), (m, n)
+
+    def outputs(theta: Array) -> Array:
+        return forward(unpack(config.model, theta), batch.x)[0]
+
+    return _advance(state, config, z, Z, batch.y, outputs)
+
+
+def advance(
+    state: LokoState,
+    config: LokoConfig,
+    z: Array,
+    Z: Array,
+    y: Array,
+    outputs: Callable[[Array], Array],
+) -> tuple[LokoState, LokoRecord]:
+    """One step from outputs and Jacobian that the caller has formed.  [LOKO-1, LTE-10].
+
+    Parameters
+    ----------
+    state, config
+        As for :func:`step`; of ``config.model`` only the shapes are read.
+    z, Z : array (batch, C), (m, n)
+        Outputs and their Jacobian at ``state.theta``.
+    y : array
+        Labels or rows, as in :class:`Batch`.
+    outputs : callable
+        theta (n,) -> z (batch, C): the network at another theta; called by ``ema_residual_hph``.
+    """
+    _check_state(state, config)
+    try:
+        return _advance(state, config, z, Z, y, outputs)
+    except NumericalError as error:
+        raise error.at_step(state.step) from None
+
+
+def _advance(
+    state: LokoState,
+    config: LokoConfig,
+    z: Array,
+    Z: Array,
+    labels: Array,
+    outputs: Callable[[Array], Array],
+) -> tuple[LokoState, LokoRecord]:
     theta = state.theta
     prior = state.P if config.covariance == "dense" else state.p
     assert prior is not None
     p_pred = time.update(prior, config.lam, config.q)  # [KAL-1]
-    z, Z = jacobian(unpack(config.model, theta), batch.x)  # (batch, C), (m, n)
     _check_bounded(z, Z)
-    y = targets(batch.y, z, config.observation)
+    y = targets(labels, z, config.observation)
     seen = obs.observe(config.observation, z, Z, y, center=config.center)
     e, H = seen.e, seen.H
     C = z.shape[1]
@@ -396,8 +449,8 @@ def _step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState
         if config.timing == "after":
             r, p_seen = e, p_pred
             if config.noise == "ema_residual_hph":
-                z_post, _ = forward(unpack(config.model, new.theta), batch.x)
-                r = (y - obs.predict(config.observation, z_post)).reshape(-1)
+                yhat_post = obs.predict(config.observation, outputs(new.theta))
+                r = obs.innovation(config.observation, y, yhat_post).reshape(-1)
                 p_seen = _covariance(new)
             R = noise.update(str(config.noise), R, r, _spread(H, p_seen), config.beta)
 
@@ -407,7 +460,7 @@ def _step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState
     record = LokoRecord(
         p_pred=p_pred,
         z=z,
-        loss=float(loss(z, y, config.observation)),
+        loss=number(loss(z, y, config.observation)),
         yhat=seen.yhat,
         e=e,
         H=H,
@@ -430,6 +483,11 @@ def _spread(H: Array, p: Array) -> Array:
     return Hs @ Hs.T
 
 
+def _on_contrasts(config: LokoConfig) -> bool:
+    """Tell whether both e and H sum to 0 over each sample's classes.  [OBS-3, OBS-5]."""
+    return config.observation == "softmax" or config.center
+
+
 def _check_noise(R: Array | None, e: Array, C: int, config: LokoConfig) -> Array:
     if R is None:
         raise InputError(
@@ -448,7 +506,7 @@ def _check_noise(R: Array | None, e: Array, C: int, config: LokoConfig) -> Array
             "init(config, batch=...) anew",
         )
     check_floats(e=e, R=R)
-    if config.observation == "softmax":
+    if _on_contrasts(config):
         obs.check_ones(R, C)
     return R
 
@@ -456,7 +514,7 @@ def _check_noise(R: Array | None, e: Array, C: int, config: LokoConfig) -> Array
 def _measure(
     theta: Array, p: Array, H: Array, e: Array, R: Array, C: int, config: LokoConfig
 ) -> dense.DenseUpdate | diagonal.DiagonalUpdate:
-    if config.observation != "softmax":
+    if not _on_contrasts(config):
         return _update(theta, p, H, e, R, config)
     # 1'e = 0 and 1'H = 0 in each sample: work on the contrasts, record in class coordinates
     e_c, H_c = obs.to_contrast(e, C), obs.to_contrast(H, C)

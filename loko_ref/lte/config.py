@@ -1,0 +1,343 @@
+"""LTE's choices, each by name, and the packing of one head's trainables.
+
+Shapes: one head's trainables are a row theta[head] (n,): layer by layer in model order, a LoRA
+site's A (r, i), B (o, r), bA (r,), bB (o,), or the replica W (o, i), b (o,) of a linear without
+LoRA, each row-major.  [LORA-4, LTE-1]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from loko_ref import lora
+from loko_ref.arrays import Array
+from loko_ref.checks import check_choice, check_range
+from loko_ref.errors import InputError, unknown_option
+from loko_ref.loko import LokoConfig
+from loko_ref.model import Model, param_shapes
+from loko_ref.optimizers import SGD, AdaGrad, AdamW
+
+__all__ = ["CHOICES", "OPTIMIZERS", "Layout", "Loko", "LteConfig", "Site"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": ("lte", "mhlora"),
+    "realisation": ("shared", "copies"),
+    "reset": ("none", "B", "AB"),
+    "optimizer_state": ("keep", "reset"),
+    "merging": ("telescoped", "incremental"),
+    "scaling": ("mean", "sum"),
+    "data": ("chunks", "replicated"),
+    "reduction": ("all", "own"),
+    "loss": ("cross_entropy", "mse"),
+    "filter_merge": ("keep", "shrink", "prior"),
+    "init": lora.INITS,
+}
+"""Option of :class:`LteConfig` -> its names."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loko:
+    """LoKO inside each head: :class:`loko_ref.loko.LokoConfig` without its model.  [LTE-10]."""
+
+    observation: str = "glm"
+    noise: str | None = None
+    timing: str | None = None
+    beta: float = 0.95
+    r0: float = 1.0
+    p0: float | Mapping[str, float] | Array = 0.07
+    diagonal: str = "decoupled"
+    lam: float = 1.0
+    q: float = 0.0
+    center: bool = False
+
+
+OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adagrad": AdaGrad, "adamw": AdamW, "loko": Loko}
+"""Name -> its configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One linear layer: where its trainables stand in a head's row.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name.
+    scale : float
+        alpha / r of a LoRA site; 1 for a replica.
+    lora : bool
+        Whether it carries factors (its W and b are then frozen) or is a replica.
+    parts : mapping of str to (slice, tuple of int)
+        ``A``, ``B``, ``bA``, ``bB`` or ``W``, ``b``: slice of the row, and shape.
+    """
+
+    name: str
+    scale: float
+    lora: bool
+    parts: Mapping[str, tuple[slice, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Every site in model order, and the length n of a head's row.
+
+    Attributes
+    ----------
+    sites : mapping of str to Site
+        By layer name.
+    n : int
+        Trainable numbers of one head.
+    names : tuple of str
+        ``layer.part`` in packing order.
+    factors : int
+        How many of the n are low-rank factors (the rest are replicas).
+    """
+
+    sites: Mapping[str, Site]
+    n: int
+    names: tuple[str, ...]
+    factors: int
+
+    @staticmethod
+    def of(spec: Sequence[Mapping[str, Any]]) -> Layout:
+        """Lay out the trainables of a spec."""
+        shapes = param_shapes(spec)
+        sites: dict[str, Site] = {}
+        names: list[str] = []
+        at = factors = 0
+        for layer in spec:
+            if layer["kind"] != "linear":
+                continue
+            name, has_lora = layer["name"], bool(layer.get("lora"))
+            parts: dict[str, tuple[slice, tuple[int, ...]]] = {}
+            for key in lora.FACTORS if has_lora else ("W", "b"):
+                shape = shapes.get(f"{name}.{key}")
+                if shape is None:
+                    continue
+                parts[key] = (slice(at, at + math.prod(shape)), shape)
+                names.append(f"{name}.{key}")
+                at += math.prod(shape)
+                factors += math.prod(shape) if has_lora else 0
+            scale = lora.scale(layer["lora"]["alpha"], layer["lora"]["r"]) if has_lora else 1.0
+            sites[name] = Site(name=name, scale=scale, lora=has_lora, parts=parts)
+        return Layout(sites=sites, n=at, names=tuple(names), factors=factors)
+
+    def take(self, rows: Array, name: str) -> Array:
+        """View of ``layer.part`` in rows (..., n): shape (..., *shape)."""
+        layer, key = name.rsplit(".", 1)
+        span, shape = self.sites[layer].parts[key]
+        view: Array = rows[..., span].reshape(*rows.shape[:-1], *shape)
+        return view
+
+    def site(self, rows: Array, name: str) -> dict[str, Array]:
+        """Give views of all parts of a layer in rows (..., n)."""
+        return {key: self.take(rows, f"{name}.{key}") for key in self.sites[name].parts}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LteConfig:
+    """Every choice that LTE leaves open, by name.  [LTE-1 to LTE-10].
+
+    Parameters
+    ----------
+    spec : sequence of mapping
+        The network (:mod:`loko_ref.model`). Linears with ``lora`` are the low-rank sites; the
+        others are replica layers, one trainable copy a head, averaged at a merge.  [LTE-7]
+    heads : int
+        Number of heads, >= 1.
+    merge_every : int
+        Steps between merges, T >= 1. Not read by ``mhlora``.
+    mode : {"lte", "mhlora"}
+        LTE, or multi-head LoRA without merging.  [LTE-2, LTE-3]
+    realisation : {"shared", "copies"}
+        One shared weight and the factors last merged, or one weight copy a head.  [LTE-3, LTE-4]
+    reset : {"none", "B", "AB"}
+        What is reset after a merge: nothing; B = 0; B = 0 and A redrawn.  [LTE-6]
+    optimizer_state : {"keep", "reset"}
+        Whether momenta (or p and R) survive a merge.
+    merging : {"telescoped", "incremental"}
+        How W is formed: from the weight at the last reset, or from the last W.  [LTE-5]
+    scaling : {"mean", "sum"}
+        Of mhlora: scale / heads, or scale.  [LTE-2]
+    data : {"chunks", "replicated"}
+        Each head its own contiguous chunk of the batch, or the whole.
+    reduction : {"all", "own"}
+        Mean of the loss over all heads' samples, or each head's own mean.  [LTE-8]
+    loss : {"cross_entropy", "mse"}
+        Over classes; or squared error, mean over all entries.  [LTE-8]
+    optimizer : SGD, AdaGrad, AdamW or Loko
+        Inside each head.
+    filter_merge : {"keep", "shrink", "prior"}
+        What a merge does to LoKO's p, where its state is kept.  [LTE-10]
+    init : {"orthogonal", "kaiming", "gaussian"}
+        Law of A, at first and when redrawn.
+    seed : int
+        Seeds factors, redraws and the order of the data.
+    """
+
+    spec: Sequence[Mapping[str, Any]]
+    heads: int
+    merge_every: int = 8
+    mode: str = "lte"
+    realisation: str = "shared"
+    reset: str = "none"
+    optimizer_state: str = "keep"
+    merging: str = "telescoped"
+    scaling: str = "mean"
+    data: str = "chunks"
+    reduction: str = "all"
+    loss: str = "cross_entropy"
+    optimizer: SGD | AdaGrad | AdamW | Loko = field(default_factory=AdamW)
+    filter_merge: str = "keep"
+    init: str = "orthogonal"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every choice, and that they go together."""
+        for name, allowed in CHOICES.items():
+            check_choice(name, getattr(self, name), allowed)
+        for name, low in (("heads", 1), ("merge_every", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InputError(name, repr(value), "a whole number", "a float or a string")
+            check_range(name, value, low=low)
+        if not isinstance(self.optimizer, SGD | AdaGrad | AdamW | Loko):
+            raise InputError(
+                "optimizer",
+                type(self.optimizer).__name__,
+                "a configuration: SGD, AdaGrad, AdamW or Loko",
+                "a name in place of a configuration",
+            )
+        _ = self.template  # refuses a faulty spec
+        if not any(site.lora for site in self.layout.sites.values()):
+            raise InputError(
+                "spec", "no layer with 'lora'", "at least one", "a spec without LoRA sites"
+            )
+        for site in self.layout.sites.values():
+            if "bB" in site.parts and f"{site.name}.b" not in self.frozen:
+                raise InputError(
+                    "spec",
+                    f"branch biases on '{site.name}', which has no bias",
+                    "a layer with bias",
+                    "a merge would have nowhere to put scale(B bA + bB)",
+                )
+        if self.mode == "mhlora":
+            self._check_mhlora()
+        if isinstance(self.optimizer, Loko):
+            gaussian = self.filter("float64").observation == "gaussian"
+            if gaussian != (self.loss == "mse"):
+                raise InputError(
+                    "loss",
+                    f"'{self.loss}' with observation='{self.optimizer.observation}'",
+                    "'mse' with 'gaussian', 'cross_entropy' with the others",
+                    "an observation model for other data than the loss",
+                )
+        elif self.filter_merge != "keep":
+            raise InputError(
+                "filter_merge", repr(self.filter_merge), "'keep'", "an option of LoKO alone"
+            )
+        if self.optimizer_state == "reset" and self.filter_merge != "keep":
+            raise InputError(
+                "filter_merge",
+                f"'{self.filter_merge}' with optimizer_state='reset'",
+                "'keep'",
+                "a reset filter keeps no p that could be changed",
+            )
+
+    def _check_mhlora(self) -> None:
+        usual = {f.name: f.default for f in fields(self)}
+        for name in ("realisation", "reset", "optimizer_state", "reduction", "data"):
+            if getattr(self, name) != usual[name] and (name, getattr(self, name)) != (
+                "data",
+                "replicated",
+            ):
+                raise InputError(
+                    name,
+                    f"'{getattr(self, name)}' with mode='mhlora'",
+                    "its default",
+                    "mhlora is one network that never merges: every head sees the whole batch",
+                )
+        replicas = [site.name for site in self.layout.sites.values() if not site.lora]
+        if replicas and isinstance(self.optimizer, Loko):
+            raise InputError(
+                "optimizer",
+                f"loko with mode='mhlora' and layers {replicas} without LoRA",
+                "LoRA on every linear",
+                "each head's filter would estimate its own copy of a layer that is shared",
+            )
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Packing of one head's trainables."""
+        return Layout.of(self.spec)
+
+    @cached_property
+    def outputs(self) -> int:
+        """C, the network's outputs."""
+        return self.template.outputs
+
+    @cached_property
+    def inputs(self) -> int:
+        """Width of the network's input."""
+        return self.template.inputs
+
+    @cached_property
+    def template(self) -> Model:
+        """One head's network with zero weights: shapes, names, order."""
+        weights = {name: np.zeros(shape) for name, shape in param_shapes(self.spec).items()}
+        return Model(spec=self.spec, weights=weights, trainable=Layout.of(self.spec).names)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the shared weights: every W and b in model order."""
+        return tuple(k for k in param_shapes(self.spec) if k.rsplit(".", 1)[1] in ("W", "b"))
+
+    @cached_property
+    def _filters(self) -> dict[str, LokoConfig]:
+        return {}
+
+    def filter(self, dtype: Any) -> LokoConfig:
+        """Return the filter's configuration for one head (only shapes of its model are read)."""
+        assert isinstance(self.optimizer, Loko)
+        if str(dtype) in self._filters:
+            return self._filters[str(dtype)]
+        weights = {k: v.astype(dtype) for k, v in self.template.weights.items()}
+        model = Model(spec=self.spec, weights=weights, trainable=self.layout.names)
+        options = {f.name: getattr(self.optimizer, f.name) for f in fields(Loko)}
+        return self._filters.setdefault(str(dtype), LokoConfig(model=model, **options))
+
+    def as_json(self) -> dict[str, Any]:
+        """Every choice as JSON data, in a fixed order: what a checkpoint is compared by."""
+        found: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "spec":
+                value = [dict(layer) for layer in value]
+            elif f.name == "optimizer":
+                kind = next(k for k, v in OPTIMIZERS.items() if isinstance(value, v))
+                options = {g.name: getattr(value, g.name) for g in fields(value)}
+                if hasattr(options.get("p0"), "tolist"):
+                    options["p0"] = options["p0"].tolist()
+                value = {"kind": kind, **options}
+            found[f.name] = value
+        return found
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> LteConfig:
+        """Undo :meth:`as_json`."""
+        options = dict(data)
+        known = {f.name for f in fields(LteConfig)}
+        for name in options.keys() - known:
+            raise unknown_option("config", name, known)
+        described = dict(options.pop("optimizer", {"kind": "adamw"}))
+        kind = described.pop("kind", "adamw")
+        check_choice("optimizer", kind, OPTIMIZERS)
+        for name in described.keys() - {f.name for f in fields(OPTIMIZERS[kind])}:
+            raise unknown_option(kind, name, [f.name for f in fields(OPTIMIZERS[kind])])
+        return LteConfig(optimizer=OPTIMIZERS[kind](**described), **options)

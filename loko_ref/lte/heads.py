@@ -1,0 +1,346 @@
+"""The heads' networks: forward and vjp of all heads at once, one matrix product a head.
+
+Shapes: x (heads, batch, i); z (heads, batch, C); dz (k..., heads, batch, C), any leading axes of
+cotangents; theta (heads, n); W (o, i) shared or (heads, o, i) a copy each; A (heads, r, i);
+B (heads, o, r); bA (heads, r); bB (heads, o). ``heads`` is the number that this process holds.
+
+Every product is a stacked ``matmul``, which calls BLAS once a head: the bits of a head's results do
+not depend on how many others stand beside it. Flattening the heads into one product would be
+quicker, and would change the bits with the split.  [LTE-9]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loko_ref.arrays import Array, namespace
+from loko_ref.layers import linear
+from loko_ref.layers.activation import ACTIVATIONS, log_softmax_forward, softmax_forward
+from loko_ref.lte.config import Layout, LteConfig, Site
+
+__all__ = ["Heads", "forward", "gradient", "jacobian", "losses", "mhlora_params", "vjp"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heads:
+    """What the forward pass of some heads reads.
+
+    Attributes
+    ----------
+    theta : array (heads, n)
+        Trainables; in ``mhlora`` of all heads.
+    merged : array (heads, n) or None
+        With a shared weight: the trainables last merged (0 at first, and after a reset).
+    weights : mapping of str to array
+        Shared ``layer.W`` (o, i) and ``layer.b`` (o,); or with copies (heads, o, i), (heads, o).
+    """
+
+    theta: Array
+    merged: Array | None
+    weights: Mapping[str, Array]
+
+
+def _t(a: Array) -> Array:
+    return namespace(a).swapaxes(a, -1, -2)
+
+
+def _rows(b: Array) -> Array:
+    """Make a bias (o,) or (heads, o) addable to (heads, batch, o)."""
+    return b if b.ndim == 1 else b[:, None, :]
+
+
+def _branch(x: Array, p: Mapping[str, Array]) -> tuple[Array, Array]:
+    """``v = B u + bB`` with ``u = A x + bA``, head by head.  [LAY-2, LAY-3]."""
+    u = x @ _t(p["A"])  # (heads, batch, r)
+    if "bA" in p:
+        u = u + _rows(p["bA"])
+    v = u @ _t(p["B"])  # (heads, batch, o)
+    if "bB" in p:
+        v = v + _rows(p["bB"])
+    return u, v
+
+
+def _site_forward(
+    x: Array, site: Site, layout: Layout, heads: Heads
+) -> tuple[Array, tuple[Array, Array | None]]:
+    """One linear of every head.  [LTE-3, LTE-4, LTE-7].
+
+    LoRA site: ``y = W x + b + scale(B(Ax + bA) + bB) - scale(B'(A'x + bA') + bB')``, the last term
+    only with a shared weight; replica: ``y = W[head] x + b[head]``.
+    """
+    p = layout.site(heads.theta, site.name)
+    held = heads.weights if site.lora else {f"{site.name}.{k}": v for k, v in p.items()}
+    y = x @ _t(held[f"{site.name}.W"])  # (heads, batch, o)
+    b = held.get(f"{site.name}.b")
+    if b is not None:
+        y += _rows(b)
+    if not site.lora:
+        return y, (x, None)
+    u, v = _branch(x, p)
+    if heads.merged is not None:
+        v -= _branch(x, layout.site(heads.merged, site.name))[1]
+    y += site.scale * v
+    return y, (x, u)
+
+
+def _site_vjp(
+    dy: Array,
+    cache: tuple[Array, Array | None],
+    site: Site,
+    layout: Layout,
+    heads: Heads,
+    out: Array,
+    *,
+    per_sample: bool,
+    need_dx: bool,
+) -> Array | None:
+    """Cotangents of one linear of every head; the parameters' go into `out` (..., n).  [LTE-3].
+
+    The factors' cotangents use the full A and B; the factors last merged are constants, and are
+    felt in dx alone.
+    """
+    x, u = cache
+    xp = namespace(dy)
+    p = layout.site(heads.theta, site.name)
+    part = layout.site(out, site.name)  # views into `out`
+
+    def outer(d: Array, inp: Array, into: Array) -> None:
+        if per_sample:  # (k, heads, batch, a, 1) * (heads, batch, 1, c)
+            xp.multiply(d[..., :, None], inp[..., None, :], out=into)
+        else:
+            into[...] = _t(d) @ inp
+
+    def total(d: Array, into: Array) -> None:
+        into[...] = d if per_sample else d.sum(axis=-2)
+
+    if not site.lora:
+        outer(dy, x, part["W"])
+        if "b" in part:
+            total(dy, part["b"])
+        return dy @ p["W"] if need_dx else None
+    assert u is not None
+    dv = dy if site.scale == 1 else site.scale * dy  # (..., heads, batch, o)
+    outer(dv, u, part["B"])
+    if "bB" in part:
+        total(dv, part["bB"])
+    du = dv @ p["B"]  # (..., heads, batch, r)
+    outer(du, x, part["A"])
+    if "bA" in part:
+        total(du, part["bA"])
+    if not need_dx:
+        return None
+    dx = dy @ heads.weights[f"{site.name}.W"]  # (..., heads, batch, i)
+    dx += du @ p["A"]
+    if heads.merged is not None:
+        old = layout.site(heads.merged, site.name)
+        dx -= (dv @ old["B"]) @ old["A"]
+    return dx
+
+
+def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]]:
+    """Compute every head's outputs on its own samples; mhlora: the one network's.  [LTE-2, LTE-3].
+
+    Parameters
+    ----------
+    config : LteConfig
+        The choices.
+    heads : Heads
+        Weights and factors.
+    x : array (heads, batch, i); in mhlora (batch, i)
+        Inputs.
+
+    Returns
+    -------
+    z : array (heads, batch, C); in mhlora (batch, C)
+    cache : list
+        One entry a layer, for :func:`vjp`.
+    """
+    caches: list[Any] = []
+    for layer in config.spec:
+        if layer["kind"] != "linear":
+            x, kept = ACTIVATIONS[layer["kind"]][0](x)
+            caches.append(kept)
+            continue
+        site = config.layout.sites[layer["name"]]
+        if config.mode == "mhlora":
+            params, scale = mhlora_params(config, heads, site)
+            x, kept_linear = linear.forward(x, params, scale)
+            caches.append(kept_linear)
+        else:
+            x, kept_site = _site_forward(x, site, config.layout, heads)
+            caches.append(kept_site)
+    return x, caches
+
+
+def vjp(
+    config: LteConfig, heads: Heads, dz: Array, cache: list[Any], *, per_sample: bool = False
+) -> Array:
+    """Pull cotangents back to every head's trainables.  [LAY-9, LTE-2, LTE-3].
+
+    Parameters
+    ----------
+    config, heads, cache
+        As for :func:`forward`.
+    dz : array (k..., heads, batch, C); in mhlora (k, batch, C)
+        Cotangents of the outputs.
+    per_sample : bool
+        Whether to keep the batch axis.
+
+    Returns
+    -------
+    array (k..., heads, n), or (k..., heads, batch, n) with `per_sample`
+    """
+    xp = namespace(dz)
+    n = config.layout.n
+    shared = config.mode == "mhlora"
+    if shared:
+        lead = (dz.shape[0], heads.theta.shape[0], *((dz.shape[1],) if per_sample else ()))
+    else:
+        lead = dz.shape[:-1] if per_sample else dz.shape[:-2]
+    out = xp.empty((*lead, n), dtype=dz.dtype)
+    todo = len(config.layout.sites)
+    for layer, kept in zip(reversed(list(config.spec)), reversed(cache), strict=True):
+        if layer["kind"] != "linear":
+            dz = ACTIVATIONS[layer["kind"]][1](dz, kept)
+            continue
+        todo -= 1
+        site = config.layout.sites[layer["name"]]
+        if shared:
+            dx = _mhlora_vjp(config, heads, site, dz, kept, out, per_sample, todo > 0)
+        else:
+            dx = _site_vjp(
+                dz,
+                kept,
+                site,
+                config.layout,
+                heads,
+                out,
+                per_sample=per_sample,
+                need_dx=todo > 0,
+            )
+        if dx is None:
+            break
+        dz = dx
+    return out
+
+
+def mhlora_params(config: LteConfig, heads: Heads, site: Site) -> tuple[dict[str, Array], float]:
+    """All heads of a site as one LoRA branch of rank heads * r.  [LTE-2].
+
+    ``sum_head B[head] A[head] = [B[0] ... ] [A[0]; ...]``; scale / heads, or scale, by name.
+    """
+    xp = namespace(heads.theta)
+    N = heads.theta.shape[0]
+    p = config.layout.site(heads.theta, site.name)
+    if not site.lora:  # the heads' copies are equal: they got equal gradients from equal starts
+        return {key: value[0] for key, value in p.items()}, 1.0
+    keys = ("W", "b")
+    params = {
+        k: heads.weights[f"{site.name}.{k}"] for k in keys if f"{site.name}.{k}" in heads.weights
+    }
+    o, r = p["B"].shape[1:]
+    params["A"] = p["A"].reshape(N * r, -1)
+    params["B"] = xp.swapaxes(p["B"], 0, 1).reshape(o, N * r)
+    if "bA" in p:
+        params["bA"], params["bB"] = p["bA"].reshape(N * r), p["bB"].sum(axis=0)
+    return params, site.scale / N if config.scaling == "mean" else site.scale
+
+
+def _mhlora_vjp(
+    config: LteConfig,
+    heads: Heads,
+    site: Site,
+    dz: Array,
+    kept: Any,
+    out: Array,
+    per_sample: bool,
+    need_dx: bool,
+) -> Array | None:
+    """Cotangents of the concatenated branch, handed out to the heads.  [LTE-2]."""
+    need = ("A", "B", "bA", "bB") if site.lora else ("W", "b")
+    dx, found = linear.vjp(dz, kept, need, per_sample=per_sample, need_dx=need_dx)
+    N = heads.theta.shape[0]
+    part = config.layout.site(out, site.name)  # (k, heads[, batch], *shape)
+    xp = namespace(out)
+    lead = out.shape[0:1] + out.shape[2:-1]  # (k[, batch])
+    for key, value in found.items():
+        if key == "A":
+            split = value.reshape(*lead, N, *part["A"].shape[-2:])
+        elif key == "B":
+            o, r = part["B"].shape[-2:]
+            split = xp.moveaxis(value.reshape(*lead, o, N, r), -2, -3)
+        elif key == "bA":
+            split = value.reshape(*lead, N, part["bA"].shape[-1])
+        else:  # bB and the replicas are one for all heads
+            part[key][...] = value[:, None]
+            continue
+        part[key][...] = xp.moveaxis(split, len(lead), 1)
+    return dx
+
+
+def losses(config: LteConfig, z: Array, y: Array) -> tuple[Array, Array]:
+    """Each head's mean loss, and its cotangent under the reduction asked for.  [LTE-8].
+
+    Parameters
+    ----------
+    config : LteConfig
+        ``loss`` and ``reduction``.
+    z, y : array (heads, batch, C); in mhlora (batch, C)
+        Outputs; one-hot rows, or real targets.
+
+    Returns
+    -------
+    loss : array (heads,); in mhlora (1,)
+        Mean cross-entropy, or squared error mean over all entries, of each head's samples.
+    dz : array like z
+        d(loss)/dz; with ``reduction="all"`` divided by the number of heads.
+    """
+    batch, C = z.shape[-2:]
+    lead = z.shape[0] if z.ndim == 3 else 1
+    if config.loss == "cross_entropy":
+        loss = -(y * log_softmax_forward(z)[0]).reshape(lead, -1).sum(axis=1) / batch
+        dz, count = softmax_forward(z)[0] - y, batch
+    else:
+        e = z - y
+        loss = (e * e).reshape(lead, -1).sum(axis=1) / (batch * C)
+        dz, count = 2 * e, batch * C
+    if config.reduction == "all" and config.mode == "lte":
+        count *= config.heads
+    return loss, dz / count
+
+
+def gradient(config: LteConfig, heads: Heads, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Compute outputs, losses and every head's gradient.  [LTE-3, LTE-8].
+
+    Returns
+    -------
+    z : array (heads, batch, C) or (batch, C)
+    loss : array (heads,) or (1,)
+    g : array (heads, n)
+    """
+    z, cache = forward(config, heads, x)
+    loss, dz = losses(config, z, y)
+    if config.mode == "mhlora":
+        return z, loss, vjp(config, heads, dz[None], cache)[0]
+    return z, loss, vjp(config, heads, dz, cache)
+
+
+def jacobian(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, Array]:
+    """Compute outputs and every head's Jacobian Z = dz/dtheta[head].  [LAY-10, LTE-10].
+
+    Returns
+    -------
+    z : array (heads, batch, C) or (batch, C)
+    Z : array (heads, batch * C, n)
+        Row b * C + j of a head is the derivative of its output j on its sample b.
+    """
+    z, cache = forward(config, heads, x)
+    xp = namespace(z)
+    C = z.shape[-1]
+    rows = xp.eye(C, dtype=z.dtype).reshape(C, *(1,) * (z.ndim - 1), C)
+    dz = xp.broadcast_to(rows, (C, *z.shape))
+    parts = vjp(config, heads, dz, cache, per_sample=True)  # (C, heads, batch, n)
+    Z = xp.moveaxis(parts, 0, 2)  # (heads, batch, C, n)
+    return z, Z.reshape(Z.shape[0], -1, Z.shape[-1])

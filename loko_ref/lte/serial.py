@@ -1,0 +1,331 @@
+"""LTE's step, and the run that strings steps, merges and resets together.
+
+Shapes: x (batch, i) a whole batch, or (heads, batch, i) one a head; theta (own heads, n);
+W (o, i); A (heads, r, i); B (heads, o, r).
+
+The same code drives one process and many: the team (:mod:`loko_ref.lte.team`) says which heads are
+held here and brings the others' factors at a merge. Nothing else depends on the split.  [LTE-9]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from loko_ref import loko, optimizers
+from loko_ref.arrays import Array, namespace
+from loko_ref.checks import check_finite, check_floats, check_shape
+from loko_ref.errors import InputError, NumericalError
+from loko_ref.kalman.observation import one_hot
+from loko_ref.lte import heads as net
+from loko_ref.lte.config import Loko, LteConfig
+from loko_ref.lte.merging import merge, reset
+from loko_ref.lte.state import LteState, heads_of
+from loko_ref.lte.team import ALONE, Team
+
+__all__ = [
+    "Event",
+    "StepRecord",
+    "Trace",
+    "bytes_per_merge",
+    "deal",
+    "iterate",
+    "run",
+    "step",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepRecord:
+    """What happened in one step.
+
+    Attributes
+    ----------
+    z : array (own heads, batch, C); in mhlora (batch, C)
+        Outputs.
+    loss : array (own heads,); in mhlora (1,)
+        Each head's own mean loss before the step.
+    gradient : array (own heads, n) or None
+        None with LoKO.
+    """
+
+    z: Array
+    loss: Array
+    gradient: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Event:
+    """A step, a merge or a reset, and the state after it."""
+
+    kind: str
+    state: LteState
+    record: StepRecord | None = None
+
+
+def deal(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[Array, Array]:
+    """Hand out a batch: each head its contiguous chunk, or the whole; targets one-hot.  [LTE-1].
+
+    Parameters
+    ----------
+    x : array (batch, i) or (heads, batch, i)
+        One batch for all, to be dealt; or one a head, as a recorded run may have it.
+    y : array (batch,) of int, (batch, C), or with a leading axis of heads
+        Labels, one-hot rows, or real targets.
+
+    Returns
+    -------
+    x, y : arrays (own heads, batch, ...); in mhlora (batch, ...)
+
+    Raises
+    ------
+    InputError
+        If the batch does not divide by the heads, or a shape is not as stated.
+    """
+    xp = namespace(x)
+    check_floats(theta=state.theta, x=x)
+    each = x.ndim == 3
+    check_shape("x", x, (config.heads, "batch", "i") if each else ("batch", "i"))
+    check_shape("x", x, (*x.shape[:-1], config.inputs))
+    check_finite(x=x)
+    lead = x.shape[:-1]
+    if x.shape[0] == 0 or x.shape[-2] == 0:
+        raise InputError("x", "an empty batch", "at least one sample", "a loader at its end")
+    C = config.outputs
+    if y.dtype.kind in "iu" and config.loss == "cross_entropy":
+        check_shape("y", y, lead)
+        y = one_hot(y.reshape(-1), C, x).reshape(*lead, C)
+    else:
+        check_shape("y", y, (*lead, C))
+        check_floats(x=x, y=y)
+        check_finite(y=y)
+    own = state.own
+    if config.mode == "mhlora":
+        if each:
+            raise InputError(
+                "x", f"shape {tuple(x.shape)}", "(batch, i)", "mhlora: all heads see one batch"
+            )
+        return x, y
+    if each:
+        return x[own], y[own]
+    if config.data == "replicated":
+        count = own.stop - own.start
+        return xp.broadcast_to(x, (count, *x.shape)), xp.broadcast_to(y, (count, *y.shape))
+    if x.shape[0] % config.heads:
+        raise InputError(
+            "batch",
+            x.shape[0],
+            f"a multiple of heads = {config.heads}",
+            "data='chunks' gives every head an equal share; take another batch or "
+            "data='replicated'",
+        )
+    x = x.reshape(config.heads, -1, x.shape[-1])
+    return x[own], y.reshape(config.heads, -1, C)[own]
+
+
+def step(
+    config: LteConfig, state: LteState, x: Array, y: Array, team: Team = ALONE
+) -> tuple[LteState, StepRecord]:
+    """One optimizer step of every head held here.  [LTE-2, LTE-3, LTE-8, LTE-10].
+
+    Parameters
+    ----------
+    config, state
+        The choices; untouched.
+    x, y : arrays
+        A batch, as :func:`deal` takes it.
+    team : Team
+        In ``mhlora`` the factors travel after each step.
+
+    Returns
+    -------
+    state : LteState
+    record : StepRecord
+
+    Raises
+    ------
+    InputError
+        If the batch is not as stated.
+    NumericalError
+        If a gradient is no longer finite, or a filter's matrix is singular; names the step.
+    """
+    x, y = deal(config, state, x, y)
+    if isinstance(config.optimizer, Loko):
+        after, record = _filter_step(config, state, x, y)
+    else:
+        after, record = _gradient_step(config, state, x, y)
+    if config.mode == "mhlora":
+        after = replace(after, merged=team.gather(after.theta, config.heads))
+    return after, record
+
+
+def _gradient_step(
+    config: LteConfig, state: LteState, x: Array, y: Array
+) -> tuple[LteState, StepRecord]:
+    z, loss, g = net.gradient(config, heads_of(config, state), x, y)
+    if config.mode == "mhlora":
+        g = g[state.own]
+    if not bool(namespace(g).isfinite(g).all()):
+        raise NumericalError(
+            "gradient", None, "The run diverged: take a smaller learning rate.", state.step
+        )
+    assert not isinstance(config.optimizer, Loko)
+    shape = state.theta.shape
+    before = optimizers.OptimizerState(
+        theta=state.theta.reshape(-1),
+        slots={k: v.reshape(-1) for k, v in state.slots.items()},
+        step=state.optimizer_step,
+    )
+    new = optimizers.step(before, g.reshape(-1), config.optimizer)  # [OPT-1, OPT-2, OPT-3]
+    after = replace(
+        state,
+        theta=new.theta.reshape(shape),
+        slots={k: v.reshape(shape) for k, v in new.slots.items()},
+        step=state.step + 1,
+        optimizer_step=new.step,
+    )
+    return after, StepRecord(z=z, loss=loss, gradient=g)
+
+
+def _filter_step(
+    config: LteConfig, state: LteState, x: Array, y: Array
+) -> tuple[LteState, StepRecord]:
+    """LoKO in each head: its own linearisation, its own p and R.  [LTE-10]."""
+    xp = namespace(state.theta)
+    view = heads_of(config, state)
+    z, Z = net.jacobian(config, view, x)
+    loss, _ = net.losses(config, z, y)
+    filters = config.filter(state.theta.dtype)
+    shared = config.mode == "mhlora"
+    theta, p, R = [], [], []
+    for row in range(state.theta.shape[0]):
+        head = state.first + row if shared else row
+
+        def outputs(moved: Array, row: int = row, head: int = head) -> Array:
+            rows = view.theta.copy()
+            rows[head] = moved
+            after_z, _ = net.forward(config, replace(view, theta=rows), x)
+            return after_z if shared else after_z[row]
+
+        own = loko.LokoState(
+            theta=state.theta[row],
+            p=state.slots["p"][row],
+            R=None if state.R is None else state.R[row],
+            step=state.step,
+        )
+        new, _ = loko.advance(
+            own,
+            filters,
+            z if shared else z[row],
+            Z[head],
+            y if shared else y[row],
+            outputs,
+        )
+        theta.append(new.theta)
+        p.append(new.p)
+        R.append(new.R)
+    after = replace(
+        state,
+        theta=xp.stack(theta),
+        slots={"p": xp.stack(p)},
+        R=None if state.R is None else xp.stack(R),
+        step=state.step + 1,
+        optimizer_step=state.optimizer_step + 1,
+    )
+    return after, StepRecord(z=z, loss=loss)
+
+
+def bytes_per_merge(config: LteConfig, itemsize: int) -> int:
+    """Logical bytes of the factors (and replicas) of all heads: what one merge sends.  [LTE-9].
+
+    ``itemsize * heads * n`` with n = sum over sites of r(i + o) (and r + o for branch biases).
+    """
+    return itemsize * config.heads * config.layout.n
+
+
+Batches = Iterable[tuple[Array, Array]]
+Redraws = Callable[[int], Mapping[str, Array]] | None
+
+
+def iterate(
+    config: LteConfig,
+    state: LteState,
+    batches: Batches,
+    *,
+    team: Team = ALONE,
+    redraws: Redraws = None,
+    close: bool = False,
+) -> Iterator[Event]:
+    """Take steps, merges and resets in turn, each an :class:`Event`.  [LTE-3, LTE-5, LTE-6].
+
+    Parameters
+    ----------
+    config, state
+        The choices; where to begin (a resumed state goes on from its step).
+    batches : iterable of (x, y)
+        One a step.
+    team : Team
+        Who holds what.
+    redraws : callable, optional
+        Number of the merge (from 1) -> the redrawn A of every site, (heads, r, i).
+    close : bool
+        Whether a last merge closes a run that ends between merges.
+    """
+    size = 1
+    due = config.mode == "lte"
+    for x, y in batches:
+        team.log(state.step, "step")
+        state, record = step(config, state, x, y, team)
+        size = record.z.shape[-2]
+        yield Event(kind="step", state=state, record=record)
+        if due and state.step % config.merge_every == 0:
+            for event in _merge_events(config, state, team, redraws, size):
+                state = event.state
+                yield event
+    if close and due and state.step % config.merge_every:
+        yield from _merge_events(config, state, team, redraws, size)
+
+
+def _merge_events(
+    config: LteConfig, state: LteState, team: Team, redraws: Redraws, batch: int
+) -> Iterator[Event]:
+    team.log(state.step, f"merge {state.merges + 1}")
+    state = merge(config, state, team, batch=batch)
+    yield Event(kind="merge", state=state)
+    if config.reset != "none":
+        drawn = redraws(state.merges) if redraws is not None and config.reset == "AB" else None
+        state = reset(config, state, drawn, batch=batch)
+        yield Event(kind="reset", state=state)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """A run's events in order."""
+
+    events: list[Event] = field(default_factory=list)
+
+
+def run(
+    config: LteConfig,
+    state: LteState,
+    batches: Batches,
+    *,
+    team: Team = ALONE,
+    redraws: Redraws = None,
+    close: bool = False,
+) -> tuple[LteState, Trace]:
+    """Run over all batches and keep every event; repeats a recorded run of another's code.
+
+    Parameters and order as for :func:`iterate`.
+
+    Returns
+    -------
+    state : LteState
+        After the last event.
+    trace : Trace
+    """
+    trace = Trace()
+    for event in iterate(config, state, batches, team=team, redraws=redraws, close=close):
+        trace.events.append(event)
+        state = event.state
+    return state, trace

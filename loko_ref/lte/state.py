@@ -1,0 +1,306 @@
+"""What LTE carries from step to step, how it begins, and its fingerprint.
+
+Shapes: theta (own heads, n); merged (heads, n); W (o, i); copies (own heads, o, i);
+slots (own heads, n); p (own heads, n); R (own heads, m, m) with m = batch * C.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from loko_ref import loko, lora, optimizers
+from loko_ref.arrays import Array, asarray, namespace, to_host
+from loko_ref.checks import check_finite, check_floats, check_shape
+from loko_ref.errors import InputError
+from loko_ref.lte.config import Loko, LteConfig
+from loko_ref.lte.heads import Heads
+from loko_ref.lte.team import ALONE, Team, span
+from loko_ref.model import Model, init_model
+
+__all__ = [
+    "LteState",
+    "draw_factors",
+    "draw_weights",
+    "fingerprint",
+    "fresh_copies",
+    "fresh_optimizer",
+    "head_arrays",
+    "heads_of",
+    "init",
+    "merged_model",
+    "shared_arrays",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LteState:
+    """What the next step needs, for the heads that this process holds.
+
+    Attributes
+    ----------
+    weights : mapping of str to array
+        Every W and b as last merged; a replica's is the mean of its copies.
+    base : mapping of str to array
+        The same at the last reset (the initial ones before it), from which W telescopes.  [LTE-5]
+    theta : array (own heads, n)
+        Trainables.
+    merged : array (heads, n) or None
+        All heads' trainables as last merged; None before the first merge and after a reset.
+        In ``mhlora``: all heads' trainables now.
+    copies : mapping of str to array (own heads, o, i) or (own heads, o)
+        Weight copies; empty with a shared weight.
+    slots : mapping of str to array (own heads, n)
+        Optimizer state: momenta; or LoKO's ``p``.
+    R : array (own heads, m, m) or None
+        LoKO's noise estimate.
+    first : int
+        Number of the first head held.
+    step, merges, optimizer_step : int
+        Steps and merges done; steps since the optimizer's state was begun.
+    """
+
+    weights: Mapping[str, Array]
+    base: Mapping[str, Array]
+    theta: Array
+    merged: Array | None = None
+    copies: Mapping[str, Array] = field(default_factory=dict)
+    slots: Mapping[str, Array] = field(default_factory=dict)
+    R: Array | None = None
+    first: int = 0
+    step: int = 0
+    merges: int = 0
+    optimizer_step: int = 0
+
+    @property
+    def own(self) -> slice:
+        """The heads held, as a slice of all heads."""
+        return slice(self.first, self.first + self.theta.shape[0])
+
+
+def draw_weights(config: LteConfig, dtype: str = "float64") -> dict[str, np.ndarray]:
+    """Draw W (He, uniform) and b = 0 from the seed: the same for every mode and baseline."""
+    plain = [{k: v for k, v in layer.items() if k != "lora"} for layer in config.spec]
+    rng = np.random.default_rng([config.seed, 0])
+    return dict(init_model(rng, plain, dtype=dtype).weights)
+
+
+def draw_factors(
+    config: LteConfig, head: int, redraw: int, dtype: Any = "float64"
+) -> dict[str, np.ndarray]:
+    """Draw a head's factors at its `redraw`-th drawing (0: the initial one).  [LORA-1, LTE-6].
+
+    The numbers depend on seed, head and `redraw` alone, so that every split over processes, and
+    every resumed run, draws the same.
+    """
+    rng = np.random.default_rng([config.seed, 1, redraw, head])
+    drawn: dict[str, np.ndarray] = {}
+    for layer in config.spec:
+        if layer["kind"] == "linear" and layer.get("lora"):
+            site = layer["lora"]
+            factors = lora.init_factors(
+                rng,
+                layer["in"],
+                layer["out"],
+                site["r"],
+                init=config.init,
+                bias=site.get("bias", False),
+                dtype=dtype,
+            )
+            drawn |= {f"{layer['name']}.{k}": v for k, v in factors.items()}
+    return drawn
+
+
+def _checked(config: LteConfig, weights: Mapping[str, Array]) -> None:
+    shapes = {k: config.template.weights[k].shape for k in config.frozen}
+    if weights.keys() != shapes.keys():
+        raise InputError(
+            "weights",
+            f"{sorted(weights)}",
+            f"exactly {sorted(shapes)}",
+            "factors among the weights, or a spec with another naming",
+        )
+    check_floats(**weights)
+    for name, shape in shapes.items():
+        check_shape(name, weights[name], shape)
+    check_finite(**weights)
+
+
+def init(
+    config: LteConfig,
+    *,
+    weights: Mapping[str, Array] | None = None,
+    factors: Mapping[str, Array] | None = None,
+    batch: int = 1,
+    dtype: str = "float64",
+    team: Team = ALONE,
+) -> LteState:
+    """State before the first step.  [LTE-1].
+
+    Parameters
+    ----------
+    config : LteConfig
+        The choices.
+    weights : mapping of str to array, optional
+        Initial ``layer.W``, ``layer.b``; drawn from the seed by default.
+    factors : mapping of str to array (heads, *shape), optional
+        Initial ``layer.A``, ``layer.B``, ...; drawn from the seed by default.
+    batch : int
+        Samples that one head sees in a step (LoKO's R is (batch C, batch C)).
+    dtype : {"float64", "float32"}
+        Of what is drawn.
+    team : Team
+        Says which heads are held here.
+
+    Raises
+    ------
+    InputError
+        If there are more processes than heads, or an array is missing, misshapen or not finite.
+    """
+    if team.size > config.heads:
+        raise InputError(
+            "heads",
+            f"{config.heads} heads on {team.size} ranks",
+            "at least as many heads as ranks",
+            "mpiexec -n larger than --heads: a rank would have nothing to do",
+        )
+    own = span(config.heads, team.rank, team.size)
+    held = dict(weights if weights is not None else draw_weights(config, dtype))
+    _checked(config, held)
+    like = next(iter(held.values()))
+    xp = namespace(like)
+    layout = config.layout
+    theta = xp.zeros((own.stop - own.start, layout.n), dtype=like.dtype)
+    if factors is not None:
+        wanted = {k for k in layout.names if layout.sites[k.rsplit(".", 1)[0]].lora}
+        if factors.keys() != wanted:
+            raise InputError(
+                "factors", f"{sorted(factors)}", f"exactly {sorted(wanted)}", "another naming"
+            )
+        check_floats(weights=like, **factors)
+        check_finite(**factors)
+    for row, head in enumerate(range(own.start, own.stop)):
+        drawn = draw_factors(config, head, 0, like.dtype) if factors is None else {}
+        for name in layout.names:
+            target = layout.take(theta, name)
+            if name in held:
+                target[row] = held[name]
+            elif factors is not None:
+                check_shape(name, factors[name], (config.heads, *target.shape[1:]))
+                target[row] = factors[name][head]
+            else:
+                target[row] = asarray(drawn[name], like)
+    copies = fresh_copies(config, held, theta.shape[0]) if config.realisation == "copies" else {}
+    slots, R = fresh_optimizer(config, theta, batch)
+    merged = team.gather(theta, config.heads) if config.mode == "mhlora" else None
+    return LteState(
+        weights=held,
+        base=held,
+        theta=theta,
+        merged=merged,
+        copies=copies,
+        slots=slots,
+        R=R,
+        first=own.start,
+    )
+
+
+def fresh_copies(config: LteConfig, weights: Mapping[str, Array], own: int) -> dict[str, Array]:
+    """One copy of W (and of b where the branch has biases) a head."""
+    copies = {}
+    for site in config.layout.sites.values():
+        if not site.lora:
+            continue
+        for key in ("W", "b") if "bB" in site.parts else ("W",):
+            value = weights[f"{site.name}.{key}"]
+            copies[f"{site.name}.{key}"] = namespace(value).stack([value] * own)
+    return copies
+
+
+def fresh_optimizer(
+    config: LteConfig, theta: Array, batch: int
+) -> tuple[dict[str, Array], Array | None]:
+    """Optimizer state before its first step: slots of zeros; LoKO's p0 and R_0 = r0 I."""
+    if isinstance(config.optimizer, Loko):
+        xp = namespace(theta)
+        begun = [loko.init_at(config.filter(theta.dtype), row, batch) for row in theta]
+        R = None if begun[0].R is None else xp.stack([s.R for s in begun])
+        return {"p": xp.stack([s.p for s in begun])}, R
+    slots = optimizers.init(theta.reshape(-1), config.optimizer).slots
+    return {k: v.reshape(theta.shape) for k, v in slots.items()}, None
+
+
+def heads_of(config: LteConfig, state: LteState) -> Heads:
+    """Pick what the forward pass reads of a state."""
+    if config.mode == "mhlora":
+        assert state.merged is not None
+        return Heads(theta=state.merged, merged=None, weights=state.weights)
+    shared = config.realisation == "shared"
+    merged = state.merged[state.own] if shared and state.merged is not None else None
+    weights = {**state.weights, **state.copies}
+    return Heads(theta=state.theta, merged=merged, weights=weights)
+
+
+def merged_model(config: LteConfig, weights: Mapping[str, Array]) -> Model:
+    """Plain network of merged weights, for evaluation and as a start elsewhere."""
+    spec = [{k: v for k, v in layer.items() if k != "lora"} for layer in config.spec]
+    return Model(spec=spec, weights=dict(weights), trainable=tuple(weights))
+
+
+def shared_arrays(config: LteConfig, state: LteState) -> dict[str, Array]:
+    """Arrays that every rank holds alike, in the order of the fingerprint.
+
+    ``weights.<layer>.W``, ``weights.<layer>.b`` in model order, then ``base.`` likewise.
+    """
+    found = {f"weights.{k}": state.weights[k] for k in config.frozen}
+    return found | {f"base.{k}": state.base[k] for k in config.frozen}
+
+
+def head_arrays(config: LteConfig, state: LteState, row: int) -> dict[str, Array]:
+    """Arrays of one head, in the order of the fingerprint.
+
+    ``theta``; ``merged`` (where there was a merge); ``copies.<layer>.W`` in model order;
+    ``slots.<name>`` by name (LoKO's p among them); ``R``.
+    """
+    found: dict[str, Array] = {"theta": state.theta[row]}
+    if state.merged is not None and config.mode == "lte":
+        found["merged"] = state.merged[state.first + row]
+    found |= {f"copies.{k}": v[row] for k, v in state.copies.items()}
+    found |= {f"slots.{k}": state.slots[k][row] for k in sorted(state.slots)}
+    if state.R is not None:
+        found["R"] = state.R[row]
+    return found
+
+
+def _digest(arrays: Mapping[str, Array]) -> str:
+    """SHA-256 over name, dtype, shape and little-endian bytes of each array in order."""
+    h = hashlib.sha256()
+    for name, array in arrays.items():
+        host = np.ascontiguousarray(to_host(array))
+        little = host.astype(host.dtype.newbyteorder("<"), copy=False)
+        h.update(f"{name} {little.dtype.str} {list(host.shape)}\n".encode())
+        h.update(little.tobytes())
+    return h.hexdigest()
+
+
+def fingerprint(config: LteConfig, state: LteState, team: Team = ALONE) -> str:
+    """SHA-256 of the whole state: every weight, factor, optimizer state and counter.  [LTE-9].
+
+    The hash of these lines: ``loko-ref/lte-state/1``; ``step S merges M optimizer_step K``;
+    ``shared D`` with D the digest of :func:`shared_arrays`; ``head H D`` for each head in order
+    with D the digest of :func:`head_arrays`. A digest is the SHA-256 over, array by array, a line
+    ``name dtype [shape]`` and the little-endian bytes in C order. Only digests travel.
+    """
+    own = [_digest(head_arrays(config, state, row)) for row in range(state.theta.shape[0])]
+    digests: Sequence[str] = [d for part in team.collect(own) for d in part]
+    lines = [
+        "loko-ref/lte-state/1",
+        f"step {state.step} merges {state.merges} optimizer_step {state.optimizer_step}",
+        f"shared {_digest(shared_arrays(config, state))}",
+        *(f"head {head} {digest}" for head, digest in enumerate(digests)),
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
