@@ -31,3 +31,12 @@ def _root(
     ),
 ) -> None:
     """The correctness oracle for LoKO and LTE."""
+
+
+from loko_ref.cli.operations import operations  # noqa: E402
+from loko_ref.cli.train import train  # noqa: E402
+from loko_ref.cli.verify import verify  # noqa: E402
+
+app.command("verify")(verify)
+app.command("operations")(operations)
+app.command("train")(train)

@@ -1,0 +1,306 @@
+"""``loko-ref train``: watch LoKO learn a shifted world, beside first-order optimizers."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from loko_ref import runs, storage, training
+from loko_ref.arrays import get_backend
+from loko_ref.cli.options import describe, parse_optimizers, parse_variants
+from loko_ref.errors import InputError, unknown_option
+from loko_ref.runconfig import BASELINES, RunConfig
+from loko_ref.runs import Entry
+
+__all__ = ["SCHEMA", "train"]
+
+SCHEMA = "loko-ref/train/1"
+SEEDS = (0, 1, 2)
+
+
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits (default), breast_cancer, wine, iris, or diabetes (regression)."),
+    ] = None,
+    shift: Annotated[
+        str | None,
+        typer.Option(
+            help="rotate90 (images; their default), permute, invert (the tables' default), "
+            "noise, none."
+        ),
+    ] = None,
+    optimizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="loko, sgd, adagrad, adamw, with options as NAME,KEY=VALUE,...; repeatable. "
+            "Default: loko and adamw."
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LoKO's choices as [OBSERVATION,]KEY=VALUE,...: observation, noise, timing, beta, "
+            "r0, p0 (or p0.SITE), covariance, diagonal, form, lam, q, center. Each one that begins "
+            "with an observation's name is a run of its own."
+        ),
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Repeatable. Default: 0, 1 and 2.")] = None,
+    p0: Annotated[float | None, typer.Option(help="LoKO's prior variance (glm: 0.05).")] = None,
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Learning rate of all first-order optimizers, or NAME=RATE; repeatable. "
+            "Defaults are torch's (sgd, adagrad 0.01; adamw 0.001)."
+        ),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step, stacked. Default 1.")] = None,
+    label_noise: Annotated[
+        float | None, typer.Option(help="Share of the stream's labels made wrong.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float64 (default) or float32.")] = None,
+    backend: Annotated[str | None, typer.Option(help="numpy (default) or cupy.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help=f"Write the results (schema {SCHEMA}).")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curves: F.svg (or .png).")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Keep a checkpoint: F.npz or F.safetensors.")
+    ] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on from a checkpoint; its own options are taken if none are given."),
+    ] = None,
+    stop_after: Annotated[
+        int | None, typer.Option(help="Stop after so many steps, to go on later with --resume.")
+    ] = None,
+) -> None:
+    """Train LoRA factors on a stream of shifted real data, by LoKO and by first-order optimizers.
+
+    A base network is trained on unshifted data (digits: 64-128-128-10), LoRA (r = 4) is put on
+    every linear, and the shifted stream is learned once. Exit code 1 if a run diverged.
+    """
+    if json_file is not None:
+        storage.check_target("--json", json_file)
+    if plot is not None:
+        storage.check_target("--plot", plot, ".svg", ".png")
+    if checkpoint is not None:
+        storage.check_target("--checkpoint", checkpoint, *storage.SUFFIXES)
+    if stop_after is not None and checkpoint is None:
+        raise InputError("--stop-after", stop_after, "--checkpoint F too", "nothing would be kept")
+    about: dict[str, Any] = {
+        "data": data,
+        "shift": shift,
+        "batch": batch,
+        "label_noise": label_noise,
+        "dtype": dtype,
+        "backend": backend,
+    }
+    about = {key: value for key, value in about.items() if value is not None}
+    configs: list[RunConfig] | None = None
+    chosen = (optimizer, variant, seed, p0, lr)
+    if resume is None or about or any(value is not None for value in chosen):
+        configs = _configs(about, optimizer, variant, seed, p0, lr)
+        get_backend(configs[0].backend)  # before the base is trained
+    entries = _watched(configs, checkpoint, checkpoint_every, resume, stop_after)
+
+    console = Console()
+    if any(entry.result for entry in entries):
+        console.print(_table([entry for entry in entries if entry.result]))
+    complain = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    failed = [entry for entry in entries if entry.failure]
+    for entry in failed:
+        assert entry.failure is not None
+        complain.print(f"diverged: {_name(entry)}, seed {entry.config.seed}: {_reason(entry)}")
+    if json_file is not None:
+        storage.write_bytes(json_file, _json(entries).encode(), "--json")
+    if plot is not None and any(entry.curve for entry in entries):
+        storage.write_bytes(plot, _plot(entries, plot.suffix[1:].lower()), "--plot")
+    if any(entry.status in ("waiting", "running") for entry in entries):
+        complain.print(f"stopped; go on with: loko-ref train --resume {checkpoint}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _reason(entry: Entry) -> str:
+    return str((entry.failure or {})["reason"])
+
+
+def _configs(
+    about: dict[str, Any],
+    optimizer: list[str] | None,
+    variant: list[str] | None,
+    seed: list[int] | None,
+    p0: float | None,
+    lr: list[str] | None,
+) -> list[RunConfig]:
+    """Lay out the runs: for each seed, each optimizer, each variant of LoKO."""
+    learners: list[tuple[str, dict[str, Any]]] = []
+    named = parse_optimizers(optimizer or ["loko", "adamw"])
+    rates = _rates(lr or [])
+    for name, options in named:
+        if name != "loko":
+            rate = rates.get(name, rates.get("all"))
+            learners.append((name, options if rate is None else {"lr": rate} | options))
+            continue
+        for choice in parse_variants(variant or []) or [{}]:
+            given = {} if p0 is None else {"p0": p0}
+            learners.append((name, given | choice | options))
+    names = {name for name, _ in named}
+    if "loko" not in names and (variant or p0 is not None):
+        raise InputError(
+            "--variant" if variant else "--p0",
+            "options of LoKO",
+            "--optimizer loko among the optimizers",
+            "LoKO was left out",
+        )
+    for name in rates.keys() - names - {"all"}:
+        raise InputError(
+            "--lr", f"a rate for {name}", "a rate for one that runs", "it was left out"
+        )
+    return [
+        RunConfig(optimizer=name, options=options, seed=s, **about)
+        for s in (seed if seed is not None else SEEDS)
+        for name, options in learners
+    ]
+
+
+def _rates(texts: list[str]) -> dict[str, float]:
+    found = {}
+    for text in texts:
+        name, sign, number = text.rpartition("=")
+        if sign and name not in BASELINES:
+            raise unknown_option("--lr", name, BASELINES)
+        try:
+            found[name or "all"] = float(number)
+        except ValueError:
+            raise InputError(
+                "--lr", repr(text), "a number, or NAME=NUMBER", "a typing error"
+            ) from None
+    return found
+
+
+def _watched(
+    configs: list[RunConfig] | None,
+    checkpoint: Path | None,
+    every: int,
+    resume: Path | None,
+    stop_after: int | None,
+) -> list[Entry]:
+    """Carry the runs out under a progress bar on stderr; silent where that is no terminal."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[score]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    lines: dict[int, Any] = {}
+
+    def watch(k: int, task: training.Task, progress: training.Progress) -> None:
+        if k not in lines:
+            name = f"{_label(task.config)} seed {task.config.seed}"
+            lines[k] = bar.add_task(name, total=task.steps, score="")
+        score = ""
+        if progress.curve:
+            last = progress.curve[-1]
+            score = f"online {last.online:.3g}  test {last.test:.3g}"
+        bar.update(lines[k], completed=progress.step, score=score)
+
+    with bar:
+        return runs.run_all(
+            configs,
+            checkpoint=checkpoint,
+            every=every,
+            resume=resume,
+            stop_after=stop_after,
+            watch=watch,
+        )
+
+
+def _label(config: RunConfig) -> str:
+    return describe(config.optimizer, config.options, config.data == "diabetes")
+
+
+def _name(entry: Entry) -> str:
+    return _label(entry.config)
+
+
+def _grouped(entries: list[Entry]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(_name(entry), []).append(entry)
+    return groups
+
+
+def _table(entries: list[Entry]) -> Table:
+    """One row a run; below, the mean over the seeds."""
+    config = entries[0].config
+    kind = "rmse" if config.data == "diabetes" else "accuracy"
+    short = "RMSE" if kind == "rmse" else "accuracy"
+    digits = ".1f" if kind == "rmse" else ".3f"
+    table = Table(title=f"{config.data}, {config.shift}, batch {config.batch}, {config.dtype}")
+    table.add_column("optimizer")
+    for heading in ("seed", f"online {short}", f"test {short}", "steps", "seconds"):
+        table.add_column(heading, justify="right")
+
+    def values(entry: Entry) -> tuple[float, float, int, float]:
+        result = entry.result or {}
+        return (
+            result[f"online_{kind}"],
+            result[f"test_{kind}"],
+            result["steps"],
+            result["seconds"],
+        )
+
+    groups = _grouped(entries)
+    for name, some in groups.items():
+        for entry in some:
+            online, test, steps, seconds = values(entry)
+            shown = (f"{online:{digits}}", f"{test:{digits}}", str(steps), f"{seconds:.2f}")
+            table.add_row(name, str(entry.config.seed), *shown)
+    if any(len(some) > 1 for some in groups.values()):
+        table.add_section()
+        for name, some in groups.items():
+            columns = list(zip(*map(values, some), strict=True))
+            means = [statistics.fmean(column) for column in columns]
+            styles = (digits, digits, ".0f", ".2f")
+            row = tuple(format(mean, s) for mean, s in zip(means, styles, strict=True))
+            table.add_row(name, f"mean of {len(some)}", *row, style="bold")
+    return table
+
+
+def _json(entries: list[Entry]) -> str:
+    """Write the results; runs that diverged are listed apart, where there are any."""
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "runs": [entry.result for entry in entries if entry.result],
+    }
+    failures = [
+        {"optimizer": e.config.optimizer, "config": e.config.as_dict(), **e.failure}
+        for e in entries
+        if e.failure
+    ]
+    if failures:
+        document["failures"] = failures
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _plot(entries: list[Entry], kind: str) -> bytes:
+    from loko_ref.study.curves import draw
+
+    config = entries[0].config
+    curves = {name: [e.curve for e in some] for name, some in _grouped(entries).items()}
+    title = f"{config.data}: trained upright, streamed under the shift '{config.shift}'"
+    return draw(curves, title=title, regression=config.data == "diabetes", kind=kind)

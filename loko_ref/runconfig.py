@@ -1,0 +1,172 @@
+"""A training run as plain values: which data, which network, which optimizer, which options.
+
+A :class:`RunConfig` is complete: ``RunConfig(**config.as_dict())`` is the same run, so that a
+result file or a checkpoint says how to repeat what it reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loko_ref import data, loko, optimizers
+from loko_ref.checks import check_choice, check_range
+from loko_ref.errors import InputError, unknown_option
+from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.lora import INITS
+
+__all__ = ["BASELINES", "OPTIMIZERS", "P0", "RunConfig", "default_options", "default_shift"]
+
+OPTIMIZERS = ("loko", "sgd", "adagrad", "adamw")
+
+BASELINES: dict[str, type[Any]] = {
+    "sgd": optimizers.SGD,
+    "adagrad": optimizers.AdaGrad,
+    "adamw": optimizers.AdamW,
+}
+
+P0 = {"glm": 0.05, "softmax": 0.05, "logits": 0.5, "gaussian": 0.05}
+"""Prior variance that LoKO takes by default, by observation model: the largest round one with
+which none of the seeds 0 to 9 diverges on digits, rotate90, batch 1."""
+
+
+def default_shift(name: str) -> str:
+    """Return the shift taken when none is named: ``rotate90`` for images, else ``invert``."""
+    return "rotate90" if name == "digits" else "invert"
+
+
+def default_options(
+    optimizer: str, regression: bool, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Complete an optimizer's options by their defaults.
+
+    Parameters
+    ----------
+    optimizer : {"loko", "sgd", "adagrad", "adamw"}
+        Whose.
+    regression : bool
+        Whether the targets are real: LoKO then observes with ``gaussian``, else with ``glm``.
+    given : mapping, optional
+        Options that differ from the default; for LoKO the fields of
+        :class:`loko_ref.loko.LokoConfig` but the model, for the others those of
+        :class:`loko_ref.optimizers.SGD` and so on, which have torch's names and defaults.
+
+    Returns
+    -------
+    dict
+        Every option, JSON-able.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown.
+
+    Examples
+    --------
+    >>> default_options("adamw", False)["lr"], default_options("loko", False)["p0"]
+    (0.001, 0.05)
+    """
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    given = dict(given or {})
+    if optimizer == "loko":
+        fields = {f.name: f.default for f in dataclasses.fields(loko.LokoConfig)}
+        del fields["model"]
+        if regression:
+            fields["observation"] = "gaussian"
+    else:
+        fields = {f.name: f.default for f in dataclasses.fields(BASELINES[optimizer])}
+    for name in given:
+        if name not in fields:
+            raise unknown_option(f"{optimizer}'s option", name, fields)
+    if optimizer == "loko":
+        observation = given.get("observation", fields["observation"])
+        check_choice("observation", observation, P0)
+        fields["p0"] = P0[observation]
+        fields["noise"] = loko.DEFAULT_NOISE[observation][0]
+        if given.get("noise") is not None:
+            fields["noise"] = given["noise"]
+        fields["timing"] = "after" if fields["noise"] == "ema_residual_hph" else "before"
+        if given.get("covariance") == "dense":
+            fields["form"] = "textbook"  # n^2 m a step; Joseph's n^3 takes seconds at this n
+    return fields | {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, described so that it can be repeated.
+
+    Parameters
+    ----------
+    optimizer : {"loko", "sgd", "adagrad", "adamw"}
+        Who learns.
+    options : mapping
+        Its options; missing ones are filled in by :func:`default_options`.
+    data, shift, label_noise, seed, dtype
+        As in :func:`loko_ref.data.load`; the seed also seeds the base and LoRA's A. The shift is
+        :func:`default_shift` when not given.
+    batch : int
+        Samples a step; a remainder of the stream is left out.
+    backend : {"numpy", "cupy"}
+        Where the stream is learned; the base is always trained on the host.
+    hidden : tuple of int, optional
+        Hidden widths of the base, with ``activation`` between; by default (128, 128) for digits
+        and (32, 32) for the smaller tables.
+    epochs, base_batch, base_lr : int, int, float
+        Its training by AdamW.
+    r, alpha, init : int, float, str
+        LoRA on every linear, its scale alpha / r; a layer narrower than r gets the rank that
+        fits, with the same scale.
+    evaluations : int
+        How often along the stream the test part is evaluated, evenly, the end included.
+    """
+
+    optimizer: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    data: str = "digits"
+    shift: str | None = None
+    label_noise: float = 0.0
+    seed: int = 0
+    dtype: str = "float64"
+    batch: int = 1
+    backend: str = "numpy"
+    hidden: tuple[int, ...] | None = None
+    activation: str = "relu"
+    epochs: int = 30
+    base_batch: int = 32
+    base_lr: float = 3e-3
+    r: int = 4
+    alpha: float = 4.0
+    init: str = "kaiming"
+    evaluations: int = 20
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on the data set, and check what no deeper room checks."""
+        check_choice("data", self.data, data.DATASETS)
+        if self.shift is None:
+            object.__setattr__(self, "shift", default_shift(self.data))
+        for name in ("batch", "epochs", "base_batch", "r", "evaluations"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(name, repr(value), "a whole number >= 1", "an empty batch or pass")
+        check_choice("init", self.init, INITS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_range("base_lr", self.base_lr, low=0, high_open=True)
+        options = default_options(self.optimizer, self.data == "diabetes", self.options)
+        object.__setattr__(self, "options", options)
+        hidden = self.hidden or ((128, 128) if self.data == "digits" else (32, 32))
+        object.__setattr__(self, "hidden", tuple(hidden))
+        if self.optimizer != "loko":
+            BASELINES[self.optimizer](**options)  # checks the ranges
+        elif (options["observation"] == "gaussian") != (self.data == "diabetes"):
+            raise InputError(
+                "observation",
+                repr(options["observation"]),
+                "'gaussian' for diabetes, another for sets with classes",
+                "an observation model of classes for real targets, or the reverse",
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; ``RunConfig(**config.as_dict())`` is the same run."""
+        return dataclasses.asdict(self) | {"hidden": list(self.hidden or ())}

@@ -1,0 +1,1 @@
+"""What people look at: a step explained, learning curves drawn."""
