@@ -1,0 +1,327 @@
+"""PEFT LoRA adapters: adapter_config.json + adapter_model.safetensors, read and written.
+
+Scale of a site: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rank-stabilised scaling; both
+r and alpha may be set module by module by patterns. The spec's alpha is chosen so that alpha / r
+is that scale.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import to_host
+from loko_ref.errors import InputError
+from loko_ref.interop.checkpoints import Checkpoint, modules, read_json
+from loko_ref.interop.tensors import find_tensors, read_tensors, write_tensors
+from loko_ref.model import Model
+from loko_ref.spec import linears, map_linears
+from loko_ref.storage import write_bytes
+
+__all__ = ["load_adapter", "save_adapter", "targeted"]
+
+PREFIX = "base_model.model."
+
+REFUSED = {
+    "use_dora": "DoRA scales the weight's columns",
+    "use_qalora": "QA-LoRA pools the input",
+    "use_bdlora": "the factors are block diagonal",
+    "fan_in_fan_out": "the weight is stored transposed",
+    "alora_invocation_tokens": "the branch depends on the prompt",
+    "arrow_config": "several adapters are mixed",
+    "layer_replication": "layers are repeated",
+    "target_parameters": "parameters without a module are adapted",
+    "trainable_token_indices": "single tokens are trained",
+    "monteclora_config": "the factors are random",
+    "velora_config": "gradients are compressed",
+}
+"""Options that change the function computed, and are not among the models here."""
+
+
+def targeted(config: Mapping[str, Any], module: str, last: Collection[str] = ()) -> bool:
+    """Whether PEFT puts LoRA on a module, by its name.
+
+    Parameters
+    ----------
+    config : mapping
+        adapter_config.json.
+    module : str
+        The module's full name.
+    last : collection of str
+        Modules that ``all-linear`` leaves out: the head.
+
+    Examples
+    --------
+    >>> targeted({"target_modules": ["query"]}, "roberta.encoder.layer.0.attention.self.query")
+    True
+    """
+    target, out = config.get("target_modules"), config.get("exclude_modules")
+    if _matches(out, module):
+        return False
+    if target == "all-linear":
+        return module not in last
+    if not _matches(target, module):
+        return False
+    chosen = config.get("layers_to_transform")
+    if chosen is None or isinstance(target, str):
+        return True
+    pattern = config.get("layers_pattern") or ()
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    index: re.Match[str] | None = None
+    if not patterns:
+        index = re.match(r".*?\.[^.]*\.(\d+)\.", module)
+    for one in patterns:
+        index = index or re.match(rf".*\.{one}\.(\d+)\.", module)
+    layers = [chosen] if isinstance(chosen, int) else list(chosen)
+    return index is not None and int(index.group(1)) in layers
+
+
+def _matches(names: Any, module: str) -> bool:
+    if not names:
+        return False
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """Value of the first pattern that a module's name ends in, as PEFT reads rank_pattern."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _saved(config: Mapping[str, Any], module: str) -> bool:
+    """Whether a module, or one that it lies in, is among modules_to_save."""
+    parts = module.split(".")
+    wholes = [".".join(parts[: j + 1]) for j in range(len(parts))]
+    return any(w.endswith(name) for w in wholes for name in config.get("modules_to_save") or ())
+
+
+def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
+    """Put a PEFT LoRA adapter on a checkpoint.
+
+    What the adapter trains becomes the model's trainables: the factors, and the weights and biases
+    of ``modules_to_save``, in model order, each layer's W, b before its A, B.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        From :func:`loko_ref.interop.load_classifier`, without LoRA.
+    folder : path-like
+        With adapter_config.json and adapter_model.safetensors.
+
+    Returns
+    -------
+    Checkpoint
+        With the factors in its model and the configuration kept.
+
+    Raises
+    ------
+    InputError
+        If the adapter is of another kind, uses an option that is not computed here, or a tensor is
+        missing, surplus or misshapen: named.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "adapter_config.json")
+    _check_config(folder, config)
+    tensors: dict[str, np.ndarray] = {}
+    for path in find_tensors(folder, "adapter_model"):
+        tensors |= read_tensors(path)
+    model = checkpoint.model
+    dtype = model.dtype
+    names = modules(checkpoint.family, checkpoint.config["num_hidden_layers"])
+    # which spelling of the modules' names this adapter uses: the one that its tensors have
+    age = max(
+        range(2),
+        key=lambda g: sum(f"{PREFIX}{_at(v, g)}." in k for v in names.values() for k in tensors),
+    )
+    last = [_at(v, age) for k, v in names.items() if k == "head.out"]
+    weights, used, missing = dict(model.weights), set(), []
+    trainable: list[str] = []
+
+    def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        full = PREFIX + name
+        if full not in tensors:
+            missing.append(full)
+            return np.zeros(shape, dtype)
+        used.add(full)
+        if tensors[full].shape != shape:
+            raise InputError(full, f"shape {tensors[full].shape}", f"{shape}", "another base model")
+        return tensors[full].astype(dtype)
+
+    def change(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        ours, i, o = layer["name"], layer["in"], layer["out"]
+        module = _at(names[ours], age)
+        if layer.get("lora"):
+            raise InputError("checkpoint", f"LoRA on '{ours}' already", "none", "loaded twice")
+        if _saved(config, module):
+            for key, suffix in (("W", "weight"), ("b", "bias")):
+                if f"{ours}.{key}" in weights:
+                    shape = weights[f"{ours}.{key}"].shape
+                    weights[f"{ours}.{key}"] = take(f"{module}.{suffix}", shape)
+                    trainable.append(f"{ours}.{key}")
+            return layer
+        if not targeted(config, module, last):
+            return layer
+        r = int(_pattern(config.get("rank_pattern"), module, config["r"]))
+        alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
+        site = {"r": r, "alpha": alpha * math.sqrt(r) if config.get("use_rslora") else alpha}
+        weights[f"{ours}.A"] = take(f"{module}.lora_A.weight", (r, i))
+        weights[f"{ours}.B"] = take(f"{module}.lora_B.weight", (o, r))
+        trainable.extend((f"{ours}.A", f"{ours}.B"))
+        if config.get("lora_bias"):  # PEFT's bias is B's alone
+            site["bias"] = True
+            weights[f"{ours}.bA"] = np.zeros(r, dtype)
+            weights[f"{ours}.bB"] = take(f"{module}.lora_B.bias", (o,))
+            trainable.append(f"{ours}.bB")
+        return {**layer, "lora": site}
+
+    spec = map_linears(model.spec, change)
+    surplus = sorted(tensors.keys() - used)
+    if missing or surplus:
+        raise InputError(
+            str(folder),
+            f"missing {missing[:8] or 'nothing'}, surplus {surplus[:8] or 'nothing'}",
+            "the tensors that adapter_config.json's target_modules and modules_to_save name",
+            "an adapter of another base model, or a damaged file",
+        )
+    if not trainable:
+        raise InputError(
+            str(folder),
+            f"target_modules {config.get('target_modules')}",
+            f"names that the {checkpoint.family} model has",
+            "an adapter of another base model",
+        )
+    new = Model(spec=spec, weights=weights, trainable=tuple(trainable))
+    return Checkpoint(model=new, family=checkpoint.family, config=checkpoint.config, adapter=config)
+
+
+def _at(spellings: tuple[str, ...], age: int) -> str:
+    return spellings[min(age, len(spellings) - 1)]
+
+
+def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    where = f"{folder}/adapter_config.json"
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"{where}: peft_type", config.get("peft_type"), "LORA", "another adapter")
+    for key, why in REFUSED.items():
+        if config.get(key):
+            raise InputError(f"{where}: {key}", config[key], "its default", why)
+    if config.get("bias", "none") != "none":
+        raise InputError(
+            f"{where}: bias", config["bias"], "'none'", "the base model's biases are trained too"
+        )
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float):
+            raise InputError(f"{where}: {key}", config.get(key), "a number", "a damaged file")
+
+
+def save_adapter(
+    checkpoint: Checkpoint, folder: str | Path, *, generation: int = 5, task: str | None = None
+) -> None:
+    """Write a model's LoRA factors as an adapter that ``peft`` loads.
+
+    Trainables that are no factors must be whole layers; they become ``modules_to_save``.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Whose model carries LoRA.
+    folder : path-like
+        Made where it does not exist.
+    generation : {5, 4}
+        Whose module names ViT's tensors get: transformers 5's or 4's.
+    task : str, optional
+        PEFT's task_type, such as ``SEQ_CLS``.
+    """
+    if generation not in (4, 5):
+        raise InputError("generation", generation, "4 or 5", "another transformers")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = checkpoint.model
+    names = modules(checkpoint.family, checkpoint.config["num_hidden_layers"])
+    age = 0 if generation == 5 else 1
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    biased = set()
+    saved: list[str] = []
+    for layer in linears(model.spec):
+        ours = layer["name"]
+        module = _at(names[ours], age)
+        if layer.get("lora"):
+            ranks[module], alphas[module] = layer["lora"]["r"], layer["lora"]["alpha"]
+            biased.add(bool(layer["lora"].get("bias")))
+            for key, part in (
+                ("A", "lora_A.weight"),
+                ("B", "lora_B.weight"),
+                ("bB", "lora_B.bias"),
+            ):
+                if f"{ours}.{key}" in model.weights:
+                    tensors[f"{PREFIX}{module}.{part}"] = to_host(model.weights[f"{ours}.{key}"])
+            shift = model.weights.get(f"{ours}.bA")
+            if shift is not None and bool((shift != 0).any()):
+                raise InputError(f"{ours}.bA", "not 0", "0", "a bias that PEFT's LoRA has not")
+        if f"{ours}.W" in model.trainable:
+            saved.append(module)
+            for key, part in (("W", "weight"), ("b", "bias")):
+                if f"{ours}.{key}" in model.weights:
+                    tensors[f"{PREFIX}{module}.{part}"] = to_host(model.weights[f"{ours}.{key}"])
+    if not ranks:
+        raise InputError("checkpoint", "no LoRA site", "at least one", "add_lora was not called")
+    if len(biased) > 1:
+        raise InputError("checkpoint", "LoRA biases on some sites", "on all or none", "PEFT's way")
+    extra = [
+        k for k in model.trainable if k.rsplit(".", 1)[1] not in ("W", "b", "A", "B", "bA", "bB")
+    ]
+    if extra:
+        raise InputError(
+            "trainable", extra, "linears only", "a table or norm, which is not written"
+        )
+    r, alpha = (
+        Counter(ranks.values()).most_common(1)[0][0],
+        Counter(alphas.values()).most_common(1)[0][0],
+    )
+    whole = {_top(module, checkpoint.family) for module in saved}
+    if "classifier" in whole and checkpoint.family == "roberta":  # saved whole or not at all
+        for ours in ("head.dense", "head.out"):
+            for key, part in (("W", "weight"), ("b", "bias")):
+                tensors[f"{PREFIX}{names[ours][0]}.{part}"] = to_host(
+                    model.weights[f"{ours}.{key}"]
+                )
+    config = {
+        "peft_type": "LORA",
+        "task_type": task if task is not None else checkpoint.adapter.get("task_type"),
+        "base_model_name_or_path": checkpoint.adapter.get("base_model_name_or_path"),
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "lora_bias": biased == {True},
+        "use_rslora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "target_modules": sorted(ranks),
+        "rank_pattern": {re.escape(k): v for k, v in ranks.items() if v != r},
+        "alpha_pattern": {re.escape(k): v for k, v in alphas.items() if v != alpha},
+        "modules_to_save": sorted(whole) or None,
+    }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    write_bytes(folder / "adapter_config.json", text.encode("utf-8"))
+    write_tensors(folder / "adapter_model.safetensors", tensors)
+
+
+def _top(module: str, family: str) -> str:
+    """Name a saved module as PEFT expects it: a head of several layers is saved as one."""
+    if family == "roberta" and module.startswith("classifier."):
+        return "classifier"
+    return module

@@ -1,0 +1,276 @@
+"""Damaged, pickled, missing, surplus: each refused by name. Needs neither torch nor peft."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from loko_ref.architectures import roberta_spec, vit_spec
+from loko_ref.errors import InputError
+from loko_ref.interop import (
+    load_adapter,
+    load_classifier,
+    read_tensors,
+    save_adapter,
+    write_tensors,
+)
+from loko_ref.interop.adapters import targeted
+from loko_ref.interop.checkpoints import Checkpoint, modules
+from loko_ref.model import add_lora, forward, init_model
+
+SIZE = {"layers": 2, "width": 4, "heads": 2, "ff": 6, "outputs": 3}
+CONFIG = {
+    "model_type": "vit",
+    "hidden_size": 4,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 6,
+    "image_size": 4,
+    "patch_size": 2,
+    "num_channels": 1,
+    "id2label": {"0": "a", "1": "b", "2": "c"},
+}
+
+
+def saved(folder, rng, change=lambda tensors: None, **config):
+    """A ViT checkpoint written by hand, in transformers 4's names."""
+    model = init_model(rng, vit_spec(image=(1, 4, 4), patch=(2, 2), **SIZE))
+    names, tensors = modules("vit", 2), {}
+    for key, array in model.weights.items():
+        ours, part = key.rsplit(".", 1)
+        if ours in names:
+            suffix = {"W": "weight", "g": "weight", "b": "bias"}[part]
+            tensors[f"{names[ours][-1]}.{suffix}"] = array
+    at = "vit.embeddings."
+    kernel = at + "patch_embeddings.projection.weight"
+    tensors[kernel] = tensors[kernel].reshape(4, 1, 2, 2)
+    tensors[at + "cls_token"] = model.weights["cls.token"][None]
+    tensors[at + "position_embeddings"] = model.weights["pos.position"][None]
+    change(tensors)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    write_tensors(folder / "model.safetensors", tensors)
+    return model
+
+
+def test_round_trip(tmp_path, rng):
+    model = saved(tmp_path, rng)
+    again = load_classifier(tmp_path).model
+    for key, array in model.weights.items():
+        assert (again.weights[key] == array).all(), key
+    assert load_classifier(tmp_path, dtype="float32").model.dtype == np.float32
+
+
+def test_shards(tmp_path, rng):
+    model = saved(tmp_path, rng)
+    tensors = read_tensors(tmp_path / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in shards.items():
+        write_tensors(tmp_path / file, {k: tensors[k] for k in part})
+    (tmp_path / "model.safetensors").unlink()
+    index = {"weight_map": {k: f for f, part in shards.items() for k in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    x = rng.standard_normal((2, 16))
+    assert (forward(load_classifier(tmp_path).model, x)[0] == forward(model, x)[0]).all()
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(InputError, match=r"b\.safetensors.*missing shard"):
+        load_classifier(tmp_path)
+
+
+def test_missing_and_surplus_are_named(tmp_path, rng):
+    def change(tensors):
+        tensors["vit.pooler.dense.weight"] = tensors.pop("classifier.weight")
+
+    saved(tmp_path, rng, change)
+    with pytest.raises(InputError, match=r"missing \['classifier.weight'\], surplus \['vit.pooler"):
+        load_classifier(tmp_path)
+    fresh = load_classifier(tmp_path, head=np.random.default_rng(0), outputs=7).model
+    assert fresh.weights["head.out.W"].shape == (7, 4)
+
+
+def test_misshapen_is_named(tmp_path, rng):
+    def change(tensors):
+        tensors["classifier.weight"] = np.zeros((5, 4))
+
+    saved(tmp_path, rng, change)
+    with pytest.raises(InputError, match=r"classifier.weight: got shape \(5, 4\)"):
+        load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"model_type": "gpt2"}, "model_type"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"architectures": ["DeiTForImageClassificationWithTeacher"]}, "architectures"),
+    ],
+)
+def test_configurations_refused(tmp_path, rng, change, where):
+    saved(tmp_path, rng, **change)
+    with pytest.raises(InputError, match=where):
+        load_classifier(tmp_path)
+
+
+def test_pickles_are_refused(tmp_path, rng):
+    saved(tmp_path, rng)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickled"):
+        load_classifier(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(InputError, match="pickled"):
+        load_classifier(tmp_path)
+
+
+def damage(data, how):
+    (length,) = struct.unpack("<Q", data[:8])
+    if how == "empty":
+        return b""
+    if how == "truncated":
+        return data[:-9]
+    if how == "no JSON":
+        return data[:8] + b"x" + data[9:]
+    if how == "long head":
+        return struct.pack("<Q", 1 << 60) + data[8:]
+    if how == "surplus data":
+        return data + b"12345678"
+    head = json.loads(data[8 : 8 + length])
+    entry = head["b"]
+    if how == "shape":
+        entry["shape"] = [7, 7]
+    if how == "dtype":
+        entry["dtype"] = "F8_E4M3"
+    if how == "overlap":
+        entry["data_offsets"] = head["a"]["data_offsets"]
+        entry["shape"] = head["a"]["shape"]
+    if how == "no offsets":
+        del entry["data_offsets"]
+    text = json.dumps(head).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+HOW = {
+    "empty": "truncated",
+    "truncated": "truncated",
+    "no JSON": "damaged",
+    "long head": "truncated",
+    "surplus data": "data of no tensor",
+    "shape": "tensor 'b'",
+    "dtype": "tensor 'b'",
+    "overlap": "tensor 'b'",
+    "no offsets": "tensor 'b'",
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_damage_is_named(tmp_path, how):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(4.0)})
+    path.write_bytes(damage(path.read_bytes(), how))
+    with pytest.raises(InputError, match=HOW[how]):
+        read_tensors(path)
+
+
+def test_every_dtype_round_trips(tmp_path):
+    arrays = {
+        t: np.array([[0, 1, 2]]).astype(t)
+        for t in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?")
+    }
+    arrays["scalar"], arrays["none"] = np.float64(3.5), np.zeros((0, 2))
+    write_tensors(tmp_path / "a", arrays, {"format": "pt", "who": "test"})
+    back = read_tensors(tmp_path / "a")
+    for key, array in arrays.items():
+        assert back[key].dtype == array.dtype
+        assert back[key].shape == array.shape
+        assert (back[key] == array).all()
+    with pytest.raises(InputError, match="complex"):
+        write_tensors(tmp_path / "a", {"z": np.zeros(2, complex)})
+
+
+def test_bfloat16_is_widened_exactly(tmp_path):
+    head = {"a": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]}}
+    text = json.dumps(head).encode()
+    body = np.array([0x3F80, 0xC040, 0x0001], "<u2").tobytes()
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(text)) + text + body)
+    a = read_tensors(tmp_path / "a")["a"]
+    assert a.dtype == np.float32
+    assert a.tolist() == [1.0, -3.0, 2.0**-133]
+
+
+def test_our_files_read_with_safetensors(tmp_path):
+    load_file = pytest.importorskip(
+        "safetensors.numpy", reason="safetensors is not installed"
+    ).load_file
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(4, dtype=np.float32)}
+    write_tensors(tmp_path / "a", arrays)
+    back = load_file(tmp_path / "a")
+    assert all((back[k] == v).all() and back[k].dtype == v.dtype for k, v in arrays.items())
+
+
+def adapted(tmp_path, rng):
+    saved(tmp_path / "base", rng)
+    base = load_classifier(tmp_path / "base")
+    model = add_lora(rng, base.model, r=2, alpha=3.0, targets=["0.q", "1.v"])
+    full = Checkpoint(model=model, family="vit", config=base.config)
+    save_adapter(full, tmp_path / "adapter")
+    return base, full
+
+
+def test_adapter_round_trip_and_its_errors(tmp_path, rng):
+    base, full = adapted(tmp_path, rng)
+    again = load_adapter(base, tmp_path / "adapter")
+    assert again.model.trainable == full.model.trainable
+    for key in again.model.trainable:
+        assert (again.model.weights[key] == full.model.weights[key]).all()
+    with pytest.raises(InputError, match="already"):
+        load_adapter(again, tmp_path / "adapter")
+
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = {k: np.array(v) for k, v in read_tensors(file).items()}
+    name = next(iter(tensors))
+    write_tensors(file, {k: v for k, v in tensors.items() if k != name} | {"odd": np.zeros(1)})
+    with pytest.raises(InputError, match=rf"missing \['{name}'\], surplus \['odd'\]"):
+        load_adapter(base, tmp_path / "adapter")
+    write_tensors(file, tensors | {name: np.zeros((9, 9))})
+    with pytest.raises(InputError, match="another base model"):
+        load_adapter(base, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peft_type": "IA3"},
+        {"use_dora": True},
+        {"bias": "all"},
+        {"fan_in_fan_out": True},
+        {"r": None},
+        {"target_modules": ["query_key_value"]},
+    ],
+)
+def test_adapters_refused(tmp_path, rng, change):
+    base, _ = adapted(tmp_path, rng)
+    path = tmp_path / "adapter/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError):
+        load_adapter(base, tmp_path / "adapter")
+
+
+def test_targets():
+    query = "roberta.encoder.layer.11.attention.self.query"
+    assert targeted({"target_modules": ["query"]}, query)
+    assert not targeted({"target_modules": ["uery"]}, query)
+    assert targeted({"target_modules": r".*self\.(query|key)"}, query)
+    assert not targeted({"target_modules": ["query"], "exclude_modules": ["query"]}, query)
+    assert targeted({"target_modules": ["query"], "layers_to_transform": 11}, query)
+    assert not targeted({"target_modules": ["query"], "layers_to_transform": [1]}, query)
+    some = {"target_modules": ["query"], "layers_to_transform": [11], "layers_pattern": "layer"}
+    assert targeted(some, query)
+    assert not targeted({"target_modules": "all-linear"}, "classifier", ["classifier"])
+
+
+def test_every_module_of_a_spec_has_a_name():
+    spec = roberta_spec(vocab=9, positions=8, **SIZE)
+    named = {layer["name"] for layer in spec if "name" in layer} - {"emb"}
+    assert named <= modules("roberta", 2).keys()
