@@ -1,0 +1,48 @@
+"""``loko-ref operations [NAME]``: what an implementation may offer, described for any language."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["operations"]
+
+
+def operations(
+    name: Annotated[str | None, typer.Argument(help="One operation; by default every one.")] = None,
+) -> None:
+    """Describe the operations: inputs, options, outputs, shapes, defaults, formulas."""
+    from loko_ref.conformance.operations import CATALOGUE, OPERATIONS, get
+
+    chosen = list(OPERATIONS.values()) if name is None else [get(name)]
+    if name is None:
+        typer.echo(
+            f"catalogue {CATALOGUE}\n\n"
+            "IMPLEMENTATION maps an operation's name to a function. The function gets the\n"
+            "inputs and options below as keywords and returns a mapping of output name to\n"
+            "array, any subset of the outputs, in the inputs' dtype (float64 or float32). It\n"
+            "leaves its inputs unchanged and raises NotImplementedError for what it does not\n"
+            "offer. An option at its default is not passed to a function that has no parameter\n"
+            "for it. Options are JSON values; arithmetic between options alone (1 - beta,\n"
+            "alpha / r) is float64's. A batch of `batch` samples with C outputs is stacked\n"
+            "sample by sample: m = batch * C. Posteriors carry the plain names: the output theta\n"
+            "is the posterior mean. Labels in brackets name the derivation.\n"
+        )
+    for operation in chosen:
+        typer.echo(f"{operation.name}: {operation.text}")
+        typer.echo("  inputs")
+        for i in operation.inputs:
+            only = f" (given only with {i.optional})" if i.optional else ""
+            typer.echo(f"    {i.name} {i.shape}: {i.text}{only}")
+        if operation.options:
+            typer.echo("  options")
+        for o in operation.options:
+            choices = f" one of {', '.join(o.choices)};" if o.choices else ""
+            default = "always given" if o.default is None else f"default {o.default!r}"
+            typer.echo(f"    {o.name}:{choices} {default}; {o.text}")
+        typer.echo("  outputs, in dataflow order")
+        for q in operation.outputs:
+            labels = " ".join(f"[{label}]" for label in q.labels)
+            typer.echo(f"    {q.name} {q.shape}: {q.formula}  {labels}  from {', '.join(q.feeds)}")
+        typer.echo("")

@@ -1,0 +1,67 @@
+"""``loko-ref verify TARGET``: is an implementation right, and if not, where is it wrong first?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loko_ref.errors import InputError
+
+__all__ = ["verify"]
+
+
+def verify(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="A Python file, a module or module:attribute that holds IMPLEMENTATION, a mapping "
+            "from operation name to function ('loko-ref operations' describes them)."
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Run the ids or operations that match this glob.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float64 or float32; both by default.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds a check may take.")] = 60.0,
+) -> None:
+    """Check an implementation against the oracle.
+
+    Exit code 0: all that ran passed, and something ran; 1: something failed; 2: TARGET cannot be
+    used, or nothing ran.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from loko_ref.conformance import report
+    from loko_ref.conformance.cases import select
+    from loko_ref.conformance.implementation import load
+    from loko_ref.conformance.verify import run, summarise
+
+    if not timeout > 0:
+        raise InputError("--timeout", timeout, "seconds > 0", "a sign")
+    cases = select(only, dtype)
+    if list_:
+        for case in cases:
+            typer.echo(f"{case.id}\t{case.hunts}")
+        return
+    if target is None:
+        raise InputError(
+            "TARGET", "nothing", "a Python file, a module or module:attribute", "it was left out"
+        )
+    implementation = load(target)
+    console = Console()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("verifying", total=len(cases))
+        checks = run(
+            implementation, cases, timeout=timeout, progress=lambda check: bar.advance(task)
+        )
+    report.print_report(console, target, checks, implementation.notes)
+    if json is not None:
+        report.write_json(json, report.as_json(target, checks, implementation.notes))
+    raise typer.Exit(summarise(checks).exit_code)

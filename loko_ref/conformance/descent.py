@@ -1,0 +1,102 @@
+"""The baselines by plain formulas, replaceable by name (see ``formulas``).
+
+Shapes: theta, g (the gradient), every slot (n,). ``v.t`` counts steps from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.formulas import Values
+
+__all__ = ["DESCENT", "SLOTS", "run"]
+
+SLOTS = {"sgd": ("momentum",), "adagrad": ("sum",), "adamw": ("exp_avg", "exp_avg_sq")}
+"""Method -> what it carries beside theta, in dataflow order."""
+
+
+def _decayed(v: Values) -> Array:
+    """Weight decay as part of the gradient (SGD, AdaGrad)."""
+    return v.g + v.weight_decay * v.theta
+
+
+def _sgd_momentum(v: Values) -> Array:
+    """[OPT-1]; the first step's buffer is the gradient itself, undamped."""
+    d = v.F["sgd.decay"](v)
+    return d if v.t == 1 else v.momentum * v.slot["momentum"] + (1 - v.dampening) * d
+
+
+def _sgd_theta(v: Values) -> Array:
+    d = v.F["sgd.decay"](v)
+    move = d if not v.momentum else v.new["momentum"]
+    if v.nesterov:
+        move = d + v.momentum * v.new["momentum"]
+    return v.theta - v.lr * move
+
+
+def _adagrad_sum(v: Values) -> Array:
+    """[OPT-2]."""
+    d = v.F["adagrad.decay"](v)
+    return v.slot["sum"] + d * d
+
+
+def _adagrad_theta(v: Values) -> Array:
+    lr = v.lr / (1 + (v.t - 1) * v.lr_decay)
+    return v.theta - lr * v.F["adagrad.decay"](v) / (np.sqrt(v.new["sum"]) + v.eps)
+
+
+def _adamw_exp_avg(v: Values) -> Array:
+    """[OPT-3]."""
+    return v.beta1 * v.slot["exp_avg"] + (1 - v.beta1) * v.F["adamw.gradient"](v)
+
+
+def _adamw_exp_avg_sq(v: Values) -> Array:
+    return v.beta2 * v.slot["exp_avg_sq"] + (1 - v.beta2) * v.F["adamw.gradient"](v) ** 2
+
+
+def _adamw_hats(v: Values) -> tuple[Array, Array]:
+    t = v.t
+    return v.new["exp_avg"] / (1 - v.beta1**t), v.new["exp_avg_sq"] / (1 - v.beta2**t)
+
+
+def _adamw_theta(v: Values) -> Array:
+    m, s = v.F["adamw.hats"](v)
+    return v.F["adamw.decay"](v) - v.lr * m / (np.sqrt(s) + v.eps)
+
+
+DESCENT: dict[str, Callable[..., Any]] = {
+    "sgd.decay": _decayed,
+    "sgd.momentum": _sgd_momentum,
+    "sgd.theta": _sgd_theta,
+    "adagrad.decay": _decayed,
+    "adagrad.sum": _adagrad_sum,
+    "adagrad.theta": _adagrad_theta,
+    "adamw.gradient": lambda v: v.g,
+    "adamw.exp_avg": _adamw_exp_avg,
+    "adamw.exp_avg_sq": _adamw_exp_avg_sq,
+    "adamw.hats": _adamw_hats,
+    "adamw.decay": lambda v: v.theta * (1 - v.lr * v.weight_decay),
+    "adamw.theta": _adamw_theta,
+}
+"""Formula name -> function."""
+
+
+def run(method: str, v: Values) -> dict[str, Array]:
+    """Take a step for each row of the gradient from a fresh state; stack theta and the slots."""
+    n, start = v.theta.shape[0], v.get("initial_accumulator_value", 0.0)
+    v["slot"] = {name: np.full(n, start) for name in SLOTS[method]}
+    wanted = SLOTS[method] if method != "sgd" or v.momentum else ()
+    rows: dict[str, list[Array]] = {name: [] for name in (*wanted, "theta")}
+    for t, g in enumerate(v.gradient, start=1):
+        v["t"], v["g"], v["new"] = t, g, {}
+        for name in wanted:
+            v.new[name] = v.keep(name, v.F[f"{method}.{name}"](v))
+            rows[name].append(v.new[name])
+        v["theta"] = v.keep("theta", v.F[f"{method}.theta"](v))
+        v["slot"] = v.new
+        rows["theta"].append(v.theta)
+    return {name: np.stack(values) for name, values in rows.items()}

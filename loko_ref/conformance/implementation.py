@@ -1,0 +1,392 @@
+"""The code under test: finding it, calling it on one case, and telling what went wrong.
+
+Whatever it does (fails to import, raises, returns something odd, mutates its inputs, does not come
+back), the outcome is a finding or one clear error; never a traceback of this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import inspect
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases import Case
+from loko_ref.conformance.operations import OPERATIONS
+from loko_ref.errors import InputError, closest
+
+__all__ = ["Answer", "Finding", "Implementation", "call", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something wrong that is not a number off.
+
+    Attributes
+    ----------
+    kind : str
+        ``raised``, ``timeout``, ``signature``, ``result``, ``output``, ``shape``, ``dtype``,
+        ``not-finite`` or ``mutated``.
+    message : str
+        One sentence.
+    quantity : str or None
+        The output it is about.
+    index : tuple of int or None
+        The element it is about.
+    """
+
+    kind: str
+    message: str
+    quantity: str | None = None
+    index: tuple[int, ...] | None = None
+    expected: str | float | None = None
+    got: str | float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What came back for one case: outputs, or that it was declined, or a finding."""
+
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    declined: str | None = None
+    finding: Finding | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Implementation:
+    """A mapping from operation name to function, and what it was called.
+
+    Attributes
+    ----------
+    target : str
+        As given on the command line.
+    functions : mapping
+        Operation name -> function.
+    notes : tuple of str
+        Names that are no operation.
+    """
+
+    target: str
+    functions: Mapping[str, Callable[..., Any]]
+    notes: tuple[str, ...] = ()
+
+    def run(self, case: Case, timeout: float | None = None) -> Answer:
+        """Call the function of the case's operation on fresh inputs."""
+        function = self.functions.get(case.operation.name)
+        if function is None:
+            return Answer(declined="the implementation has no such operation")
+        return call(function, case, timeout)
+
+
+class _TimeOutError(BaseException):
+    """Raised inside the code under test; no ``except Exception`` swallows it."""
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float | None) -> Iterator[None]:
+    """Interrupt Python code after some seconds, where the platform can."""
+    usable = (
+        seconds is not None
+        and hasattr(signal, "setitimer")
+        and threading.current_thread() is threading.main_thread()
+    )
+    if not usable:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _TimeOutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _describe(error: BaseException, own: str = __file__) -> str:
+    """One sentence: the error, and the line of the code under test that raised it."""
+    where, trace = "", error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name != own and not name.startswith("<frozen"):
+            where = f" ({Path(name).name}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' if text else ''}{text[:300]}{where}"
+
+
+def _module_of(target: str) -> tuple[ModuleType, str]:
+    """Import the file or module of a target; return it with the attribute's name."""
+    place, colon, attribute = target.rpartition(":")
+    if not colon or attribute.endswith((".py", "/", "\\")) or "/" in attribute:
+        place, attribute = target, "IMPLEMENTATION"
+    path = Path(place)
+    try:
+        if path.suffix == ".py" or path.is_file():
+            if not path.is_file():
+                raise InputError("TARGET", repr(target), "a file that exists", "a path misspelt")
+            name = f"loko_ref_target_{path.stem}"
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            folder = str(path.parent.resolve())
+            if folder not in sys.path:
+                sys.path.insert(0, folder)  # so that it can import its neighbours
+            sys.modules[name] = module
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                spec.loader.exec_module(module)
+            return module, attribute
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(place), attribute
+    except (KeyboardInterrupt, InputError):
+        raise
+    except BaseException as error:
+        raise InputError(
+            "TARGET",
+            f"{target!r}, which fails to import: {_describe(error)}",
+            "a Python file, a module or module:attribute that can be imported",
+            "an error in the implementation's own code, a missing package, or a name misspelt",
+        ) from None
+
+
+def load(target: str) -> Implementation:
+    """Find the mapping that a target holds.
+
+    Parameters
+    ----------
+    target : str
+        ``path/to/file.py``, ``package.module``, or either followed by ``:attribute``; the attribute
+        is ``IMPLEMENTATION`` by default.
+
+    Returns
+    -------
+    Implementation
+
+    Raises
+    ------
+    InputError
+        If it fails to import, or holds no mapping from operation name to function.
+    """
+    module, attribute = _module_of(target)
+    example = "IMPLEMENTATION = {'lora.delta': my_function}"
+    if not hasattr(module, attribute):
+        raise InputError(
+            "TARGET",
+            f"{target!r} without an attribute {attribute}",
+            f"a mapping from operation name to function: {example}",
+            "the mapping has another name: give it as TARGET:name",
+        )
+    mapping = getattr(module, attribute)
+    if not isinstance(mapping, Mapping):
+        raise InputError(
+            "TARGET",
+            f"{attribute} of type {type(mapping).__name__}",
+            f"a mapping from operation name to function: {example}",
+            "a class or a function in place of the mapping",
+        )
+    functions: dict[str, Callable[..., Any]] = {}
+    notes = []
+    for name, function in mapping.items():
+        if name not in OPERATIONS:
+            near = closest(str(name), OPERATIONS)
+            hint = f"; the closest is '{near}'" if near else ""
+            notes.append(f"{name!r} is no operation of the catalogue and was not run{hint}")
+        elif not callable(function):
+            raise InputError(
+                "TARGET",
+                f"{attribute}[{name!r}] of type {type(function).__name__}",
+                "a function",
+                "the function was called in place of named",
+            )
+        else:
+            functions[name] = function
+    if not functions:
+        raise InputError(
+            "TARGET",
+            f"{attribute} with the keys {sorted(map(str, mapping))}",
+            "at least one operation of the catalogue ('loko-ref operations' lists them)",
+            notes[0] if notes else "an empty mapping",
+        )
+    return Implementation(target=target, functions=functions, notes=tuple(notes))
+
+
+def _keywords(function: Callable[..., Any], case: Case) -> dict[str, Any] | Answer:
+    """Keywords for the call, leaving out defaults that the function has no parameter for."""
+    operation = case.operation
+    given: dict[str, Any] = {**case.inputs(), **copy.deepcopy(case.options)}
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return given
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return given
+    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    optional = {i.name for i in operation.inputs if i.optional}
+    defaults = {o.name: o.default for o in operation.options}
+    for name in [name for name in given if name not in taken]:
+        if name in defaults and defaults[name] is not None:
+            if given[name] != defaults[name]:
+                return Answer(
+                    declined=f"it takes no option '{name}', which this case sets to {given[name]!r}"
+                )
+            del given[name]
+        elif name in optional:
+            return Answer(declined=f"it takes no input '{name}', which this case gives")
+        else:
+            return Answer(
+                finding=Finding(
+                    kind="signature", message=f"the function takes no parameter '{name}'"
+                )
+            )
+    return given
+
+
+def _same_bytes(a: Any, b: Any) -> bool:
+    return (
+        isinstance(a, np.ndarray)
+        and a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.tobytes() == b.tobytes()
+    )
+
+
+def _mutated(given: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:
+    """Name the first input that is no longer what it was."""
+    for name, value in fresh.items():
+        now = given.get(name)
+        if isinstance(value, Mapping):
+            if not isinstance(now, Mapping) or set(now) != set(value):
+                return name
+            inner = _mutated(now, value)
+            if inner is not None:
+                return f"{name}['{inner}']"
+        elif isinstance(value, np.ndarray) and not _same_bytes(now, value):
+            return name
+    return None
+
+
+def call(function: Callable[..., Any], case: Case, timeout: float | None = None) -> Answer:
+    """Call a function on a case's inputs and check the form of what it returns.
+
+    Parameters
+    ----------
+    function : callable
+        Takes inputs and options as keywords.
+    case : Case
+        The case.
+    timeout : float, optional
+        Seconds after which it is interrupted (Python code, main thread, POSIX).
+    """
+    keywords = _keywords(function, case)
+    if isinstance(keywords, Answer):
+        return keywords
+    given = dict(keywords)
+    try:
+        with (
+            warnings.catch_warnings(),
+            np.errstate(all="ignore"),
+            _deadline(timeout),
+        ):
+            warnings.simplefilter("ignore")
+            result = function(**keywords)
+    except NotImplementedError as error:
+        text = " ".join(str(error).split())
+        return Answer(declined="it declines (NotImplementedError" + (f": {text})" if text else ")"))
+    except _TimeOutError:
+        message = f"did not return within {timeout:g} s"
+        return Answer(finding=Finding(kind="timeout", message=message))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return Answer(finding=Finding(kind="raised", message=f"raised {_describe(error)}"))
+    changed = _mutated(given, case.inputs())
+    if changed is None and given.get("spec") != case.options.get("spec"):
+        changed = "spec"
+    if changed is not None:
+        message = f"changed its input '{changed}' in place"
+        return Answer(finding=Finding(kind="mutated", message=message))
+    return check(result, case)
+
+
+def check(result: Any, case: Case) -> Answer:
+    """Check the form of a result: a mapping of known names to arrays of right shape and dtype."""
+    if not isinstance(result, Mapping):
+        message = f"returned {type(result).__name__} in place of a mapping of named arrays"
+        return Answer(finding=Finding(kind="result", message=message))
+    from loko_ref.conformance.tolerance import expected
+
+    wanted = expected(case)
+    known = [output.name for output in case.operation.outputs]
+    outputs: dict[str, Array] = {}
+    for name in result:
+        if name not in known:
+            near = closest(str(name), known)
+            message = f"returned {name!r}, which is no output of {case.operation.name}" + (
+                f"; the closest is '{near}'" if near else f" ({', '.join(known)})"
+            )
+            return Answer(finding=Finding(kind="output", message=message))
+    for name in wanted:  # in dataflow order
+        if name not in result:
+            continue
+        array = _array(result[name])
+        if isinstance(array, str):
+            return Answer(finding=Finding(kind="output", message=f"{name}: {array}", quantity=name))
+        finding = _form(name, array, wanted[name], case.dtype)
+        if finding is not None:
+            return Answer(outputs=outputs, finding=finding)
+        outputs[name] = array
+    if not outputs:
+        message = "returned none of " + ", ".join(wanted) + "; raise NotImplementedError to decline"
+        return Answer(finding=Finding(kind="result", message=message))
+    return Answer(outputs=outputs)
+
+
+def _array(value: Any) -> Array | str:
+    """Return a NumPy array, or say why there is none."""
+    if not (isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__")):
+        return f"a {type(value).__name__} in place of an array"
+    try:
+        return np.array(value)
+    except Exception as error:
+        return f"cannot be read as a NumPy array: {_describe(error)}"
+
+
+def _form(name: str, array: Array, wanted: Array, dtype: str) -> Finding | None:
+    if array.shape != wanted.shape:
+        return Finding(
+            kind="shape",
+            message=f"{name} has shape {array.shape}, not {wanted.shape}",
+            quantity=name,
+            expected=f"shape {wanted.shape}",
+            got=f"shape {array.shape}",
+        )
+    if array.dtype != np.dtype(dtype):
+        return Finding(
+            kind="dtype",
+            message=f"{name} has dtype {array.dtype}, not {dtype} as the inputs",
+            quantity=name,
+            expected=dtype,
+            got=str(array.dtype),
+        )
+    return None

@@ -1,0 +1,165 @@
+"""How large may an error be: a unit of error for every element, computed from the case itself.
+
+The unit of an element is how far it moves when every input, and every quantity on the way to it,
+moves by one unit roundoff u of the dtype: the root mean square over seeded random disturbances of
+that size, evaluated along the plain formulas in float64. It adapts to conditioning, cancellation,
+saturation and dtype by itself. An element's tolerance is ``factor`` units.  [TOL-1, TOL-2]
+
+Where u times the conditioning leaves no digit to judge, a quantity is not judged, with the
+reason.  [TOL-3]
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases import Case
+from loko_ref.conformance.descent import DESCENT
+from loko_ref.conformance.formulas import FORMULAS
+
+__all__ = [
+    "EXPLANATION",
+    "FACTOR",
+    "FORMULA_TABLE",
+    "Unit",
+    "canonical",
+    "expected",
+    "factor",
+    "tolerance",
+    "unit",
+]
+
+FACTOR = 32.0
+"""Units of error that a correct implementation may have, for short sums.  [TOL-2]"""
+
+DELTA = 2.0**-34
+"""Relative size of the disturbances; what they cause is scaled down to u (it is linear in them)."""
+
+DRAWS = 16
+"""Disturbances a case; over 16 the root mean square is not below a third of its mean."""
+
+LIMIT = 2.0**-8
+"""A quantity whose tolerance exceeds this part of its size everywhere is not judged."""
+
+COVARIANCES = ("P_pred", "R_used", "S", "P", "R")
+"""Symmetric outputs: the unit of entry (i, j) is at least u sqrt(diagonal_i diagonal_j)."""
+
+EXPLANATION = (
+    f"An element's tolerance is {FACTOR:g} sqrt(1 + N/16) units, N the longest axis of an input. "
+    f"Its unit is how far it moves (root mean square over {DRAWS} seeded random draws) when every "
+    "input and every quantity on the way to it moves by one unit roundoff of the dtype: "
+    "conditioning, cancellation and dtype are in it. float32 results are judged against float64's."
+)
+
+FORMULA_TABLE = {**FORMULAS, **DESCENT}
+"""Every plain formula by name."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unit:
+    """Unit of error of one output.
+
+    Attributes
+    ----------
+    size : array
+        One number an element, > 0.
+    how : str
+        How it was found.
+    """
+
+    size: Array
+    how: str
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _wide(item) for name, item in value.items()}
+    return np.asarray(value, dtype=np.float64)
+
+
+class _Disturb:
+    """The hook that moves each quantity by DELTA, at random but seeded."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+
+    def __call__(self, name: str, value: Any) -> Any:
+        noise = 2 * self._rng.random(np.shape(value)) - 1
+        return value * (1 + DELTA * 3**0.5 * noise)
+
+    def inputs(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: self.inputs(item) for name, item in value.items()}
+        return self("", value)
+
+
+def canonical(case: Case, name: str, value: Array) -> Array:
+    """Take out of K what is a matter of convention: its all-ones part on the simplex.  [OBS-5]."""
+    if name == "K" and case.options.get("observation") in ("softmax", "glm"):
+        x = case.inputs()["y"]
+        rows = value.reshape(*value.shape[:-1], x.shape[-2], x.shape[-1])
+        return (rows - rows.mean(axis=-1, keepdims=True)).reshape(value.shape)
+    return value
+
+
+@lru_cache(maxsize=1024)
+def expected(case: Case) -> Mapping[str, Array]:
+    """Ask the oracle, float64, from the case's inputs as they stand in its dtype."""
+    out = case.operation.oracle(_wide(case.inputs()), case.options)
+    return {name: canonical(case, name, np.asarray(value)) for name, value in out.items()}
+
+
+@lru_cache(maxsize=1024)
+def unit(case: Case) -> Mapping[str, Unit]:
+    """Find the unit of error of every output of a case.  [TOL-1].
+
+    Returns
+    -------
+    mapping of str to Unit
+        Output name -> unit.
+    """
+    plain, inputs, options = case.operation.plain, _wide(case.inputs()), case.options
+    centre = plain(inputs, options, FORMULA_TABLE, lambda name, value: value)
+    total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
+    for draw in range(DRAWS):
+        disturb = _Disturb(zlib.crc32(case.id.encode()) + draw)
+        moved = plain(disturb.inputs(inputs), options, FORMULA_TABLE, disturb)
+        for name, value in moved.items():
+            total[name] += (canonical(case, name, value - centre[name])) ** 2
+    info = np.finfo(case.dtype)
+    u = float(info.eps) / 2
+    how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
+    found = {}
+    for name in centre:
+        size = np.sqrt(total[name] / DRAWS) * (u / DELTA)
+        size = np.maximum(size, u * np.abs(expected(case)[name]))
+        if name in COVARIANCES:
+            spread = np.sqrt(np.abs(np.diagonal(expected(case)[name], axis1=-2, axis2=-1)))
+            size = np.maximum(size, u * spread[..., :, None] * spread[..., None, :])
+        found[name] = Unit(size=np.maximum(size, float(info.tiny)), how=how)
+    return found
+
+
+def factor(case: Case) -> float:
+    """``FACTOR sqrt(1 + N/16)``: rounding in sums of N terms grows like their root.  [TOL-2]."""
+    arrays = [a for a in case.inputs().values() if not isinstance(a, Mapping)]
+    longest = max(max(a.shape, default=1) for a in arrays)
+    return float(FACTOR * (1 + longest / 16) ** 0.5)
+
+
+@lru_cache(maxsize=1024)
+def tolerance(case: Case) -> Mapping[str, Array | None]:
+    """Tolerance of every output, or None where no judgement is possible.  [TOL-2, TOL-3]."""
+    found: dict[str, Array | None] = {}
+    for name, one in unit(case).items():
+        allowed = factor(case) * one.size
+        size = float(np.max(np.abs(expected(case)[name]), initial=0.0))
+        found[name] = None if np.min(allowed, initial=np.inf) > LIMIT * size > 0 else allowed
+    return found

@@ -1,0 +1,338 @@
+"""A second correct implementation, sharing no code with the package or with my_loko: NumPy einsum,
+computing in the inputs' own dtype throughout, sums in another order, inverses where others solve.
+"""
+
+import numpy as np
+from scipy.special import erf
+
+ein = np.einsum
+
+
+def backwards(a, b):
+    """a @ b with the inner index summed from its end."""
+    return ein("...ij,...jk->...ik", a[..., ::-1], b[..., ::-1, :])
+
+
+def root_inverse(S):
+    """X with X' X = S^-1 by an eigendecomposition of the correlation matrix."""
+    d = 1 / np.sqrt(np.diag(S))
+    w, V = np.linalg.eigh(S * d[:, None] * d)
+    return (V / np.sqrt(w)).T * d
+
+
+def wide(P):
+    return np.diag(P) if P.ndim == 1 else P
+
+
+def gain(P, H, R):
+    PH = ein("ab,jb->aj", wide(P), H)
+    S = ein("ja,ak->jk", H, PH) + R
+    X = root_inverse(S)
+    return S, backwards(backwards(PH, X.T), X)
+
+
+def posterior(P, K, H, R):
+    """Joseph, whole or its diagonal."""
+    F = np.eye(len(P), dtype=P.dtype) - K @ H
+    if P.ndim == 2:
+        return ein("ab,bc,dc->ad", F, P, F) + ein("aj,jk,bk->ab", K, R, K)
+    return ein("ab,b,ab->a", F, P, F) + ein("aj,jk,ak->a", K, R, K)
+
+
+def variational(p, H, R):
+    X = root_inverse(R)
+    return 1 / (1 / p + np.square(X @ H).sum(axis=0))
+
+
+def diagonal_update(*, theta, p, H, e, R, diagonal="decoupled"):
+    S, K = gain(p, H, R)
+    new = posterior(p, K, H, R) if diagonal == "decoupled" else variational(p, H, R)
+    return {"S": S, "K": K, "theta": theta + ein("aj,j", K, e), "p": new}
+
+
+def dense_update(*, theta, P, H, e, R):
+    S, K = gain(P, H, R)
+    return {"S": S, "K": K, "theta": theta + ein("aj,j", K, e), "P": posterior(P, K, H, R)}
+
+
+def time_update(*, p, lam=1.0, q=0.0):
+    return {"p_pred": (1 / lam) * p + q}
+
+
+def softmax(z):
+    lse = np.logaddexp.reduce(z, axis=-1, keepdims=True)
+    return np.exp(z - lse)
+
+
+def blocks(rows):
+    batch, C = rows.shape
+    J = np.zeros((batch, C, batch, C), rows.dtype)
+    for b in range(batch):
+        J[b, :, b, :] = np.diag(rows[b]) - rows[b][:, None] * rows[b]
+    return J.reshape(batch * C, batch * C)
+
+
+def observe(kind, z, Z, y, center=False):
+    yhat = z if kind == "gaussian" else softmax(z)
+    e, H = (y - yhat).ravel(), Z
+    if kind in ("softmax", "glm"):
+        H = blocks(yhat) @ Z
+    elif center:
+        rows = Z.reshape(*z.shape, -1)
+        H = (rows - rows.mean(axis=1, keepdims=True)).reshape(Z.shape)
+    return yhat, e, H
+
+
+def observation(kind):
+    def function(*, z, Z, y, center=False):
+        yhat, e, H = observe(kind, z, Z, y, center)
+        out = {"yhat": yhat.ravel(), "e": e, "H": H}
+        return out | ({"R": blocks(yhat)} if kind == "glm" else {})
+
+    return function
+
+
+def noise_update(*, R, e, HpH, noise, beta):
+    if noise == "fixed":
+        return {"R": R.copy()}
+    sample = np.outer(e, e) if noise == "ema_innovation" else np.outer(e, e) + HpH
+    return {"R": R + (1 - beta) * (sample - R)}
+
+
+def delta(*, A, B, alpha):
+    return {"delta": backwards(alpha / len(A) * B, A)}
+
+
+def merge(*, W, A, B, alpha):
+    return {"W": W + backwards(B, alpha / len(A) * A)}
+
+
+def sites(spec):
+    return [layer for layer in spec if layer["kind"] == "linear" and layer.get("lora")]
+
+
+def factors(layer):
+    r = layer["lora"]["r"]
+    shapes = {"A": (r, layer["in"]), "B": (layer["out"], r)}
+    return shapes | ({"bA": (r,), "bB": (layer["out"],)} if layer["lora"].get("bias") else {})
+
+
+def split(spec, theta):
+    out = {}
+    for layer in sites(spec):
+        for key, shape in factors(layer).items():
+            size = int(np.prod(shape))
+            out[f"{layer['name']}.{key}"], theta = theta[:size].reshape(shape), theta[size:]
+    return out
+
+
+def gelu(x):
+    return x * (1 + erf(x * np.sqrt(x.dtype.type(0.5)))) / 2
+
+
+def gelu_slope(x):
+    one = x.dtype.type(1)
+    return (one + erf(x / np.sqrt(2 * one))) / 2 + x * np.exp(-x * x / 2) / np.sqrt(
+        2 * one * x.dtype.type(np.pi)
+    )
+
+
+def network(spec, weights, x):
+    """z, Z by forward mode: a tangent for every parameter."""
+    names = [(layer, key, s) for layer in sites(spec) for key, s in factors(layer).items()]
+    n = sum(int(np.prod(s)) for _, _, s in names)
+    y, T = x, np.zeros((len(x), x.shape[1], n), x.dtype)  # T: dy/dtheta
+    start = {}
+    at = 0
+    for layer, key, shape in names:
+        start[layer["name"], key] = at
+        at += int(np.prod(shape))
+    for layer in spec:
+        if layer["kind"] == "linear":
+            name = layer["name"]
+            w = {k: weights.get(f"{name}.{k}") for k in ("W", "b", "A", "B", "bA", "bB")}
+            out = ein("oi,bi->bo", w["W"], y)
+            U = ein("oi,bin->bon", w["W"], T)
+            if w["b"] is not None:
+                out = out + w["b"]
+            if layer.get("lora"):
+                r, scale = layer["lora"]["r"], layer["lora"]["alpha"] / layer["lora"]["r"]
+                i, o = layer["in"], layer["out"]
+                u = ein("ri,bi->br", w["A"], y)
+                D = ein("ri,bin->brn", w["A"], T)
+                a = start[name, "A"]
+                for k in range(r):
+                    D[:, k, a + k * i : a + (k + 1) * i] += y
+                if w["bA"] is not None:
+                    u = u + w["bA"]
+                    for k in range(r):
+                        D[:, k, start[name, "bA"] + k] += 1
+                v = ein("or,br->bo", w["B"], u)
+                V = ein("or,brn->bon", w["B"], D)
+                b = start[name, "B"]
+                for k in range(o):
+                    V[:, k, b + k * r : b + (k + 1) * r] += u
+                if w["bB"] is not None:
+                    v = v + w["bB"]
+                    for k in range(o):
+                        V[:, k, start[name, "bB"] + k] += 1
+                out, U = out + scale * v, U + scale * V
+            y, T = out, U
+        elif layer["kind"] == "tanh":
+            y = np.tanh(y)
+            T = T * (1 - np.square(y))[..., None]
+        elif layer["kind"] == "relu":
+            T = T * (y > 0)[..., None]
+            y = y * (y > 0)
+        elif layer["kind"] == "gelu":
+            T = T * gelu_slope(y)[..., None]
+            y = gelu(y)
+        else:
+            s = softmax(y)
+            mean = ein("bi,bin->bn", s, T)[:, None]
+            if layer["kind"] == "softmax":
+                y, T = s, s[..., None] * (T - mean)
+            else:
+                y, T = y - np.logaddexp.reduce(y, axis=-1, keepdims=True), T - mean
+    return y, T.reshape(-1, n)
+
+
+def model_forward(*, x, weights, spec):
+    return {"z": network(spec, weights, x)[0]}
+
+
+def model_jacobian(*, x, weights, spec):
+    z, Z = network(spec, weights, x)
+    return {"z": z, "Z": Z}
+
+
+def contrasts(batch, C, dtype):
+    Q = np.linalg.svd(np.ones((1, C)))[2][1:]
+    return np.kron(np.eye(batch), Q).astype(dtype)
+
+
+def loko_step(*, x, y, theta, weights, spec, p=None, P=None, R=None, **o):
+    big = "p" if P is None else "P"
+    prior = (p if P is None else P) / o["lam"]
+    prior = prior + (o["q"] if P is None else o["q"] * np.eye(len(P), dtype=P.dtype))
+    z, Z = network(spec, weights | split(spec, theta), x)
+    kind, noise, late = o["observation"], o["noise"], o["timing"] == "after"
+    yhat, e, H = observe(kind, z, Z, y, o["center"])
+    HpH = ein("ja,ab,kb->jk", H, wide(prior), H)
+
+    def refresh(R, r, HpH):
+        return noise_update(R=R, e=r, HpH=HpH, noise=noise, beta=o["beta"])["R"]
+
+    if kind == "glm":
+        used = blocks(yhat)
+    else:
+        used = R if late else refresh(R, e, HpH)
+    S = HpH + used
+    if kind in ("softmax", "glm"):
+        # whiten by a factor of R's part on the contrasts, so that nothing singular is inverted
+        Q = contrasts(*z.shape, z.dtype)
+        if kind == "glm":
+            mean = ein("bc,bcn->bn", yhat, Z.reshape(*z.shape, -1))[:, None]
+            rows = np.sqrt(yhat)[..., None] * (Z.reshape(*z.shape, -1) - mean)
+            Hw = rows.reshape(Z.shape)
+            _, Kw = gain(prior, Hw, np.eye(len(e), dtype=z.dtype))
+            J, G = used, ein("ja,ab,kb->jk", Z, wide(prior), Z)
+            inverse = np.linalg.inv(np.eye(len(e), dtype=z.dtype) + J @ G)
+            K = ein("ab,jb,jk->ak", wide(prior), Z, inverse)  # not centred: a convention
+            Hc, Rc, Kc = Hw, np.eye(len(e), dtype=z.dtype), Kw
+            move = K @ e
+        else:
+            Hc, Rc = Q @ H, Q @ used @ Q.T
+            _, Kc = gain(prior, Hc, Rc)
+            K = Kc @ Q
+            move = Kc @ (Q @ e)
+    else:
+        Hc, Rc = H, used
+        _, K = gain(prior, H, used)
+        Kc, move = K, K @ e
+    decoupled = P is not None or o["diagonal"] == "decoupled"
+    new = posterior(prior, Kc, Hc, Rc) if decoupled else variational(prior, Hc, Rc)
+    out = {
+        f"{big}_pred": prior,
+        "z": z,
+        "Z": Z,
+        "yhat": yhat.ravel(),
+        "e": e,
+        "H": H,
+        "R_used": used,
+        "S": S,
+        "K": K,
+        "theta": theta + move,
+        big: new,
+    }
+    if kind != "glm":
+        out["R"] = used
+        if late:
+            r, seen = e, prior
+            if noise == "ema_residual_hph":
+                z_post = network(spec, weights | split(spec, out["theta"]), x)[0]
+                r = (y - (z_post if kind == "gaussian" else softmax(z_post))).ravel()
+                seen = new
+            out["R"] = refresh(R, r, ein("ja,ab,kb->jk", H, wide(seen), H))
+    return out
+
+
+def loko_run(*, x, y, theta, p=None, P=None, R=None, **rest):
+    rows = []
+    for xs, ys in zip(x, y, strict=True):
+        rows.append(loko_step(x=xs, y=ys, theta=theta, p=p, P=P, R=R, **rest))
+        theta, p, P, R = (rows[-1].get(k) for k in ("theta", "p", "P", "R"))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def sgd(*, theta, gradient, lr, momentum, dampening, weight_decay, nesterov):
+    path, buffers, buffer = [], [], None
+    for g in gradient:
+        d = g + weight_decay * theta
+        if momentum:
+            buffer = d if buffer is None else momentum * buffer + (1 - dampening) * d
+            buffers.append(buffer)
+            d = d + momentum * buffer if nesterov else buffer
+        theta = theta - lr * d
+        path.append(theta)
+    return {"theta": np.stack(path)} | ({"momentum": np.stack(buffers)} if momentum else {})
+
+
+def adagrad(*, theta, gradient, lr, lr_decay, weight_decay, initial_accumulator_value, eps):
+    path, total = [], np.full_like(theta, initial_accumulator_value)
+    for t, g in enumerate(gradient):
+        d = g + weight_decay * theta
+        total = total + d * d
+        theta = theta - lr / (1 + t * lr_decay) * d / (np.sqrt(total) + eps)
+        path.append(theta)
+    return {"theta": np.stack(path)}
+
+
+def adamw(*, theta, gradient, lr, beta1, beta2, eps, weight_decay):
+    path, m, v = [], 0 * theta, 0 * theta
+    for t, g in enumerate(gradient, start=1):
+        theta = theta - lr * weight_decay * theta
+        m = m + (1 - beta1) * (g - m)
+        v = beta2 * v + (1 - beta2) * g * g
+        root = np.sqrt(v) / (1 - beta2**t) ** 0.5 + eps
+        theta = theta - lr / (1 - beta1**t) * m / root
+        path.append(theta)
+    return {"theta": np.stack(path)}
+
+
+IMPLEMENTATION = {
+    "kalman.dense_update": dense_update,
+    "kalman.diagonal_update": diagonal_update,
+    "kalman.time_update": time_update,
+    **{f"observation.{k}": observation(k) for k in ("gaussian", "softmax", "logits", "glm")},
+    "noise.update": noise_update,
+    "lora.delta": delta,
+    "lora.merge": merge,
+    "model.forward": model_forward,
+    "model.jacobian": model_jacobian,
+    "loko.step": loko_step,
+    "loko.run": loko_run,
+    "optimizer.sgd": sgd,
+    "optimizer.adagrad": adagrad,
+    "optimizer.adamw": adamw,
+}
