@@ -19,6 +19,12 @@ from loko_ref.errors import InputError
 __all__ = ["SGD", "AdaGrad", "AdamW", "OptimizerConfig", "OptimizerState", "init", "step"]
 
 
+def _plain_floats(config: object, *names: str) -> None:
+    """Keep constants as Python floats: a NumPy float64 would widen float32 arrays."""
+    for name in names:
+        object.__setattr__(config, name, float(getattr(config, name)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SGD:
     """Stochastic gradient descent.  [OPT-1].
@@ -44,6 +50,7 @@ class SGD:
         for name in ("lr", "momentum", "weight_decay"):
             check_range(name, getattr(self, name), low=0, high_open=True)
         check_range("dampening", self.dampening)
+        _plain_floats(self, "lr", "momentum", "weight_decay", "dampening")
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             raise InputError(
                 "nesterov", True, "momentum > 0 and dampening = 0", "momentum left at its default"
@@ -68,8 +75,10 @@ class AdaGrad:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"):
+        names = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
+        for name in names:
             check_range(name, getattr(self, name), low=0, high_open=True)
+        _plain_floats(self, *names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +105,7 @@ class AdamW:
             check_range(name, getattr(self, name), low=0, high_open=True)
         for name in ("beta1", "beta2"):
             check_range(name, getattr(self, name), low=0, high=1, high_open=True)
+        _plain_floats(self, "lr", "eps", "weight_decay", "beta1", "beta2")
 
 
 OptimizerConfig: TypeAlias = SGD | AdaGrad | AdamW

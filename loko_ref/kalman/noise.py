@@ -18,7 +18,14 @@ glm                 J, the covariance of a one-hot y given yhat                 
 from __future__ import annotations
 
 from loko_ref.arrays import Array, scalar
-from loko_ref.checks import check_choice, check_finite, check_floats, check_range, check_shape
+from loko_ref.checks import (
+    check_choice,
+    check_finite,
+    check_floats,
+    check_range,
+    check_shape,
+    check_some,
+)
 from loko_ref.errors import InputError
 from loko_ref.kalman.observation import OBSERVATIONS
 
@@ -107,6 +114,7 @@ def update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
     check_range("beta", beta, low=0, high=1, high_open=True)
     check_floats(R=R, e=e, HpH=HpH)
     check_shape("e", e, ("m",))
+    check_some("e", e, "output")
     m = e.shape[0]
     for name, array in (("R", R), ("HpH", HpH)):
         check_shape(name, array, ("m", "m"), {"m": m})
@@ -116,4 +124,5 @@ def update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
     sample = e[:, None] * e[None, :]  # (m, m)
     if noise != "ema_innovation":
         sample = sample + HpH
+    beta = float(beta)  # a NumPy float64 would widen float32
     return beta * R + (1 - scalar(beta, R)) * sample

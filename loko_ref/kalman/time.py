@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from loko_ref.arrays import Array, namespace
-from loko_ref.checks import check_finite, check_floats, check_range, check_shape
+from loko_ref.checks import check_finite, check_floats, check_positive, check_range, check_shape
 from loko_ref.errors import InputError
 
 __all__ = ["update"]
@@ -20,7 +20,7 @@ def update(p: Array, lam: float = 1.0, q: float | Array = 0.0) -> Array:
     Parameters
     ----------
     p : array (n,) or (n, n)
-        Posterior variances, or covariance, of the last step.
+        Posterior variances (> 0), or covariance, of the last step.
     lam : float
         Forgetting factor, 0 < lam <= 1; 1 forgets nothing (LoKO's default).
     q : float or array (n,)
@@ -39,7 +39,13 @@ def update(p: Array, lam: float = 1.0, q: float | Array = 0.0) -> Array:
     """
     check_range("lam", lam, low=0, high=1, low_open=True)
     check_floats(p=p)
-    check_finite(p=p)
+    if p.ndim == 2:
+        check_shape("P", p, ("n", "n"), {"n": p.shape[0]})
+        check_finite(P=p)
+    else:
+        check_shape("p", p, ("n",))
+        check_finite(p=p)
+        check_positive("p", p)
     noise: Any = q
     if hasattr(noise, "shape"):
         check_floats(p=p, q=noise)
@@ -49,6 +55,7 @@ def update(p: Array, lam: float = 1.0, q: float | Array = 0.0) -> Array:
             raise InputError("q", "a negative entry", "entries >= 0", "a sign, or a difference")
     else:
         check_range("q", q, low=0, high_open=True)
+        noise = float(noise)  # a NumPy float64 would widen float32
     if p.ndim == 2:
         noise = noise * namespace(p).eye(p.shape[0], dtype=p.dtype)  # (n, n): q_j on the diagonal
-    return p / lam + noise
+    return p / float(lam) + noise
