@@ -439,12 +439,16 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
     Raises
     ------
     NumericalError
-        If S is indefinite or numerically singular; carries the smallest eigenvalue. Its subclass
-        UndecidedError if balls are too wide to tell.
+        If S is indefinite or numerically singular; carries the smallest eigenvalue. If S is not
+        finite, without one. Its subclass UndecidedError if balls are too wide to tell.
     """
     lib = backend_of(S)
     xp = lib.xp
     m = S.shape[0]
+    if not bool(xp.isfinite(S).all()):  # LAPACK passes NaN through without a word
+        raise NumericalError(
+            name, None, f"{name} overflowed: H, p or R is too large for the dtype, or their ratio."
+        )
     try:
         L: Array = lib.cholesky(S)
     except UndecidedError as error:

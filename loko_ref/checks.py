@@ -20,6 +20,8 @@ __all__ = [
     "check_positive",
     "check_range",
     "check_shape",
+    "check_some",
+    "check_symmetric",
 ]
 
 
@@ -127,6 +129,12 @@ def check_finite(**arrays: Array) -> None:
             )
 
 
+def check_some(argument: str, array: Array, what: str) -> None:
+    """Refuse an array without entries along its first axis."""
+    if array.shape[0] == 0:
+        raise InputError(argument, f"no {what}", f"at least one {what}", "an empty batch")
+
+
 def check_positive(argument: str, array: Array) -> None:
     """Require every entry > 0 (a variance)."""
     xp = namespace(array)
@@ -137,6 +145,20 @@ def check_positive(argument: str, array: Array) -> None:
             f"{float(array.reshape(-1)[flat]):g} at flat index {flat}",
             "entries > 0",
             "a variance that was clipped, or lost to cancellation in p - diag(KH) p",
+        )
+
+
+def check_symmetric(argument: str, S: Array) -> None:
+    """Require a symmetric matrix (m, m), to rounding."""
+    xp, m = namespace(S), S.shape[0]
+    size = float(xp.max(xp.abs(S)))
+    skew = float(xp.max(xp.abs(S - S.T)))
+    if skew > 8 * m * epsilon(S) * size:  # rounding of one m-term product is below m * eps
+        raise InputError(
+            argument,
+            f"max |{argument} - {argument}'| = {skew:.3g}",
+            "a symmetric matrix",
+            "a factor given in place of the covariance, or rows and columns in different order",
         )
 
 
@@ -155,23 +177,14 @@ def check_covariance(argument: str, S: Array, *, definite: bool = True) -> None:
     m = S.shape[0]
     if m == 0:
         return
-    xp = namespace(S)
-    size = float(xp.max(xp.abs(S)))
-    skew = float(xp.max(xp.abs(S - S.T)))
-    if skew > 8 * m * epsilon(S) * size:  # rounding of one m-term product is below m * eps
-        raise InputError(
-            argument,
-            f"max |{argument} - {argument}'| = {skew:.3g}",
-            "a symmetric matrix",
-            "a factor given in place of the covariance, or rows and columns in different order",
-        )
+    check_symmetric(argument, S)
     try:
         cholesky(S, argument, scaled_pivots=False)
     except UndecidedError:
         raise
     except NumericalError:
-        lowest = float(eigvalsh(S)[0])
-        if definite or lowest < -m * epsilon(S) * size:
+        lowest, xp = float(eigvalsh(S)[0]), namespace(S)
+        if definite or lowest < -m * epsilon(S) * float(xp.max(xp.abs(S))):
             kind = "definite" if definite else "semidefinite"
             raise InputError(
                 argument,

@@ -24,6 +24,7 @@ from loko_ref.checks import (
     check_positive,
     check_range,
     check_shape,
+    check_symmetric,
 )
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.jacobian import jacobian
@@ -133,6 +134,8 @@ class LokoConfig:
         check_range("r0", self.r0, low=0, low_open=True, high_open=True)
         check_range("lam", self.lam, low=0, high=1, low_open=True)
         check_range("q", self.q, low=0, high_open=True)
+        for name in ("beta", "r0", "lam", "q"):  # a NumPy float64 would widen float32
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.center and self.observation != "logits":
             raise InputError(
                 "center",
@@ -260,7 +263,7 @@ def init(config: LokoConfig, batch: int = 1) -> LokoState:
     batch : int
         Samples a step, at least 1; R is (m, m) with m = batch * C.
     """
-    if not isinstance(batch, int) or batch < 1:
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise InputError("batch", repr(batch), "a whole number >= 1", "an empty batch")
     return init_at(config, pack(config.model), batch)
 
@@ -287,6 +290,8 @@ def targets(y: Array, z: Array, observation: str) -> Array:
     InputError
         If labels are out of range, or rows have another shape than z.
     """
+    if not hasattr(y, "ndim"):
+        raise InputError("y", type(y).__name__, "an array", "a list or a scalar: wrap it")
     if y.ndim == 1 and observation != "gaussian":
         rows = obs.one_hot(y, z.shape[1], z)
     else:
@@ -327,6 +332,10 @@ def _check_state(state: LokoState, config: LokoConfig) -> None:
     check_shape(name, cov, shape, {"n": n})
     check_floats(theta=state.theta, **{name: cov})
     check_finite(theta=state.theta, **{name: cov})
+    if cov.ndim == 1:
+        check_positive(name, cov)
+    else:
+        check_symmetric(name, cov)
 
 
 def _check_bounded(z: Array, Z: Array) -> None:
@@ -506,6 +515,8 @@ def _check_noise(R: Array | None, e: Array, C: int, config: LokoConfig) -> Array
             "init(config, batch=...) anew",
         )
     check_floats(e=e, R=R)
+    check_finite(R=R)
+    check_symmetric("R", R)
     if _on_contrasts(config):
         obs.check_ones(R, C)
     return R

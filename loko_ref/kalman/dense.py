@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve, solve_triangular
-from loko_ref.checks import check_choice, check_shape
+from loko_ref.checks import check_choice
 from loko_ref.errors import InputError
 from loko_ref.kalman.diagonal import check_update
-from loko_ref.kalman.observation import jacobian_product, project, whiten
+from loko_ref.kalman.observation import check_probabilities, jacobian_product, project, whiten
 
 __all__ = ["FORMS", "DenseUpdate", "glm_update", "update"]
 
@@ -174,8 +174,7 @@ def glm_update(
     """
     check_choice("form", form, FORMS)
     check_update(theta, Z, e, None, P=P)
-    check_shape("yhat", yhat, ("batch", "C"))
-    check_shape("e", e, ("batch * C",), {"batch * C": yhat.shape[0] * yhat.shape[1]})
+    check_probabilities(yhat, e)
     return _glm_update(theta, P, Z, e, yhat, form)
 
 

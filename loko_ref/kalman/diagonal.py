@@ -19,8 +19,9 @@ from loko_ref.checks import (
     check_floats,
     check_positive,
     check_shape,
+    check_some,
 )
-from loko_ref.kalman.observation import jacobian_product, project, whiten
+from loko_ref.kalman.observation import check_probabilities, jacobian_product, project, whiten
 
 __all__ = ["DIAGONALS", "DiagonalUpdate", "check_update", "glm_update", "update"]
 
@@ -58,6 +59,7 @@ def check_update(theta: Array, H: Array, e: Array, R: Array | None, **covariance
     n = theta.shape[0]
     check_shape(name, cov, ("n",) if name == "p" else ("n", "n"), {"n": n})
     check_shape("e", e, ("m",))
+    check_some("e", e, "output")
     m = e.shape[0]
     check_shape("H", H, ("m", "n"), {"m": m, "n": n})
     check_finite(theta=theta, **covariance, H=H, e=e, **noise)
@@ -175,8 +177,7 @@ def glm_update(
     """
     check_choice("diagonal", diagonal, DIAGONALS)
     check_update(theta, Z, e, None, p=p)
-    check_shape("yhat", yhat, ("batch", "C"))
-    check_shape("e", e, ("batch * C",), {"batch * C": yhat.shape[0] * yhat.shape[1]})
+    check_probabilities(yhat, e)
     return _glm_update(theta, p, Z, e, yhat, diagonal)
 
 

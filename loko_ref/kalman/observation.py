@@ -20,13 +20,21 @@ from dataclasses import dataclass
 
 from loko_ref.arrays import Array, asarray, cholesky, contrast_basis, epsilon, namespace, root
 from loko_ref.arrays import cho_solve as _cho_solve
-from loko_ref.checks import check_choice, check_covariance, check_finite, check_floats, check_shape
+from loko_ref.checks import (
+    check_choice,
+    check_covariance,
+    check_finite,
+    check_floats,
+    check_shape,
+    check_some,
+)
 from loko_ref.errors import InputError
 from loko_ref.layers.activation import softmax_forward
 
 __all__ = [
     "OBSERVATIONS",
     "Observation",
+    "check_probabilities",
     "condition_on_simplex",
     "from_contrast",
     "innovation",
@@ -93,6 +101,28 @@ def one_hot(labels: Array, C: int, like: Array) -> Array:
 def predict(observation: str, z: Array) -> Array:
     """Predicted observation (batch, C) of the outputs z.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
     return z if observation == "gaussian" else softmax_forward(z)[0]
+
+
+def _check_distribution(argument: str, rows: Array, foreign: str) -> None:
+    """Require rows (batch, C) >= 0 that sum to 1, to rounding."""
+    xp = namespace(rows)
+    off = xp.abs(rows.sum(axis=1) - 1) > 4 * rows.shape[1] * epsilon(rows)
+    if bool((rows < 0).any()) or bool(off.any()):
+        raise InputError(
+            argument,
+            "a row that is no distribution",
+            "rows >= 0 that sum to 1",
+            f"integer labels, logits, or {foreign}",
+        )
+
+
+def check_probabilities(yhat: Array, e: Array) -> None:
+    """Require class probabilities yhat (batch, C) that belong to an innovation e (batch * C,)."""
+    check_floats(e=e, yhat=yhat)
+    check_shape("yhat", yhat, ("batch", "C"))
+    check_shape("e", e, ("batch * C",), {"batch * C": yhat.shape[0] * yhat.shape[1]})
+    check_finite(yhat=yhat)
+    _check_distribution("yhat", yhat, "another precision's rounding")
 
 
 def _from_likeliest(yhat: Array, M: Array) -> Array:
@@ -188,6 +218,7 @@ def observe(observation: str, z: Array, Z: Array, y: Array, *, center: bool = Fa
     check_choice("observation", observation, OBSERVATIONS)
     check_floats(z=z, Z=Z, y=y)
     check_shape("z", z, ("batch", "C"))
+    check_some("z", z, "sample")
     batch, C = z.shape
     check_shape("Z", Z, ("m", "n"), {"m": batch * C})
     check_shape("y", y, ("batch", "C"), {"batch": batch, "C": C})
@@ -200,15 +231,7 @@ def observe(observation: str, z: Array, Z: Array, y: Array, *, center: bool = Fa
             "in 'softmax' and 'glm' H is centred already, in 'gaussian' it has no classes",
         )
     if observation != "gaussian":
-        xp = namespace(y)
-        total = y.sum(axis=1)
-        if bool((y < 0).any()) or bool((xp.abs(total - 1) > 4 * C * epsilon(y)).any()):
-            raise InputError(
-                "y",
-                "a row that is no distribution",
-                "rows >= 0 that sum to 1",
-                "integer labels, logits, or targets for observation='gaussian'",
-            )
+        _check_distribution("y", y, "targets for observation='gaussian'")
     yhat = predict(observation, z)  # (batch, C)
     if observation in ("softmax", "glm"):
         H = jacobian_product(yhat, Z)  # (m, n)
