@@ -583,8 +583,8 @@ def configs(
 def states(draw: st.DrawFn, config: LokoConfig, *, batch: int = 1, cond: float = 1e3) -> LokoState:
     """Draw a filter's state in the middle of a run.
 
-    R is symmetric positive definite; for ``softmax`` it has the form that its averages keep, r I
-    plus contrasts, so that each sample's all-ones vector is an eigenvector.
+    R is symmetric positive definite; for ``softmax`` and centred ``logits`` it has the form that
+    their averages keep, r I plus contrasts: each sample's all-ones vector is an eigenvector.
 
     Parameters
     ----------
@@ -599,7 +599,7 @@ def states(draw: st.DrawFn, config: LokoConfig, *, batch: int = 1, cond: float =
     dtype, n, C = str(theta.dtype), theta.shape[0], config.model.outputs
     m = batch * C
     R: Any = None
-    if config.observation == "softmax":
+    if config.observation == "softmax" or config.center:
         # r (I + c c'), c a contrast within each sample: cond(R) = 1 + |c|^2 <= cond
         c = np.array(draw(arrays((batch, C), size=2.0)))
         c = (c - c.mean(axis=1, keepdims=True)).reshape(-1)

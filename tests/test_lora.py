@@ -30,7 +30,9 @@ def test_factors_begin_at_no_change(rng, init, bias, dtype):
 def test_laws_of_a():
     """Uniform on +-1/sqrt(i); normal with deviation 1/r; semi-orthogonal times sqrt(i/r)."""
     i, r = 400, 16
-    draw = {k: lora.init_factors(np.random.default_rng(5), i, i, r, init=k)["A"] for k in lora.INITS}
+    draw = {
+        k: lora.init_factors(np.random.default_rng(5), i, i, r, init=k)["A"] for k in lora.INITS
+    }
     uniform = draw["kaiming"] * math.sqrt(i)
     assert abs(uniform).max() <= 1
     count = i * r  # mean and variance within 5 standard deviations of their estimates
@@ -93,7 +95,10 @@ def test_bad_factors():
     for args, message in [
         ((A.T, B), r"B: got shape \(3, 2\); required shape \(o, r\)"),
         ((A, B.astype("float32")), r"B: got dtype float32.*mixed precision"),
-        ((np.ones((4, 3)), np.ones((3, 4))), r"r: got 4; required 1 <= r <= min\(i, o\) = 3.*swapped"),
+        (
+            (np.ones((4, 3)), np.ones((3, 4))),
+            r"r: got 4; required 1 <= r <= min\(i, o\) = 3.*swapped",
+        ),
         ((A[0], B), r"A: got shape \(4,\)"),
     ]:
         with pytest.raises(InputError, match=message):
