@@ -5,6 +5,10 @@ moves by one unit roundoff u of the dtype: the root mean square over seeded rand
 that size, evaluated along the plain formulas in float64. It adapts to conditioning, cancellation,
 saturation and dtype by itself. An element's tolerance is ``factor`` units.  [TOL-1, TOL-2]
 
+Where balls serve (:mod:`loko_ref.conformance.enclosure`: python-flint is installed, a single step,
+no branch undecided), the radius that roundoff in the inputs has in ball arithmetic counts too: it
+is a proven upper bound where the random disturbances are an estimate from below.  [BALL-5]
+
 Where u times the conditioning leaves no digit to judge, a quantity is not judged, with the
 reason.  [TOL-3]
 """
@@ -22,6 +26,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.descent import DESCENT
+from loko_ref.conformance.enclosure import widths
 from loko_ref.conformance.formulas import FORMULAS
 
 __all__ = [
@@ -45,6 +50,10 @@ DELTA = 2.0**-34
 DRAWS = 16
 """Disturbances a case; over 16 the root mean square is not below a third of its mean."""
 
+REACH = 16.0
+"""How far beyond the random estimate a ball's radius is believed: the worst case over N inputs is
+up to sqrt(N) root mean squares; what goes further is the dependency problem.  [BALL-5]"""
+
 LIMIT = 2.0**-8
 """A quantity whose tolerance exceeds this part of its size everywhere is not judged."""
 
@@ -55,7 +64,9 @@ EXPLANATION = (
     f"An element's tolerance is {FACTOR:g} sqrt(1 + N/16) units, N the longest axis of an input. "
     f"Its unit is how far it moves (root mean square over {DRAWS} seeded random draws) when every "
     "input and every quantity on the way to it moves by one unit roundoff of the dtype: "
-    "conditioning, cancellation and dtype are in it. float32 results are judged against float64's."
+    "conditioning, cancellation and dtype are in it. Where ball arithmetic serves (one step, the "
+    "extra 'certify' installed), its radius for inputs known to one unit roundoff counts where "
+    f"larger, up to {REACH:g} times that. float32 results are judged against float64's."
 )
 
 FORMULA_TABLE = {**FORMULAS, **DESCENT}
@@ -100,11 +111,16 @@ class _Disturb:
         return self("", value)
 
 
+@lru_cache(maxsize=1024)
+def _inputs(case: Case) -> Mapping[str, Any]:
+    """Read a case's inputs once; never handed out, never changed."""
+    return case.inputs()
+
+
 def canonical(case: Case, name: str, value: Array) -> Array:
     """Take out of K what is a matter of convention: its all-ones part on the simplex.  [OBS-5]."""
     if name == "K" and case.options.get("observation") in ("softmax", "glm"):
-        x = case.inputs()["y"]
-        rows = value.reshape(*value.shape[:-1], x.shape[-2], x.shape[-1])
+        rows = value.reshape(*value.shape[:-1], *_inputs(case)["y"].shape[-2:])
         return (rows - rows.mean(axis=-1, keepdims=True)).reshape(value.shape)
     return value
 
@@ -112,20 +128,20 @@ def canonical(case: Case, name: str, value: Array) -> Array:
 @lru_cache(maxsize=1024)
 def expected(case: Case) -> Mapping[str, Array]:
     """Ask the oracle, float64, from the case's inputs as they stand in its dtype."""
-    out = case.operation.oracle(_wide(case.inputs()), case.options)
+    out = case.operation.oracle(_wide(_inputs(case)), case.options)
     return {name: canonical(case, name, np.asarray(value)) for name, value in out.items()}
 
 
 @lru_cache(maxsize=1024)
 def unit(case: Case) -> Mapping[str, Unit]:
-    """Find the unit of error of every output of a case.  [TOL-1].
+    """Find the unit of error of every output of a case.  [TOL-1, BALL-5].
 
     Returns
     -------
     mapping of str to Unit
         Output name -> unit.
     """
-    plain, inputs, options = case.operation.plain, _wide(case.inputs()), case.options
+    plain, inputs, options = case.operation.plain, _wide(_inputs(case)), case.options
     centre = plain(inputs, options, FORMULA_TABLE, lambda name, value: value)
     total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
     for draw in range(DRAWS):
@@ -136,6 +152,10 @@ def unit(case: Case) -> Mapping[str, Unit]:
     info = np.finfo(case.dtype)
     u = float(info.eps) / 2
     how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
+    radii, why = widths(case)
+    how += (
+        f"; no balls: {why}" if why else f"; radius in ball arithmetic, up to {REACH:g} times that"
+    )
     found = {}
     for name in centre:
         size = np.sqrt(total[name] / DRAWS) * (u / DELTA)
@@ -143,13 +163,16 @@ def unit(case: Case) -> Mapping[str, Unit]:
         if name in COVARIANCES:
             spread = np.sqrt(np.abs(np.diagonal(expected(case)[name], axis1=-2, axis2=-1)))
             size = np.maximum(size, u * spread[..., :, None] * spread[..., None, :])
-        found[name] = Unit(size=np.maximum(size, float(info.tiny)), how=how)
+        size = np.maximum(size, float(info.tiny))
+        if name in radii:
+            size = np.maximum(size, np.minimum(radii[name], REACH * size))
+        found[name] = Unit(size=size, how=how)
     return found
 
 
 def factor(case: Case) -> float:
     """``FACTOR sqrt(1 + N/16)``: rounding in sums of N terms grows like their root.  [TOL-2]."""
-    arrays = [a for a in case.inputs().values() if not isinstance(a, Mapping)]
+    arrays = [a for a in _inputs(case).values() if not isinstance(a, Mapping)]
     longest = max(max(a.shape, default=1) for a in arrays)
     return float(FACTOR * (1 + longest / 16) ** 0.5)
 

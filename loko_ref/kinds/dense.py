@@ -22,9 +22,10 @@ from loko_ref.layers.activation import ACTIVATIONS
 __all__ = ["LINEAR", "Activation", "LayerNorm", "Linear", "site_scale"]
 
 
-def site_scale(layer: Layer) -> float:
+def site_scale(layer: Layer, like: Array | None = None) -> Any:
     """``alpha / r`` of a linear's LoRA branch; 1 without one.  [LORA-2]."""
-    return lora.scale(layer["lora"]["alpha"], layer["lora"]["r"]) if layer.get("lora") else 1.0
+    site = layer.get("lora")
+    return lora.scale(site["alpha"], site["r"], like) if site else 1.0
 
 
 class Linear(Kind):
@@ -103,7 +104,7 @@ class Linear(Kind):
 
     def forward(self, layer: Layer, weights: Weights, x: Array, context: Context) -> Any:
         """Call :func:`loko_ref.layers.linear.forward`."""
-        return linear.forward(x, own(layer, linear.PARAMS, weights), site_scale(layer))
+        return linear.forward(x, own(layer, linear.PARAMS, weights), site_scale(layer, x))
 
     def vjp(self, layer: Layer, dy: Array, cache: Any, ask: Ask) -> Back:
         """Call :func:`loko_ref.layers.linear.vjp`."""
