@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,16 +52,20 @@ def identity(name: str, value: Any) -> Any:
     return value
 
 
+@cache
+def _helmert(batch: int, C: int) -> Array:
+    return np.kron(np.eye(batch), scipy.linalg.helmert(C))
+
+
 def _contrasts(v: Values) -> Array:
     """(batch (C-1), m): orthonormal contrasts of each sample's classes.  [OBS-5]."""
-    batch, C = v.yhat.shape
-    return np.kron(np.eye(batch), scipy.linalg.helmert(C))
+    return _helmert(*v.yhat.shape)
 
 
 def _centre(v: Values) -> Array:
     """(m, m): I - 1 1'/C in each sample."""
-    batch, C = v.yhat.shape
-    return np.kron(np.eye(batch), np.eye(C) - 1 / C)
+    Q = _contrasts(v)
+    return Q.T @ Q
 
 
 def spread(v: Values, p: Array) -> Array:
@@ -128,7 +133,8 @@ def _p_dense(v: Values) -> Array:
 
 def _softmax(v: Values, z: Array) -> Array:
     """``exp(z - lse)``: that route's error, u |lse|, is what a correct one may have."""
-    lse = scipy.special.logsumexp(z, axis=-1, keepdims=True)
+    top = z.max(axis=-1, keepdims=True)
+    lse = top + np.log(np.exp(z - top).sum(axis=-1, keepdims=True))
     return np.exp(z - v.keep("lse", lse))
 
 
@@ -280,10 +286,10 @@ def jacobian(v: Values, caches: list[Any], C: int) -> Array:
     batch = v.x.shape[0]
     d = np.broadcast_to(np.eye(C), (batch, C, C))  # cotangents, last axis the layer's output
     parts: dict[str, Array] = {}
-    for layer, cache in zip(reversed(v.spec), reversed(caches), strict=True):
+    for layer, kept in zip(reversed(v.spec), reversed(caches), strict=True):
         kind = layer["kind"]
         if kind == "linear":
-            x, u, w, scale = cache
+            x, u, w, scale = kept
             name, dx = layer["name"], d @ w["W"]
             if layer.get("lora"):
                 dv = v.F["jacobian_scale"](scale) * d
@@ -294,16 +300,16 @@ def jacobian(v: Values, caches: list[Any], C: int) -> Array:
                 dx = dx + v.F["branch_back"](du @ w["A"])
             d = v.keep("d", dx)
         elif kind == "gelu":
-            d = d * v.F["gelu_derivative"](v, cache)[:, None, :]
+            d = d * v.F["gelu_derivative"](v, kept)[:, None, :]
         elif kind == "relu":
-            d = d * v.F["relu_derivative"](cache)[:, None, :]
+            d = d * v.F["relu_derivative"](kept)[:, None, :]
         elif kind == "tanh":
-            d = d * v.F["tanh_derivative"](cache)[:, None, :]
+            d = d * v.F["tanh_derivative"](kept)[:, None, :]
         elif kind == "softmax":
-            y = cache[:, None, :]
+            y = kept[:, None, :]
             d = y * (d - (y * d).sum(axis=-1, keepdims=True))
         else:
-            d = d - np.exp(cache)[:, None, :] * d.sum(axis=-1, keepdims=True)
+            d = d - np.exp(kept)[:, None, :] * d.sum(axis=-1, keepdims=True)
     flat = [
         v.F["flatten"](parts[f"{layer['name']}.{key}"])
         for layer in v.F["sites"](v.spec)

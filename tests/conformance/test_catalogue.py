@@ -175,3 +175,16 @@ def test_catalogue_labels_are_defined():
     for operation in OPERATIONS.values():
         for output in operation.outputs:
             assert set(output.labels) <= defined, (operation.name, output.name)
+
+
+def test_unit_of_a_known_function():
+    """W, A, B and the stored W+ each move by u: the units of lora.merge by hand.  [TOL-1]."""
+    case = select("lora.merge/random/float64")[0]
+    x, u = case.inputs(), np.finfo(np.float64).eps / 2
+    scale = case.options["alpha"] / 3
+    terms = scale**2 * (x["B"] ** 2 @ x["A"] ** 2)  # sum over r of (scale B_or A_ri)^2
+    merged = x["W"] + scale * x["B"] @ x["A"]
+    nu = u * np.sqrt(x["W"] ** 2 + 2 * terms + merged**2)  # W, A and B, W+ as it is stored
+    ratio = tolerance.unit(case)["W"].size / nu
+    assert (ratio > 1 / 3).all()
+    assert (ratio < 3).all()
