@@ -35,9 +35,11 @@ __all__ = [
     "begin",
     "evaluate",
     "finished",
+    "learner",
     "loss_gradient",
     "prepare",
     "result",
+    "stream_batch",
     "train_base",
 ]
 
@@ -230,8 +232,8 @@ def _site(config: RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
     return {"r": r, "alpha": float(config.alpha) / config.r * r, "bias": False}
 
 
-def _learner(task: Task) -> Any:
-    """Give the optimizer's own configuration."""
+def learner(task: Task) -> Any:
+    """Give the optimizer's own configuration: a LokoConfig, SGD, AdaGrad or AdamW."""
     options = dict(task.config.options)
     if task.config.optimizer == "loko":
         return loko.LokoConfig(model=task.model, **options)
@@ -240,15 +242,35 @@ def _learner(task: Task) -> Any:
 
 def begin(task: Task) -> Progress:
     """Stand before the first batch."""
-    learner = _learner(task)
-    if isinstance(learner, loko.LokoConfig):
-        return Progress(state=loko.init(learner, batch=task.config.batch))
-    return Progress(state=optimizers.init(pack(task.model), learner))
+    options = learner(task)
+    if isinstance(options, loko.LokoConfig):
+        return Progress(state=loko.init(options, batch=task.config.batch))
+    return Progress(state=optimizers.init(pack(task.model), options))
+
+
+def stream_batch(task: Task, step: int) -> loko.Batch:
+    """Take one batch of the stream to the backend.
+
+    Parameters
+    ----------
+    task : Task
+        Model and data.
+    step : int
+        Number of the batch, from 0.
+    """
+    like = next(iter(task.model.weights.values()))
+    span = slice(step * task.config.batch, (step + 1) * task.config.batch)
+    part = task.dataset.stream
+    return loko.Batch(x=asarray(part.x[span], like), y=asarray(part.y[span], like))
 
 
 def finished(progress: Progress, task: Task) -> bool:
     """Tell whether the stream is at its end."""
     return progress.step >= task.steps
+
+
+def _targets(task: Task, step: int) -> NDArray[Any]:
+    return task.dataset.stream.y[step * task.config.batch : (step + 1) * task.config.batch]
 
 
 def _knob(config: RunConfig) -> str:
@@ -294,27 +316,27 @@ def advance(progress: Progress, task: Task) -> Progress:
     NumericalError
         If the learner diverges or a covariance becomes singular; names the step.
     """
-    config, dataset, learner = task.config, task.dataset, _learner(task)
-    span = slice(progress.step * config.batch, (progress.step + 1) * config.batch)
-    seen = dataset.stream.y[span]
-    like = progress.state.theta
+    config, dataset, options = task.config, task.dataset, learner(task)
     started = time.perf_counter()
-    x, y = asarray(dataset.stream.x[span], like), asarray(seen, like)  # to the device, once
+    batch = stream_batch(task, progress.step)
     state: loko.LokoState | optimizers.OptimizerState
     # a run that diverges overflows first; what it leaves is found by the checks for finiteness
     with np.errstate(over="ignore", invalid="ignore"):
         if isinstance(progress.state, loko.LokoState):
-            state, record = loko.step(progress.state, loko.Batch(x=x, y=y), learner)
+            state, record = loko.step(progress.state, batch, options)
             z = record.z
         else:
             model = unpack(task.model, progress.state.theta)
-            z, g = loss_gradient(model, x, y, _observation(dataset))
+            z, g = loss_gradient(model, batch.x, batch.y, _observation(dataset))
             _check_bounded(g, z, progress.step, "lr")
-            state = optimizers.step(progress.state, g, learner)
+            state = optimizers.step(progress.state, g, options)
         _check_bounded(state.theta, z, progress.step, _knob(config), "theta")
     z = to_host(z)
     seconds = progress.seconds + time.perf_counter() - started
-    step, score = progress.step + 1, progress.score + _score(z, seen, dataset)
+    step, score = (
+        progress.step + 1,
+        progress.score + _score(z, _targets(task, progress.step), dataset),
+    )
     curve = progress.curve
     every = -(-task.steps // config.evaluations)
     if step % every == 0 or step == task.steps:

@@ -33,6 +33,9 @@ def _root(
     """The correctness oracle for LoKO and LTE."""
 
 
+from loko_ref.cli.certify import certify  # noqa: E402
+from loko_ref.cli.explain import explain_command  # noqa: E402
+from loko_ref.cli.lte import lte  # noqa: E402
 from loko_ref.cli.operations import operations  # noqa: E402
 from loko_ref.cli.train import train  # noqa: E402
 from loko_ref.cli.verify import verify  # noqa: E402
@@ -40,3 +43,6 @@ from loko_ref.cli.verify import verify  # noqa: E402
 app.command("verify")(verify)
 app.command("operations")(operations)
 app.command("train")(train)
+app.command("explain")(explain_command)
+app.command("lte")(lte)
+app.command("certify")(certify)
