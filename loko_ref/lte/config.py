@@ -215,9 +215,12 @@ class LteConfig:
                 "a name in place of a configuration",
             )
         _ = self.template  # refuses a faulty spec
-        if not any(site.lora for site in self.layout.sites.values()):
+        if self.heads > 1 and not any(site.lora for site in self.layout.sites.values()):
             raise InputError(
-                "spec", "no layer with 'lora'", "at least one", "a spec without LoRA sites"
+                "spec",
+                f"no layer with 'lora' for {self.heads} heads",
+                "at least one, or one head",
+                "a spec without LoRA sites; one head without them is full-weight training",
             )
         for site in self.layout.sites.values():
             if "bB" in site.parts and f"{site.name}.b" not in self.frozen:
@@ -264,7 +267,7 @@ class LteConfig:
                     "mhlora is one network that never merges: every head sees the whole batch",
                 )
         replicas = [site.name for site in self.layout.sites.values() if not site.lora]
-        if replicas and isinstance(self.optimizer, Loko):
+        if replicas and self.heads > 1 and isinstance(self.optimizer, Loko):
             raise InputError(
                 "optimizer",
                 f"loko with mode='mhlora' and layers {replicas} without LoRA",

@@ -169,12 +169,13 @@ def init(
             "mpiexec -n larger than --heads: a rank would have nothing to do",
         )
     own = span(config.heads, team.rank, team.size)
+    everyone = slice(0, config.heads) if config.mode == "mhlora" else own
     held = dict(weights if weights is not None else draw_weights(config, dtype))
     _checked(config, held)
     like = next(iter(held.values()))
     xp = namespace(like)
     layout = config.layout
-    theta = xp.zeros((own.stop - own.start, layout.n), dtype=like.dtype)
+    theta = xp.zeros((everyone.stop - everyone.start, layout.n), dtype=like.dtype)
     if factors is not None:
         wanted = {k for k in layout.names if layout.sites[k.rsplit(".", 1)[0]].lora}
         if factors.keys() != wanted:
@@ -183,7 +184,7 @@ def init(
             )
         check_floats(weights=like, **factors)
         check_finite(**factors)
-    for row, head in enumerate(range(own.start, own.stop)):
+    for row, head in enumerate(range(everyone.start, everyone.stop)):
         drawn = draw_factors(config, head, 0, like.dtype) if factors is None else {}
         for name in layout.names:
             target = layout.take(theta, name)
@@ -194,9 +195,11 @@ def init(
                 target[row] = factors[name][head]
             else:
                 target[row] = asarray(drawn[name], like)
+    merged = None
+    if config.mode == "mhlora":  # every process begins with all heads' factors, drawn or given
+        merged, theta = theta, theta[own]
     copies = fresh_copies(config, held, theta.shape[0]) if config.realisation == "copies" else {}
     slots, R = fresh_optimizer(config, theta, batch)
-    merged = team.gather(theta, config.heads) if config.mode == "mhlora" else None
     return LteState(
         weights=held,
         base=held,

@@ -1,0 +1,217 @@
+"""Checkpoints: one directory a merge, one file a head, whole or not at all; no pickle.
+
+``DIR/merge-00000012/`` holds ``head-0000.npz``, ... (each written by the rank that holds the head)
+and ``shared.npz`` (the merged weights, every counter, the curves, the configuration, and the
+SHA-256 of every head's file). The set is written under another name, and renamed when it is
+complete: a directory of that name is a whole checkpoint. A set is read by any number of ranks.
+
+Ranks on several machines need a directory that all of them see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loko_ref import storage
+from loko_ref.arrays import Array
+from loko_ref.errors import InputError
+from loko_ref.lte.config import LteConfig
+from loko_ref.lte.experiment import History
+from loko_ref.lte.state import LteState, head_arrays, shared_arrays
+from loko_ref.lte.team import Team, span
+
+__all__ = ["KEEP", "SCHEMA", "load", "newest", "save"]
+
+SCHEMA = "loko-ref/lte-checkpoint/1"
+KEEP = 2
+"""Complete sets that are kept."""
+
+_NAME = re.compile(r"merge-(\d{8})")
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def save(
+    directory: str | os.PathLike[str],
+    config: LteConfig,
+    state: LteState,
+    history: History,
+    run: Mapping[str, Any],
+    team: Team,
+) -> None:
+    """Write the set of one merge; every rank calls it.
+
+    Parameters
+    ----------
+    directory : path-like
+        Made where it is not there.
+    config, state, history
+        What is saved.
+    run : mapping
+        JSON data that a resumed run must share: batch, data and the like.
+    team : Team
+        Who holds what.
+    """
+    team.log(state.step, "checkpoint")
+    root = Path(directory)
+    count = state.merges if config.mode == "lte" else state.step // config.merge_every
+    final = root / f"merge-{count:08d}"
+    partial = root / f".{final.name}.tmp"
+    if team.rank == 0:
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(".merge-*.tmp"):  # what a killed run left behind
+            shutil.rmtree(left)
+        partial.mkdir()
+    team.collect(None)
+    own = {}
+    for row in range(state.theta.shape[0]):
+        name = f"head-{state.first + row:04d}.npz"
+        arrays = head_arrays(config, state, row)
+        storage.save(partial / name, arrays, {"head": state.first + row}, schema=SCHEMA)
+        own[name] = _hash(partial / name)
+    files = {k: v for part in team.collect(own) for k, v in part.items()}
+    if team.rank != 0:
+        return
+    metadata = {
+        "config": config.as_json(),
+        "run": dict(run),
+        "files": files,
+        "step": state.step,
+        "merges": state.merges,
+        "optimizer_step": state.optimizer_step,
+        "history": {
+            "loss": history.loss,
+            "evaluations": history.evaluations,
+            "sent": history.sent,
+        },
+    }
+    storage.save(partial / "shared.npz", shared_arrays(config, state), metadata, schema=SCHEMA)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    for old in sorted(p for p in root.iterdir() if _NAME.fullmatch(p.name))[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def newest(directory: str | os.PathLike[str]) -> Path:
+    """Return the newest complete set in a directory, or the directory itself if it is a set.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    root = Path(directory)
+    if (root / "shared.npz").is_file():
+        return root
+    found = sorted(p for p in root.glob("merge-*") if _NAME.fullmatch(p.name) and p.is_dir())
+    if not found:
+        raise InputError(
+            "resume",
+            repr(str(directory)),
+            "a directory with a complete checkpoint (merge-00000001, ...)",
+            "a run that ended before its first merge, or another directory",
+        )
+    return found[-1]
+
+
+def _compare(what: str, path: Path, saved: Any, asked: Any) -> None:
+    """Refuse a checkpoint of other choices, naming the first that differs."""
+    for name in asked:
+        if saved.get(name) != asked[name]:
+            raise InputError(
+                "resume",
+                f"{str(path)!r}, made with {what}{name} = {saved.get(name)!r}",
+                f"{what}{name} = {asked[name]!r}, as asked for now",
+                "a checkpoint of another run; a resumed run takes the same arguments",
+            )
+
+
+def load(
+    directory: str | os.PathLike[str],
+    config: LteConfig,
+    run: Mapping[str, Any],
+    team: Team,
+) -> tuple[LteState, History]:
+    """Read the newest set for the heads that this rank holds.
+
+    Parameters
+    ----------
+    directory : path-like
+        Of the run, or of one set.
+    config, run
+        What is asked for now; it must be what was saved.
+    team : Team
+        Who holds what: any number of ranks.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, truncated, altered or foreign, or a choice differs.
+    """
+    path = newest(directory)
+    shared, metadata = storage.load(path / "shared.npz", schema=SCHEMA, argument="resume")
+    for key in ("config", "run", "files", "step", "merges", "optimizer_step", "history"):
+        if key not in metadata:
+            raise InputError("resume", f"{str(path)!r} without '{key}'", "all keys", "damage")
+    _compare("", path, metadata["config"], config.as_json())
+    _compare("", path, metadata["run"], dict(run))
+    own = span(config.heads, team.rank, team.size)
+    rows: list[dict[str, Array]] = []
+    for head in range(config.heads):  # every rank reads the rows last merged of all heads
+        name = f"head-{head:04d}.npz"
+        file = path / name
+        if not file.is_file() or _hash(file) != metadata["files"].get(name):
+            raise InputError(
+                "resume",
+                f"{str(file)!r} {'altered' if file.is_file() else 'missing'}",
+                "the file whose SHA-256 stands in shared.npz",
+                "a truncated or exchanged file, or a set copied in part",
+            )
+        arrays, _ = storage.load(file, schema=SCHEMA, argument="resume")
+        keep = own.start <= head < own.stop
+        rows.append(arrays if keep else {k: arrays[k] for k in ("theta", "merged") if k in arrays})
+    mine = rows[own]
+
+    def stack(name: str) -> Array:
+        return np.stack([row[name] for row in mine])
+
+    merged = None
+    if config.mode == "mhlora":
+        merged = np.stack([row["theta"] for row in rows])
+    elif "merged" in mine[0]:
+        merged = np.stack([row["merged"] for row in rows])
+    prefixed = {
+        kind: {name.removeprefix(kind): stack(name) for name in mine[0] if name.startswith(kind)}
+        for kind in ("copies.", "slots.")
+    }
+    weights, base = (
+        {k: shared[f"{kind}.{k}"] for k in config.frozen} for kind in ("weights", "base")
+    )
+    state = LteState(
+        weights=weights,
+        base=base,
+        theta=stack("theta"),
+        merged=merged,
+        copies=prefixed["copies."],
+        slots=prefixed["slots."],
+        R=stack("R") if "R" in mine[0] else None,
+        first=own.start,
+        step=int(metadata["step"]),
+        merges=int(metadata["merges"]),
+        optimizer_step=int(metadata["optimizer_step"]),
+    )
+    told = metadata["history"]
+    evaluations = [(int(a), float(b), c) for a, b, c in told["evaluations"]]
+    history = History(loss=list(told["loss"]), evaluations=evaluations, sent=int(told["sent"]))
+    return state, history

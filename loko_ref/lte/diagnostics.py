@@ -1,0 +1,207 @@
+"""What a run has learned, in numbers: rank and spectrum of the update, angles between the heads.
+
+Shapes: W, W_0 (o, i); A (heads, r, i); s (min(o, i),).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from loko_ref.arrays import Array, to_host
+from loko_ref.lte import heads as net
+from loko_ref.lte.config import LteConfig
+from loko_ref.lte.state import LteState, heads_of
+
+__all__ = [
+    "Costs",
+    "Network",
+    "costs",
+    "effective_rank",
+    "effective_weights",
+    "numerical_rank",
+    "principal_angles",
+    "update_spectrum",
+]
+
+
+def effective_weights(config: LteConfig, state: LteState) -> dict[str, Array]:
+    """Every W and b of the one network that a state stands for.  [LTE-2, LTE-5].
+
+    LTE: the merged weights. mhlora: W plus the (mean or sum of the) heads' deltas.
+    """
+    weights = dict(state.weights)
+    if config.mode == "lte":
+        return weights
+    for site in config.layout.sites.values():
+        params, scale = net.mhlora_params(config, heads_of(config, state), site)
+        if "A" in params:
+            weights[f"{site.name}.W"] = params["W"] + scale * (params["B"] @ params["A"])
+            if "bA" in params:
+                shift = params["B"] @ params["bA"] + params["bB"]
+                weights[f"{site.name}.b"] = params["b"] + scale * shift
+        else:
+            weights |= {f"{site.name}.{key}": value for key, value in params.items()}
+    return weights
+
+
+def update_spectrum(W: Array, W_0: Array) -> NDArray[np.float64]:
+    """Singular values of W - W_0, descending, in float64.
+
+    Examples
+    --------
+    >>> update_spectrum(np.diag([3.0, 1.0]), np.diag([1.0, 1.0]))
+    array([2., 0.])
+    """
+    difference = to_host(W).astype(np.float64) - to_host(W_0).astype(np.float64)
+    s: NDArray[Any] = np.linalg.svd(difference, compute_uv=False)
+    return s
+
+
+def numerical_rank(W: Array, W_0: Array) -> int:
+    """Count the singular values of W - W_0 above what rounding of W alone can make.  [LTE-5].
+
+    Each entry of a stored W is off by up to u |W|; such an error has spectral norm of at most
+    ``u |W|_F``. The threshold is four of them: W, W_0, the product, the sum.
+    """
+    u = float(np.finfo(W.dtype).eps) / 2
+    size = float(np.linalg.norm(to_host(W))) + float(np.linalg.norm(to_host(W_0)))
+    return int((update_spectrum(W, W_0) > 4 * u * size).sum())
+
+
+def effective_rank(s: NDArray[np.float64]) -> float:
+    """``exp(-sum q log q)`` with ``q = s / sum s`` (Roy and Vetterli's); 0 for no update.
+
+    Examples
+    --------
+    >>> round(effective_rank(np.array([1.0, 1.0, 0.0])), 12)
+    2.0
+    """
+    total = float(s.sum())
+    if total == 0:
+        return 0.0
+    q = s[s > 0] / total
+    return math.exp(-float((q * np.log(q)).sum()))
+
+
+def principal_angles(A: Array) -> NDArray[np.float64]:
+    """Angles between the row spaces of each pair of heads' A, in degrees, descending.
+
+    Parameters
+    ----------
+    A : array (heads, r, i)
+        The heads' A.
+
+    Returns
+    -------
+    array (pairs, r)
+        Pairs (0, 1), (0, 2), ..., (1, 2), ... in order; 90 says orthogonal.
+    """
+    host = to_host(A).astype(np.float64)
+    pairs = [(a, b) for a in range(len(host)) for b in range(a + 1, len(host))]
+    angles = [scipy.linalg.subspace_angles(host[a].T, host[b].T) for a, b in pairs]
+    return np.degrees(np.array(angles).reshape(len(pairs), host.shape[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What the cost model assumes of machine and network.  [LTE-11].
+
+    Attributes
+    ----------
+    bandwidth : float
+        Bytes a second, each way, of one node's link.
+    latency : float
+        Seconds a message.
+    flops : float
+        Floating-point operations a second of one node.
+    itemsize : int
+        Bytes a number.
+    """
+
+    bandwidth: float
+    latency: float
+    flops: float
+    itemsize: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds of one step on one node, on average over a merge interval.  [LTE-11].
+
+    Attributes
+    ----------
+    compute : float
+        Forward and backward of a head's chunk.
+    merge : float
+        Forming W, a share of each step.
+    lte, data_parallel : float
+        Communication a step of LTE, and of data-parallel training (ring all-reduce).
+    lte_bytes, data_parallel_bytes : float
+        Bytes that one node receives a step.
+    """
+
+    compute: float
+    merge: float
+    lte: float
+    data_parallel: float
+    lte_bytes: float
+    data_parallel_bytes: float
+
+
+def costs(
+    sizes: Mapping[str, tuple[int, int]],
+    *,
+    nodes: int,
+    heads: int,
+    r: int,
+    merge_every: int,
+    batch: int,
+    network: Network,
+) -> Costs:
+    """Cost model of one step on `nodes` nodes, one after another's algebra in [LTE-11].
+
+    Parameters
+    ----------
+    sizes : mapping of str to (o, i)
+        The LoRA sites.
+    nodes, heads, r, merge_every : int
+        Nodes (at most heads), heads, rank, steps between merges.
+    batch : int
+        Samples that one node works on in a step (weak scaling).
+    network : Network
+        Machine and network.
+
+    Examples
+    --------
+    >>> net = Network(bandwidth=1e9, latency=1e-5, flops=1e12)
+    >>> c = costs({"0": (1024, 1024)}, nodes=8, heads=8, r=16, merge_every=8, batch=1, network=net)
+    >>> round(c.data_parallel_bytes / c.lte_bytes, 3)
+    64.0
+    """
+    weights = sum(o * i for o, i in sizes.values())
+    factors = sum(r * (o + i) for o, i in sizes.values())  # of one head
+    bits = network.itemsize
+    # an allgather's ring: nodes - 1 rounds, each brings the factors of one node's heads
+    lte_bytes = bits * factors * heads * (nodes - 1) / nodes / merge_every
+    rounds = 0 if nodes == 1 else nodes - 1
+    lte = lte_bytes / network.bandwidth + rounds * network.latency / merge_every
+    # a ring all-reduce: 2 (nodes - 1) rounds of weights / nodes numbers
+    dp_bytes = 2 * bits * weights * (nodes - 1) / nodes
+    dp = dp_bytes / network.bandwidth + 2 * rounds * network.latency
+    compute = 6 * batch * weights / network.flops
+    merge = 2 * heads * r * weights / network.flops / merge_every
+    return Costs(
+        compute=compute,
+        merge=merge,
+        lte=lte,
+        data_parallel=dp,
+        lte_bytes=lte_bytes,
+        data_parallel_bytes=dp_bytes,
+    )

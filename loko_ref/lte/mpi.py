@@ -1,0 +1,200 @@
+"""The heads over MPI ranks: the only room that knows mpi4py.
+
+Shapes: rows (own heads, n); gathered (heads, n).
+
+One Allgather of factors a merge, into the same array in head order on every rank. A rank that
+raises or leaves early takes the whole job down, naming itself and its step; a launcher whose
+processes do not see each other is refused.  [LTE-9]
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+
+from loko_ref.arrays import Array, asarray, to_host
+from loko_ref.errors import InputError, MissingExtraError, NumericalError
+from loko_ref.lte.team import span
+from loko_ref.lte.watch import Watch
+
+__all__ = ["MpiTeam", "connect", "launched"]
+
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
+"""Where launchers say how many processes they started, the surest first."""
+
+Result = TypeVar("Result")
+
+
+def launched() -> int | None:
+    """How many processes a launcher says it started; None where there is no launcher."""
+    for name in _SIZES:
+        if name == "SLURM_STEP_NUM_TASKS" and "SLURM_PROCID" not in os.environ:
+            continue
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value) if name != "SLURM_STEP_NUM_TASKS" or int(value) > 1 else None
+    return None
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _strangers(size: int | None, seen: int, library: str) -> InputError:
+    return InputError(
+        "mpiexec",
+        f"{size} processes, of which each sees {seen} rank{'s' if seen > 1 else ''} ({library})",
+        "one world of all processes",
+        "an mpiexec of another MPI than the one mpi4py loads: use the mpiexec in the Python "
+        f"environment's own directory, {os.path.join(sys.prefix, 'bin')}",
+    )
+
+
+def connect() -> MpiTeam:
+    """Join the world of ranks that the launcher started.
+
+    Raises
+    ------
+    MissingExtraError
+        If mpi4py or the MPI library is not installed.
+    InputError
+        If the launcher started several processes that do not see each other.
+    """
+    size = launched()
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and _installed("mpich") and not _installed("openmpi"):
+        raise _strangers(size, 1, "MPICH under Open MPI's launcher")  # its MPI_Init would abort
+    try:
+        MPI = importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError) as error:
+        raise MissingExtraError(
+            f"a run under mpiexec ({str(error).strip().splitlines()[0]})", "mpi4py", "mpi"
+        ) from error
+    world = MPI.COMM_WORLD
+    if size is not None and size != world.size:
+        library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()
+        raise _strangers(size, world.size, library)
+    return MpiTeam(MPI, world)
+
+
+class MpiTeam:
+    """A rank of the world; see :class:`loko_ref.lte.team.Team`."""
+
+    def __init__(self, MPI: Any, comm: Any) -> None:
+        self.MPI, self.comm = MPI, comm
+        self.rank, self.size = int(comm.rank), int(comm.size)
+        self.sent = 0
+        self.step, self.doing = 0, "start"
+        self.watch: Watch | None = None
+
+    def meet(self) -> None:
+        """Wait for all ranks, with a little sleep: a spinning rank takes others' cores away."""
+        request = self.comm.Ibarrier()
+        tries = 0
+        while not request.Test():
+            tries += 1
+            time.sleep(0 if tries < 64 else 1e-4)
+
+    def gather(self, rows: Array, heads: int) -> Array:
+        """All heads' rows, in head order: an Allgather, no sum, so no order of summation."""
+        self.meet()
+        host = np.ascontiguousarray(to_host(rows))
+        n = host.shape[1]
+        spans = [span(heads, rank, self.size) for rank in range(self.size)]
+        counts = [(s.stop - s.start) * n for s in spans]
+        starts = [s.start * n for s in spans]
+        found = np.empty((heads, n), host.dtype)
+        kind = self.MPI.FLOAT if host.dtype == np.float32 else self.MPI.DOUBLE
+        self.comm.Allgatherv([host, kind], [found, counts, starts, kind])
+        self.sent += found.nbytes
+        return asarray(found, rows)
+
+    def collect(self, item: Any) -> list[Any]:
+        """Small host objects of all ranks, in rank order, on every rank."""
+        self.meet()
+        found: list[Any] = self.comm.allgather(item)
+        return found
+
+    def log(self, step: int, doing: str) -> None:
+        """Note the step at hand where it outlives this process."""
+        self.step, self.doing = step, doing
+        if self.watch is not None:
+            self.watch.note(f"step {step} ({doing})")
+
+    def begin_watch(self) -> None:
+        """Have the last step of every rank shown if the job dies."""
+        self.watch = Watch(self.rank, self.size, self.comm.bcast)
+
+    def agree(self, work: Callable[[], Result]) -> Result:
+        """Do what every rank does alike at the start; if it fails anywhere, all stop together.
+
+        Raises
+        ------
+        SystemExit
+            With code 2, after rank 0 has said what is wrong, and on which rank.
+        """
+        result, said = None, None
+        try:
+            result = work()
+        except (InputError, MissingExtraError, NumericalError, OSError) as error:
+            said = str(error)
+        found = self.collect(said)
+        if any(text is not None for text in found):
+            if self.rank == 0:
+                rank, text = next((k, t) for k, t in enumerate(found) if t is not None)
+                same = all(t == text for t in found)
+                where = "" if same else f"rank {rank}: "
+                print(f"loko-ref: {where}{text}", file=sys.stderr, flush=True)
+            self.leave(2)
+        return result  # type: ignore[return-value]
+
+    def guard(self, work: Callable[[], Result]) -> Result:
+        """Do the work; whatever ends it early on this rank ends the job, with rank and step."""
+        try:
+            return work()
+        except BaseException as error:  # also SystemExit(0): the others would wait for ever
+            if isinstance(error, SystemExit):
+                what = f"left early with exit code {error.code}"
+            else:
+                what = f"{type(error).__name__}: {error}"
+                if not isinstance(error, InputError | NumericalError):
+                    traceback.print_exc()
+            self.fail(what)
+
+    def fail(self, what: str) -> NoReturn:
+        """Say what happened on which rank at which step, and end the whole job."""
+        print(
+            f"loko-ref: rank {self.rank} of {self.size}, step {self.step} ({self.doing}): {what}",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        self.comm.Abort(1)
+        os._exit(1)  # Abort may return
+
+    def leave(self, code: int) -> NoReturn:
+        """End together with all other ranks."""
+        if self.watch is not None:
+            self.watch.done()
+        sys.stdout.flush()
+        self.MPI.Finalize()
+        raise SystemExit(code)
+
+    def finish(self) -> None:
+        """Part from the other ranks: what follows is one rank's own."""
+        self.meet()
+        if self.watch is not None:
+            self.watch.done()
+            self.watch = None
+        self.MPI.Finalize()
