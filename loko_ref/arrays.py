@@ -50,6 +50,7 @@ __all__ = [
     "is_numpy",
     "namespace",
     "number",
+    "one_minus_power",
     "peak",
     "pi",
     "positive",
@@ -360,6 +361,22 @@ def scalar(value: float, like: object) -> Any:
     0.1
     """
     return backend_of(like).asarray(value).item() if _library(like) == "balls" else value
+
+
+def one_minus_power(beta: float, t: int, like: object) -> Any:
+    """``1 - beta^t`` for 0 <= beta < 1, t >= 1.  [BALL-7].
+
+    ``-expm1(t log1p(beta - 1))``: rounding beta^t first would cost u / (1 - beta^t) of it.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> one_minus_power(0.5, 2, numpy.zeros(1))
+    0.75
+    """
+    if _library(like) == "balls":
+        return 1 - scalar(beta, like) ** t
+    return -math.expm1(t * math.log1p(beta - 1)) if beta else 1.0
 
 
 def root(value: Any, like: object) -> Any:

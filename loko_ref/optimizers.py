@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from loko_ref.arrays import Array, namespace, scalar
+from loko_ref.arrays import Array, namespace, one_minus_power, scalar
 from loko_ref.checks import check_finite, check_floats, check_range, check_shape
 from loko_ref.errors import InputError
 
@@ -210,7 +210,7 @@ def _adamw(state: OptimizerState, g: Array, config: AdamW) -> OptimizerState:
     theta = state.theta * (1 - lr * config.weight_decay)
     m = beta1 * state.slots["exp_avg"] + (1 - beta1) * g
     v = beta2 * state.slots["exp_avg_sq"] + (1 - beta2) * g * g
-    m_hat = m / (1 - beta1**t)
-    v_hat = v / (1 - beta2**t)
+    m_hat = m / one_minus_power(config.beta1, t, g)  # 1 - beta^t  [BALL-7]
+    v_hat = v / one_minus_power(config.beta2, t, g)
     theta = theta - lr * m_hat / (namespace(g).sqrt(v_hat) + config.eps)
     return OptimizerState(theta=theta, slots={"exp_avg": m, "exp_avg_sq": v}, step=t)

@@ -1,0 +1,165 @@
+"""``loko-ref certify``: every quantity contained, and what is wrong is found."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flint", reason="python-flint (extra 'certify') is not installed")
+pytest.importorskip("typer", reason="typer (extra 'cli') is not installed")
+
+from typer.testing import CliRunner
+
+from loko_ref import balls
+from loko_ref.cli.app import app
+from loko_ref.conformance import certify, enclosure, tolerance
+from loko_ref.conformance.cases import all_cases, select
+from loko_ref.conformance.operations import OPERATIONS
+from loko_ref.errors import MissingExtraError
+
+SMALL = [case for case in all_cases() if not case.operation.stepwise]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["certify", *arguments])
+
+
+def test_command_writes_what_it_promises(tmp_path):
+    path = tmp_path / "c.json"
+    result = run("--operation", "kalman.*", "--json", str(path))
+    assert result.exit_code == 0, result.output
+    report = json.loads(path.read_text())
+    assert report["contained"] == report["quantities"] > 0
+    assert report["undecided"] == 0
+    assert report["values"] == report["correctly_rounded"] > 0
+    assert set(report["max_ulp"]) == {
+        "kalman.dense_update",
+        "kalman.diagonal_update",
+        "kalman.time_update",
+    }
+    for table in (report["max_ulp"], report["max_unit"]):
+        assert all(set(dtypes) == {"float64", "float32"} for dtypes in table.values())
+    assert f"quantities {report['quantities']}, contained {report['contained']}" in " ".join(
+        result.output.split()
+    )
+
+
+def test_one_case_and_wrong_names(tmp_path):
+    path = tmp_path / "c.json"
+    case = "kalman.diagonal_update/tiny/float64"
+    assert run("--case", case, "--json", str(path)).exit_code == 0
+    details = json.loads(path.read_text())["details"]
+    assert {row["case"] for row in details} == {case}
+    assert [row["quantity"] for row in details] == ["S", "K", "theta", "p"]
+    for arguments in (["--case", "kalmn"], ["--operation", "kalmn"], ["--limit", "5"]):
+        result = run(*arguments)
+        assert result.exit_code != 0
+        assert "required" in str(result.exception)
+
+
+@pytest.mark.parametrize("operation", sorted({case.operation.name for case in SMALL}))
+def test_every_operation_is_contained(operation):
+    found, failed = certify.certify(select(operation))
+    assert not failed
+    assert found
+    for quantity in found:
+        assert quantity.contained, quantity
+        assert not quantity.undecided, quantity
+        assert quantity.units < 8, quantity
+
+
+def test_short_runs_are_contained():
+    for name in ("loko.run/gaussian-dense/*", "loko.run/glm-stacked/*"):
+        found, failed = certify.certify(select(name))
+        assert not failed
+        assert all(quantity.contained for quantity in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("kalman.diagonal_update/random/float64", "K"),
+        ("observation.glm/stacked/float32", "e"),
+        ("model.jacobian/gelu/float64", "Z"),
+    ],
+)
+def test_an_oracle_that_is_off_is_not_contained(monkeypatch, name, output):
+    """An error of 200 units in one element, and a NaN, are seen."""
+    (case,) = select(name)
+    right = case.operation.oracle
+
+    def off(x, o, by=200.0):
+        out = dict(right(x, o))
+        at = tuple(0 for _ in np.shape(out[output]))
+        out[output] = out[output].copy()
+        out[output][at] += by * tolerance.unit(case)[output].size[at]
+        return out
+
+    # enclosure and units were computed by the right oracle, and are remembered
+    certify.certify_case(case)
+    for wrong in (off, lambda x, o: off(x, o, np.nan)):
+        operation = replace(case.operation, oracle=wrong)
+        monkeypatch.setitem(OPERATIONS, case.operation.name, operation)
+        found = {q.name: q for q in certify.certify_case(case)}
+        monkeypatch.undo()
+        assert not found[output].contained
+        assert all(q.contained for name, q in found.items() if name != output)
+
+
+def test_what_is_not_decided_is_listed():
+    """At a precision that does not suffice, values are undecided and named, not guessed."""
+    (case,) = select("kalman.dense_update/nearly-singular-P/float64")
+    with balls.precision(64):
+        outputs = {k: balls.balls(v) for k, v in enclosure.on_balls(case).items()}
+    vague = balls.Enclosed(outputs=outputs, bits=64, loose={"P": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(enclosure, "enclosed", lambda *a: vague)
+        patch.setattr(certify, "enclosed", lambda *a: vague)
+        found = certify.certify_case(case)
+    report = certify.as_json(found, {})
+    assert report["undecided"] == len(report["undecided_values"]) > 0
+    assert report["values"] == report["undecided"] + report["correctly_rounded"]
+    assert report["undecided_values"][0].startswith(case.id)
+
+
+def test_golden_values_are_the_nearest_floats():
+    """Half an ulp at most from the exact value; the float64 oracle is within its bound of them."""
+    for case in select("kalman.diagonal_update", "float64"):
+        for name, gold in enclosure.golden(case).items():
+            assert gold.decided.all()
+            assert gold.value.dtype == np.float64
+            assert np.all(gold.bound <= 0.5000001 * np.spacing(np.abs(gold.value)))
+            error = np.abs(tolerance.expected(case)[name] - gold.value)
+            assert np.all(error <= tolerance.tolerance(case)[name])
+        narrow = enclosure.golden(case, "float32")
+        assert all(gold.value.dtype == np.float32 for gold in narrow.values())
+
+
+def test_the_missing_extra_is_named(monkeypatch):
+    from loko_ref.balls import ballarray
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'flint'", name="flint")
+
+    ballarray.flint.cache_clear()
+    monkeypatch.setattr(ballarray.importlib, "import_module", missing)
+    try:
+        with pytest.raises(MissingExtraError, match=r"loko-ref\[certify\]"):
+            ballarray.flint()
+    finally:
+        monkeypatch.undo()
+        ballarray.flint.cache_clear()
+
+
+def test_without_the_extra_units_are_the_random_estimate(monkeypatch):
+    (case,) = select("kalman.dense_update/wide/float64")
+    with_balls = tolerance.unit.__wrapped__(case)
+    monkeypatch.setattr(tolerance, "widths", lambda c: ({}, "the extra is not installed"))
+    without = tolerance.unit.__wrapped__(case)
+    for name, one in without.items():
+        assert "no balls: the extra is not installed" in one.how
+        assert "radius in ball arithmetic" in with_balls[name].how
+        assert np.all(with_balls[name].size >= one.size)
+        assert np.all(with_balls[name].size <= tolerance.REACH * one.size)
+    assert np.any(with_balls["P"].size > one.size)
