@@ -7,6 +7,7 @@ Each check names the argument, what was got, what is required and the likely cau
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
@@ -41,13 +42,14 @@ def check_range(
     low_open: bool = False,
     high_open: bool = False,
 ) -> None:
-    """Refuse a number outside an interval, or one that is no real number."""
+    """Refuse a number outside an interval, or one that is no real number (NumPy scalars are)."""
     required = f"a number in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
-    if isinstance(got, bool) or not isinstance(got, int | float):
+    if isinstance(got, bool) or not isinstance(got, Real):
         raise InputError(
             argument, repr(got), required, f"a {type(got).__name__} in place of a number"
         )
-    inside = (got > low if low_open else got >= low) and (got < high if high_open else got <= high)
+    x = float(got)
+    inside = (x > low if low_open else x >= low) and (x < high if high_open else x <= high)
     if not inside:
         raise InputError(argument, repr(got), required, "a value outside the method's range")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -239,7 +240,7 @@ def _prior(config: LokoConfig, theta: Array) -> Array:
             check_range(f"p0[{name!r}]", p0[name], low=0, low_open=True, high_open=True)
             p[span] = p0[name]
         return asarray(p.astype(theta.dtype), theta)
-    if hasattr(p0, "shape"):
+    if hasattr(p0, "shape") and not isinstance(p0, Real):
         check_floats(theta=theta, p0=p0)
         square = p0.ndim == 2 and config.covariance == "dense"
         check_shape("p0", p0, ("n", "n") if square else ("n",), {"n": n})
@@ -250,7 +251,7 @@ def _prior(config: LokoConfig, theta: Array) -> Array:
             check_positive("p0", p0)
         return p0
     check_range("p0", p0, low=0, low_open=True, high_open=True)
-    return namespace(theta).full_like(theta, p0)
+    return namespace(theta).full_like(theta, float(p0))
 
 
 def init(config: LokoConfig, batch: int = 1) -> LokoState:

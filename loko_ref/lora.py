@@ -37,7 +37,7 @@ def scale(alpha: float, r: int, like: Array | None = None) -> Any:
     check_range("alpha", alpha, low=-math.inf, high=math.inf, low_open=True, high_open=True)
     check_range("r", r, low=1)
     alpha = float(alpha)  # a NumPy float64 would widen float32
-    return alpha / r if like is None else scalar(alpha, like) / r
+    return alpha / int(r) if like is None else scalar(alpha, like) / int(r)
 
 
 def init_factors(

@@ -5,6 +5,7 @@ Shapes: p, p_pred (n,) or P, P_pred (n, n); q a number or (n,).
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 from loko_ref.arrays import Array, namespace
@@ -47,7 +48,7 @@ def update(p: Array, lam: float = 1.0, q: float | Array = 0.0) -> Array:
         check_finite(p=p)
         check_positive("p", p)
     noise: Any = q
-    if hasattr(noise, "shape"):
+    if hasattr(noise, "shape") and not isinstance(noise, Real):
         check_floats(p=p, q=noise)
         check_shape("q", noise, ("n",), {"n": p.shape[0]})
         check_finite(q=noise)
