@@ -7,12 +7,14 @@ import math
 import os
 import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loko_ref.conformance.cases import Case
 from loko_ref.conformance.operations import CATALOGUE
-from loko_ref.conformance.tolerance import EXPLANATION
+from loko_ref.conformance.tolerance import EXPLANATION, unit
 from loko_ref.conformance.verify import Check, Summary, summarise
 from loko_ref.errors import InputError
 
@@ -59,6 +61,11 @@ def _first(check: Check) -> dict[str, Any] | None:
     return None
 
 
+def how_found(case: Case) -> str:
+    """Tell how a case's units of error came about.  [TOL-1, BALL-5]."""
+    return next(iter(unit(case).values())).how
+
+
 def as_json(target: str, checks: Sequence[Check], notes: Sequence[str] = ()) -> dict[str, Any]:
     """Build the report ``loko-ref/verify/1``.
 
@@ -91,6 +98,7 @@ def as_json(target: str, checks: Sequence[Check], notes: Sequence[str] = ()) -> 
                 "hunts": check.case.hunts,
                 "quantities": list(check.quantities),
                 "worst_ratio": check.worst if math.isfinite(check.worst) else None,
+                "unit": None if check.status == "unsupported" else how_found(check.case),
             }
             for check in checks
         ],
@@ -186,6 +194,9 @@ def print_report(
         text = f"{name} ({count}): {reason}"
         console.print(f"[yellow]unsupported[/] {escape(text)}", soft_wrap=True)
     console.print(f"\n{EXPLANATION}", style="dim")
+    ran = [check for check in checks if check.status != "unsupported"]
+    for how, count in Counter(how_found(check.case) for check in ran).most_common():
+        console.print(f"{count} cases: {how}", style="dim", highlight=False)
     console.print(_verdict(summary))
 
 
