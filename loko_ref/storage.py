@@ -142,9 +142,8 @@ def save(
         If ``.safetensors`` is asked for and the package is not installed.
     """
     target = check_target(argument, path, *SUFFIXES)
-    host = {name: np.ascontiguousarray(to_host(a)) for name, a in arrays.items()}
-    for name, array in host.items():
-        array = host[name] = array.reshape(np.shape(arrays[name]))  # ascontiguousarray adds an axis
+    host: dict[str, NDArray[Any]] = {}
+    for name, array in arrays.items():
         if not name or name == _HEAD or "\0" in name or "\\" in name:
             raise InputError("arrays", repr(name), "a plain name", "a name that is reserved")
         if array.dtype.kind not in "fiub":
@@ -152,8 +151,10 @@ def save(
                 f"arrays[{name!r}]",
                 f"dtype {array.dtype}",
                 "numbers or truth values",
-                "an array of objects or text, which would need pickle",
+                "an array of balls, objects or text, which would need pickle",
             )
+        flat = np.ascontiguousarray(to_host(array))
+        host[name] = flat.reshape(array.shape)  # ascontiguousarray adds an axis to a scalar
     try:
         head = json.dumps({"schema": schema, "metadata": metadata}, allow_nan=False)
     except (TypeError, ValueError) as error:
