@@ -33,6 +33,7 @@ def _root(
     """The correctness oracle for LoKO and LTE."""
 
 
+from loko_ref.cli.bench import bench  # noqa: E402
 from loko_ref.cli.certify import certify  # noqa: E402
 from loko_ref.cli.explain import explain_command  # noqa: E402
 from loko_ref.cli.lte import lte  # noqa: E402
@@ -46,3 +47,4 @@ app.command("train")(train)
 app.command("explain")(explain_command)
 app.command("lte")(lte)
 app.command("certify")(certify)
+app.command("bench")(bench)

@@ -1,0 +1,80 @@
+"""The diagonal measurement update without the gain: scaled H, triangular products.
+
+Shapes: Hs (m, n) = H diag(sqrt p); S, L, R (m, m); v (m,); p (n,).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.linalg.blas
+import scipy.linalg.lapack
+
+from loko_ref.arrays import Array, cholesky
+
+__all__ = ["decoupled", "inverse_factor", "leverages", "variational"]
+
+
+def inverse_factor(L: Array) -> Array:
+    """``L^-1`` (m, m), lower triangular, of a Cholesky factor.  [FAST-4].
+
+    The one inverse of the package: a triangular inverse is as stable as the substitutions that it
+    stands for, and its product with Hs is a matrix product in place of n of them.
+    """
+    trtri: Any = scipy.linalg.lapack.strtri if L.dtype == np.float32 else scipy.linalg.lapack.dtrtri
+    inverse, info = trtri(L, lower=1)
+    if info:  # a zero on the diagonal: a Cholesky factor has none
+        raise ZeroDivisionError("a triangular factor with a zero on its diagonal")
+    return inverse
+
+
+def leverages(T: Array, Hs: Array) -> Array:
+    """``a_i = sum_j (T Hs)_ji^2`` (n,) for lower triangular T.  [DIAG-1, FAST-4]."""
+    if T.shape[0] < 32:
+        M = T @ Hs
+    else:
+        trmm: Any = scipy.linalg.blas.strmm if T.dtype == np.float32 else scipy.linalg.blas.dtrmm
+        # BLAS counts columns: Hs' T' there is T Hs here
+        M = trmm(1.0, T.T, Hs.T, side=1, lower=0).T
+    return np.einsum("ji,ji->i", M, M)
+
+
+def decoupled(p: Array, Hs: Array, S: Array, L_inv: Array, R: Array | None) -> Array:
+    """``p+ = p (1 - a)``; the few with a > 1/2 as sums of squares.  [DIAG-1, DIAG-5].
+
+    Parameters
+    ----------
+    p : array (n,)
+        Prior variances.
+    Hs : array (m, n)
+        Scaled linearisation.
+    S : array (m, m)
+        Innovation covariance; not read.
+    L_inv : array (m, m)
+        Inverse of its Cholesky factor.
+    R : array (m, m) or None
+        Noise; None for the identity.
+    """
+    a = leverages(L_inv, Hs)
+    p_post: Array = 1 - a
+    p_post *= p
+    if float(a.max()) > 0.5:
+        (few,) = np.nonzero(a > 0.5)
+        root = np.sqrt(p[few])
+        # rows of K, K = sqrt p Hs' S^-1
+        K = root[:, None] * ((L_inv @ Hs[:, few]).T @ L_inv)  # (few, m)
+        F = -(K @ Hs)  # (few, n): (I - K H) diag(sqrt p)
+        F[np.arange(few.shape[0]), few] += root
+        N = K if R is None else K @ cholesky(R, "R", scaled_pivots=False)
+        p_post[few] = np.einsum("ij,ij->i", F, F) + np.einsum("ij,ij->i", N, N)
+    return p_post
+
+
+def variational(p: Array, Hs: Array, R: Array | None) -> Array:
+    """``1/p+ = 1/p + diag(H' R^-1 H)``.  [DIAG-2]."""
+    if R is None:
+        b = np.einsum("ji,ji->i", Hs, Hs)
+    else:
+        b = leverages(inverse_factor(cholesky(R, "R")), Hs)
+    return p / (1 + b)

@@ -1,0 +1,146 @@
+"""From a model's spec to the nodes of the fast route.
+
+Shapes: x as the model takes it; z (batch, C); seeds (batch, k, C); H (batch * k, n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.errors import InputError
+from loko_ref.fast.attend import Attend
+from loko_ref.fast.nodes import Act, Lin, Node, Norm, Pool, Residual, Run, Stack
+from loko_ref.kinds import Context, projections, run, site_scale
+from loko_ref.kinds.base import Layer, names
+from loko_ref.model import Model
+
+__all__ = ["Network"]
+
+KINDS = ("linear", "relu", "tanh", "gelu", "layernorm", "attention", "residual", "pool")
+
+
+class Network:
+    """A model made ready for many steps.
+
+    What lies below the lowest trained layer runs as it stands; above it, nodes.
+
+    Parameters
+    ----------
+    model : Model
+        Its trainables are of linears; NumPy arrays.
+    """
+
+    def __init__(self, model: Model) -> None:
+        spans: dict[str, slice] = {}
+        at = 0
+        for name in model.trainable:
+            stop = at + int(model.weights[name].size)
+            spans[name] = slice(at, stop)
+            at = stop
+        self.n, self.model = at, model
+        need = frozenset(model.trainable)
+        layers = list(model.spec)
+        lowest = next(j for j, layer in enumerate(layers) if names(layer) & need)
+        self.below, above = layers[:lowest], layers[lowest:]
+        self.stack = self._stack(above, spans, _first_rows(above))
+
+    def _stack(
+        self, layers: Sequence[Layer], spans: Mapping[str, slice], rows: Mapping[int, int]
+    ) -> Stack:
+        return Stack([self._node(k, spans, rows.get(j)) for j, k in enumerate(layers)])
+
+    def _node(self, layer: Layer, spans: Mapping[str, slice], rows: int | None) -> Node:
+        weights, kind = self.model.weights, layer["kind"]
+        if kind not in KINDS or (kind == "layernorm" and names(layer) & spans.keys()):
+            raise InputError(
+                "model",
+                f"a trained or trailing layer of kind '{kind}'",
+                f"trainables of linears, and above them {', '.join(KINDS)}",
+                "a model that only the readable route (loko_ref.loko.step) runs",
+            )
+        if kind == "linear":
+            return self._lin(layer, spans)
+        if kind == "layernorm":
+            g, b = (weights.get(f"{layer['name']}.{key}") for key in "gb")
+            return Norm(g, b, layer.get("eps", 1e-5), layer["width"])
+        if kind == "attention":
+            parts = {key: self._lin(part, spans) for key, part in projections(layer).items()}
+            return Attend(parts, layer["heads"], layer.get("causal", False), rows)
+        if kind == "residual":
+            inner = layer["layers"]
+            inside = {
+                j: rows
+                for j, k in enumerate(inner)
+                if rows is not None and k["kind"] == "attention"
+            }
+            return Residual(self._stack(inner, spans, inside), rows)
+        return Pool(layer["how"]) if kind == "pool" else Act(kind)
+
+    def _lin(self, layer: Layer, spans: Mapping[str, slice]) -> Lin:
+        return Lin(self.model.weights, layer["name"], site_scale(layer), spans)
+
+    def forward(self, theta: Array, x: Array) -> tuple[Array, Run]:
+        """Return outputs z (batch, C) at theta, and what :meth:`backward` needs."""
+        self.stack.bind(theta)
+        context = Context()
+        batch = x.shape[0]
+        if self.below:
+            x, _ = run(self.below, self.model.weights, x, context)
+        tokens = x.shape[1] if x.ndim == 3 else 1
+        mask = context.mask
+        if mask is not None and bool(mask.all()):
+            mask = None
+        now = Run(batch=batch, t=tokens, mask=mask)
+        return self.stack.forward(x.reshape(batch * tokens, -1), now), now
+
+    def backward(self, seeds: Array, now: Run, H: Array | None = None) -> Array:
+        """Pull seeds (batch, k, C) back to the trainables: (batch * k, n).  [FAST-1].
+
+        Parameters
+        ----------
+        seeds : array (batch, k, C)
+            Cotangents of each sample's outputs.
+        now : Run
+            From :meth:`forward`.
+        H : array (batch * k, n), optional
+            Overwritten and returned.
+        """
+        batch, k, C = seeds.shape
+        if H is None or H.shape != (batch * k, self.n) or H.dtype != seeds.dtype:
+            H = np.empty((batch * k, self.n), dtype=seeds.dtype)
+        now.k, now.H = k, H.reshape(batch, k, self.n)
+        self.stack.backward(np.ascontiguousarray(seeds.reshape(batch * k, C)), now, need_dx=False)
+        return H
+
+
+def _first_rows(layers: Sequence[Layer]) -> dict[int, int]:
+    """Which residual branches need only the first token: the last with attention, and above.
+
+    The head reads the first token (``cls``); every layer between it and that attention works on
+    each token by itself.  [FAST-2]
+    """
+    pool = next((j for j, k in enumerate(layers) if k["kind"] == "pool"), None)
+    if pool is None or layers[pool]["how"] != "cls":
+        return {}
+    for j in reversed(range(pool)):
+        layer: Mapping[str, Any] = layers[j]
+        kinds = [inner["kind"] for inner in layer.get("layers", ())]
+        if kinds.count("attention") == 1 and _rowwise(
+            layer["layers"][kinds.index("attention") + 1 :]
+        ):
+            return {j: 1}
+        if not _rowwise([layer]):
+            return {}
+    return {}
+
+
+def _rowwise(layers: Sequence[Layer]) -> bool:
+    """Whether layers treat each token by itself."""
+    return all(
+        _rowwise(layer["layers"]) if layer["kind"] == "residual" else layer["kind"] != "attention"
+        for layer in layers
+    )

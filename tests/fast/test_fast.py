@@ -1,0 +1,189 @@
+"""The fast route against the readable one: states over several steps, and the Jacobian."""
+
+import numpy as np
+import pytest
+
+from loko_ref import loko
+from loko_ref.architectures import encoder_spec, roberta_spec, vit_spec
+from loko_ref.errors import InputError
+from loko_ref.fast import prepare
+from loko_ref.fast.network import Network
+from loko_ref.jacobian import jacobian
+from loko_ref.kalman.noise import combinations
+from loko_ref.loko import Batch, LokoConfig
+from loko_ref.model import Model, mlp_spec, pack, param_shapes
+
+LORA = {"r": 2, "alpha": 4.0}
+BIASED = {**LORA, "bias": True}
+SIZE = {"layers": 2, "width": 6, "heads": 2, "ff": 8, "outputs": 3, "lora": LORA}
+ALL = ("q", "k", "v", "o", "f1", "f2")
+TEXT = {"vocab": 11, "positions": 9, **SIZE}
+SPECS = {
+    "mlp relu": mlp_spec([5, 7, 6, 3], "relu", LORA),
+    "mlp gelu biased": mlp_spec([5, 7, 3], "gelu", BIASED),
+    "mlp tanh wide rank": mlp_spec([5, 7, 3], "tanh", {"r": 3, "alpha": 1.0}),
+    "post-norm mean": encoder_spec(**SIZE, norm="post"),
+    "post-norm cls": encoder_spec(**SIZE, norm="post", pool="cls", dense=True),
+    "pre-norm cls all": encoder_spec(**SIZE, norm="pre", pool="cls", targets=ALL),
+    "causal k": encoder_spec(**SIZE, norm="pre", pool="mean", causal=True, targets=("k",)),
+    "biased": encoder_spec(**{**SIZE, "lora": BIASED}, pool="cls", targets=ALL),
+    "roberta": roberta_spec(**TEXT),
+    "vit": vit_spec(image=(1, 4, 4), patch=(2, 2), **SIZE),
+    "deit": vit_spec(image=(1, 4, 4), patch=(2, 2), tokens=2, **SIZE),
+}
+
+
+def model_of(spec, rng, dtype="float64", trainable=()):
+    weights = {
+        k: (rng.standard_normal(s) * 0.5).astype(dtype) for k, s in param_shapes(spec).items()
+    }
+    for key in weights:
+        if key.endswith(".g"):
+            weights[key] += 1
+    return Model(spec=spec, weights=weights, trainable=trainable)
+
+
+def inputs(model, rng, batch):
+    first = model.spec[0]
+    if first["kind"] == "embedding":
+        ids = rng.integers(2, 11, (batch, 5))
+        ids[0, 3:] = 1
+        return ids
+    shape = (5,) if first["kind"] == "linear" else (5, 6)
+    shape = (16,) if first["kind"] == "patchify" else shape
+    return rng.standard_normal((batch, *shape)).astype(model.dtype)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_jacobian(name, batch, rng):
+    """The same sums in another order: a few hundred terms deep, sizes near 1."""
+    model = model_of(SPECS[name], rng)
+    x = inputs(model, rng, batch)
+    z, Z = jacobian(model, x)
+    network = Network(model)
+    got, now = network.forward(pack(model), x)
+    C = z.shape[1]
+    H = network.backward(np.broadcast_to(np.eye(C), (batch, C, C)), now)
+    tolerance = 1e3 * np.finfo(float).eps
+    assert np.abs(got - z).max() <= tolerance * np.abs(z).max()
+    assert np.abs(H - Z).max() <= tolerance * np.abs(Z).max()
+
+
+def test_jacobian_with_a_trained_head(rng):
+    spec = SPECS["vit"]
+    factors = model_of(spec, rng).trainable
+    model = model_of(spec, rng, trainable=(*factors, "head.out.W", "head.out.b", "1.f1.W"))
+    x = inputs(model, rng, 2)
+    _, Z = jacobian(model, x)
+    network = Network(model)
+    _, now = network.forward(pack(model), x)
+    H = network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now)
+    assert np.abs(H - Z).max() <= 1e3 * np.finfo(float).eps * np.abs(Z).max()
+
+
+def follow(config, model, rng, batch, steps=4, rtol=1e-9):
+    """Both routes over a few steps; each fast step starts from the readable state."""
+    stepper = prepare(config)
+    state = loko.init(config, batch)
+    C = model.outputs
+    for _ in range(steps):
+        x = inputs(model, rng, batch)
+        if config.observation == "gaussian":
+            y = rng.standard_normal((batch, C)).astype(model.dtype)
+        else:
+            y = rng.integers(0, C, batch)
+        data = Batch(x=x, y=y)
+        expected, record = loko.step(state, data, config)
+        got, fast = stepper.step(state, data)
+        for name in ("theta", "p", "R"):
+            a, b = getattr(expected, name), getattr(got, name)
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert a.dtype == b.dtype
+                assert np.abs(a - b).max() <= rtol * np.abs(a).max(), name
+        assert np.abs(got.p / expected.p - 1).max() <= rtol
+        assert abs(fast.loss - record.loss) <= rtol * max(1.0, record.loss)
+        assert (got.p > 0).all()
+        assert got.step == expected.step
+        state = expected
+
+
+@pytest.mark.parametrize("combination", combinations(), ids="-".join)
+@pytest.mark.parametrize("diagonal", ["decoupled", "variational"])
+def test_every_variant(combination, diagonal, rng):
+    """Conditioning of S is below 1e3 here: 1e-9 leaves three digits of room, a wrong term none."""
+    observation, noise, timing = combination
+    model = model_of(SPECS["mlp relu"], rng)
+    for batch in (1, 3):
+        config = LokoConfig(
+            model=model, observation=observation, noise=noise, timing=timing, diagonal=diagonal
+        )
+        follow(config, model, rng, batch)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("observation", ["glm", "softmax"])
+def test_every_architecture(name, observation, rng):
+    model = model_of(SPECS[name], rng)
+    follow(LokoConfig(model=model, observation=observation), model, rng, 2)
+
+
+def test_center_lam_q_and_wide_p(rng):
+    model = model_of(SPECS["mlp relu"], rng)
+    config = LokoConfig(model=model, observation="logits", center=True, lam=0.9, q=1e-3)
+    follow(config, model, rng, 2)
+    # leverages above one half: the entries that are sums of squares
+    follow(LokoConfig(model=model, p0=50.0), model, rng, 2, rtol=1e-7)
+    wide = LokoConfig(model=model, observation="softmax", p0=50.0, r0=0.01)
+    follow(wide, model, rng, 2, rtol=1e-7)
+
+
+def test_large_batch_uses_the_triangular_product(rng):
+    model = model_of(SPECS["mlp relu"], rng)
+    follow(LokoConfig(model=model, observation="softmax"), model, rng, 24)
+    follow(LokoConfig(model=model), model, rng, 24)
+
+
+def test_saturated(rng):
+    """A logit margin of 40 on the wrong class: where contrasts of J^-1 would lose their digits."""
+    model = model_of(mlp_spec([5, 3], lora=LORA), rng)
+    weights = dict(model.weights) | {"0.b": np.array([40.0, 0.0, 0.0])}
+    model = Model(spec=model.spec, weights=weights)
+    config = LokoConfig(model=model)
+    state, data = loko.init(config), Batch(x=inputs(model, rng, 1), y=np.array([1]))
+    expected, _ = loko.step(state, data, config)
+    got, _ = prepare(config).step(state, data)
+    moved = np.abs(expected.theta - state.theta).max()
+    assert np.abs(got.theta - expected.theta).max() <= 1e-9 * moved
+    assert np.abs(got.p / expected.p - 1).max() <= 1e-9
+
+
+def test_float32(rng):
+    model = model_of(SPECS["post-norm cls"], rng, "float32")
+    follow(LokoConfig(model=model, observation="softmax"), model, rng, 2, rtol=1e-3)
+    follow(LokoConfig(model=model), model, rng, 2, rtol=1e-3)
+
+
+def test_inputs_are_left_alone(rng):
+    model = model_of(SPECS["roberta"], rng)
+    config = LokoConfig(model=model)
+    stepper, state = prepare(config), loko.init(config, 2)
+    for array in (state.theta, state.p, *model.weights.values()):
+        array.flags.writeable = False
+    x = inputs(model, rng, 2)
+    x.flags.writeable = False
+    first, _ = stepper.step(state, Batch(x=x, y=np.array([0, 1])))
+    theta, p = first.theta.copy(), first.p.copy()
+    stepper.step(first, Batch(x=x, y=np.array([2, 1])))
+    assert (first.theta == theta).all()
+    assert (first.p == p).all()
+
+
+def test_what_only_the_readable_route_runs(rng):
+    model = model_of(SPECS["mlp relu"], rng)
+    with pytest.raises(InputError, match="dense"):
+        prepare(LokoConfig(model=model, covariance="dense"))
+    normed = model_of(SPECS["post-norm mean"], rng, trainable=("0.n1.g", "0.q.A"))
+    with pytest.raises(InputError, match="readable route"):
+        prepare(LokoConfig(model=normed))
