@@ -109,6 +109,9 @@ class MissingExtraError(ImportError):
             f"pip install 'loko-ref[{extra}]'"
         )
 
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        return type(self), (self.feature, self.package, self.extra)
+
 
 class BackendError(RuntimeError):
     """An array backend was asked for by name and cannot be used.
@@ -126,7 +129,11 @@ class BackendError(RuntimeError):
     def __init__(self, backend: str, state: str, detail: str) -> None:
         self.backend = backend
         self.state = state
+        self.detail = detail
         super().__init__(f"backend '{backend}': {state}: {detail}")
+
+    def __reduce__(self) -> tuple[type[BackendError], tuple[str, str, str]]:
+        return type(self), (self.backend, self.state, self.detail)
 
 
 def closest(name: str, allowed: Iterable[str]) -> str | None:
