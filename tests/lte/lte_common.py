@@ -72,6 +72,7 @@ class ThreadTeam:
 
     def __init__(self, rank: int, size: int, board: list[Any], barrier: threading.Barrier) -> None:
         self.rank, self.size, self.board, self.barrier = rank, size, board, barrier
+        self.sent = 0
 
     def collect(self, item: Any) -> list[Any]:
         self.board[self.rank] = item
@@ -82,7 +83,9 @@ class ThreadTeam:
 
     def gather(self, rows: np.ndarray, heads: int) -> np.ndarray:
         assert rows.shape[0] == len(range(heads)[span(heads, self.rank, self.size)])
-        return np.concatenate(self.collect(rows.copy()))
+        found = np.concatenate(self.collect(rows.copy()))
+        self.sent += found.nbytes
+        return found
 
     def log(self, step: int, doing: str) -> None:
         pass

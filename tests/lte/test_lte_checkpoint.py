@@ -1,0 +1,174 @@
+"""Checkpoints: complete or absent, read by any number of ranks, refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lte_common import OPTIMIZERS, config, lora_only, together
+
+from loko_ref import lte
+from loko_ref.errors import InputError
+from loko_ref.lte import checkpoint
+from loko_ref.lte.experiment import Data, History, train
+from loko_ref.lte.team import Alone
+
+STEPS, BATCH = 11, 6  # 5 merges, and one that closes the run
+
+
+def data(c: lte.LteConfig) -> Data:
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((40, c.inputs))
+    y = rng.integers(0, c.outputs, 40)
+    return Data(x=x[:30], y=y[:30], x_test=x[30:], y_test=y[30:])
+
+
+RUN = {"batch": BATCH, "data": "x"}
+
+
+def whole(c, team=None, *, directory=None, resume=None, steps=STEPS):
+    """Run to the end from the start, or from the newest set in a directory."""
+    team = Alone() if team is None else team
+    if resume is None:
+        each = BATCH if c.mode == "mhlora" else BATCH // c.heads
+        state, history = lte.init(c, batch=each, team=team), History()
+    else:
+        state, history = checkpoint.load(resume, c, RUN, team)
+        team.sent = history.sent
+
+    def save(state: lte.LteState, history: History) -> None:
+        if directory is not None:
+            checkpoint.save(directory, c, state, history, RUN, team)
+
+    state = train(
+        c, state, data(c), steps=steps, batch=BATCH, team=team, history=history, merged=save
+    )
+    return lte.fingerprint(c, state, team), history
+
+
+CASES = {
+    "shared": {},
+    "copies": {"realisation": "copies", "reset": "AB"},
+    "B": {"reset": "B", "merging": "incremental"},
+    "mhlora": {"mode": "mhlora"},
+    "fresh": {"optimizer_state": "reset"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resumed_run_ends_with_the_same_bits_on_any_number_of_ranks(case, optimizer, tmp_path):
+    make = lora_only if case == "mhlora" else config
+    c = make(optimizer=OPTIMIZERS[optimizer], **CASES[case])
+    want, curves = whole(c)
+    for writers, readers in ((1, 3), (3, 2), (2, 1)):
+        place = tmp_path / f"{writers}{readers}"
+        together(writers, lambda t, p=place: whole(c, t, directory=p, steps=7))
+        found = together(readers, lambda t, p=place: whole(c, t, resume=p))
+        assert {digest for digest, _ in found} == {want}
+        history = found[0][1]
+        assert history.loss == curves.loss
+        assert history.evaluations == curves.evaluations
+        assert history.sent == curves.sent
+
+
+def test_a_set_is_complete_or_not_there(tmp_path, monkeypatch) -> None:
+    c = config()
+    whole(c, directory=tmp_path, steps=4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["merge-00000001", "merge-00000002"]
+    names = sorted(p.name for p in (tmp_path / "merge-00000002").iterdir())
+    assert names == ["head-0000.npz", "head-0001.npz", "head-0002.npz", "shared.npz"]
+    for p in (tmp_path / "merge-00000002").iterdir():
+        with np.load(p, allow_pickle=False) as archive:
+            assert all(archive[k].dtype.kind in "fiu" for k in archive.files)
+
+    real = os.replace
+
+    def crash(a, b):
+        if str(b).endswith("merge-00000003"):
+            raise KeyboardInterrupt
+        real(a, b)
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        whole(c, directory=tmp_path, resume=tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / ".merge-00000003.tmp").is_dir()
+    assert checkpoint.newest(tmp_path).name == "merge-00000002"
+    digest, _ = whole(c, directory=tmp_path, resume=tmp_path)
+    assert digest == whole(c)[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["merge-00000004", "merge-00000005"]
+
+
+def spoil(name: str, path: Path) -> None:
+    file = path / ("head-0001.npz" if "head" in name else "shared.npz")
+    payload = file.read_bytes()
+    if "truncated" in name:
+        file.write_bytes(payload[: len(payload) // 2])
+    elif "missing" in name:
+        file.unlink()
+    elif "altered" in name:
+        changed = bytearray(payload)
+        changed[len(changed) // 2] ^= 1
+        file.write_bytes(bytes(changed))
+    elif "foreign" in name:
+        np.savez(file, a=np.zeros(3))
+    elif "pickled" in name:
+        np.savez(file, a=np.array([{}], dtype=object))
+    elif "exchanged" in name:
+        shutil.copy(path / "head-0000.npz", file)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("head truncated", "altered"),
+        ("head missing", "missing"),
+        ("head altered", "altered"),
+        ("head exchanged", "altered"),
+        ("shared truncated", "truncated or foreign"),
+        ("shared altered", "truncated or foreign|pickled|header"),
+        ("shared missing", "shared.npz"),
+        ("shared foreign", "another program"),
+        ("shared pickled", "pickled content"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_with_a_reason(name, reason, tmp_path) -> None:
+    c = config()
+    whole(c, directory=tmp_path, steps=4)
+    spoil(name, tmp_path / "merge-00000002")
+    with pytest.raises(InputError, match=reason) as caught:
+        whole(c, resume=tmp_path)
+    assert caught.value.argument == "resume"
+    # the set before it is whole still, and can be named
+    assert whole(c, resume=tmp_path / "merge-00000001")[0] == whole(c)[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"heads": 2},
+        {"merge_every": 4},
+        {"seed": 1},
+        {"reset": "B"},
+        {"realisation": "copies"},
+        {"optimizer": OPTIMIZERS["sgd"]},
+        {"optimizer": lte.Loko(p0=0.03)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_checkpoint_of_another_run_is_refused_by_the_choice_that_differs(change, tmp_path):
+    c = config()
+    whole(c, directory=tmp_path, steps=4)
+    name = next(iter(change))
+    with pytest.raises(InputError, match=f"{name} = "):
+        whole(replace(c, **change), resume=tmp_path)
+
+
+def test_an_empty_directory_is_no_checkpoint(tmp_path) -> None:
+    with pytest.raises(InputError, match="complete checkpoint"):
+        whole(config(), resume=tmp_path)
