@@ -37,6 +37,7 @@ __all__ = [
     "canonical",
     "expected",
     "factor",
+    "label",
     "tolerance",
     "unit",
 ]
@@ -56,6 +57,13 @@ up to sqrt(N) root mean squares; what goes further is the dependency problem.  [
 
 LIMIT = 2.0**-8
 """A quantity whose tolerance exceeds this part of its size everywhere is not judged."""
+
+ROW_SCALED = 1e4
+"""Ratio of S's diagonal entries from which a case is labelled ``row-scaled``: there a solve that is
+stable in norm only (by eigenvalues) may err by many units in a small row and is not wrong."""
+
+SOLVED = ("K", "theta", "p", "P")
+"""What a solve with S yields; not judged where the case is row-scaled.  [TOL-3]"""
 
 COVARIANCES = ("P_pred", "R_used", "S", "P", "R")
 """Symmetric outputs: the unit of entry (i, j) is at least u sqrt(diagonal_i diagonal_j)."""
@@ -177,6 +185,16 @@ def factor(case: Case) -> float:
     return float(FACTOR * (1 + longest / 16) ** 0.5)
 
 
+def label(case: Case) -> str:
+    """Tell ``row-scaled`` where the outputs' scales differ badly, else nothing.  [TOL-3]."""
+    S = expected(case).get("S")
+    if S is None or S.shape[-1] < 2 or case.options.get("observation") in ("softmax", "glm"):
+        return ""
+    variances = np.diagonal(S, axis1=-2, axis2=-1)
+    spread = np.max(variances.max(axis=-1) / variances.min(axis=-1))
+    return "row-scaled" if spread > ROW_SCALED else ""
+
+
 @lru_cache(maxsize=1024)
 def tolerance(case: Case) -> Mapping[str, Array | None]:
     """Tolerance of every output, or None where no judgement is possible.  [TOL-2, TOL-3]."""
@@ -184,5 +202,6 @@ def tolerance(case: Case) -> Mapping[str, Array | None]:
     for name, one in unit(case).items():
         allowed = factor(case) * one.size
         size = float(np.max(np.abs(expected(case)[name]), initial=0.0))
-        found[name] = None if np.min(allowed, initial=np.inf) > LIMIT * size > 0 else allowed
+        vague = np.min(allowed, initial=np.inf) > LIMIT * size > 0
+        found[name] = None if vague or (name in SOLVED and label(case)) else allowed
     return found
