@@ -1,0 +1,87 @@
+"""What LTE costs on 1 to 1,024 nodes against data-parallel training, on paper.
+
+    python examples/lte_cost.py [PLOT.svg]
+
+The model and its assumptions stand in derivations/lte.md, [LTE-11]. One head a node, each node
+works on its own samples (weak scaling); float32; the weights of 24 layers of 4096 x 4096; rank 16.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from loko_ref.lte.diagnostics import Network, costs
+
+SIZES = {str(j): (4096, 4096) for j in range(24)}
+RANK = 16
+ROWS = 8192  # samples x tokens of one node in a step
+NODES = [2**k for k in range(11)]
+NETWORKS = {
+    "100 Gbit/s, 5 us": Network(bandwidth=12.5e9, latency=5e-6, flops=50e12),
+    "1 Gbit/s, 50 us": Network(bandwidth=0.125e9, latency=50e-6, flops=50e12),
+}
+INTERVALS = (1, 8, 64)
+
+
+def at(nodes: int, merge_every: int, network: Network):
+    return costs(
+        SIZES,
+        nodes=nodes,
+        heads=nodes,
+        r=RANK,
+        merge_every=merge_every,
+        batch=ROWS,
+        network=network,
+    )
+
+
+def table() -> str:
+    lines = []
+    for name, network in NETWORKS.items():
+        lines.append(
+            f"{name}: milliseconds a step, computing {at(1, 1, network).compute * 1e3:.1f}"
+        )
+        lines.append("nodes   data-parallel" + "".join(f"   LTE, T = {t:<3}" for t in INTERVALS))
+        for nodes in NODES:
+            dp = at(nodes, 1, network).data_parallel * 1e3
+            row = f"{nodes:5}   {dp:13.2f}"
+            for t in INTERVALS:
+                c = at(nodes, t, network)
+                row += f"   {(c.lte + c.merge) * 1e3:12.2f}"
+            lines.append(row)
+    return "\n".join(lines)
+
+
+def plot(path: str) -> None:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "loko-ref", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        for ax, (name, network) in zip(
+            figure.subplots(1, 2, sharey=True), NETWORKS.items(), strict=False
+        ):
+            compute = at(1, 1, network).compute
+            ax.axhline(compute, color="0.6", label="computing")
+            ax.plot(
+                NODES[1:],
+                [at(n, 1, network).data_parallel for n in NODES[1:]],
+                "k-",
+                label="data-parallel, sending",
+            )
+            for j, t in enumerate(INTERVALS):
+                found = [at(n, t, network) for n in NODES]
+                ax.plot(
+                    NODES[1:], [c.lte for c in found[1:]], f"C{j}-", label=f"LTE, T = {t}, sending"
+                )
+                ax.plot(NODES, [c.merge for c in found], f"C{j}:", label=f"LTE, T = {t}, merging")
+            ax.set(title=name, xlabel="nodes = heads", xscale="log", yscale="log")
+        figure.axes[0].set(ylabel="seconds a step")
+        figure.axes[1].legend(fontsize=7)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    print(table())
+    if len(sys.argv) > 1:
+        plot(sys.argv[1])
