@@ -11,9 +11,22 @@ import numpy as np
 import scipy.linalg.blas
 import scipy.linalg.lapack
 
-from loko_ref.arrays import Array, cholesky
+from loko_ref.arrays import Array, cholesky, epsilon
 
-__all__ = ["decoupled", "inverse_factor", "leverages", "variational"]
+__all__ = ["decoupled", "factor", "inverse_factor", "leverages", "variational"]
+
+
+def factor(S: Array, name: str) -> Array:
+    """Lower Cholesky factor, with the test of :func:`loko_ref.arrays.cholesky`.  [KAL-8]."""
+    m = S.shape[0]
+    try:
+        L = np.linalg.cholesky(S)
+    except np.linalg.LinAlgError:
+        return cholesky(S, name)  # raises, and says why
+    d = L.diagonal()
+    if not (d * d > m * epsilon(S) * S.diagonal()).all():
+        return cholesky(S, name)
+    return L
 
 
 def inverse_factor(L: Array) -> Array:
@@ -40,19 +53,17 @@ def leverages(T: Array, Hs: Array) -> Array:
     return np.einsum("ji,ji->i", M, M)
 
 
-def decoupled(p: Array, Hs: Array, S: Array, L_inv: Array, R: Array | None) -> Array:
+def decoupled(p: Array, root: Array, Hs: Array, L_inv: Array, R: Array | None) -> Array:
     """``p+ = p (1 - a)``; the few with a > 1/2 as sums of squares.  [DIAG-1, DIAG-5].
 
     Parameters
     ----------
-    p : array (n,)
-        Prior variances.
+    p, root : array (n,)
+        Prior variances and deviations.
     Hs : array (m, n)
         Scaled linearisation.
-    S : array (m, m)
-        Innovation covariance; not read.
     L_inv : array (m, m)
-        Inverse of its Cholesky factor.
+        Inverse of the Cholesky factor of S.
     R : array (m, m) or None
         Noise; None for the identity.
     """
@@ -61,11 +72,11 @@ def decoupled(p: Array, Hs: Array, S: Array, L_inv: Array, R: Array | None) -> A
     p_post *= p
     if float(a.max()) > 0.5:
         (few,) = np.nonzero(a > 0.5)
-        root = np.sqrt(p[few])
+        near = root[few]
         # rows of K, K = sqrt p Hs' S^-1
-        K = root[:, None] * ((L_inv @ Hs[:, few]).T @ L_inv)  # (few, m)
+        K = near[:, None] * ((L_inv @ Hs[:, few]).T @ L_inv)  # (few, m)
         F = -(K @ Hs)  # (few, n): (I - K H) diag(sqrt p)
-        F[np.arange(few.shape[0]), few] += root
+        F[np.arange(few.shape[0]), few] += near
         N = K if R is None else K @ cholesky(R, "R", scaled_pivots=False)
         p_post[few] = np.einsum("ij,ij->i", F, F) + np.einsum("ij,ij->i", N, N)
     return p_post
@@ -76,5 +87,5 @@ def variational(p: Array, Hs: Array, R: Array | None) -> Array:
     if R is None:
         b = np.einsum("ji,ji->i", Hs, Hs)
     else:
-        b = leverages(inverse_factor(cholesky(R, "R")), Hs)
+        b = leverages(inverse_factor(factor(R, "R")), Hs)
     return p / (1 + b)

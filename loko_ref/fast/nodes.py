@@ -149,7 +149,11 @@ def _outer(
             x = x * scale
         else:
             d = d * scale
-    if t == 1:
+    if t == 1 and i <= 8 and o > i:  # long loops: one over o for each of the few columns
+        rows = d.reshape(b, k, o)
+        for j in range(i):
+            np.multiply(rows, x[:, j].reshape(b, 1, 1), out=grid[..., j])
+    elif t == 1:
         np.multiply(d.reshape(b, k, o, 1), x.reshape(b, 1, 1, i), out=grid)
     elif o <= i:  # (k o, t) (t, i): one product for all cotangents
         both = np.matmul(d.reshape(b, t, k * o).transpose(0, 2, 1), x.reshape(b, t, i))

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loko_ref.arrays import Array, cho_solve, cholesky, contrast_basis, is_numpy, solve
+from loko_ref.arrays import Array, contrast_basis, is_numpy
 from loko_ref.errors import InputError, NumericalError
-from loko_ref.fast.filter import decoupled, inverse_factor, variational
+from loko_ref.fast.filter import decoupled, factor, inverse_factor, variational
 from loko_ref.fast.network import Network
-from loko_ref.kalman import noise, time
 from loko_ref.kalman import observation as obs
+from loko_ref.kalman import time
 from loko_ref.loko import Batch, LokoConfig, LokoState, loss, targets
 from loko_ref.model import check_inputs
 
@@ -30,16 +30,24 @@ class FastRecord:
     ----------
     z : array (batch, C)
         Outputs at the prior.
-    loss : float
-        As in :class:`loko_ref.loko.LokoRecord`.
+    y : array (batch, C)
+        The observation as rows.
     yhat, e : array (m,)
         Predicted observation and innovation.
+    observation : str
+        The observation model.
     """
 
     z: Array
-    loss: float
+    y: Array
     yhat: Array
     e: Array
+    observation: str
+
+    @property
+    def loss(self) -> float:
+        """As in :class:`loko_ref.loko.LokoRecord`."""
+        return float(loss(self.z, self.y, self.observation))
 
 
 def prepare(config: LokoConfig) -> Stepper:
@@ -72,7 +80,14 @@ class Stepper:
     def __init__(self, config: LokoConfig) -> None:
         self.config = config
         self.network = Network(config.model)
+        self.C = config.model.outputs
+        like = next(iter(config.model.weights.values()))
+        self.dtype = like.dtype
+        self.eye = np.eye(self.C, dtype=like.dtype)
+        self.Q = contrast_basis(self.C, like)  # (C - 1, C)
+        self.simplex = config.observation in ("softmax", "glm")
         self.H: Array | None = None
+        self.R_seen: Array | None = None  # the last R whose all-ones part was checked
 
     def step(self, state: LokoState, batch: Batch) -> tuple[LokoState, FastRecord]:
         """Take one step: the state that :func:`loko_ref.loko.step` gives.  [LOKO-1, FAST-4].
@@ -90,80 +105,122 @@ class Stepper:
             raise error.at_step(state.step) from None
 
     def _step(self, state: LokoState, batch: Batch) -> tuple[LokoState, FastRecord]:
-        config = self.config
-        theta, prior = state.theta, state.p
+        config, theta, prior, x = self.config, state.theta, state.p, batch.x
         if prior is None or theta.shape != (self.network.n,) or prior.shape != theta.shape:
             raise InputError(
                 "state", "other shapes", f"theta and p ({self.network.n},)", "another model's state"
             )
-        check_inputs(config.model, batch.x)
+        for name, array in (("state.theta", theta), ("state.p", prior)):
+            if array.dtype != self.dtype:
+                raise InputError(name, f"dtype {array.dtype}", f"{self.dtype}", "mixed precision")
         p = prior if config.lam == 1 and config.q == 0 else time.update(prior, config.lam, config.q)
-        z, now = self.network.forward(theta, batch.x)
+        check_inputs(config.model, x, finite=False)
+        z, now = self.network.forward(theta, x)
         if not np.isfinite(z).all():
-            raise NumericalError("z", None, "The filter diverged: take a smaller p0 (or alpha).")
-        y = targets(batch.y, z, config.observation)
-        yhat = obs.predict(config.observation, z)  # (batch, C)
+            check_inputs(config.model, x)
+            raise NumericalError("z", None, _DIVERGED)
+        y = self._targets(batch.y, z)
+        yhat = z
+        if config.observation != "gaussian":
+            yhat = np.exp(z - z.max(axis=1, keepdims=True))  # [LAY-7]
+            yhat /= yhat.sum(axis=1, keepdims=True)
         e = (y - yhat).reshape(-1)
-        Hs = self.H = self.network.backward(self._seeds(z, yhat), now, self.H)
-        Hs *= np.sqrt(p)
+        Hs = self.H = self.network.backward(self._seeds(yhat), now, self.H)
+        root = np.sqrt(p)
+        Hs *= root
         if config.observation == "glm":
-            theta_post, p_post = self._glm(theta, p, Hs, e, yhat)
             R = None
+            theta_post, p_post = self._glm(theta, p, root, Hs, e, yhat)
         else:
-            theta_post, p_post, R = self._update(theta, p, Hs, e, y, batch.x, state.R)
+            theta_post, p_post, R = self._update(theta, p, root, Hs, e, y, x, state.R)
         if not np.isfinite(theta_post).all():
-            raise NumericalError(
-                "theta", None, "The filter diverged: take a smaller p0 (or alpha)."
-            )
+            raise NumericalError("theta", None, _DIVERGED)
         after = LokoState(theta=theta_post, p=p_post, R=R, step=state.step + 1)
-        record = FastRecord(
-            z=z, loss=float(loss(z, y, config.observation)), yhat=yhat.reshape(-1), e=e
-        )
+        record = FastRecord(z=z, y=y, yhat=yhat.reshape(-1), e=e, observation=config.observation)
         return after, record
 
-    def _seeds(self, z: Array, yhat: Array) -> Array:
+    def _targets(self, y: Array, z: Array) -> Array:
+        """One-hot rows by a table; anything unusual goes the readable way."""
+        usual = y.ndim == 1 and y.dtype.kind in "iu" and self.config.observation != "gaussian"
+        if usual and y.shape[0] == z.shape[0] and y.min() >= 0 and y.max() < self.C:
+            return self.eye[y]
+        rows = targets(y, z, self.config.observation)
+        obs.observe(self.config.observation, z, z.reshape(-1, 1), rows)  # refuses what is no y
+        return rows
+
+    def _seeds(self, yhat: Array) -> Array:
         """Cotangents (batch, k, C) whose pullback is the H that the update needs.  [FAST-1]."""
-        batch, C = z.shape
-        kind = self.config.observation
-        if kind in ("softmax", "glm"):
-            Q = contrast_basis(C, z)  # (C - 1, C)
-            if kind == "glm":
-                return np.broadcast_to(Q, (batch, *Q.shape))
-            Qy = Q @ yhat.T  # (C - 1, batch)
-            return yhat[:, None] * (Q[None] - Qy.T[:, :, None])  # Q J
-        eye = np.eye(C, dtype=z.dtype)
-        if self.config.center:
-            eye = eye - 1 / C
+        batch, C = yhat.shape
+        if self.config.observation == "softmax":  # Q J
+            return yhat[:, None] * (self.Q - (yhat @ self.Q.T)[:, :, None])
+        if self.config.observation == "glm":
+            return np.broadcast_to(self.Q, (batch, *self.Q.shape))
+        eye = self.eye - 1 / C if self.config.center else self.eye
         return np.broadcast_to(eye, (batch, C, C))
 
+    def _down(self, M: Array) -> Array:
+        """Classes (m, m) or (m,) to contrasts, where the update works on them.  [OBS-5]."""
+        if self.config.observation != "softmax":
+            return M
+        M = (self.Q @ M.reshape(-1, self.C, M.size // M.shape[0])).reshape(-1, *M.shape[1:])
+        if M.ndim == 1:
+            return M
+        return (M.reshape(M.shape[0], -1, self.C) @ self.Q.T).reshape(M.shape[0], -1)
+
+    def _up(self, G: Array) -> Array:
+        """Contrasts back to classes (m, m)."""
+        if self.config.observation != "softmax":
+            return G
+        c = self.C - 1
+        G = (self.Q.T @ G.reshape(-1, c, G.shape[1])).reshape(-1, G.shape[1])
+        return (G.reshape(G.shape[0], -1, c) @ self.Q).reshape(G.shape[0], -1)
+
+    def _refresh(self, R: Array, e: Array, G: Array) -> Array:
+        """Estimate R anew.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4]."""
+        kind, beta = self.config.noise, self.config.beta
+        if kind == "fixed":
+            return R
+        sample = e[:, None] * e
+        if kind != "ema_innovation":
+            sample += self._up(G)
+        sample *= 1 - beta
+        sample += beta * R
+        return sample
+
     def _update(
-        self, theta: Array, p: Array, Hs: Array, e: Array, y: Array, x: Array, R: Array | None
+        self,
+        theta: Array,
+        p: Array,
+        root: Array,
+        Hs: Array,
+        e: Array,
+        y: Array,
+        x: Array,
+        R: Array | None,
     ) -> tuple[Array, Array, Array]:
-        config, C, m = self.config, y.shape[1], e.shape[0]
-        if R is None or R.shape != (m, m):
+        config, m = self.config, e.shape[0]
+        if R is None or R.shape != (m, m) or R.dtype != self.dtype:
             raise InputError(
                 "state.R",
-                None if R is None else f"shape {R.shape}",
-                f"({m}, {m}) = (batch * C, batch * C)",
+                None if R is None else f"{R.dtype} of shape {R.shape}",
+                f"{self.dtype} of shape ({m}, {m}) = (batch * C, batch * C)",
                 "a batch of another size than R's: call init(config, batch=...) anew",
             )
-        simplex = config.observation == "softmax"
+        if self.simplex and R is not self.R_seen:
+            obs.check_ones(R, self.C)
         G = Hs @ Hs.T  # (rows, rows)
-        spread = _both(G, C) if simplex else G
         if config.timing == "before":
-            R = noise.update(str(config.noise), R, e, spread, config.beta)
-        if simplex:
-            obs.check_ones(R, C)
-        R_seen = obs.to_contrast(obs.to_contrast(R, C).T, C) if simplex else R
-        e_seen = obs.to_contrast(e, C) if simplex else e
-        S = G + R_seen  # [KAL-2]
-        L = cholesky(S, "S")
-        root = np.sqrt(p)
-        theta_post = theta + root * (cho_solve(L, e_seen) @ Hs)  # K e = sqrt p Hs' S^-1 e
+            R = self._refresh(R, e, G)
+        R_down, e_down = self._down(R), self._down(e)
+        S = G + R_down  # [KAL-2]
+        L_inv = inverse_factor(factor(S, "S"))
+        theta_post = ((L_inv @ e_down) @ L_inv) @ Hs  # Hs' S^-1 e
+        theta_post *= root
+        theta_post += theta
         if config.diagonal == "decoupled":
-            p_post = decoupled(p, Hs, S, inverse_factor(L), R_seen)
+            p_post = decoupled(p, root, Hs, L_inv, R_down)
         else:
-            p_post = variational(p, Hs, R_seen)
+            p_post = variational(p, Hs, R_down)
         if config.timing == "after":
             seen = e
             if config.noise == "ema_residual_hph":
@@ -171,43 +228,42 @@ class Stepper:
                 seen = (y - obs.predict(config.observation, z_post)).reshape(-1)
                 Hs *= np.sqrt(p_post / p)
                 G = Hs @ Hs.T
-                spread = _both(G, C) if simplex else G
-            R = noise.update(str(config.noise), R, seen, spread, config.beta)
+            R = self._refresh(R, seen, G)
+        self.R_seen = R
         return theta_post, p_post, R
 
-    def _glm(self, theta: Array, p: Array, Zs: Array, e: Array, yhat: Array) -> tuple[Array, Array]:
+    def _glm(
+        self, theta: Array, p: Array, root: Array, Zs: Array, e: Array, yhat: Array
+    ) -> tuple[Array, Array]:
         """``K e = p Z' (I + J G)^-1 e`` and the whitened leverages, on contrasts.  [OBS-6, FAST-4].
 
         Zs (batch (C - 1), n) is the contrasts of Z, scaled.
         """
         batch, C = yhat.shape
-        c = C - 1
+        c, Q = C - 1, self.Q
         if c == 0:
             return theta, p
-        Q = contrast_basis(C, Zs)
         G = Zs @ Zs.T  # (rows, rows)
-        J = (Q * yhat[:, None]) @ Q.T - _rows(Q, yhat)  # (batch, c, c): Q J Q'
-        JG = (J @ G.reshape(batch, c, -1)).reshape(G.shape)
-        w = solve(np.eye(batch * c, dtype=G.dtype) + JG, obs.to_contrast(e, C))
-        theta_post = theta + np.sqrt(p) * (w @ Zs)
-        # L' Q' (batch, C, c), L' = diag(sqrt yhat)(I - 1 yhat'): whitened H~ = L' Z
         Qy = yhat @ Q.T  # (batch, c)
-        N = np.sqrt(yhat)[:, :, None] * (Q.T[None] - Qy[:, None])
+        J = (Q * yhat[:, None]) @ Q.T - Qy[:, :, None] * Qy[:, None]  # (batch, c, c): Q J Q'
+        JG = (J @ G.reshape(batch, c, -1)).reshape(G.shape)
+        JG[np.diag_indices(batch * c)] += 1
+        w = np.linalg.solve(JG, (e.reshape(batch, C) @ Q.T).reshape(-1))
+        theta_post = w @ Zs
+        theta_post *= root
+        theta_post += theta
+        # L' Q' (batch, C, c), L' = diag(sqrt yhat)(I - 1 yhat'): whitened H~ = L' Z
+        N = np.sqrt(yhat)[:, :, None] * (Q.T - Qy[:, None])
         N = np.linalg.qr(N, mode="r")  # (batch, c, c): the same squares, c rows
         Ws = (N @ Zs.reshape(batch, c, -1)).reshape(Zs.shape)
         if self.config.diagonal == "variational":
             return theta_post, variational(p, Ws, None)
         S = Ws @ Ws.T
         S[np.diag_indices(batch * c)] += 1
-        return theta_post, decoupled(p, Ws, S, inverse_factor(cholesky(S, "S")), None)
+        return theta_post, decoupled(p, root, Ws, inverse_factor(factor(S, "S")), None)
 
 
-def _rows(Q: Array, yhat: Array) -> Array:
-    """``(Q yhat)(Q yhat)'`` a sample: (batch, C - 1, C - 1)."""
-    Qy = yhat @ Q.T
-    return Qy[:, :, None] * Qy[:, None]
-
-
-def _both(G: Array, C: int) -> Array:
-    """From contrasts (rows, rows) back to classes (m, m).  [OBS-5]."""
-    return obs.from_contrast(obs.from_contrast(G, C).T, C)
+_DIVERGED = (
+    "The filter diverged: its steps left the region where the linearisation holds. "
+    "Take a smaller p0 (or alpha)."
+)
