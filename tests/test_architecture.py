@@ -1,0 +1,231 @@
+"""The house: imports point down between rooms, one room knows the array library, nothing extra.
+
+The rooms and their floors are a staircase: a room imports only rooms on floors below its own.
+A new room is entered here, on the lowest floor that holds.
+"""
+
+import ast
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import loko_ref
+
+ROOT = Path(loko_ref.__file__).parent
+
+FLOORS = [
+    {"errors"},
+    {"balls"},
+    {"arrays"},
+    {"checks"},
+    {"layers", "lora", "optimizers", "storage", "data", "architectures"},
+    {"kalman", "kinds"},
+    {"spec"},
+    {"model"},
+    {"jacobian", "interop"},
+    {"loko"},
+    {"fast", "lte", "conformance", "strategies", "runconfig"},
+    {"bench", "training"},
+    {"runs", "study"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms}
+
+# Rooms of the core compute with the arrays that they are given and name no array library. What a
+# few of them name NumPy for: types, and numbers drawn on the host before they are moved.
+CORE = {"layers", "kalman", "kinds", "lora", "spec", "model", "jacobian", "loko", "optimizers"}
+TYPES = {"dtype", "floating", "integer", "ndarray", "random"}
+HOST = {
+    "lora": {"diag", "linalg", "sign", "zeros"},  # the draw of A
+    "loko": {"empty"},  # one p0 a site, filled on the host
+    "kinds": {"ones", "zeros"},  # weights before training
+}
+
+
+# Circles that are there on purpose: a registry imports what registers with it when it is asked.
+REGISTRIES = {
+    ("loko_ref.conformance.cases", "loko_ref.conformance.cases_filter"),
+    ("loko_ref.conformance.cases", "loko_ref.conformance.cases_model"),
+}
+
+
+def modules():
+    """(dotted name, room, syntax tree) of every module."""
+    for file in sorted(ROOT.rglob("*.py")):
+        parts = file.relative_to(ROOT.parent).with_suffix("").parts
+        name = ".".join(parts).removesuffix(".__init__")
+        room = parts[1] if len(parts) > 1 else "__init__"
+        yield name, room, ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imports(name, tree):
+    """Absolute names of every module that a tree imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: a relative import"
+            if node.module == "loko_ref":
+                yield from (f"loko_ref.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def test_imports_point_down():
+    for name, room, tree in modules():
+        if room == "__init__":
+            continue
+        assert room in FLOOR, f"room '{room}' is on no floor: enter it in FLOORS"
+        for target in imports(name, tree):
+            if target.split(".")[0] != "loko_ref" or target in ("loko_ref", "loko_ref.__version__"):
+                continue
+            other = target.split(".")[1]
+            assert other == room or FLOOR[other] < FLOOR[room], f"{name} imports {target}, upwards"
+
+
+def test_no_circle_within_a_room():
+    """The modules of a package import one another without a circle."""
+    parsed = list(modules())
+    known = {name for name, _, _ in parsed}
+    graph = defaultdict(set)
+    for name, room, tree in parsed:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                inside = {f"{node.module}.{a.name}" for a in node.names} & known
+                inside = inside or {node.module} & known
+            elif isinstance(node, ast.Import):
+                inside = {a.name for a in node.names} & known
+            else:
+                continue
+            graph[name] |= {k for k in inside if k.startswith(f"loko_ref.{room}.")} - {name}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, f"a circle: {' -> '.join([*path, name])}"
+        if name in done:
+            return
+        path.append(name)
+        for target in sorted(graph[name]):
+            if (name, target) in REGISTRIES:
+                continue
+            if not name.startswith(target + "."):  # a package may be imported by its own modules
+                visit(target)
+        path.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name)
+
+
+def test_the_core_names_no_array_library():
+    for name, room, tree in modules():
+        if room not in CORE:
+            continue
+        for target in imports(name, tree):
+            root = target.split(".")[0]
+            assert root not in ("scipy", "cupy", "cupyx", "flint", "torch", "jax"), (name, target)
+            assert target.startswith("loko_ref") or root in (*sys.stdlib_module_names, "numpy"), (
+                name,
+                target,
+            )
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("np", "numpy")
+        }
+        assert used <= TYPES | HOST.get(room, set()), f"{name} computes with numpy: {sorted(used)}"
+
+
+def test_the_seam_and_the_checks():
+    """arrays.py is the only room that names CuPy; errors and checks compute nothing."""
+    for name, room, tree in modules():
+        constants = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+        named = {t.split(".")[0] for t in imports(name, tree)}
+        if room != "arrays":
+            assert not named & {"cupy", "cupyx"}, name
+            assert not constants & {"cupyx", "cupyx.scipy.linalg"}, name
+        if room == "checks":
+            assert "numpy" not in named
+        if name != "loko_ref.lte.mpi":
+            assert "mpi4py" not in named, f"{name} imports mpi4py"
+
+
+def fresh(code):
+    """Top-level packages loaded by `code` in a clean interpreter, outside the standard library."""
+    report = (
+        f"import sys\n{code}\nimport json\n"
+        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", report], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    return {m for m in loaded - set(sys.stdlib_module_names) if not m.startswith("_")}
+
+
+HEAVY = {
+    "cupy", "flint", "hypothesis", "jax", "matplotlib", "mpi4py", "peft", "pytest", "rich",
+    "safetensors", "sklearn", "torch", "transformers", "typer",
+}  # fmt: skip
+
+
+def test_importing_the_package_loads_numpy_and_scipy_alone():
+    before = fresh("")
+    loaded = fresh("import loko_ref") - before
+    assert {"loko_ref", "numpy", "scipy"} <= loaded
+    assert loaded - {"cython_runtime", "loko_ref", "numpy", "scipy"} == set()
+
+
+@pytest.mark.parametrize("room", ["loko_ref.lte", "loko_ref.conformance", "loko_ref.data"])
+def test_importing_a_room_loads_no_extra(room):
+    assert not fresh(f"import {room}") & HEAVY
+
+
+PUBLIC = [name for name, _, _ in modules() if not name.endswith("__main__") and ".cli" not in name]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_is_complete_and_sorted(name):
+    """`__all__` names what there is, sorted as ruff sorts it, and nothing public is left out."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"{name}: {error}")
+    if not hasattr(module, "__all__"):
+        public = [k for k in vars(module) if not k.startswith("_")]
+        own = [k for k in public if getattr(vars(module)[k], "__module__", None) == name]
+        assert not own, f"{name} has no __all__ and defines {own}"
+        return
+    names = list(module.__all__)
+    assert len(set(names)) == len(names)
+    missing = [n for n in names if not hasattr(module, n)]
+    assert not missing
+    constants = sorted(n for n in names if n.isupper())
+    classes = sorted(n for n in names if n[0].isupper() and not n.isupper())
+    others = sorted(n for n in names if n not in (*constants, *classes))
+    assert names == constants + classes + others
+
+
+def test_every_module_opens_with_its_purpose():
+    for name, _, tree in modules():
+        assert ast.get_docstring(tree), f"{name} has no docstring"
+
+
+def test_every_module_imports():
+    """All that needs no extra; what needs one says so by MissingExtraError."""
+    for info in pkgutil.walk_packages(loko_ref.__path__, "loko_ref."):
+        if info.name.endswith("__main__"):
+            continue
+        try:
+            importlib.import_module(info.name)
+        except loko_ref.errors.MissingExtraError as error:
+            assert "pip install" in str(error)
