@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from loko_ref.cli.options import describe, parse_variants
@@ -17,6 +17,7 @@ from loko_ref.study.explain import Excerpt, Quantity, Step, explain
 __all__ = ["explain_command"]
 
 CELL = 12
+INDENT = "    "
 
 
 def explain_command(
@@ -75,7 +76,7 @@ def _print_step(console: Console, step: Step) -> None:
     console.print()
     console.print(Text("What this step did", style="bold"))
     for sentence in step.outcome:
-        console.print(_indented(sentence))
+        _indented(console, sentence)
 
 
 def _print_quantity(console: Console, number: int, quantity: Quantity) -> None:
@@ -85,21 +86,23 @@ def _print_quantity(console: Console, number: int, quantity: Quantity) -> None:
     head.append(f" ({shape})   ")
     head.append(quantity.equation, style="green")
     head.append("   " + " ".join(f"[{label}]" for label in quantity.labels), style="dim")
-    console.print(Padding(head, (1, 0, 0, 0), expand=False))
-    console.print(_indented(quantity.meaning, "italic"))
+    console.print()
+    console.print(head)
+    _indented(console, quantity.meaning, "italic")
     for line in quantity.picture:
-        console.print(Text(f"    |{line}|"), soft_wrap=True)
+        console.print(Text(f"{INDENT}|{line}|"), soft_wrap=True)
     for line in _table(quantity.excerpt, console.width - 4):
-        console.print(Text(f"    {line}"), soft_wrap=True)
+        console.print(Text(f"{INDENT}{line}"), soft_wrap=True)
     value = quantity.value
     tail = f"min {value.min():.3g}, max {value.max():.3g}"
     if quantity.residual is not None:
         tail += f"; differs by {quantity.residual:.1g}"
-    console.print(_indented(tail, "dim"))
+    _indented(console, tail, "dim")
 
 
-def _indented(text: str, style: str = "") -> Padding:
-    return Padding(Text(text, style=style), (0, 0, 0, 4), expand=False)
+def _indented(console: Console, text: str, style: str = "") -> None:
+    wrapped = textwrap.fill(text, console.width, initial_indent=INDENT, subsequent_indent=INDENT)
+    console.print(Text(wrapped, style=style), soft_wrap=True)
 
 
 def _table(excerpt: Excerpt, width: int) -> list[str]:

@@ -113,6 +113,8 @@ def train(
     entries = _watched(configs, checkpoint, checkpoint_every, resume, stop_after)
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file or a pipe has no edge to wrap at
     if any(entry.result for entry in entries):
         console.print(_table([entry for entry in entries if entry.result]))
     complain = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)

@@ -33,6 +33,15 @@ Numbers = NDArray[np.floating]
 
 INK = " .:-=+*#%@"
 
+SURE = 0.99
+SATURATES = {
+    "softmax": "The network was sure and wrong: J is almost 0, so H sees almost nothing and the "
+    "filter all but stands still unless R has shrunk as far.  [OBS-7]",
+    "glm": "The network was sure and wrong: J is almost 0, so p hardly shrinks, and theta moves "
+    "by a full gradient step with p as its learning rates.  [OBS-7]",
+}
+"""What is worth saying of a confident error, by observation model."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Excerpt:
@@ -307,6 +316,8 @@ class _Lens:
             true = self.y.argmax(axis=1)[0]
             a, b = (float(softmax_forward(s)[0][0, true]) for s in (v["z"], z))
             said.append(f"Probability of the true class {true}: {a:.3g} before, {b:.3g} after.")
+            if v["yhat"][: self.C].max() > SURE and a < 1 - SURE and kind in SATURATES:
+                said.append(SATURATES[kind])
         p, p_new = (a if a.ndim == 1 else np.diagonal(a) for a in (v["p_pred"], v["p+"]))
         step, at = v["theta+"] - v["theta"], 0
         for name in self.task.model.trainable:

@@ -1,0 +1,172 @@
+"""`loko-ref explain`: every quantity, in order, equal to its equation, with a label that exists."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loko_ref.cli import main
+from loko_ref.errors import InputError
+from loko_ref.kalman.noise import combinations
+from loko_ref.runconfig import RunConfig
+from loko_ref.study.explain import explain, parameter_name
+from loko_ref.training import prepare
+
+pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"data": "iris", "epochs": 3, "hidden": (16, 16)}
+VARIANTS = [
+    {"observation": o, "noise": n, "timing": t} for o, n, t in combinations() if o != "gaussian"
+]
+ORDER = ["theta", "p", "x", "z", "Z", "y", "yhat", "e", "H", "R", "S", "K", "theta+", "p+"]
+
+
+def steps_of(options, count=2, **changed):
+    config = RunConfig(optimizer="loko", options=options, **(SMALL | changed))
+    return list(explain(config, steps=count))
+
+
+def assert_holds(steps, kappa=1.0):
+    """Every quantity equals its plain equation.
+
+    The sums have at most n + m < 1000 terms, and S is solved with a condition number of at most
+    `kappa` on the space where it acts: 8 * 1000 * kappa * eps of the largest entry.
+    """
+    bound = 8 * 1000 * kappa * np.finfo(float).eps
+    for step in steps:
+        for quantity in step.quantities:
+            if quantity.residual is not None:
+                assert quantity.residual <= bound, (quantity.name, quantity.residual)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda v: "-".join(v.values()))
+@pytest.mark.parametrize("diagonal", ["decoupled", "variational"])
+def test_every_variant_is_explained_in_order_and_holds(options, diagonal):
+    steps = steps_of(options | {"diagonal": diagonal, "beta": 0.9})
+    assert [step.number for step in steps] == [0, 1]
+    for step in steps:
+        names = [q.name for q in step.quantities]
+        late = options["timing"] == "after"
+        assert names == [*ORDER, "R+"] if late else names == ORDER
+        for q in step.quantities:
+            assert q.equation
+            assert q.meaning.endswith((".", ")"))
+            assert q.excerpt.values.shape == (len(q.excerpt.rows), len(q.excerpt.columns))
+    assert_holds(steps)
+
+
+@pytest.mark.parametrize("form", ["textbook", "joseph", "information"])
+@pytest.mark.parametrize("observation", ["glm", "softmax"])
+def test_dense_forms_hold(form, observation):
+    steps = steps_of({"observation": observation, "covariance": "dense", "form": form})
+    assert [q.name for q in steps[0].quantities][1] == "P"
+    assert steps[0].quantities[-1].name == "P+"
+    assert_holds(steps, kappa=10)
+
+
+def test_regression_stacked_and_forgetting_hold():
+    assert_holds(steps_of({"lam": 0.9, "q": 1e-3}, data="diabetes"))
+    steps = steps_of({"observation": "softmax"}, batch=4)
+    assert_holds(steps)
+    assert steps[0].quantities[7].value.shape == (12,)
+    assert "of 4 predicted rightly" in steps[0].title
+
+
+def test_labels_are_headings_of_the_derivations():
+    text = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "derivations").glob("*.md"))
+    defined = set(re.findall(r"^### \[([A-Z]+-\d+)\]", text, re.MULTILINE))
+    used = set()
+    for options in [*VARIANTS, {"covariance": "dense"}, {"covariance": "dense", "form": "joseph"}]:
+        (step,) = steps_of(options, count=1)
+        used |= {label for q in step.quantities for label in q.labels}
+    (step,) = steps_of({}, count=1, data="diabetes")
+    used |= {label for q in step.quantities for label in q.labels}
+    assert len(used) > 20
+    assert used <= defined
+
+
+def test_the_entries_followed_are_those_that_move_most_and_are_named():
+    config = RunConfig(optimizer="loko", **SMALL)
+    (step,) = explain(config, steps=1, entries=3)
+    values = {q.name: q for q in step.quantities}
+    moved = np.abs(values["theta+"].value - values["theta"].value)
+    shown = values["theta+"].excerpt
+    assert shown.values.size == 3
+    kept = np.abs(shown.values - values["theta"].excerpt.values).min()
+    assert (moved > kept).sum() < 3
+    model = prepare(config).model
+    n = len(moved)
+    names = [parameter_name(model, k) for k in range(n)]
+    assert len(set(names)) == n
+    assert names[0] == "0.A[0,0]"
+    assert names[-1] == "2.B[2,2]"  # three classes: rank 3
+    assert shown.columns == values["H"].excerpt.columns == values["K"].excerpt.rows
+    with pytest.raises(InputError, match="below n"):
+        parameter_name(model, n)
+
+
+def test_skipping_goes_on_where_the_stream_is():
+    config = RunConfig(optimizer="loko", **SMALL)
+    third = list(explain(config, steps=3))[2]
+    (skipped,) = explain(config, steps=1, skip=2)
+    for a, b in zip(third.quantities, skipped.quantities, strict=True):
+        assert (a.value == b.value).all()
+
+
+def test_a_sure_and_wrong_prediction_is_remarked_on():
+    config = RunConfig(optimizer="loko", data="digits", seed=0)
+    (step,) = explain(config, steps=1, skip=3)  # true class 0, taken for a 4
+    assert any("sure and wrong" in line and "[OBS-7]" in line for line in step.outcome)
+    config = RunConfig(optimizer="loko", data="digits", options={"observation": "logits"})
+    (step,) = explain(config, steps=1, skip=3)
+    assert not any("[OBS-7]" in line for line in step.outcome)
+
+
+def test_faulty_calls_are_refused_by_name():
+    config = RunConfig(optimizer="loko", **SMALL)
+    with pytest.raises(InputError, match="steps"):
+        list(explain(config, steps=0))
+    with pytest.raises(InputError, match="at most 50"):
+        list(explain(config, steps=2, skip=49))
+    with pytest.raises(InputError, match="loko"):
+        list(explain(RunConfig(optimizer="sgd", **SMALL)))
+
+
+def run_cli(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["loko-ref", "explain", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return (stopped.value.code or 0, *capsys.readouterr())
+
+
+def test_the_command_prints_two_steps_of_digits(monkeypatch, capsys):
+    code, out, err = run_cli(monkeypatch, capsys, "--data", "digits", "--steps", "2")
+    assert (code, err) == (0, "")
+    assert out.count("What this step did") == 2
+    at = [out.index(f"\n{k + 1:2d}. {name} (") for k, name in enumerate(ORDER)]
+    assert at == sorted(at)
+    assert "H (10 x 2344)" in out
+    assert "[OBS-6]" in out
+    assert "Sums to 0" in out
+    assert "@@" in out  # the image itself
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "needle"),
+    [
+        (["--variant", "glm", "--variant", "softmax"], "one at a time"),
+        (["--variant", "gaussian"], "real targets"),
+        (["--data", "mnist"], "data"),
+        (["--steps", "0"], "steps"),
+        (["--backend", "nothing"], "backend"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(monkeypatch, capsys, words, needle):
+    code, _, err = run_cli(monkeypatch, capsys, *words)
+    assert code == 2
+    assert needle in err
+    assert len(err.strip().splitlines()) == 1
