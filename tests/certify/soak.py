@@ -1,0 +1,187 @@
+"""Long runs: a million diagonal steps, drifting streams, and a certified trajectory beside.
+
+``python tests/certify/soak.py`` runs everything in full and prints what it saw;
+``tests/certify/test_long_runs.py`` runs a share of it.  [BALL-8]
+
+Shapes: theta, p (n,); P (n, n); H (m, n); e (m,); R, S (m, m).
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+
+from loko_ref import balls, loko
+from loko_ref.kalman import dense, diagonal
+from loko_ref.kalman import time as time_update
+from loko_ref.model import init_model, mlp_spec
+
+
+def asymmetry(S):
+    return float(np.max(np.abs(S - S.T)) / np.max(np.abs(S)))
+
+
+class Stream:
+    """A small linear stream of exact binary numbers: H on a grid of 2^-6, y = H theta* + noise."""
+
+    def __init__(self, n=4, m=2, period=61, seed=7):
+        rng = np.random.default_rng(seed)
+        self.H = rng.integers(-64, 65, (period, m, n)) / 64.0
+        target = rng.integers(-64, 65, n) / 64.0
+        self.y = self.H @ target + rng.integers(-16, 17, (period, m)) / 64.0
+        self.R = np.array([[0.5, 0.125], [0.125, 0.25]])
+        self.theta, self.p = np.zeros(n), np.ones(n)
+
+    def at(self, k):
+        return self.H[k % len(self.H)], self.y[k % len(self.y)]
+
+
+def small(steps, kind="decoupled", every=1000):
+    """Diagonal steps on the small stream by the public, checking function; what must hold, holds.
+
+    The update itself raises on an S that is not positive definite and on p <= 0.
+    """
+    stream = Stream()
+    theta, p = stream.theta, stream.p
+    skew = []
+    for k in range(steps):
+        H, y = stream.at(k)
+        new = diagonal.update(theta, p, H, y - H @ theta, stream.R, diagonal=kind)
+        assert np.all(new.p > 0), k
+        assert np.all(new.p <= p), k
+        theta, p = new.theta, new.p
+        if (k + 1) % every == 0 or k + 1 == steps:
+            assert np.isfinite(theta).all(), k
+            assert np.linalg.eigvalsh(new.S)[0] > 0, k
+            skew.append(asymmetry(new.S))
+    return {"steps": steps, "theta": theta, "p": p, "asymmetry": max(skew), "last": skew[-1]}
+
+
+def certified(steps, checkpoints, kind="decoupled", bits=512, lam=1.0, q=0.0, R=None):
+    """The same stream in float64 and in balls; their distance at the checkpoints.
+
+    Distances are relative to the largest entry of theta and entry by entry for p, in units of u;
+    ``lost`` is how many bits the enclosure lost. R replaces the float run's noise covariance.
+    """
+    stream = Stream()
+    theta, p = stream.theta, stream.p
+    R_float = stream.R if R is None else R
+    seen = {}
+    with balls.precision(bits):
+        t, v = balls.balls(theta), balls.balls(p)
+        period = [(balls.balls(H), balls.balls(y)) for H, y in zip(stream.H, stream.y, strict=True)]
+        R_exact = balls.balls(stream.R)
+        for k in range(steps):
+            H, y = stream.at(k)
+            p_pred = time_update.update(p, lam, q)
+            new = diagonal._update(theta, p_pred, H, y - H @ theta, R_float, kind)
+            theta, p = new.theta, new.p
+            H, y = period[k % len(period)]
+            v_pred = time_update.update(v, lam, q)
+            exact = diagonal._update(t, v_pred, H, y - H @ t, R_exact, kind)
+            t, v = exact.theta, exact.p
+            if k + 1 in checkpoints:
+                off_theta = balls.to_host(balls.xp.abs(balls.balls(theta) - t))
+                off_p = balls.to_host(balls.xp.abs(balls.balls(p) / v - 1))
+                size = np.max(np.abs(theta))
+                seen[k + 1] = {
+                    "theta": float(np.max(off_theta) / size / 2.0**-53),
+                    "p": float(np.max(off_p) / 2.0**-53),
+                    "lost": bits - min(x.rel_accuracy_bits() for x in [*t.tolist(), *v.tolist()]),
+                }
+    return seen
+
+
+def drifting(steps, every=500, **options):
+    """LoKO's own step on a network whose teacher drifts, with forgetting and process noise."""
+    rng = np.random.default_rng(11)
+    spec = mlp_spec([3, 4, 2], "tanh", {"r": 1, "alpha": 1.0})
+    config = loko.LokoConfig(
+        model=init_model(rng, spec),
+        **({"lam": 0.999, "q": 1e-6, "p0": 0.05, "beta": 0.99} | options),
+    )
+    state = loko.init(config)
+    big = "P" if config.covariance == "dense" else "p"
+    worst = {"asymmetry S": 0.0, "asymmetry R": 0.0, "asymmetry P": 0.0, "p max": 0.0}
+    lowest, halves = np.inf, [0.0, 0.0]
+    for k in range(steps):
+        angle = 2 * np.pi * k / 5000
+        x = rng.standard_normal((1, 3))
+        signal = np.cos(angle) * x[:, 0] + np.sin(angle) * x[:, 1]
+        y = (signal > 0).astype(int)
+        if config.observation == "gaussian":
+            y = np.stack([np.tanh(signal), 0.5 * signal], axis=1) + 0.1 * rng.standard_normal(
+                (1, 2)
+            )
+        state, record = loko.step(state, loko.Batch(x=x, y=y), config)
+        cov = getattr(state, big)
+        p = cov if cov.ndim == 1 else np.diagonal(cov)
+        assert np.all(p > 0), k
+        lowest, worst["p max"] = min(lowest, float(p.min())), max(worst["p max"], float(p.max()))
+        skew = asymmetry(record.S)
+        halves[2 * k >= steps] = max(halves[2 * k >= steps], skew)
+        worst["asymmetry S"] = max(worst["asymmetry S"], skew)
+        if k % every == 0 or k + 1 == steps:
+            assert np.isfinite(state.theta).all(), k
+            assert np.isfinite(cov).all(), k
+            floor = -4 * 2.0**-52 * np.abs(record.S).max() if config.observation == "glm" else 0
+            assert np.linalg.eigvalsh((record.S + record.S.T) / 2)[0] > floor, k
+            if state.R is not None:
+                worst["asymmetry R"] = max(worst["asymmetry R"], asymmetry(state.R))
+            if cov.ndim == 2:
+                worst["asymmetry P"] = max(worst["asymmetry P"], asymmetry(cov))
+                assert np.linalg.eigvalsh(cov)[0] > 0, k
+    return {"steps": steps, **worst, "p min": lowest, "halves": halves}
+
+
+def dense_small(steps, form, every=500):
+    """Dense steps on the small stream with forgetting; returns the largest asymmetry of P."""
+    stream = Stream()
+    theta, P, worst = stream.theta, np.diag(stream.p), 0.0
+    for k in range(steps):
+        H, y = stream.at(k)
+        P = time_update.update(P, 0.999, 1e-6)
+        new = dense.update(theta, P, H, y - H @ theta, stream.R, form=form)
+        theta, P = new.theta, new.P
+        if k % every == 0 or k + 1 == steps:
+            assert np.linalg.eigvalsh((P + P.T) / 2)[0] > 0, k
+            worst = max(worst, asymmetry(P))
+    return worst
+
+
+DRIFTS = {
+    "glm": {"observation": "glm"},
+    "gaussian": {"observation": "gaussian", "noise": "ema_innovation_hph"},
+    "glm, dense": {"observation": "glm", "covariance": "dense"},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--share", type=float, default=1.0, help="share of the full lengths")
+    share = parser.parse_args().share
+
+    def report(name, call):
+        start = time.perf_counter()
+        out = call()
+        out = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in out.items()}
+        print(f"{name} ({time.perf_counter() - start:.0f} s): {json.dumps(out)}", flush=True)
+
+    for kind in diagonal.DIAGONALS:
+        count = int(1_000_000 * share)
+        report(f"small, {kind}, {count} steps", lambda n=count, k=kind: small(n, k))
+    for name, options in DRIFTS.items():
+        count = int((20_000 if "dense" in name else 100_000) * share)
+        report(f"drifting, {name}", lambda n=count, o=options: drifting(n, **o))
+    for form in ("joseph", "textbook"):
+        count = int(100_000 * share)
+        report(f"dense, {form}", lambda n=count, f=form: {"asymmetry P": dense_small(n, f)})
+    for label, how in {"lam = 1": {}, "lam = 0.999, q = 1e-6": {"lam": 0.999, "q": 1e-6}}.items():
+        count = int(60_000 * share)
+        marks = {10**j for j in range(1, 5)} | {count}
+        report(f"certified, {label}", lambda n=count, m=marks, h=how: certified(n, m, **h))
+
+
+if __name__ == "__main__":
+    main()
