@@ -16,6 +16,10 @@ from loko_ref.arrays import Array, cholesky, epsilon
 __all__ = ["decoupled", "factor", "inverse_factor", "leverages", "variational"]
 
 
+BLOCK = 2**21
+"""Bytes of a block of columns in :func:`leverages`."""
+
+
 def factor(S: Array, name: str) -> Array:
     """Lower Cholesky factor, with the test of :func:`loko_ref.arrays.cholesky`.  [KAL-8]."""
     m = S.shape[0]
@@ -44,13 +48,18 @@ def inverse_factor(L: Array) -> Array:
 
 def leverages(T: Array, Hs: Array) -> Array:
     """``a_i = sum_j (T Hs)_ji^2`` (n,) for lower triangular T.  [DIAG-1, FAST-4]."""
-    if T.shape[0] < 32:
+    m, n = Hs.shape
+    if m < 32:
         M = T @ Hs
-    else:
-        trmm: Any = scipy.linalg.blas.strmm if T.dtype == np.float32 else scipy.linalg.blas.dtrmm
-        # BLAS counts columns: Hs' T' there is T Hs here
-        M = trmm(1.0, T.T, Hs.T, side=1, lower=0).T
-    return np.einsum("ji,ji->i", M, M)
+        return np.einsum("ji,ji->i", M, M)
+    trmm: Any = scipy.linalg.blas.strmm if T.dtype == np.float32 else scipy.linalg.blas.dtrmm
+    a, width = np.empty(n, dtype=Hs.dtype), max(64, BLOCK // (m * Hs.itemsize))
+    for j in range(0, n, width):  # blocks of columns stay in the cache
+        # BLAS counts columns first: Hs' T' there is T Hs here
+        block = np.ascontiguousarray(Hs[:, j : j + width])
+        M = trmm(1.0, T.T, block.T, side=1, lower=0, overwrite_b=1).T
+        np.einsum("ji,ji->i", M, M, out=a[j : j + width])
+    return a
 
 
 def decoupled(p: Array, root: Array, Hs: Array, L_inv: Array, R: Array | None) -> Array:

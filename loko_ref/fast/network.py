@@ -17,10 +17,15 @@ from loko_ref.fast.nodes import Act, Lin, Node, Norm, Pool, Residual, Run, Stack
 from loko_ref.kinds import Context, projections, run, site_scale
 from loko_ref.kinds.base import Layer, names
 from loko_ref.model import Model
+from loko_ref.spec import linears
 
 __all__ = ["Network"]
 
 KINDS = ("linear", "relu", "tanh", "gelu", "layernorm", "attention", "residual", "pool")
+
+
+CHUNK = 2**25
+"""Bytes of the largest array of cotangents: so many ride together, and no more."""
 
 
 class Network:
@@ -46,6 +51,7 @@ class Network:
         layers = list(model.spec)
         lowest = next(j for j, layer in enumerate(layers) if names(layer) & need)
         self.below, above = layers[:lowest], layers[lowest:]
+        self.widest = max(max(layer["in"], layer["out"]) for layer in linears(above))
         self.stack = self._stack(above, spans, _first_rows(above))
 
     def _stack(
@@ -110,10 +116,15 @@ class Network:
             Overwritten and returned.
         """
         batch, k, C = seeds.shape
+        # cotangents are taken in runs, so that memory does not grow with their number
         if H is None or H.shape != (batch * k, self.n) or H.dtype != seeds.dtype:
             H = np.empty((batch * k, self.n), dtype=seeds.dtype)
-        now.k, now.H = k, H.reshape(batch, k, self.n)
-        self.stack.backward(np.ascontiguousarray(seeds.reshape(batch * k, C)), now, need_dx=False)
+        grid = H.reshape(batch, k, self.n)
+        few = max(1, CHUNK // (batch * now.t * self.widest * seeds.itemsize))
+        for j in range(0, k, few):
+            part = np.ascontiguousarray(seeds[:, j : j + few])
+            now.k, now.H = part.shape[1], grid[:, j : j + few]
+            self.stack.backward(part.reshape(-1, C), now, need_dx=False)
         return H
 
 

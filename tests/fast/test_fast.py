@@ -187,3 +187,29 @@ def test_what_only_the_readable_route_runs(rng):
     normed = model_of(SPECS["post-norm mean"], rng, trainable=("0.n1.g", "0.q.A"))
     with pytest.raises(InputError, match="readable route"):
         prepare(LokoConfig(model=normed))
+
+
+def test_cotangents_in_runs(rng, monkeypatch):
+    """The Jacobian does not depend on how many cotangents ride together."""
+    from loko_ref.fast import network as room
+
+    model = model_of(SPECS["vit"], rng)
+    x = inputs(model, rng, 2)
+    _, Z = jacobian(model, x)
+    for chunk in (1, 1500, 3000):
+        monkeypatch.setattr(room, "CHUNK", chunk)
+        network = Network(model)
+        _, now = network.forward(pack(model), x)
+        H = network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now)
+        assert np.abs(H - Z).max() <= 1e3 * np.finfo(float).eps * np.abs(Z).max()
+
+
+def test_leverages_in_blocks(rng, monkeypatch):
+    from loko_ref.fast import filter as room
+
+    T, Hs = np.tril(rng.standard_normal((40, 40))), rng.standard_normal((40, 301))
+    expected = ((T @ Hs) ** 2).sum(axis=0)
+    for block in (1, 2**15, 2**21):
+        monkeypatch.setattr(room, "BLOCK", block)
+        a = room.leverages(T, Hs)
+        assert np.abs(a - expected).max() <= 100 * np.finfo(float).eps * expected.max()
