@@ -4,6 +4,7 @@
 process; :mod:`loko_ref.lte.mpi` spreads the heads over ranks, with the same bits.
 """
 
+from loko_ref.lte import team
 from loko_ref.lte.config import Layout, Loko, LteConfig
 from loko_ref.lte.merging import merge, reset
 from loko_ref.lte.serial import Event, StepRecord, Trace, bytes_per_merge, iterate, run, step
@@ -26,4 +27,5 @@ __all__ = [
     "reset",
     "run",
     "step",
+    "team",
 ]

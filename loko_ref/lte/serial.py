@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, namespace
 from loko_ref.checks import check_finite, check_floats, check_shape
@@ -162,10 +164,12 @@ def step(
 def _gradient_step(
     config: LteConfig, state: LteState, x: Array, y: Array
 ) -> tuple[LteState, StepRecord]:
-    z, loss, g = net.gradient(config, heads_of(config, state), x, y)
+    xp = namespace(state.theta)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused just below
+        z, loss, g = net.gradient(config, heads_of(config, state), x, y)
     if config.mode == "mhlora":
         g = g[state.own]
-    if not bool(namespace(g).isfinite(g).all()):
+    if not (bool(xp.isfinite(g).all()) and bool(xp.isfinite(loss).all())):
         raise NumericalError(
             "gradient", None, "The run diverged: take a smaller learning rate.", state.step
         )

@@ -240,7 +240,7 @@ CHAOS = [
     "--merge-every",
     "3",
     "--steps",
-    "90",
+    "300",
     "--reset",
     "AB",
 ]
@@ -268,7 +268,10 @@ def test_chaos_killed_runs_resume_to_the_serial_runs_hash(tmp_path) -> None:
         command = mpi_command(w, ranks, "-m", "loko_ref", *CHAOS, "--checkpoint", str(place))
         process = start(command)
         victims = wait_for_ranks(process, str(place), ranks)
-        time.sleep(draw.uniform(0, 2.0))
+        if draw.random() < 0.8:  # while it trains, merges and saves; else while it starts
+            while process.poll() is None and not list(place.glob("merge-*")):
+                time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.8))
         victim = draw.choice(victims)
         try:
             os.kill(victim, signal.SIGKILL)

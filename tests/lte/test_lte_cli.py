@@ -1,0 +1,233 @@
+"""``loko-ref lte`` in one process: what it prints, writes and refuses; diagnostics."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lte_common import config, lora_only
+from typer.testing import CliRunner
+
+from loko_ref import lte
+from loko_ref.cli.app import app
+from loko_ref.errors import InputError, NumericalError
+from loko_ref.lte import diagnostics as diag
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+KEYS = {"test_accuracy", "loss", "steps", "merges", "bytes_sent", "rank_of_update", "state_sha256"}
+
+
+def call(*arguments: str):
+    result = CliRunner().invoke(app, ["lte", *arguments])
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+SMALL = ["--hidden", "24,16", "--batch", "16", "--rank", "3", "--steps", "20"]
+
+
+def test_the_json_has_the_promised_form_and_the_run_learns(tmp_path) -> None:
+    file, plot, details = (tmp_path / name for name in ("a.json", "a.svg", "d.json"))
+    out = call(
+        *("--steps", "96", "--hidden", "32,32", "--baseline", "full", "--baseline", "lora"),
+        *("--json", str(file), "--plot", str(plot), "--details", str(details)),
+    )
+    found = json.loads(file.read_text())
+    assert found["schema"] == "loko-ref/lte/1"
+    assert set(found) == {"schema", "baselines"} | KEYS
+    assert [b["name"] for b in found["baselines"]] == ["full", "lora"]
+    for b in found["baselines"]:
+        assert set(b) == {"name"} | KEYS
+    assert found["steps"] == 96
+    assert found["merges"] == 12
+    assert found["rank_of_update"] <= 4 * 4
+    assert found["baselines"][1]["rank_of_update"] <= 4
+    assert found["test_accuracy"] > 0.5
+    # 4 heads, rank 4, 64-32-32-10, float64: 8 bytes each, once a merge
+    assert found["bytes_sent"] == 12 * 8 * 4 * 4 * (96 + 64 + 42)
+    full = (64 * 32 + 32) + (32 * 32 + 32) + (32 * 10 + 10)
+    assert found["baselines"][0]["bytes_sent"] == 96 * 4 * 8 * full
+    assert found["state_sha256"] in out
+    assert plot.read_text().count("<svg") == 1
+    told = json.loads(details.read_text())
+    assert [len(r["loss"]) for r in told["runs"]] == [96, 96, 96]
+    assert len(told["runs"][0]["layers"]["0"]["angles"]) == 6  # pairs of 4 heads
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--mode", "mhlora"],
+        ["--mode", "mhlora", "--scaling", "sum", "--optimizer", "loko", "--option", "p0=0.01"],
+        ["--realisation", "copies", "--reset", "B", "--dense-last", "--lora-bias"],
+        ["--data-split", "replicated", "--reduction", "own", "--optimizer", "adagrad"],
+        ["--optimizer", "loko", "--reset", "AB", "--filter-merge", "prior"],
+        ["--data", "diabetes", "--optimizer", "loko", "--hidden", "12"],
+        [
+            "--data",
+            "wine",
+            "--dtype",
+            "float32",
+            "--optimizer",
+            "sgd",
+            "--option",
+            "nesterov=true",
+            "--option",
+            "momentum=0.9",
+            "--lr",
+            "0.01",
+        ],
+        ["--steps", "21"],
+    ],
+    ids=lambda a: "-".join(a).replace("--", ""),
+)
+def test_variants_run_and_repeat_to_the_same_hash(arguments, tmp_path) -> None:
+    hashes = set()
+    for k in range(2):
+        file = tmp_path / f"{k}.json"
+        call(*SMALL, *arguments, "--json", str(file))
+        found = json.loads(file.read_text())
+        hashes.add(found["state_sha256"])
+        assert np.isfinite(found["loss"])
+    assert len(hashes) == 1
+
+
+def test_a_last_merge_closes_a_run_between_two(tmp_path) -> None:
+    for steps, merges in ((16, 2), (17, 3), (24, 3)):
+        file = tmp_path / f"{steps}.json"
+        call(*SMALL, "--steps", str(steps), "--json", str(file))
+        assert json.loads(file.read_text())["merges"] == merges
+
+
+def test_a_run_resumes_from_the_command_line_to_the_same_json(tmp_path) -> None:
+    whole, again = tmp_path / "whole.json", tmp_path / "again.json"
+    call(*SMALL, "--json", str(whole))
+    call(*SMALL, "--steps", "16", "--checkpoint", str(tmp_path / "c"))
+    call(*SMALL, "--resume", str(tmp_path / "c"), "--json", str(again))
+    assert again.read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--optimizer", "adam"], "closest known name is 'adamw'"),
+        (["--mode", "lora"], "mode: got 'lora'"),
+        (["--heads", "0"], "heads: got 0"),
+        (["--heads", "3", "--batch", "16"], "a multiple of heads = 3"),
+        (["--rank", "11"], "at most 10"),
+        (["--baseline", "ful"], "closest known name is 'full'"),
+        (["--option", "momentun=0.9", "--optimizer", "sgd"], "closest known name is 'momentum'"),
+        (["--hidden", "12,x"], "widths such as"),
+        (["--merge-every", "0"], "merge_every: got 0"),
+        (["--mode", "mhlora", "--reset", "B"], "never merges"),
+        (["--filter-merge", "shrink"], "an option of LoKO alone"),
+        (["--optimizer", "loko", "--lr", "0.1"], "p0 takes its place"),
+        (["--steps", "0"], "steps"),
+        (["--batch", "5000"], "1 to 1500 samples"),
+        (["--plot", "x.png"], "svg"),
+        (["--json", "/nowhere/at/all.json"], "json"),
+        (["--resume", "/nowhere"], "complete checkpoint"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_cannot_be_run_is_refused_with_a_reason(arguments, reason) -> None:
+    with pytest.raises(InputError, match=reason):
+        call(*arguments)
+
+
+def test_a_run_that_diverges_names_the_step() -> None:
+    with pytest.raises(NumericalError, match=r"step \d+: gradient: not finite. The run diverged"):
+        call(*SMALL, "--optimizer", "sgd", "--lr", "1e5", "--activation", "tanh")
+
+
+def test_mpi4py_is_imported_by_one_room_only_and_not_without_a_launcher() -> None:
+    rooms = [
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "loko_ref").rglob("*.py")
+        if ("mpi4py" in p.read_text() and 'import_module("mpi4py' in p.read_text())
+        or "import mpi4py" in p.read_text()
+        or "from mpi4py" in p.read_text()
+    ]
+    assert rooms == ["loko_ref/lte/mpi.py"]
+    code = "import sys, loko_ref.cli.app, loko_ref.lte.mpi; assert 'mpi4py' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_bytes_counted_are_the_formulas() -> None:
+    for c in (config(), lora_only(mode="mhlora")):
+        from lte_common import batches, start
+
+        team = lte.team.Alone()
+        _, trace = lte.run(c, start(c, team=team), batches(c, 5), team=team)
+        times = sum(e.kind == ("step" if c.mode == "mhlora" else "merge") for e in trace.events)
+        assert team.sent == times * lte.bytes_per_merge(c, 8)
+
+
+def test_spectra_ranks_and_angles() -> None:
+    rng = np.random.default_rng(0)
+    W_0 = rng.standard_normal((20, 30))
+    B, A = rng.standard_normal((20, 3)), rng.standard_normal((3, 30))
+    assert diag.numerical_rank(W_0 + B @ A, W_0) == 3
+    assert diag.numerical_rank(W_0, W_0) == 0
+    assert diag.numerical_rank((W_0 + B @ A).astype("f"), W_0.astype("f")) == 3
+    s = diag.update_spectrum(W_0 + B @ A, W_0)
+    np.testing.assert_allclose(s[:3], np.linalg.svd(B @ A, compute_uv=False)[:3], rtol=1e-12)
+    assert diag.effective_rank(np.ones(7)) == pytest.approx(7, rel=1e-14)
+    assert diag.effective_rank(np.zeros(7)) == 0
+    Q = np.eye(6)
+    turned = np.stack([Q[:2], Q[2:4], np.stack([(Q[0] + Q[4]) / 2**0.5, Q[1]])])
+    angles = diag.principal_angles(turned)
+    np.testing.assert_allclose(angles, [[90, 90], [45, 0], [90, 90]], atol=1e-6)
+
+
+def test_the_cost_models_limits() -> None:
+    network = diag.Network(bandwidth=1e9, latency=1e-5, flops=1e12)
+
+    def at(**changes):
+        usual = {"nodes": 8, "heads": 8, "r": 4, "merge_every": 8, "batch": 32}
+        return diag.costs({"0": (64, 128), "1": (128, 10)}, network=network, **(usual | changes))
+
+    assert at(nodes=1).lte == at(nodes=1).data_parallel == 0
+    assert at(merge_every=16).lte == pytest.approx(at().lte / 2, rel=1e-14)
+    # the bytes that leave the wire are those that a run counts, once round the ring
+    per_merge = lte.bytes_per_merge(
+        lte.LteConfig(
+            spec=[
+                {"kind": "linear", "name": "0", "in": 128, "out": 64, "lora": {"r": 4, "alpha": 8}},
+                {"kind": "linear", "name": "1", "in": 64, "out": 10, "lora": {"r": 4, "alpha": 8}},
+            ],
+            heads=8,
+        ),
+        4,
+    )
+    found = diag.costs(
+        {"0": (64, 128), "1": (10, 64)},
+        nodes=8,
+        heads=8,
+        r=4,
+        merge_every=8,
+        batch=32,
+        network=network,
+    )
+    assert found.lte_bytes * 8 == pytest.approx(per_merge * 7 / 8, rel=1e-14)
+
+
+def test_the_examples_run(tmp_path, capsys) -> None:
+    runpy.run_path(str(ROOT / "examples/lte_cost.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert " 1024" in out
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "examples/lte_replay.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "largest difference" in ended.stdout
