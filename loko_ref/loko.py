@@ -110,7 +110,7 @@ class LokoConfig:
     timing: str | None = None
     beta: float = 0.95
     r0: float = 1.0
-    p0: float | Mapping[str, float] | Array = 0.07
+    p0: float | Mapping[str, float] | Array = 0.05
     covariance: str = "diagonal"
     diagonal: str = "decoupled"
     form: str = "joseph"
