@@ -41,6 +41,7 @@ def verify(
     from loko_ref.conformance import report
     from loko_ref.conformance.cases import select
     from loko_ref.conformance.implementation import load
+    from loko_ref.conformance.naming import name_mistakes
     from loko_ref.conformance.verify import run, summarise
 
     if not timeout > 0:
@@ -61,7 +62,8 @@ def verify(
         checks = run(
             implementation, cases, timeout=timeout, progress=lambda check: bar.advance(task)
         )
-    report.print_report(console, target, checks, implementation.notes)
+    mistakes = name_mistakes(checks)
+    report.print_report(console, target, checks, implementation.notes, mistakes)
     if json is not None:
-        report.write_json(json, report.as_json(target, checks, implementation.notes))
+        report.write_json(json, report.as_json(target, checks, implementation.notes, mistakes))
     raise typer.Exit(summarise(checks).exit_code)

@@ -262,7 +262,7 @@ def forward(v: Values, theta: Array | None = None) -> tuple[Array, list[Any]]:
             if layer.get("lora"):
                 scale = v.F["scale"](layer["lora"]["alpha"], layer["lora"]["r"])
                 u = v.keep("u", x @ w["A"].T + w.get("bA", 0.0))
-                y = y + scale * v.keep("v", u @ w["B"].T + w.get("bB", 0.0))
+                y = y + v.F["branch"](v, scale, u, w)
             caches.append((x, u, w, scale))
         elif kind == "gelu":
             y = v.F["gelu"](v, x)[0]
@@ -275,6 +275,11 @@ def forward(v: Values, theta: Array | None = None) -> tuple[Array, list[Any]]:
             caches.append(v.keep(kind, y))
         x = v.keep("y" + kind, y)
     return x, caches
+
+
+def _branch(v: Values, scale: float, u: Array, w: dict[str, Array]) -> Array:
+    """``scale (B u + bB)``."""
+    return scale * v.keep("v", u @ w["B"].T + w.get("bB", 0.0))
 
 
 def _relu(x: Array) -> Array:
@@ -307,7 +312,7 @@ def jacobian(v: Values, caches: list[Any], C: int) -> Array:
             d = d * v.F["tanh_derivative"](kept)[:, None, :]
         elif kind == "softmax":
             y = kept[:, None, :]
-            d = y * (d - (y * d).sum(axis=-1, keepdims=True))
+            d = v.F["softmax_back"](y, d)
         else:
             d = d - np.exp(kept)[:, None, :] * d.sum(axis=-1, keepdims=True)
     flat = [
@@ -350,11 +355,13 @@ FORMULAS: dict[str, Formula] = {
     "H.logits": _H_linear,
     "H.softmax": _H_softmax,
     "H.glm": _H_softmax,
+    "R.glm": lambda v: v.F["J"](v),
     "R.fixed": _fixed,
     "R.ema_innovation": _ema_innovation,
     "R.ema_innovation_hph": _ema_hph,
     "R.ema_residual_hph": _ema_hph,
     "timing": lambda v: v.timing,
+    "carried": lambda state, start: state["R"],
     "innovation_seen": lambda v: v.e,
     "covariance_seen": lambda v: v.p_pred,
     "covariance_residual": lambda v: v.p_post,
@@ -364,7 +371,9 @@ FORMULAS: dict[str, Formula] = {
     "W_post": _merged,
     "gelu": _gelu,
     "gelu_derivative": _gelu_derivative,
+    "branch": _branch,
     "relu": _relu,
+    "softmax_back": lambda y, d: y * (d - (y * d).sum(axis=-1, keepdims=True)),
     "tanh": lambda v, x: np.tanh(x),
     "log_softmax": lambda v, x: np.asarray(scipy.special.log_softmax(x, axis=-1)),
     "tanh_derivative": _tanh_derivative,

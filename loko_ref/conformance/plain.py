@@ -64,7 +64,7 @@ def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     v = _values(x, o, F, keep)
     v |= {"observation": kind, "center": v.get("center", False)}
     out = {"yhat": v.put("yhat").reshape(-1), "e": v.put("e"), "H": v.put("H", f"H.{kind}")}
-    return out | ({"R": v.put("J")} if kind == "glm" else {})
+    return out | ({"R": v.put("R", "R.glm")} if kind == "glm" else {})
 
 
 def noise_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
@@ -116,7 +116,7 @@ def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     v["r"], v["prior"] = v.F["innovation_seen"](v), v.F["covariance_seen"](v)
     refresh = f"R.{v.noise}"
     if v.observation == "glm":
-        v.put("R_used", "J")
+        v.put("R_used", "R.glm")
     elif v.F["timing"](v) == "before":
         v["HpH"] = keep("HpH", spread(v, v.prior))
         v.put("R_used", refresh)
@@ -144,8 +144,9 @@ def loko_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Take steps of LoKO, each quantity stacked along a leading axis.  [LOKO-1]."""
     state = {k: a for k, a in x.items() if k not in ("x", "y")}
     rows = []
-    for batch, y in zip(x["x"], x["y"], strict=True):
-        out = loko_step({**state, "x": batch, "y": y}, o, F, keep)
+    for t, (batch, y) in enumerate(zip(x["x"], x["y"], strict=True), start=1):
+        carried = state | ({"R": F["carried"](state, x)} if "R" in state else {})
+        out = loko_step({**carried, "x": batch, "y": y, "t": t}, o, F, keep)
         state |= {k: out[k] for k in ("theta", "p", "P", "R") if k in out}
         rows.append(out)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

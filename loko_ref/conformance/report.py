@@ -8,11 +8,12 @@ import os
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loko_ref.conformance.cases import Case
+from loko_ref.conformance.naming import Mistake
 from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.conformance.tolerance import EXPLANATION, unit
 from loko_ref.conformance.verify import Check, Summary, summarise
@@ -66,12 +67,32 @@ def how_found(case: Case) -> str:
     return next(iter(unit(case).values())).how
 
 
-def as_json(target: str, checks: Sequence[Check], notes: Sequence[str] = ()) -> dict[str, Any]:
+def _mistake(mistake: Mistake) -> dict[str, Any]:
+    return {
+        "id": mistake.mutant.id,
+        "name": mistake.mutant.name,
+        "explanation": mistake.mutant.explanation,
+        "look": mistake.mutant.look,
+        "size": mistake.size,
+        "ratio": mistake.ratio,
+        "explained": mistake.explained,
+        "contradicted": mistake.contradicted,
+    }
+
+
+def as_json(
+    target: str,
+    checks: Sequence[Check],
+    notes: Sequence[str] = (),
+    mistakes: Mapping[str, Sequence[Mistake]] | None = None,
+) -> dict[str, Any]:
     """Build the report ``loko-ref/verify/1``.
 
     ``first_divergence`` is null for a check that did not fail by a quantity; ``ratio`` is null
-    where the number that came is not finite, or the form is wrong.
+    where the number that came is not finite, or the form is wrong. ``mistakes`` of a failed check
+    are the known ones that reproduce it, most likely first; where none does, the list is empty.
     """
+    named = mistakes or {}
     summary = summarise(checks)
     return {
         "schema": SCHEMA,
@@ -96,6 +117,11 @@ def as_json(target: str, checks: Sequence[Check], notes: Sequence[str] = ()) -> 
                 else {"kind": check.finding.kind, "message": check.finding.message},
                 "reason": check.reason,
                 "hunts": check.case.hunts,
+                **(
+                    {"mistakes": [_mistake(m) for m in named.get(check.case.id, ())]}
+                    if check.status == "failed"
+                    else {}
+                ),
                 "quantities": list(check.quantities),
                 "worst_ratio": check.worst if math.isfinite(check.worst) else None,
                 "unit": None if check.status == "unsupported" else how_found(check.case),
@@ -151,9 +177,13 @@ def failure(check: Check) -> str:
 
 
 def print_report(
-    console: Console, target: str, checks: Sequence[Check], notes: Sequence[str] = ()
+    console: Console,
+    target: str,
+    checks: Sequence[Check],
+    notes: Sequence[str] = (),
+    mistakes: Mapping[str, Sequence[Mistake]] | None = None,
 ) -> None:
-    """Print a table by operation, each failure, and how tolerances were found."""
+    """Print a table by operation, each failure, what reproduces it, and how tolerances arose."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -181,10 +211,17 @@ def print_report(
         shown[name] = shown.get(name, 0) + 1
         console.print(f"[red]FAILED[/] {escape(check.case.id)}", soft_wrap=True)
         console.print(f"  {escape(failure(check))}", soft_wrap=True, highlight=False)
+        for mistake in (mistakes or {}).get(check.case.id, ())[:2]:
+            console.print(
+                f"  reproduced by [bold]{mistake.mutant.id}[/]: {escape(mistake.text)}",
+                soft_wrap=True,
+            )
         if shown[name] <= IN_FULL:
             console.print(f"  this case hunts: {escape(check.case.hunts)}", soft_wrap=True)
             again = f"loko-ref verify {shlex.quote(target)} --only {shlex.quote(check.case.id)}"
             console.print(f"  alone: {escape(again)}", soft_wrap=True, highlight=False)
+    if mistakes is not None and summary.failed:
+        _print_mistakes(console, mistakes)
     reasons: dict[tuple[str, str], int] = {}
     for check in checks:
         if check.status == "unsupported":
@@ -198,6 +235,25 @@ def print_report(
     for how, count in Counter(how_found(check.case) for check in ran).most_common():
         console.print(f"{count} cases: {how}", style="dim", highlight=False)
     console.print(_verdict(summary))
+
+
+def _print_mistakes(console: Console, mistakes: Mapping[str, Sequence[Mistake]]) -> None:
+    """Name the mistakes that explain most, each once."""
+    from rich.markup import escape
+
+    leading: dict[str, Mistake] = {}
+    for fits in mistakes.values():
+        if fits:
+            leading.setdefault(fits[0].mutant.id, fits[0])
+    for mistake in sorted(leading.values(), key=lambda m: m.contradicted - m.explained):
+        m = mistake.mutant
+        count = f"it reproduces {mistake.explained} of {mistake.failed} wrong results"
+        console.print(f"\n[bold]{m.id}[/] {escape(mistake.text)}: {count}", soft_wrap=True)
+        console.print(f"  {escape(m.explanation)}", soft_wrap=True)
+        console.print(f"  look at: {escape(m.look)}", soft_wrap=True, highlight=False)
+    unnamed = sum(not fits for fits in mistakes.values())
+    if unnamed:
+        console.print(f"\nNo known mistake reproduces {unnamed} of the wrong results.")
 
 
 def _verdict(summary: Summary) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from loko_ref.arrays import Array
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.compare import Divergence, compare
 from loko_ref.conformance.implementation import Answer, Finding, Implementation
@@ -36,6 +37,8 @@ class Check:
         The largest ratio of error to tolerance.
     quantities : tuple of str
         What was judged.
+    outputs : mapping
+        What came back.
     """
 
     case: Case
@@ -45,6 +48,7 @@ class Check:
     reason: str | None = None
     worst: float = 0.0
     quantities: tuple[str, ...] = ()
+    outputs: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +74,19 @@ def judge(case: Case, answer: Answer) -> Check:
     judged = tuple(name for name in answer.outputs if tolerance(case)[name] is not None)
     if divergence is not None:  # numbers before a later output's form: dataflow order
         return Check(
-            case=case, status="failed", divergence=divergence, worst=worst, quantities=judged
+            case=case,
+            status="failed",
+            divergence=divergence,
+            worst=worst,
+            quantities=judged,
+            outputs=answer.outputs,
         )
     if answer.finding is not None:
         return Check(case=case, status="failed", finding=answer.finding, quantities=judged)
     if not judged:
         reason = "no output of this case can be judged in this dtype"
         return Check(case=case, status="unsupported", reason=reason)
-    return Check(case=case, status="passed", worst=worst, quantities=judged)
+    return Check(case=case, status="passed", worst=worst, quantities=judged, outputs=answer.outputs)
 
 
 def run(

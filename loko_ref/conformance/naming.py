@@ -1,0 +1,341 @@
+"""Naming the mistake: which known mutant reproduces exactly what an implementation does?
+
+A mutant fits a check where every output that came back is the mutant's own within tolerance, the
+tolerance being the mutant's: its route is disturbed as the oracle's is (TOL-1). Where a mutant has
+a size, that one number is fitted to the first quantity that is off. Candidates are ranked by the
+whole run: how many failed checks they explain, and how many passed ones they would have failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases import Case
+from loko_ref.conformance.mutants import Mutant, all_mutants, evaluate
+from loko_ref.conformance.tolerance import DELTA, canonical, expected, factor, tolerance
+from loko_ref.conformance.verify import Check
+
+__all__ = ["Mistake", "fit", "name_mistakes"]
+
+DRAWS = 6
+"""Disturbances for a mutant's own unit of error."""
+
+PREFILTER = 1e5
+"""A mutant farther off than this many of an output's largest tolerance is not looked at closer."""
+
+PROBES = 2
+"""Failed checks of each operation on which every mutant is tried."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mistake:
+    """A mutant that reproduces a failed check.
+
+    Attributes
+    ----------
+    mutant : Mutant
+        The mistake.
+    size : float or None
+        Its fitted size.
+    ratio : float
+        Largest error against the mutant's outputs, in tolerances.
+    explained, failed : int
+        Failed checks of the run that it reproduces, of how many.
+    contradicted : int
+        Passed checks that it would have failed.
+    """
+
+    mutant: Mutant
+    size: float | None
+    ratio: float
+    explained: int = 0
+    failed: int = 0
+    contradicted: int = 0
+
+    @property
+    def text(self) -> str:
+        """Name it, with its size."""
+        size = "" if self.size is None else f", size about {self.size:.3g}"
+        return f"{self.mutant.name}{size}"
+
+
+def _wanted(case: Case, out: Mapping[str, Array], name: str) -> Array:
+    return canonical(case, name, out[name])
+
+
+def _ratio(
+    case: Case,
+    outputs: Mapping[str, Array],
+    out: Mapping[str, Array],
+    bounds: Mapping[str, Array | None],
+    steps: int | None = None,
+) -> float:
+    """Largest |got - mutant's| over bound; infinite where shapes or numbers do not fit.
+
+    With `steps` only that many entries of the leading axis are looked at.
+    """
+    worst = 0.0
+    for name, got in outputs.items():
+        bound = bounds.get(name)
+        if bound is None:
+            continue
+        if name not in out or out[name].shape != got.shape:
+            return float("inf")
+        ratio = np.abs(canonical(case, name, got.astype(np.float64)) - _wanted(case, out, name))
+        ratio = (ratio / bound)[:steps]
+        if not np.isfinite(ratio).all():
+            return float("inf")
+        worst = max(worst, float(np.max(ratio, initial=0.0)))
+    return worst
+
+
+def _bounds(one: Mutant, case: Case, size: float | None) -> dict[str, Array | None]:
+    """Tolerance of a mutant's outputs: the oracle's, or its own where that is wider."""
+    base, centre = tolerance(case), evaluate.__wrapped__(one, case, size)
+    u = float(np.finfo(case.dtype).eps) / 2
+    total: dict[str, Array] = {}
+    assert centre is not None
+    for draw in range(DRAWS):
+        moved = evaluate.__wrapped__(one, case, size, draw)
+        if moved is None:
+            return dict(base)
+        for name, value in moved.items():
+            change = canonical(case, name, value - centre[name])
+            total[name] = total.get(name, 0.0) + change**2
+    found: dict[str, Array | None] = {}
+    for name, bound in base.items():
+        if bound is None:
+            found[name] = None
+            continue
+        own = np.sqrt(total[name] / DRAWS) * (u / DELTA)
+        own = np.maximum(own, u * np.abs(_wanted(case, centre, name)))
+        found[name] = np.maximum(bound, factor(case) * own) if own.shape == bound.shape else bound
+    return found
+
+
+def _fit_size(
+    one: Mutant, case: Case, outputs: Mapping[str, Array], quantity: str, starts: Sequence[float]
+) -> float | None:
+    """Gauss-Newton for the one number, on the first quantity that is off."""
+    bound = tolerance(case)[quantity]
+    if bound is None:
+        return None
+    got = canonical(case, quantity, outputs[quantity].astype(np.float64))
+
+    def residual(size: float) -> Array | None:
+        out = evaluate.__wrapped__(one, case, size)
+        if out is None or out[quantity].shape != got.shape:
+            return None
+        r = ((got - _wanted(case, out, quantity)) / bound).reshape(-1)
+        return r if np.isfinite(r).all() else None
+
+    scored = []
+    for start in starts:
+        r = residual(start)
+        if r is not None:
+            scored.append((float(np.log1p(r * r).sum()), start))
+    best: tuple[float, float] | None = None
+    for _, start in sorted(scored)[:2]:
+        size, last, stalled = start, np.inf, 0
+        for _ in range(12):
+            r, moved = residual(size), residual(size * (1 + 1e-6))
+            if r is None or moved is None:
+                break
+            worst = float(np.max(np.abs(r)))
+            if best is None or worst < best[0]:
+                best = (worst, size)
+            stalled = stalled + 1 if worst > 0.5 * last and worst > 1 else 0
+            if stalled == 3:
+                break
+            last = worst
+            slope = (moved - r) / (size * 1e-6)
+            curvature = float(slope @ slope)
+            if worst < 1e-3 or curvature == 0:
+                break
+            new = size - float(slope @ r) / curvature
+            size = new if new > 0 else size / 4
+    return None if best is None else best[1]
+
+
+def _precision(one: Mutant, case: Case, outputs: Mapping[str, Array]) -> Mistake | None:
+    """Fit a mistake of precision: errors of that roundoff's size, whatever their values."""
+    u = float(np.finfo(case.dtype).eps) / 2
+    if one.roundoff <= u:
+        return None
+    errors = []
+    for name, bound in tolerance(case).items():
+        if bound is None or name not in outputs:
+            continue
+        got = canonical(case, name, outputs[name].astype(np.float64))
+        units = np.abs(got - expected(case)[name]) / (bound * (one.roundoff / u))
+        errors.append(units.reshape(-1))
+    ratio = float(np.max(np.concatenate(errors)))
+    typical = float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
+    # beyond one: not rounding; all far below: rounding of a finer format
+    if not (ratio <= 1 and typical >= 1e-5):
+        return None
+    return Mistake(mutant=one, size=None, ratio=ratio)
+
+
+def fit(
+    one: Mutant, check: Check, size: float | None = None, *, anew: bool = True
+) -> Mistake | None:
+    """Fit a mutant to a failed check; None where it does not reproduce what came back.
+
+    Parameters
+    ----------
+    one : Mutant
+        The mistake.
+    check : Check
+        Failed, with its outputs.
+    size : float, optional
+        A size found elsewhere, to begin from.
+    anew : bool
+        Whether the size is also sought from the mutant's own starts.
+    """
+    case, outputs, first = check.case, check.outputs, check.divergence
+    if first is None:
+        return None
+    if one.roundoff:
+        return _precision(one, case, outputs)
+    if one.sizes:
+        starts = ([size] if size is not None else []) + (list(one.sizes) if anew else [])
+        size = _fit_size(one, case, outputs, first.quantity, starts)
+        if size is None:
+            return None
+    out = evaluate.__wrapped__(one, case, size) if one.sizes else evaluate(one, case)
+    if out is None:
+        return None
+    # a run that a mistake makes unstable is compared up to the step after it shows
+    steps = first.index[0] + 2 if case.operation.name == "loko.run" else None
+    ratio = _ratio(case, outputs, out, tolerance(case), steps)
+    if ratio > 1:
+        size_of = {
+            name: None if bound is None else np.asarray(np.max(bound, initial=0.0))
+            for name, bound in tolerance(case).items()
+        }
+        if _ratio(case, outputs, out, size_of, steps) > PREFILTER:
+            return None
+        ratio = _ratio(case, outputs, out, _bounds(one, case, size), steps)
+    return Mistake(mutant=one, size=size, ratio=ratio) if ratio <= 1 else None
+
+
+def _contradicts(one: Mutant, check: Check, size: float | None) -> bool:
+    """Tell whether a mutant would have failed a check that passed."""
+    if one.roundoff:
+        return float(np.finfo(check.case.dtype).eps) / 2 < one.roundoff
+    out = evaluate.__wrapped__(one, check.case, size) if one.sizes else evaluate(one, check.case)
+    if out is None:
+        return False
+    wanted = {name: value.astype(np.float64) for name, value in check.outputs.items()}
+    return _ratio(check.case, wanted, out, tolerance(check.case)) > 2
+
+
+def _cost(check: Check) -> tuple[bool, bool, int]:
+    """Cheap and sharp checks first."""
+    elements = sum(value.size for value in check.outputs.values())
+    return check.case.operation.name == "loko.run", check.case.dtype != "float64", elements
+
+
+def name_mistakes(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
+    """Name what reproduces each failed check.
+
+    Parameters
+    ----------
+    checks : sequence of Check
+        A whole run: the passed ones tell candidates apart.
+
+    Returns
+    -------
+    dict
+        Check id -> mistakes, most likely first; an empty list where none fits.
+    """
+    with np.errstate(all="ignore"):
+        return _name(checks)
+
+
+def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
+    failed = sorted((c for c in checks if c.divergence is not None), key=_cost)
+    if not failed:
+        return {}
+    operations = dict.fromkeys(c.case.operation.name for c in failed)
+    found: dict[str, dict[str, Mistake]] = {c.case.id: {} for c in failed}
+    survivors: dict[str, tuple[Mutant, float | None]] = {}
+    tried: set[str] = set()
+
+    def probe(check: Check) -> None:
+        tried.add(check.case.id)
+        for one in all_mutants():
+            mistake = fit(one, check)
+            if mistake is not None:
+                found[check.case.id][one.id] = mistake
+                survivors.setdefault(one.id, (one, mistake.size))
+
+    def spread() -> None:
+        """Try the survivors on every check that was not probed."""
+        for check in failed:
+            for key, (one, size) in survivors.items():
+                if check.case.id not in tried and key not in found[check.case.id]:
+                    mistake = fit(one, check, size, anew=False)
+                    if mistake is not None:
+                        found[check.case.id][key] = mistake
+
+    for name in operations:
+        same = [c for c in failed if c.case.operation.name == name]
+        if name != "loko.run" or not survivors:
+            for check in same[:PROBES]:
+                probe(check)
+    spread()
+    for name in operations:  # what no survivor explains is probed too, a few of each operation
+        left = [
+            c
+            for c in failed
+            if c.case.operation.name == name and not found[c.case.id] and c.case.id not in tried
+        ]
+        for check in left[:PROBES]:
+            probe(check)
+    spread()
+
+    for key in [key for key, (one, _) in survivors.items() if one.roundoff]:
+        # lost digits show wherever the format has more: a few that happen to fit are chance
+        u = survivors[key][0].roundoff
+        finer = [c for c in failed if float(np.finfo(c.case.dtype).eps) / 2 < u]
+        if 2 * sum(key in found[c.case.id] for c in finer) < len(finer):
+            del survivors[key]
+            for fits in found.values():
+                fits.pop(key, None)
+
+    passed = [c for c in checks if c.status == "passed" and c.case.operation.name in operations]
+    explained = {key: sum(key in fits for fits in found.values()) for key in survivors}
+    contradicted = {
+        key: sum(_contradicts(one, c, size) for c in passed)
+        for key, (one, size) in survivors.items()
+    }
+
+    def rank(mistake: Mistake) -> tuple[float, float, bool, float]:
+        key = mistake.mutant.id
+        return (
+            contradicted[key] - explained[key],
+            mistake.mutant.roundoff,
+            bool(mistake.mutant.sizes),
+            mistake.ratio,
+        )
+
+    return {
+        key: [
+            Mistake(
+                mutant=m.mutant,
+                size=m.size,
+                ratio=m.ratio,
+                explained=explained[m.mutant.id],
+                failed=len(failed),
+                contradicted=contradicted[m.mutant.id],
+            )
+            for m in sorted(fits.values(), key=rank)
+        ]
+        for key, fits in found.items()
+    }

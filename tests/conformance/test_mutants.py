@@ -1,0 +1,179 @@
+"""The catalogue of mistakes: each is caught, and named first; right code is never accused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from loko_ref.conformance import report, score
+from loko_ref.conformance.cases import all_cases, select
+from loko_ref.conformance.implementation import Implementation, load
+from loko_ref.conformance.mutants import all_mutants, as_implementation, evaluate, mutant
+from loko_ref.conformance.naming import fit, name_mistakes
+from loko_ref.conformance.verify import run
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "examples"
+MUTANTS = all_mutants()
+BY_ID = {m.id: m for m in MUTANTS}
+# of the long runs the short ones suffice here; `loko-ref mutants --score` takes all
+CASES = [
+    c
+    for c in all_cases()
+    if c.dtype == "float64"
+    and (
+        c.operation.name != "loko.run"
+        or c.recipe.name in ("glm-stacked", "logits-after", "gaussian-residual")
+    )
+]
+
+
+def test_catalogue():
+    assert len(MUTANTS) >= 60
+    assert len(BY_ID) == len(MUTANTS)
+    for m in MUTANTS:
+        assert m.name
+        assert m.explanation.endswith(".")
+        assert m.look
+        assert (m.example is not None) == bool(m.sizes)
+
+
+def test_an_id_is_not_given_twice():
+    with pytest.raises(AssertionError, match="defined twice"):
+        mutant("S-JITTER", "", "", "")
+
+
+@pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
+def test_caught_and_named_first(one):
+    outcome = score.outcome(one, CASES)
+    assert outcome.failed > 0
+    stated = {i for group in score.INDISTINGUISHABLE for i in group}
+    assert outcome.first == one.id or one.id in stated, outcome
+
+
+def test_the_mutation_machinery_itself_changes_nothing():
+    """With no formula changed, the noisy implementation that the score is made of passes."""
+    from loko_ref.conformance.mutants import Mutant
+
+    none = Mutant(id="NONE", name="", explanation="", look="", changes=lambda size: {})
+    checks = run(Implementation(target="none", functions=as_implementation(none)), all_cases())
+    assert {c.status for c in checks} == {"passed"}
+    assert name_mistakes(checks) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "size"), [("S-JITTER", 1e-9), ("P-FLOOR", 0.1), ("THETA-LEARNING-RATE", 0.5)]
+)
+def test_a_size_is_fitted(key, size):
+    functions = as_implementation(BY_ID[key], size)
+    checks = run(
+        Implementation(target=key, functions=functions),
+        select("kalman.diagonal_update", "float64"),
+    )
+    named = name_mistakes(checks)
+    firsts = [fits[0] for fits in named.values() if fits]
+    assert {m.mutant.id for m in firsts} == {key}
+    assert np.median([m.size for m in firsts]) == pytest.approx(size, rel=1e-4)
+
+
+def test_single_precision_inside_is_named():
+    right = load(str(HERE / "einsum_loko.py")).functions["kalman.diagonal_update"]
+
+    def single(**keywords):
+        narrow = {
+            k: v.astype(np.float32) if isinstance(v, np.ndarray) else v for k, v in keywords.items()
+        }
+        return {k: v.astype(keywords["p"].dtype) for k, v in right(**narrow).items()}
+
+    target = Implementation(target="single", functions={"kalman.diagonal_update": single})
+    checks = run(target, select("kalman.diagonal_update"))
+    assert {c.status for c in checks if c.case.dtype == "float32"} == {"passed"}
+    named = name_mistakes(checks)
+    leading = [fits[0].mutant.id if fits else None for fits in named.values()]
+    assert leading.count("SINGLE") >= len(leading) - 2, leading
+
+
+def test_an_unknown_mistake_is_said_to_be_unknown():
+    right = load(str(HERE / "einsum_loko.py")).functions["kalman.diagonal_update"]
+
+    def odd(**keywords):
+        out = right(**keywords)
+        out["theta"] = out["theta"] + np.sin(7 * out["theta"]).astype(out["theta"].dtype)
+        return out
+
+    target = Implementation(target="odd", functions={"kalman.diagonal_update": odd})
+    checks = run(target, select("kalman.diagonal_update", "float64"))
+    named = name_mistakes(checks)
+    assert named
+    assert not any(named.values())
+    document = report.as_json("odd", checks, (), named)
+    failed = [c for c in document["checks"] if c["status"] == "failed"]
+    assert [c["mistakes"] for c in failed] == [[]] * len(failed)
+
+
+def test_a_fit_needs_every_output():
+    """A right S with another K than the mutant's is not that mutant."""
+    (case,) = select("kalman.diagonal_update/random/float64")
+    from loko_ref.conformance.implementation import Answer
+    from loko_ref.conformance.verify import judge
+
+    outputs = dict(evaluate(BY_ID["S-NO-R"], case))
+    assert fit(BY_ID["S-NO-R"], judge(case, Answer(outputs=outputs))) is not None
+    outputs["p"] = outputs["p"] * 1.001
+    assert fit(BY_ID["S-NO-R"], judge(case, Answer(outputs=outputs))) is None
+
+
+def cli(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "loko_ref", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def test_verify_names_the_mistake(tmp_path):
+    out = tmp_path / "r.json"
+    target = EXAMPLES / "my_buggy_loko.py"
+    result = cli("verify", target, "--only", "model.jacobian", "--json", out)
+    assert result.returncode == 1
+    assert "JACOBIAN-NO-SCALE scale missing in the Jacobian: it reproduces" in result.stdout
+    assert "look at: dB = scale * outer(dy, A x)" in result.stdout
+    document = json.loads(out.read_text())
+    schema = {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "required": ["id", "name", "explanation"],
+            "properties": {k: {"type": "string"} for k in ("id", "name", "explanation", "look")},
+        },
+    }
+    for check in document["checks"]:
+        if check["status"] == "failed":
+            jsonschema.validate(check["mistakes"], schema)
+            assert check["mistakes"][0]["id"] == "JACOBIAN-NO-SCALE"
+        else:
+            assert "mistakes" not in check
+
+
+def test_cli_mutants(tmp_path):
+    out = tmp_path / "m.json"
+    result = cli("mutants", "--json", out)
+    assert result.returncode == 0
+    assert "S-JITTER: jitter added to S" in result.stdout
+    assert len(json.loads(out.read_text())["mutants"]) == len(MUTANTS)
+    result = cli("mutants", "--score", "--only", "TIME-*", "--json", out)
+    assert result.returncode == 0, result.stdout
+    document = json.loads(out.read_text())
+    assert (document["mutants"], document["caught"], document["named_first"]) == (6, 6, 6)
+    assert document["indistinguishable"] == []
+    assert "mutants 6, caught 6, named first 6" in result.stdout
+    assert cli("mutants", "--only", "nothing").returncode == 2
