@@ -231,6 +231,13 @@ def observe(observation: str, z: Array, Z: Array, y: Array, *, center: bool = Fa
             "in 'softmax' and 'glm' H is centred already, in 'gaussian' it has no classes",
         )
     if observation != "gaussian":
+        if C < 2:
+            raise InputError(
+                "z",
+                "1 class",
+                f"at least 2 for observation='{observation}'",
+                "a binary classifier with one output: give it two, or observe it as 'gaussian'",
+            )
         _check_distribution("y", y, "targets for observation='gaussian'")
     yhat = predict(observation, z)  # (batch, C)
     if observation in ("softmax", "glm"):
