@@ -289,6 +289,7 @@ def models(
     max_width: int = 5,
     max_depth: int = 3,
     activations: tuple[str, ...] = tuple(ACTIVATIONS),
+    min_outputs: int = 1,
     train_all: bool = False,
     dtype: str | None = None,
 ) -> Model:
@@ -300,6 +301,8 @@ def models(
         Bounds on every width and on the number of linear layers.
     activations : tuple of str
         Names to draw from.
+    min_outputs : int
+        Least width of the output; 2 where classes are observed.
     train_all : bool
         Whether W and b are trainable beside the factors.
     dtype : str, optional
@@ -308,6 +311,7 @@ def models(
     dtype = draw(_dtype(dtype))
     depth = draw(st.integers(1, max_depth))
     widths = draw(st.lists(st.integers(1, max_width), min_size=depth + 1, max_size=depth + 1))
+    widths[-1] = max(widths[-1], min_outputs)
     spec: list[dict[str, Any]] = []
     for layer in mlp_spec(widths):
         if layer["kind"] == "linear":
@@ -546,7 +550,7 @@ def configs(
     Parameters
     ----------
     model : Model
-        The network.
+        The network; one with a single output is observed as ``gaussian``.
     covariance : {"diagonal", "dense"}, optional
         None draws it.
     **fixed
@@ -555,7 +559,8 @@ def configs(
     valid = [
         c
         for c in kalman.noise.combinations()
-        if all(
+        if (model.outputs > 1 or c[0] == "gaussian")
+        and all(
             fixed.get(key) in (None, value)
             for key, value in zip(("observation", "noise", "timing"), c, strict=True)
         )

@@ -68,11 +68,11 @@ def diagonal(theta, p, H, e, R):
 
 
 def glm(theta, p, Z, e, yhat):
-    """theta and both p+ of the glm filter, by differences against a sample's last class.
+    """theta and both p+ of the glm filter, by differences against a likeliest class.
 
     An invertible change of the outputs changes nothing, so any basis of the contrasts will do;
-    the differences to the likeliest class are rational. A probability of 0 is taken as 2^-200, since
-    the gain tends to a limit there which is not 0. The largest probability of a row is 1 - (the
+    the differences to the likeliest class are rational. A probability of 0 is taken as 2^-200:
+    the gain tends to a limit there that is not 0. The largest probability of a row is 1 - (the
     sum of the others), exactly.
     """
     theta, p, Z, e, yhat = map(exact, (theta, p, Z, e, yhat))

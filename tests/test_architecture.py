@@ -49,11 +49,9 @@ HOST = {
 }
 
 
-# Circles that are there on purpose: a registry imports what registers with it when it is asked.
-REGISTRIES = {
-    ("loko_ref.conformance.cases", "loko_ref.conformance.cases_filter"),
-    ("loko_ref.conformance.cases", "loko_ref.conformance.cases_model"),
-}
+# The one kind of circle that is there on purpose: a registry `x` that imports the modules `x_...`
+# which register with it, inside a function, when it is first asked.
+REGISTRIES = {"loko_ref.conformance.cases", "loko_ref.conformance.mutants"}
 
 
 def modules():
@@ -113,7 +111,7 @@ def test_no_circle_within_a_room():
             return
         path.append(name)
         for target in sorted(graph[name]):
-            if (name, target) in REGISTRIES:
+            if name in REGISTRIES and target.startswith(name + "_"):
                 continue
             if not name.startswith(target + "."):  # a package may be imported by its own modules
                 visit(target)
@@ -227,5 +225,5 @@ def test_every_module_imports():
             continue
         try:
             importlib.import_module(info.name)
-        except loko_ref.errors.MissingExtraError as error:
-            assert "pip install" in str(error)
+        except loko_ref.errors.MissingExtraError:
+            continue

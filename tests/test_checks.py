@@ -82,8 +82,8 @@ def test_dense_covariances_refuse():
     ]:
         with pytest.raises(InputError, match=message):
             dense.update(**a, P=P)
+        glm = {"theta": a["theta"], "Z": GOOD["H"], "e": np.array([0.5, -0.5])}
         with pytest.raises(InputError, match=message):
-            glm = {"theta": a["theta"], "Z": GOOD["H"], "e": np.array([0.5, -0.5])}
             dense.glm_update(**glm, P=P, yhat=np.array([[0.5, 0.5]]))
 
 
@@ -154,6 +154,13 @@ Z = {"z": np.zeros((2, 3)), "Z": np.ones((6, 4)), "y": np.eye(3)[:2]}
 def test_observations_refuse(change, message):
     with pytest.raises(InputError, match=message):
         obs.observe("glm", **(Z | change))
+
+
+def test_one_class_is_refused():
+    """A softmax of one output is always 1."""
+    for kind in ("softmax", "logits", "glm"):
+        with pytest.raises(InputError, match=r"z: got 1 class; required at least 2 for"):
+            obs.observe(kind, np.zeros((2, 1)), np.ones((2, 3)), np.ones((2, 1)))
 
 
 def test_center_belongs_to_logits():

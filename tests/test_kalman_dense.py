@@ -28,9 +28,9 @@ def update(problem, form="joseph", **changes):
     rel = sl.rel * eps(a["P"])
     try:
         new = dense.update(**a, form=form)
-    except NumericalError as error:
-        assert error.quantity in ("S", "R", "P")
-        assert rel >= 1
+    except NumericalError:
+        if rel < 1:
+            raise
         reject()
     return new, sl, rel
 
@@ -74,7 +74,7 @@ def test_no_innovation_no_movement(problem, form):
 @given(st.dense_problems(cond=1e3, dtype="float64"), hs.integers(0, 60), FORMS)
 def test_infinite_noise_teaches_nothing(problem, exponent, form):
     s = 10.0**exponent
-    new, sl, rel = update(problem, form, R=readonly(problem.R * s))
+    new, _, rel = update(problem, form, R=readonly(problem.R * s))
     least = s * np.linalg.eigvalsh(problem.R)[0]
     moved = norm(problem.P @ problem.H.T) * norm(problem.e) / least
     close(new.theta, problem.theta, moved * (1 + rel) + eps(problem.P) * abs(problem.theta))

@@ -18,6 +18,9 @@ from loko_ref.loko import Batch, LokoConfig, LokoState
 from loko_ref.model import Model, init_model, mlp_spec
 
 SMALL = st.models(max_width=3, max_depth=2, activations=("tanh", "gelu"), dtype="float64")
+CLASSES = st.models(
+    max_width=3, max_depth=2, activations=("tanh", "gelu"), min_outputs=2, dtype="float64"
+)
 
 
 def recipe(state, batch, c):
@@ -82,15 +85,12 @@ def test_step_by_the_recipe(net, data):
     """Every record and the next state, for every valid combination, online and stacked."""
     config = data.draw(st.configs(net))
     size = data.draw(hs.integers(1, 2))
-    if net.outputs == 1 and config.observation != "gaussian":
-        reject()  # one class: nothing to learn, R (and J) may vanish
     state = data.draw(st.states(config, batch=size, cond=10.0))
     batch = data.draw(st.batches(net, observation=config.observation, size=size))
     try:
         new, record = loko.step(state, batch, config)
-    except NumericalError as error:
-        assert error.step == state.step
-        reject()
+    except NumericalError:
+        reject()  # beta = 0 may leave R without rank
     try:
         truth, mean, cov, R, condition = recipe(state, batch, config)
     except np.linalg.LinAlgError:
@@ -119,11 +119,9 @@ def test_step_by_the_recipe(net, data):
         close(sums, np.zeros_like(sums), rel * gain, "rows of K")
 
 
-@given(SMALL, hs.data())
+@given(CLASSES, hs.data())
 def test_glm_step_in_exact_arithmetic(net, data):
     """The diagonal glm step, any saturation, against rationals."""
-    if net.outputs == 1:
-        reject()
     config = data.draw(st.configs(net, covariance="diagonal", observation="glm", lam=1.0, q=0.0))
     state = data.draw(st.states(config, cond=10.0))
     batch = data.draw(st.batches(net, size=1))
@@ -138,12 +136,10 @@ def test_glm_step_in_exact_arithmetic(net, data):
     close(new.theta, truth["theta"], shift + 2 * eps(Z) * abs(state.theta), "theta")
 
 
-@given(st.models(max_width=3, max_depth=2), hs.data())
+@given(st.models(max_width=3, max_depth=2, min_outputs=2), hs.data())
 def test_runs_resume_bitwise(net, data):
     """k steps, a pickled state, k more = 2 k steps; and nothing is drawn or kept elsewhere."""
     config = data.draw(st.configs(net, observation="glm", p0=0.07))
-    if net.outputs == 1:
-        reject()
     batches = [data.draw(st.batches(net, size=1)) for _ in range(4)]
     whole, records = loko.run(loko.init(config), batches, config)
     half, _ = loko.run(loko.init(config), batches[:2], config)
@@ -241,11 +237,15 @@ def test_an_estimate_that_dies_is_told_by_step_and_eigenvalue(observation, count
         p0=1.0,
     )
     state = loko.init(config)
-    with pytest.raises(NumericalError) as told:
-        for _ in range(count):
-            batch = Batch(x=rng.standard_normal((1, 2)), y=rng.integers(1, 4, 1))  # never class 0
+    for _ in range(count):
+        batch = Batch(x=rng.standard_normal((1, 2)), y=rng.integers(1, 4, 1))  # never class 0
+        try:
             state, _ = loko.step(state, batch, config)
-    error = told.value
+        except NumericalError as caught:
+            error = caught
+            break
+    else:
+        pytest.fail("R never died")
     assert error.quantity == "S"
     assert error.step == state.step > 100
     assert str(error).startswith(
@@ -272,7 +272,7 @@ def test_a_rank_one_estimate_is_told_at_once():
     net = Model(spec=spec, weights=weights, trainable=("a.b",))
     for observation in ("softmax", "logits"):
         config = LokoConfig(model=net, observation=observation, noise="ema_innovation", beta=0.0)
-        with pytest.raises(NumericalError, match=r"^step 0: S: smallest eigenvalue"):
+        with pytest.raises(NumericalError, match=r"^step 0: [SR]: smallest eigenvalue"):
             loko.step(loko.init(config), Batch(x=np.ones((1, 1)), y=np.array([2])), config)
 
 

@@ -1,5 +1,6 @@
 """The stack as data: spec, weights, packing [LORA-4], forward, merging."""
 
+import itertools
 import json
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_packing_order(net):
     spans = [(name, span.start, span.stop) for name, _, span in sites(net)]
     assert spans[0][1] == 0
     assert spans[-1][2] == net.n
-    assert all(a[2] == b[1] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[2] == b[1] for a, b in itertools.pairwise(spans))
 
 
 @given(st.models(dtype="float64"), hs.data())

@@ -1,0 +1,42 @@
+"""Examples run as their readers would run them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_property_test_of_a_filter(tmp_path):
+    file = tmp_path / "test_my_filter.py"
+    file.write_text((ROOT / "examples" / "property_test_my_filter.py").read_text(encoding="utf-8"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+
+
+def test_property_test_catches_a_wrong_filter(tmp_path):
+    """The decoupled variance without its factor p: found, and shrunk to one parameter."""
+    text = (ROOT / "examples" / "property_test_my_filter.py").read_text(encoding="utf-8")
+    wrong = text.replace("p[k] -= p[k] * (K[k] @ H[:, k])", "p[k] -= K[k] @ H[:, k]")
+    assert wrong != text
+    file = tmp_path / "test_my_filter.py"
+    file.write_text(wrong)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED test_my_filter.py::test_agrees_with_the_reference" in done.stdout
+    assert "2 passed" in done.stdout
