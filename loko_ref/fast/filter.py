@@ -56,7 +56,7 @@ def leverages(T: Array, Hs: Array) -> Array:
     a, width = np.empty(n, dtype=Hs.dtype), max(64, BLOCK // (m * Hs.itemsize))
     for j in range(0, n, width):  # blocks of columns stay in the cache
         # BLAS counts columns first: Hs' T' there is T Hs here
-        block = np.ascontiguousarray(Hs[:, j : j + width])
+        block = Hs[:, j : j + width].copy()  # trmm writes over it
         M = trmm(1.0, T.T, block.T, side=1, lower=0, overwrite_b=1).T
         np.einsum("ji,ji->i", M, M, out=a[j : j + width])
     return a
