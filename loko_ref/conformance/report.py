@@ -9,6 +9,7 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,14 @@ def how_found(case: Case) -> str:
     return next(iter(unit(case).values())).how
 
 
+def _forced(check: Check) -> dict[str, Any]:
+    """Report the forced walk of a failed run."""
+    forced = check.forced
+    assert forced is not None
+    walked = replace(check, divergence=forced.divergence, finding=forced.finding)
+    return {"steps": forced.steps, "first_divergence": _first(walked), "text": forced.text}
+
+
 def _mistake(mistake: Mistake) -> dict[str, Any]:
     return {
         "id": mistake.mutant.id,
@@ -117,6 +126,7 @@ def as_json(
                 else {"kind": check.finding.kind, "message": check.finding.message},
                 "reason": check.reason,
                 "hunts": check.case.hunts,
+                **({"teacher_forced": _forced(check)} if check.forced is not None else {}),
                 **(
                     {"mistakes": [_mistake(m) for m in named.get(check.case.id, ())]}
                     if check.status == "failed"
@@ -211,6 +221,8 @@ def print_report(
         shown[name] = shown.get(name, 0) + 1
         console.print(f"[red]FAILED[/] {escape(check.case.id)}", soft_wrap=True)
         console.print(f"  {escape(failure(check))}", soft_wrap=True, highlight=False)
+        if check.forced is not None:
+            console.print(f"  {escape(check.forced.text)}", soft_wrap=True, highlight=False)
         for mistake in (mistakes or {}).get(check.case.id, ())[:2]:
             console.print(
                 f"  reproduced by [bold]{mistake.mutant.id}[/]: {escape(mistake.text)}",

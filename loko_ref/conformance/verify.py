@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.compare import Divergence, compare
+from loko_ref.conformance.forced import Forced, force
 from loko_ref.conformance.implementation import Answer, Finding, Implementation
 from loko_ref.conformance.tolerance import tolerance
 
@@ -39,6 +40,8 @@ class Check:
         What was judged.
     outputs : mapping
         What came back.
+    forced : Forced or None
+        For a failed run: what each step does from the oracle's state.
     """
 
     case: Case
@@ -49,6 +52,7 @@ class Check:
     worst: float = 0.0
     quantities: tuple[str, ...] = ()
     outputs: Mapping[str, Array] = field(default_factory=dict)
+    forced: Forced | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,10 @@ def run(
     """
     checks = []
     for case in cases:
-        checks.append(judge(case, implementation.run(case, timeout)))
+        check = judge(case, implementation.run(case, timeout))
+        if case.operation.name == "loko.run" and check.divergence is not None:
+            check = replace(check, forced=force(implementation, case, timeout))
+        checks.append(check)
         if progress is not None:
             progress(checks[-1])
     return checks

@@ -1,0 +1,91 @@
+"""Teacher-forced localisation of a run: each step starts from the oracle's state.
+
+A free run finds drift: an error of one step is carried into the next. Forced, every step is judged
+by itself: a local mistake shows at the first step that has it, and where every step is right the
+mistake is in what is carried from one step to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loko_ref.conformance.cases import Case, Draw, Recipe
+from loko_ref.conformance.compare import Divergence, compare
+from loko_ref.conformance.implementation import Finding, Implementation
+from loko_ref.conformance.tolerance import expected
+
+__all__ = ["Forced", "force", "steps_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forced:
+    """What the forced walk found.
+
+    Attributes
+    ----------
+    steps : int
+        Steps walked.
+    divergence : Divergence or None
+        The first quantity that is off, its index beginning with the step.
+    finding : Finding or None
+        What is wrong other than a number.
+    """
+
+    steps: int
+    divergence: Divergence | None = None
+    finding: Finding | None = None
+
+    @property
+    def text(self) -> str:
+        """Say it in one sentence."""
+        if self.divergence is not None:
+            d = self.divergence
+            return f"teacher-forced: first off at step {d.index[0]}, {d.quantity}"
+        if self.finding is not None:
+            return f"teacher-forced: step {self.steps - 1}: {self.finding.message}"
+        return (
+            f"teacher-forced: all {self.steps} steps are right from the oracle's state; the "
+            "mistake is in what is carried from step to step"
+        )
+
+
+def steps_of(case: Case) -> list[Case]:
+    """Cut a run into cases of one step, each from the oracle's state before it."""
+    inputs, states = case.inputs(), expected(case)
+    cases = []
+    for t in range(len(inputs["x"])):
+        made: dict[str, Any] = {**inputs, "x": inputs["x"][t : t + 1], "y": inputs["y"][t : t + 1]}
+        if t:
+            made |= {k: states[k][t - 1] for k in ("theta", "p", "P", "R") if k in made}
+
+        def build(draw: Draw, dtype: str, made: Mapping[str, Any] = made) -> Mapping[str, Any]:
+            return made
+
+        recipe = Recipe(
+            operation=case.operation.name,
+            name=f"{case.recipe.name}#step-{t}",
+            hunts=case.hunts,
+            build=build,
+            options=case.recipe.options,
+        )
+        cases.append(Case(id=f"{case.id}#step-{t}", recipe=recipe, dtype=case.dtype))
+    return cases
+
+
+def force(implementation: Implementation, case: Case, timeout: float | None = None) -> Forced:
+    """Walk a run step by step from the oracle's states, up to the first step that is wrong."""
+    one_step = steps_of(case)
+    for t, step in enumerate(one_step):
+        answer = implementation.run(step, timeout)
+        divergence, _ = compare(step, answer.outputs)
+        if divergence is not None:
+            moved = replace(divergence, index=(t, *divergence.index[1:]))
+            return Forced(steps=t + 1, divergence=moved)
+        if answer.finding is not None:
+            return Forced(steps=t + 1, finding=answer.finding)
+        if answer.declined is not None:
+            refused = Finding(kind="declined", message=answer.declined)
+            return Forced(steps=t + 1, finding=refused)
+    return Forced(steps=len(one_step))

@@ -1,0 +1,71 @@
+"""Teacher-forced and free-run localisation tell a local mistake from one in what is carried."""
+
+import pytest
+
+from loko_ref.conformance import report
+from loko_ref.conformance.cases import select
+from loko_ref.conformance.compare import compare
+from loko_ref.conformance.forced import steps_of
+from loko_ref.conformance.implementation import Implementation
+from loko_ref.conformance.mutants import all_mutants, as_implementation
+from loko_ref.conformance.tolerance import expected
+from loko_ref.conformance.verify import run
+
+BY_ID = {m.id: m for m in all_mutants()}
+
+
+def failed(key, only):
+    target = Implementation(target=key, functions=as_implementation(BY_ID[key]))
+    (check,) = run(target, select(only))
+    assert check.status == "failed"
+    return check
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_what_is_not_carried(dtype):
+    """R reset at each step: right step by step, wrong in a free run from the second step on."""
+    check = failed("NOISE-RESET", f"loko.run/logits/{dtype}")
+    assert check.divergence.index[0] == 1
+    assert check.forced.divergence is None
+    assert check.forced.finding is None
+    assert check.forced.steps == 25
+    text = "teacher-forced: all 25 steps are right from the oracle's state; the mistake is in what "
+    assert check.forced.text == text + "is carried from step to step"
+    (entry,) = report.as_json("t", [check])["checks"]
+    assert entry["teacher_forced"]["first_divergence"] is None
+    assert entry["teacher_forced"]["steps"] == 25
+
+
+def test_a_local_mistake():
+    check = failed("P-VARIATIONAL", "loko.run/glm/float64")
+    assert (check.divergence.quantity, check.divergence.index[0]) == ("p", 0)
+    assert (check.forced.divergence.quantity, check.forced.divergence.index[0]) == ("p", 0)
+    assert check.forced.text == "teacher-forced: first off at step 0, p"
+
+
+def test_a_late_local_mistake():
+    """A mistake that begins at step 3 is found there, forced and free."""
+    right = as_implementation(BY_ID["NOISE-RESET"])["loko.run"]  # 'gaussian' keeps R: it is right
+    (case,) = select("loko.run/gaussian/float64")
+    later = {s.tobytes() for s in case.inputs()["x"][3:]}
+
+    def function(**keywords):
+        out = right(**keywords)
+        for t, x in enumerate(keywords["x"]):
+            if x.tobytes() in later:
+                out["K"][t] *= 1.001
+        return out
+
+    (check,) = run(Implementation(target="late", functions={"loko.run": function}), [case])
+    assert (check.divergence.quantity, check.divergence.index[0]) == ("K", 3)
+    assert (check.forced.divergence.quantity, check.forced.divergence.index[0]) == ("K", 3)
+    assert check.forced.steps == 4
+
+
+def test_steps_make_up_the_run():
+    (case,) = select("loko.run/softmax/float64")
+    free = expected(case)
+    for t, step in enumerate(steps_of(case)):
+        divergence, worst = compare(step, {k: v[t : t + 1] for k, v in free.items()})
+        assert divergence is None
+        assert worst < 0.5
