@@ -13,6 +13,7 @@ app = typer.Typer(
     help="The correctness oracle for LoKO and LTE.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -37,12 +38,14 @@ from loko_ref.cli.bench import bench  # noqa: E402
 from loko_ref.cli.certify import certify  # noqa: E402
 from loko_ref.cli.explain import explain_command  # noqa: E402
 from loko_ref.cli.lte import lte  # noqa: E402
+from loko_ref.cli.mutants import mutants  # noqa: E402
 from loko_ref.cli.operations import operations  # noqa: E402
 from loko_ref.cli.train import train  # noqa: E402
 from loko_ref.cli.verify import verify  # noqa: E402
 
 app.command("verify")(verify)
 app.command("operations")(operations)
+app.command("mutants")(mutants)
 app.command("train")(train)
 app.command("explain")(explain_command)
 app.command("lte")(lte)
