@@ -5,15 +5,19 @@ cotangents; theta (heads, n); W (o, i) shared or (heads, o, i) a copy each; A (h
 B (heads, o, r); bA (heads, r); bB (heads, o). ``heads`` is the number that this process holds.
 
 Every product is a stacked ``matmul``, which calls BLAS once a head: the bits of a head's results do
-not depend on how many others stand beside it. Flattening the heads into one product would be
-quicker, and would change the bits with the split.  [LTE-9]
+not depend on how many others stand beside it. Flattening the heads into one product is quicker for
+a large shared weight, and changes the bits with the split for some shapes: it is taken only where a
+probe shows that it gives the stacked product's bits.  [LTE-9]
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+
+import numpy as np
 
 from loko_ref.arrays import Array, namespace
 from loko_ref.layers import linear
@@ -51,6 +55,43 @@ def _rows(b: Array) -> Array:
     return b if b.ndim == 1 else b[:, None, :]
 
 
+_LARGE = 2**17
+"""Entries of a shared weight from which one flat product pays."""
+
+
+@cache
+def _flat_has_the_same_bits(
+    shape: tuple[int, ...], other: tuple[int, int], transposed: bool, dtype: str
+) -> bool:
+    """Probe: does one product of all heads' rows give the bits of a product a head?  [LTE-9].
+
+    The order in which BLAS sums depends on the shapes, not on the numbers; over the thousands of
+    entries of a large product, another order shows in the bits of random numbers.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape).astype(dtype)
+    M = rng.standard_normal(other[::-1] if transposed else other).astype(dtype)
+    M = M.T if transposed else M
+    flat = x.reshape(-1, shape[-1]) @ M
+    return np.array_equal(flat.reshape(*shape[:-1], other[1]), x @ M)
+
+
+def _times(x: Array, M: Array) -> Array:
+    """``x[head] @ M`` for every head: x (..., heads, batch, i), M (i, o) or (heads, i, o)."""
+    if (
+        x.ndim == 3
+        and M.ndim == 2
+        and M.size >= _LARGE
+        and isinstance(x, np.ndarray)
+        and x.flags.c_contiguous
+        and (M.flags.c_contiguous or M.flags.f_contiguous)
+        and _flat_has_the_same_bits(x.shape, M.shape, not M.flags.c_contiguous, x.dtype.str)
+    ):
+        y: Array = (x.reshape(-1, x.shape[-1]) @ M).reshape(*x.shape[:-1], M.shape[1])
+        return y
+    return x @ M
+
+
 def _branch(x: Array, p: Mapping[str, Array]) -> tuple[Array, Array]:
     """``v = B u + bB`` with ``u = A x + bA``, head by head.  [LAY-2, LAY-3]."""
     u = x @ _t(p["A"])  # (heads, batch, r)
@@ -72,7 +113,7 @@ def _site_forward(
     """
     p = layout.site(heads.theta, site.name)
     held = heads.weights if site.lora else {f"{site.name}.{k}": v for k, v in p.items()}
-    y = x @ _t(held[f"{site.name}.W"])  # (heads, batch, o)
+    y = _times(x, _t(held[f"{site.name}.W"]))  # (heads, batch, o)
     b = held.get(f"{site.name}.b")
     if b is not None:
         y += _rows(b)
@@ -131,7 +172,7 @@ def _site_vjp(
         total(du, part["bA"])
     if not need_dx:
         return None
-    dx = dy @ heads.weights[f"{site.name}.W"]  # (..., heads, batch, i)
+    dx = _times(dy, heads.weights[f"{site.name}.W"])  # (..., heads, batch, i)
     dx += du @ p["A"]
     if heads.merged is not None:
         old = layout.site(heads.merged, site.name)

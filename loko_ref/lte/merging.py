@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from loko_ref.arrays import Array, asarray, namespace
+from loko_ref.arrays import Array, asarray, namespace, scalar
 from loko_ref.checks import check_shape
 from loko_ref.lte.config import LteConfig, Site
 from loko_ref.lte.state import LteState, draw_factors, fresh_copies, fresh_optimizer
@@ -58,7 +58,7 @@ def merge_weights(
         With ``mean(scale(B bA + bB))`` added where the branch has biases.
     """
     xp = namespace(W)
-    s = site.scale / config.heads
+    s = scalar(site.scale, W) / config.heads
     B, A = _stacked(now, s)
     if old is not None:
         B_old, A_old = _stacked(old, -s)
@@ -102,7 +102,9 @@ def merge(
     layout = config.layout
     rows = team.gather(state.theta, config.heads)  # (heads, n)
     weights = dict(state.weights)
-    theta = state.theta.copy()
+    theta = state.theta
+    if layout.factors < layout.n:  # replicas are about to change
+        theta = theta.copy()
     telescoped = config.merging == "telescoped"
     for site in layout.sites.values():
         now = layout.site(rows, site.name)

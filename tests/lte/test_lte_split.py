@@ -96,3 +96,22 @@ def test_spans_cover_the_heads_in_order() -> None:
             sizes = [s.stop - s.start for s in spans]
             assert max(sizes) - min(sizes) <= 1
             assert min(sizes) >= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch", [3, 16])
+def test_a_flat_product_is_taken_only_where_it_has_the_stacked_bits(dtype, batch) -> None:
+    from loko_ref.lte.heads import _times
+
+    rng = np.random.default_rng(0)
+    for o, i in ((400, 400), (512, 300), (1024, 1024)):
+        W = rng.standard_normal((o, i)).astype(dtype)
+        x = rng.standard_normal((6, batch, i)).astype(dtype)
+        dy = rng.standard_normal((6, batch, o)).astype(dtype)
+        for heads in range(1, 7):
+            np.testing.assert_array_equal(_times(x[:heads], W.T), x[:heads] @ W.T)
+            np.testing.assert_array_equal(_times(dy[:heads], W), dy[:heads] @ W)
+    spec = mlp_spec([400, 401, 400], "relu", {"r": 3, "alpha": 8.0})
+    c = lte.LteConfig(spec=spec, heads=4, merge_every=2)
+    want, _ = end(c, 3, dtype=dtype)
+    assert {d for d, _ in together(2, lambda t: end(c, 3, t, dtype))} == {want}
