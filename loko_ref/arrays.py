@@ -402,16 +402,24 @@ def positive(x: Array) -> Array:
     return x.real > 0
 
 
-def peak(x: Array) -> Array:
+def peak(x: Array, where: Array | None = None) -> Array:
     """Return the maximum over the last axis (kept), of the real part.
 
     For balls it is the largest midpoint, an exact number: it serves as a shift that cancels, and
     any shift does.  [BALL-3]
+
+    Parameters
+    ----------
+    x : array (..., d)
+        Real, complex or balls.
+    where : array of bool, optional
+        Shape of x: the entries that count; where none does the result is minus infinity.
     """
     if _library(x) == "balls":
-        top: Array = importlib.import_module("loko_ref.balls").peak(x)
+        top: Array = importlib.import_module("loko_ref.balls").peak(x, where)
         return top
-    return x.real.max(axis=-1, keepdims=True)
+    real = x.real if where is None else namespace(x).where(where, x.real, -math.inf)
+    return real.max(axis=-1, keepdims=True)
 
 
 def erf(x: Array) -> Array:

@@ -117,10 +117,9 @@ class BallArray(np.ndarray):
         return _wrap(result)
 
 
-_OBJECT = frozenset(
-    "add subtract multiply divide true_divide negative positive power equal not_equal less "
-    "less_equal greater greater_equal".split()
-)
+_ARITHMETIC = ["add", "subtract", "multiply", "divide", "true_divide", "negative", "power"]
+_COMPARE = ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal"]
+_OBJECT = frozenset([*_ARITHMETIC, *_COMPARE])
 
 
 def _no_counterpart(name: str) -> InputError:
@@ -260,6 +259,10 @@ class _Namespace:
     def zeros(self, shape: Any, dtype: Any = object) -> BallArray:
         return balls(np.zeros(shape))
 
+    def empty(self, shape: Any, dtype: Any = object) -> BallArray:
+        """Fill with NaN: an entry that is forgotten shows."""
+        return balls(np.full(shape, np.nan))
+
     def ones(self, shape: Any, dtype: Any = object) -> BallArray:
         return balls(np.ones(shape))
 
@@ -302,6 +305,8 @@ class _Namespace:
         function = getattr(np, name)
         if name in _STRUCTURE:
             return lambda *args, **kwargs: _wrap(function(*args, **kwargs))
+        if name in _OBJECT:
+            return function
         if isinstance(function, np.ufunc) or name in _REDUCE:
             return lambda x, *args, **kwargs: _wrap(function(_ballarray(x), *args, **kwargs))
         raise _no_counterpart(name)
@@ -373,10 +378,13 @@ def positive(x: Any) -> Any:
     return mask
 
 
-def peak(x: Any) -> BallArray:
-    """Largest midpoint over the last axis (kept), an exact number."""
+def peak(x: Any, where: Any = None) -> BallArray:
+    """Largest midpoint over the last axis (kept), an exact number; of the entries that count."""
     array = _view(x)
-    at = np.argmax(to_host(array), axis=-1)[..., None]
+    middle = to_host(array)
+    at = np.argmax(middle if where is None else np.where(where, middle, -np.inf), axis=-1)[
+        ..., None
+    ]
     top = np.take_along_axis(array, at, axis=-1)
     made = np.empty(top.shape, dtype=object)
     made[...] = np.frompyfunc(lambda b: b.mid(), 1, 1)(top)

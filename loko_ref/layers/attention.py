@@ -11,9 +11,8 @@ deterministic function of its inputs.
 
 from __future__ import annotations
 
-import math
-
-from loko_ref.arrays import Array, namespace
+from loko_ref.arrays import Array, namespace, peak, root
+from loko_ref.layers.activation import softmax_vjp
 
 __all__ = ["Cache", "allowed", "forward", "merge_heads", "split_heads", "vjp"]
 
@@ -77,15 +76,15 @@ def forward(
     """
     xp = namespace(q, k, v)
     q, k, v = split_heads(q, heads), split_heads(k, heads), split_heads(v, heads)
-    s = q @ xp.swapaxes(k, -1, -2) * (1 / math.sqrt(q.shape[-1]))  # (batch, heads, tq, t)
+    s = q @ xp.swapaxes(k, -1, -2) * (1 / root(q.shape[-1], q))  # (batch, heads, tq, t)
     see = allowed(mask, s.shape[-2], s.shape[-1], causal, s)
     if see is None:
-        w = xp.exp(s - s.real.max(axis=-1, keepdims=True))
+        w = xp.exp(s - peak(s))
         a = w / w.sum(axis=-1, keepdims=True)
     else:
-        top = xp.where(see, s.real, -math.inf).max(axis=-1, keepdims=True)
-        blind = xp.isneginf(top)  # a query that sees nothing
-        top = xp.where(blind, 0, top)
+        see = xp.broadcast_to(see, s.shape)
+        blind = ~see.any(axis=-1, keepdims=True)  # a query that sees nothing
+        top = xp.where(blind, 0, peak(s, see))
         # where a key is hidden exp(0) is computed and thrown away
         w = xp.where(see, xp.exp(xp.where(see, s - top, 0)), 0)
         total = w.sum(axis=-1, keepdims=True)
@@ -118,8 +117,8 @@ def vjp(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
     da = dy @ xp.swapaxes(v, -1, -2)  # (lead, batch, heads, tq, t)
     dv = xp.swapaxes(a, -1, -2) @ dy
     # a = softmax(s)
-    ds = a * (da - (a * da).sum(axis=-1, keepdims=True))
+    ds = softmax_vjp(da, a)
     # s = q k' / sqrt c
-    ds = ds * (1 / math.sqrt(q.shape[-1]))
+    ds = ds * (1 / root(q.shape[-1], q))
     dq, dk = ds @ k, xp.swapaxes(ds, -1, -2) @ q
     return merge_heads(dq), merge_heads(dk), merge_heads(dv)

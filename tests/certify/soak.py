@@ -160,9 +160,12 @@ DRIFTS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="share of the full lengths")
-    share = parser.parse_args().share
+    parser.add_argument("--only", default="", help="parts whose name holds this")
+    share, only = (vars(parser.parse_args())[key] for key in ("share", "only"))
 
     def report(name, call):
+        if only not in name:
+            return
         start = time.perf_counter()
         out = call()
         out = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in out.items()}
