@@ -41,11 +41,13 @@ from loko_ref.cli.lte import lte  # noqa: E402
 from loko_ref.cli.mutants import mutants  # noqa: E402
 from loko_ref.cli.operations import operations  # noqa: E402
 from loko_ref.cli.train import train  # noqa: E402
+from loko_ref.cli.vectors import app as vectors  # noqa: E402
 from loko_ref.cli.verify import verify  # noqa: E402
 
 app.command("verify")(verify)
 app.command("operations")(operations)
 app.command("mutants")(mutants)
+app.add_typer(vectors, name="vectors")
 app.command("train")(train)
 app.command("explain")(explain_command)
 app.command("lte")(lte)

@@ -1,0 +1,55 @@
+"""``loko-ref vectors``: the cases as files, and the check of such files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Golden vectors: the cases as safetensors files with a JSON manifest.",
+    no_args_is_help=True,
+)
+
+
+@app.command("export")
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    only: Annotated[str | None, typer.Option("--only", help="Ids that match this glob.")] = None,
+) -> None:
+    """Write inputs, expected outputs and tolerances of the cases."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from loko_ref.conformance import vectors
+    from loko_ref.conformance.cases import select
+
+    cases = select(only)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("exporting", total=len(cases))
+        manifest = vectors.export(folder, cases, lambda case: bar.advance(task))
+    typer.echo(f"{len(manifest['cases'])} cases of {vectors.VERSION} in {folder}")
+
+
+@app.command("check")
+def check(folder: Annotated[Path, typer.Argument(metavar="DIR", help="An export.")]) -> None:
+    """Derive every vector again and compare; exit code 1 where one differs, 2 where refused."""
+    from loko_ref.conformance import vectors
+
+    differing = vectors.check(folder)
+    for line in differing:
+        typer.echo(line)
+    typer.echo(f"{len(differing)} differences" if differing else "all vectors agree")
+    raise typer.Exit(1 if differing else 0)
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of the manifest."""
+    from loko_ref.conformance.vectors import MANIFEST_SCHEMA
+
+    typer.echo(json.dumps(MANIFEST_SCHEMA, indent=1))
