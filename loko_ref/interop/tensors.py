@@ -45,8 +45,10 @@ def _refuse_pickle(path: Path) -> None:
     start = b""
     if path.is_file():
         with path.open("rb") as file:
-            start = file.read(4)
-    if path.suffix in PICKLED or start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+            start = file.read(9)
+    # a head of 640 or 1152 bytes begins with a pickle's magic too; then its brace follows
+    magic = start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04"))
+    if path.suffix in PICKLED or (magic and start[8:9] != b"{"):
         raise _bad(
             path,
             "a pickled file",
