@@ -58,7 +58,7 @@ def small(steps, kind="decoupled", every=1000):
     return {"steps": steps, "theta": theta, "p": p, "asymmetry": max(skew), "last": skew[-1]}
 
 
-def certified(steps, checkpoints, kind="decoupled", bits=512, lam=1.0, q=0.0, R=None):
+def certified(steps, checkpoints, kind="decoupled", bits=1024, lam=1.0, q=0.0, R=None):
     """The same stream in float64 and in balls; their distance at the checkpoints.
 
     Distances are relative to the largest entry of theta and entry by entry for p, in units of u;
@@ -85,10 +85,12 @@ def certified(steps, checkpoints, kind="decoupled", bits=512, lam=1.0, q=0.0, R=
                 off_theta = balls.to_host(balls.xp.abs(balls.balls(theta) - t))
                 off_p = balls.to_host(balls.xp.abs(balls.balls(p) / v - 1))
                 size = np.max(np.abs(theta))
+                lost = bits - min(x.rel_accuracy_bits() for x in [*t.tolist(), *v.tolist()])
+                assert lost < bits - 100, f"step {k}: {bits} bits do not enclose it any more"
                 seen[k + 1] = {
                     "theta": float(np.max(off_theta) / size / 2.0**-53),
                     "p": float(np.max(off_p) / 2.0**-53),
-                    "lost": bits - min(x.rel_accuracy_bits() for x in [*t.tolist(), *v.tolist()]),
+                    "lost": lost,
                 }
     return seen
 
