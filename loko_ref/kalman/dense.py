@@ -74,6 +74,11 @@ def update(
         If a shape, a dtype, a value or the option is not as stated.
     NumericalError
         If S, P or R is numerically singular where it must be factored.
+
+    Notes
+    -----
+    On a linear model with fixed R, k updates give the ridge solution centred at the first theta
+    [KAL-6]. The filter follows any linear change of outputs or parameters [KAL-7].
     """
     check_choice("form", form, FORMS)
     check_update(theta, H, e, R, P=P)

@@ -105,6 +105,13 @@ def update(
     NumericalError
         If S is numerically singular.
 
+    Notes
+    -----
+    0 < p+ <= p for either diagonal [DIAG-4], and the variational one is the smaller, entry by
+    entry [DIAG-3]. An invertible change of the outputs (e, H and R together) changes neither theta
+    nor p [KAL-7]; splitting one update into scalar ones, in any order, changes them both in
+    ``decoupled`` and theta alone in ``variational`` [DIAG-6].
+
     Examples
     --------
     >>> import numpy as np

@@ -1,0 +1,25 @@
+"""LoKO: fine-tuning as state estimation, one Kalman step a batch.
+
+A functional core: ``step(state, batch, config) -> (state, record)``. The state is what the next
+step needs; the record is what happened.
+"""
+
+from loko_ref.loko.config import COVARIANCES, DEFAULT_NOISE, LokoConfig
+from loko_ref.loko.filter import advance, loss, run, step, targets
+from loko_ref.loko.state import Batch, LokoRecord, LokoState, init, init_at
+
+__all__ = [
+    "COVARIANCES",
+    "DEFAULT_NOISE",
+    "Batch",
+    "LokoConfig",
+    "LokoRecord",
+    "LokoState",
+    "advance",
+    "init",
+    "init_at",
+    "loss",
+    "run",
+    "step",
+    "targets",
+]

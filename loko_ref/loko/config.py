@@ -1,0 +1,113 @@
+"""Every choice that LoKO leaves open, by name, with its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loko_ref.arrays import Array
+from loko_ref.checks import (
+    check_choice,
+    check_range,
+)
+from loko_ref.errors import InputError
+from loko_ref.kalman import dense, diagonal, noise
+from loko_ref.kalman import observation as obs
+from loko_ref.model import Model
+
+__all__ = ["COVARIANCES", "DEFAULT_NOISE", "LokoConfig"]
+
+COVARIANCES = ("diagonal", "dense")
+
+DEFAULT_NOISE = {
+    "gaussian": ("fixed", "before"),
+    "softmax": ("ema_innovation_hph", "before"),
+    "logits": ("ema_innovation", "before"),
+    "glm": ("glm", "before"),
+}
+"""Observation model -> the estimator of R, and its timing, that it takes by default."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LokoConfig:
+    """Every choice that LoKO leaves open, by name.
+
+    The defaults are the ones that learn: of the observation models, ``glm`` is the exact
+    exponential-family filter, has no noise to tune, and moves where ``softmax`` saturates.  [OBS-7]
+
+    Parameters
+    ----------
+    model : Model
+        The network; its trainables are theta.
+    observation : {"glm", "softmax", "logits", "gaussian"}
+        The observation model.
+    noise : {"fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph", "glm"}, optional
+        The estimator of R; by default the one of ``DEFAULT_NOISE``.
+    timing : {"before", "after"}, optional
+        Whether R is refreshed before the gain or after it.
+    beta : float
+        Weight of the past in R's average, 0 <= beta < 1.
+    r0 : float
+        R_0 = r0 I, r0 > 0. Not read by ``glm``.
+    p0 : float, mapping of str to float, or array
+        Prior variance: a number; one a LoRA site (by layer name); an array (n,), or (n, n) with a
+        dense covariance.  [LOKO-3]
+    covariance : {"diagonal", "dense"}
+        LoKO's diagonal, or the full filter for small n.  [LOKO-4]
+    diagonal : {"decoupled", "variational"}
+        Which diagonal is kept.
+    form : {"joseph", "textbook", "information", "sequential"}
+        Form of the dense update.
+    lam : float
+        Forgetting factor, 0 < lam <= 1.
+    q : float
+        Process noise variance, >= 0.
+    center : bool
+        For ``logits``: project H on the contrasts.
+
+    Raises
+    ------
+    InputError
+        If an option is unknown, out of range, or does not go with another.
+    """
+
+    model: Model
+    observation: str = "glm"
+    noise: str | None = None
+    timing: str | None = None
+    beta: float = 0.95
+    r0: float = 1.0
+    p0: float | Mapping[str, float] | Array = 0.05
+    covariance: str = "diagonal"
+    diagonal: str = "decoupled"
+    form: str = "joseph"
+    lam: float = 1.0
+    q: float = 0.0
+    center: bool = False
+
+    def __post_init__(self) -> None:
+        """Fill in the defaults that depend on the observation model, and check everything."""
+        check_choice("observation", self.observation, obs.OBSERVATIONS)
+        usual, _ = DEFAULT_NOISE[self.observation]
+        if self.noise is None:
+            object.__setattr__(self, "noise", usual)
+        if self.timing is None:
+            late = self.noise == "ema_residual_hph"
+            object.__setattr__(self, "timing", "after" if late else "before")
+        noise.check_combination(self.observation, str(self.noise), str(self.timing))
+        check_choice("covariance", self.covariance, COVARIANCES)
+        check_choice("diagonal", self.diagonal, diagonal.DIAGONALS)
+        check_choice("form", self.form, dense.FORMS)
+        check_range("beta", self.beta, low=0, high=1, high_open=True)
+        check_range("r0", self.r0, low=0, low_open=True, high_open=True)
+        check_range("lam", self.lam, low=0, high=1, low_open=True)
+        check_range("q", self.q, low=0, high_open=True)
+        for name in ("beta", "r0", "lam", "q"):  # a NumPy float64 would widen float32
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.center and self.observation != "logits":
+            raise InputError(
+                "center",
+                True,
+                "False unless observation='logits'",
+                "in 'softmax' and 'glm' H is centred already, in 'gaussian' it has no classes",
+            )

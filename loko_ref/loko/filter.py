@@ -1,0 +1,228 @@
+"""LoKO's step: time update, observation, measurement update, noise estimate.
+
+Shapes: theta, p (n,); P (n, n); z (batch, C); yhat, e (m,); Z, H (m, n); R, S (m, m); K (n, m);
+m = batch * C, stacked sample by sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from loko_ref.arrays import Array, namespace, number
+from loko_ref.checks import (
+    check_shape,
+)
+from loko_ref.errors import InputError, NumericalError
+from loko_ref.jacobian import jacobian
+from loko_ref.kalman import noise, time
+from loko_ref.kalman import observation as obs
+from loko_ref.layers.activation import log_softmax_forward
+from loko_ref.loko.config import LokoConfig
+from loko_ref.loko.measurement import Update, check_noise, covariance, measure, measure_glm, spread
+from loko_ref.loko.state import Batch, LokoRecord, LokoState, check_state
+from loko_ref.model import forward, unpack
+
+__all__ = ["advance", "loss", "run", "step", "targets"]
+
+
+def targets(y: Array, z: Array, observation: str) -> Array:
+    """Observation as rows (batch, C): labels become one-hot, real rows pass.
+
+    Raises
+    ------
+    InputError
+        If labels are out of range, or rows have another shape than z.
+    """
+    if not hasattr(y, "ndim"):
+        raise InputError("y", type(y).__name__, "an array", "a list or a scalar: wrap it")
+    if y.ndim == 1 and observation != "gaussian":
+        rows = obs.one_hot(y, z.shape[1], z)
+    else:
+        rows = y[:, None] if y.ndim == 1 else y
+    check_shape("y", rows, ("batch", "C"), {"batch": z.shape[0], "C": z.shape[1]})
+    return rows
+
+
+def loss(z: Array, y: Array, observation: str) -> Array:
+    """Mean over the batch of the cross-entropy, or of half the squared error (``gaussian``).
+
+    Parameters
+    ----------
+    z, y : array (batch, C)
+        Outputs and targets.
+    observation : str
+        The observation model.
+    """
+    if observation == "gaussian":
+        return 0.5 * ((y - z) ** 2).sum(axis=1).mean()
+    return -(y * log_softmax_forward(z)[0]).sum(axis=1).mean()
+
+
+def _check_bounded(z: Array, Z: Array) -> None:
+    """Tell a run that diverged from bad input: the model's outputs must not overflow."""
+    xp = namespace(z)
+    for name, array in (("z", z), ("Z", Z)):
+        if not bool(xp.isfinite(array).all()):
+            raise NumericalError(
+                name,
+                None,
+                "The filter diverged: its steps left the region where the linearisation holds. "
+                "Take a smaller p0 (or alpha).",
+            )
+
+
+def step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState, LokoRecord]:
+    """One step of LoKO.  [LOKO-1, LOKO-2].
+
+    Time update; outputs and Jacobian at the prior; observation; R refreshed where its timing is
+    ``before``; gain, mean and (co)variance; R refreshed where it is ``after``. In ``softmax`` (and
+    centred ``logits``) the update is made on the contrast space, since each sample's innovations,
+    and the columns of H, sum to 0.  [OBS-5]
+
+    Parameters
+    ----------
+    state : LokoState
+        Untouched.
+    batch : Batch
+        One sample (online) or several, stacked into one observation.
+    config : LokoConfig
+        The choices.
+
+    Returns
+    -------
+    state : LokoState
+    record : LokoRecord
+
+    Raises
+    ------
+    InputError
+        If the batch or the state is not as stated; a batch of another size than R's is an error.
+    NumericalError
+        If a covariance becomes numerically singular; names the step and the eigenvalue.
+    """
+    try:
+        return _step(state, batch, config)
+    except NumericalError as error:
+        raise error.at_step(state.step) from None
+
+
+def _step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState, LokoRecord]:
+    check_state(state, config)
+    z, Z = jacobian(unpack(config.model, state.theta), batch.x)  # (batch, C), (m, n)
+
+    def outputs(theta: Array) -> Array:
+        return forward(unpack(config.model, theta), batch.x)[0]
+
+    return _advance(state, config, z, Z, batch.y, outputs)
+
+
+def advance(
+    state: LokoState,
+    config: LokoConfig,
+    z: Array,
+    Z: Array,
+    y: Array,
+    outputs: Callable[[Array], Array],
+) -> tuple[LokoState, LokoRecord]:
+    """One step from outputs and Jacobian that the caller has formed.  [LOKO-1, LTE-10].
+
+    Parameters
+    ----------
+    state, config
+        As for :func:`step`; of ``config.model`` only the shapes are read.
+    z, Z : array (batch, C), (m, n)
+        Outputs and their Jacobian at ``state.theta``.
+    y : array
+        Labels or rows, as in :class:`Batch`.
+    outputs : callable
+        theta (n,) -> z (batch, C): the network at another theta; called by ``ema_residual_hph``.
+    """
+    check_state(state, config)
+    try:
+        return _advance(state, config, z, Z, y, outputs)
+    except NumericalError as error:
+        raise error.at_step(state.step) from None
+
+
+def _advance(
+    state: LokoState,
+    config: LokoConfig,
+    z: Array,
+    Z: Array,
+    labels: Array,
+    outputs: Callable[[Array], Array],
+) -> tuple[LokoState, LokoRecord]:
+    theta = state.theta
+    prior = state.P if config.covariance == "dense" else state.p
+    assert prior is not None
+    p_pred = time.update(prior, config.lam, config.q)  # [KAL-1]
+    _check_bounded(z, Z)
+    y = targets(labels, z, config.observation)
+    seen = obs.observe(config.observation, z, Z, y, center=config.center)
+    e, H = seen.e, seen.H
+    C = z.shape[1]
+
+    new: Update
+    if config.observation == "glm":
+        new = measure_glm(theta, p_pred, Z, e, seen.yhat.reshape(z.shape), config)
+        R = None
+        R_used = obs.jacobian_product(
+            seen.yhat.reshape(z.shape), namespace(z).eye(e.shape[0], dtype=z.dtype)
+        )
+    else:
+        R = check_noise(state.R, e, C, config)
+        if config.timing == "before":
+            R = noise.update(str(config.noise), R, e, spread(H, p_pred), config.beta)
+        R_used = R
+        new = measure(theta, p_pred, H, e, R, C, config)
+        if config.timing == "after":
+            r, p_seen = e, p_pred
+            if config.noise == "ema_residual_hph":
+                yhat_post = obs.predict(config.observation, outputs(new.theta))
+                r = obs.innovation(config.observation, y, yhat_post).reshape(-1)
+                p_seen = covariance(new)
+            R = noise.update(str(config.noise), R, r, spread(H, p_seen), config.beta)
+
+    posterior = covariance(new)
+    name = "P" if config.covariance == "dense" else "p"
+    after = LokoState(theta=new.theta, R=R, step=state.step + 1, **{name: posterior})
+    record = LokoRecord(
+        p_pred=p_pred,
+        z=z,
+        loss=number(loss(z, y, config.observation)),
+        yhat=seen.yhat,
+        e=e,
+        H=H,
+        R_used=R_used,
+        S=new.S,
+        K=new.K,
+    )
+    return after, record
+
+
+def run(
+    state: LokoState, batches: Iterable[Batch], config: LokoConfig
+) -> tuple[LokoState, list[LokoRecord]]:
+    """Take a step for each batch in turn.  [LOKO-1].
+
+    Parameters
+    ----------
+    state : LokoState
+        The first.
+    batches : iterable of Batch
+        In order.
+    config : LokoConfig
+        The choices.
+
+    Returns
+    -------
+    state : LokoState
+        After the last batch.
+    records : list of LokoRecord
+        One a batch.
+    """
+    records: list[LokoRecord] = []
+    for batch in batches:
+        state, record = step(state, batch, config)
+        records.append(record)
+    return state, records
