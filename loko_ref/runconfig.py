@@ -11,13 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loko_ref import data, loko, optimizers
+from loko_ref import data, loko, optimizers, texts
 from loko_ref.checks import check_choice, check_range
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.lora import INITS
 
-__all__ = ["BASELINES", "OPTIMIZERS", "P0", "RunConfig", "default_options", "default_shift"]
+__all__ = [
+    "BASELINES",
+    "NETWORKS",
+    "OPTIMIZERS",
+    "P0",
+    "RunConfig",
+    "default_options",
+    "default_shift",
+]
 
 OPTIMIZERS = ("loko", "sgd", "adagrad", "adamw")
 
@@ -26,6 +34,10 @@ BASELINES: dict[str, type[Any]] = {
     "adagrad": optimizers.AdaGrad,
     "adamw": optimizers.AdamW,
 }
+
+NETWORKS = ("mlp", "vit", "encoder")
+"""What is trained: a perceptron on features, a vision transformer on the patches of an image, an
+encoder of the RoBERTa kind on words."""
 
 P0 = {"glm": 0.05, "softmax": 0.05, "logits": 0.5, "gaussian": 0.05}
 """Prior variance that LoKO takes by default, by observation model.
@@ -41,6 +53,8 @@ leave the region of the linearisation, and some seeds collapse or diverge. ``log
 
 def default_shift(name: str) -> str:
     """Return the shift taken when none is named: ``rotate90`` for images, else ``invert``."""
+    if name in texts.TEXTS:
+        return "noise"
     return "rotate90" if name == "digits" else "invert"
 
 
@@ -117,6 +131,9 @@ class RunConfig:
         Samples a step; a remainder of the stream is left out.
     backend : {"numpy", "cupy"}
         Where the stream is learned; the base is always trained on the host.
+    network : {"mlp", "vit", "encoder"}, optional
+        By default ``encoder`` for a text and ``mlp`` for all else; ``vit`` is for digits. LoRA goes
+        on every linear of an mlp, on q, v and the head's last layer of the others.
     hidden : tuple of int, optional
         Hidden widths of the base, with ``activation`` between; by default (128, 128) for digits
         and (32, 32) for the smaller tables.
@@ -138,6 +155,7 @@ class RunConfig:
     dtype: str = "float64"
     batch: int = 1
     backend: str = "numpy"
+    network: str | None = None
     hidden: tuple[int, ...] | None = None
     activation: str = "relu"
     epochs: int = 30
@@ -150,7 +168,18 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Fill in what depends on the data set, and check what no deeper room checks."""
-        check_choice("data", self.data, data.DATASETS)
+        check_choice("data", self.data, (*data.DATASETS, *texts.TEXTS))
+        text = self.data in texts.TEXTS
+        if self.network is None:
+            object.__setattr__(self, "network", "encoder" if text else "mlp")
+        check_choice("network", self.network, NETWORKS)
+        if (self.network == "encoder") != text or (self.network == "vit" and self.data != "digits"):
+            raise InputError(
+                "network",
+                repr(self.network),
+                "'encoder' for a text, 'vit' for digits, 'mlp' for digits and tables",
+                "a network that cannot read these data",
+            )
         if self.shift is None:
             object.__setattr__(self, "shift", default_shift(self.data))
         for name in ("batch", "epochs", "base_batch", "r", "evaluations"):

@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref import data, loko, optimizers
+from loko_ref import data, loko, optimizers, texts
+from loko_ref.architectures import roberta_spec, vit_spec
 from loko_ref.arrays import Array, asarray, get_backend, namespace, to_host
 from loko_ref.data import Dataset
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman.observation import innovation, predict
 from loko_ref.model import Model, add_lora, forward, init_model, mlp_spec, pack, unpack, vjp
 from loko_ref.runconfig import BASELINES, RunConfig
+from loko_ref.spec import linears, map_linears
 
 __all__ = [
     "Point",
@@ -42,6 +44,10 @@ __all__ = [
     "stream_batch",
     "train_base",
 ]
+
+
+ENCODER: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "ff": 64}
+"""Size of the transformers trained here."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,13 +198,7 @@ def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None
         If scikit-learn is not installed.
     """
     like = get_backend(config.backend).asarray(np.zeros(1, config.dtype))
-    dataset = data.load(
-        config.data,
-        shift=str(config.shift),
-        seed=config.seed,
-        dtype=config.dtype,
-        label_noise=config.label_noise,
-    )
+    dataset = _load(config)
     if config.batch > len(dataset.stream):
         raise InputError(
             "batch", config.batch, f"at most {len(dataset.stream)}, the stream", "an empty pass"
@@ -208,22 +208,46 @@ def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None
             np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(5)[3:]
         )  # the first three children are the data's
         made = train_base(config, dataset, base_rng)
-        for layer in made.spec:
-            if layer["kind"] == "linear":
+        for layer in linears(made.spec):
+            if _adapted(config, layer):
                 site = _site(config, layer)
                 made = add_lora(lora_rng, made, **site, init=config.init, targets=[layer["name"]])
         weights = made.weights
-    spec = [
-        layer | {"lora": _site(config, layer)} if layer["kind"] == "linear" else layer
-        for layer in _base_spec(config, dataset)
-    ]
+    spec = map_linears(
+        _base_spec(config, dataset),
+        lambda layer: {**layer, "lora": _site(config, layer)} if _adapted(config, layer) else layer,
+    )
     model = Model(spec=spec, weights={name: asarray(w, like) for name, w in weights.items()})
     return Task(config=config, dataset=dataset, model=model)
 
 
 def _base_spec(config: RunConfig, dataset: Dataset) -> list[dict[str, Any]]:
+    if config.network == "vit":
+        return vit_spec(image=(1, 8, 8), patch=(2, 2), outputs=dataset.outputs, **ENCODER)
+    if config.network == "encoder":
+        tokens = dataset.base.x.shape[1]
+        return roberta_spec(
+            vocab=texts.VOCABULARY,
+            positions=tokens + texts.PAD + 1,
+            pad=texts.PAD,
+            types=0,
+            outputs=dataset.outputs,
+            **ENCODER,
+        )
     widths = [dataset.base.x.shape[1], *(config.hidden or ()), dataset.outputs]
     return mlp_spec(widths, config.activation)
+
+
+def _adapted(config: RunConfig, layer: Mapping[str, Any]) -> bool:
+    """Whether a linear gets LoRA: all of an mlp, q and v and the last layer of an encoder."""
+    return config.network == "mlp" or layer["name"].endswith((".q", ".v", "head.out"))
+
+
+def _load(config: RunConfig) -> Dataset:
+    where = {"shift": str(config.shift), "seed": config.seed, "label_noise": config.label_noise}
+    if config.data in texts.TEXTS:
+        return texts.load(config.data, **where)  # type: ignore[arg-type]
+    return data.load(config.data, dtype=config.dtype, **where)  # type: ignore[arg-type]
 
 
 def _site(config: RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,14 @@ SEEDS = (0, 1, 2)
 def train(
     data: Annotated[
         str | None,
-        typer.Option(help="digits (default), breast_cancer, wine, iris, or diabetes (regression)."),
+        typer.Option(
+            help="digits (default), breast_cancer, wine, iris, diabetes (regression), or topics "
+            "(English text)."
+        ),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="mlp (default), vit (digits in 2 x 2 patches), encoder (topics)."),
     ] = None,
     shift: Annotated[
         str | None,
@@ -98,6 +105,7 @@ def train(
         raise InputError("--stop-after", stop_after, "--checkpoint F too", "nothing would be kept")
     about: dict[str, Any] = {
         "data": data,
+        "network": network,
         "shift": shift,
         "batch": batch,
         "label_noise": label_noise,
