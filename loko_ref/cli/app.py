@@ -40,6 +40,7 @@ from loko_ref.cli.explain import explain_command  # noqa: E402
 from loko_ref.cli.lte import lte  # noqa: E402
 from loko_ref.cli.mutants import mutants  # noqa: E402
 from loko_ref.cli.operations import operations  # noqa: E402
+from loko_ref.cli.protocol import protocol  # noqa: E402
 from loko_ref.cli.train import train  # noqa: E402
 from loko_ref.cli.vectors import app as vectors  # noqa: E402
 from loko_ref.cli.verify import verify  # noqa: E402
@@ -47,6 +48,7 @@ from loko_ref.cli.verify import verify  # noqa: E402
 app.command("verify")(verify)
 app.command("operations")(operations)
 app.command("mutants")(mutants)
+app.command("protocol")(protocol)
 app.add_typer(vectors, name="vectors")
 app.command("train")(train)
 app.command("explain")(explain_command)

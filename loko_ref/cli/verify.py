@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,12 @@ def verify(
         typer.Argument(
             help="A Python file, a module or module:attribute that holds IMPLEMENTATION, a mapping "
             "from operation name to function ('loko-ref operations' describes them)."
+        ),
+    ] = None,
+    cmd: Annotated[
+        str | None,
+        typer.Option(
+            "--cmd", help="In place of TARGET: a command that speaks 'loko-ref protocol'."
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
@@ -40,8 +48,9 @@ def verify(
 
     from loko_ref.conformance import report
     from loko_ref.conformance.cases import select
-    from loko_ref.conformance.implementation import load
+    from loko_ref.conformance.implementation import Implementation, load
     from loko_ref.conformance.naming import name_mistakes
+    from loko_ref.conformance.subprocess_target import Command
     from loko_ref.conformance.verify import run, summarise
 
     if not timeout > 0:
@@ -51,19 +60,30 @@ def verify(
         for case in cases:
             typer.echo(f"{case.id}\t{case.hunts}")
         return
-    if target is None:
+    if (target is None) == (cmd is None):
+        got = "nothing" if target is None else "both TARGET and --cmd"
         raise InputError(
-            "TARGET", "nothing", "a Python file, a module or module:attribute", "it was left out"
+            "TARGET",
+            got,
+            "a Python file, a module or module:attribute, or --cmd COMMAND",
+            "it was left out" if target is None else "two ways to name the implementation",
         )
-    implementation = load(target)
+    implementation: Implementation | Command
+    if cmd is None:
+        implementation, shown = load(str(target)), str(target)
+    else:
+        implementation, shown = Command(cmd), f"--cmd {shlex.quote(cmd)}"
     console = Console()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with (
+        Progress(console=Console(stderr=True), transient=True) as bar,
+        implementation if isinstance(implementation, Command) else contextlib.nullcontext(),
+    ):
         task = bar.add_task("verifying", total=len(cases))
         checks = run(
             implementation, cases, timeout=timeout, progress=lambda check: bar.advance(task)
         )
     mistakes = name_mistakes(checks)
-    report.print_report(console, target, checks, implementation.notes, mistakes)
+    report.print_report(console, shown, checks, implementation.notes, mistakes)
     if json is not None:
-        report.write_json(json, report.as_json(target, checks, implementation.notes, mistakes))
+        report.write_json(json, report.as_json(shown, checks, implementation.notes, mistakes))
     raise typer.Exit(summarise(checks).exit_code)

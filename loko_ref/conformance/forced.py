@@ -13,7 +13,7 @@ from typing import Any
 
 from loko_ref.conformance.cases import Case, Draw, Recipe
 from loko_ref.conformance.compare import Divergence, compare
-from loko_ref.conformance.implementation import Finding, Implementation
+from loko_ref.conformance.implementation import Finding, Runnable
 from loko_ref.conformance.tolerance import expected
 
 __all__ = ["Forced", "force", "steps_of"]
@@ -74,7 +74,7 @@ def steps_of(case: Case) -> list[Case]:
     return cases
 
 
-def force(implementation: Implementation, case: Case, timeout: float | None = None) -> Forced:
+def force(implementation: Runnable, case: Case, timeout: float | None = None) -> Forced:
     """Walk a run step by step from the oracle's states, up to the first step that is wrong."""
     one_step = steps_of(case)
     for t, step in enumerate(one_step):

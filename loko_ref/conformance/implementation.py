@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from loko_ref.conformance.cases import Case
 from loko_ref.conformance.operations import OPERATIONS
 from loko_ref.errors import InputError, closest
 
-__all__ = ["Answer", "Finding", "Implementation", "call", "load"]
+__all__ = ["Answer", "Finding", "Implementation", "Runnable", "call", "load"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Finding:
     Attributes
     ----------
     kind : str
-        ``raised``, ``timeout``, ``signature``, ``result``, ``output``, ``shape``, ``dtype``,
-        ``not-finite`` or ``mutated``.
+        ``raised``, ``timeout``, ``signature``, ``result``, ``output``, ``shape``, ``dtype`` or
+        ``mutated``; of a command also ``crashed`` and ``protocol``.
     message : str
         One sentence.
     quantity : str or None
@@ -63,6 +63,14 @@ class Answer:
     outputs: Mapping[str, Array] = field(default_factory=dict)
     declined: str | None = None
     finding: Finding | None = None
+
+
+class Runnable(Protocol):
+    """What can be verified: an in-process implementation, or a command."""
+
+    def run(self, case: Case, timeout: float | None = None) -> Answer:
+        """Run one case."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,7 +9,7 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.compare import Divergence, compare
 from loko_ref.conformance.forced import Forced, force
-from loko_ref.conformance.implementation import Answer, Finding, Implementation
+from loko_ref.conformance.implementation import Answer, Finding, Runnable
 from loko_ref.conformance.tolerance import tolerance
 
 __all__ = ["TIMEOUT", "Check", "Summary", "judge", "run", "summarise"]
@@ -94,7 +94,7 @@ def judge(case: Case, answer: Answer) -> Check:
 
 
 def run(
-    implementation: Implementation,
+    implementation: Runnable,
     cases: Sequence[Case],
     *,
     timeout: float | None = TIMEOUT,
@@ -104,7 +104,7 @@ def run(
 
     Parameters
     ----------
-    implementation : Implementation
+    implementation : Runnable
         The code under test.
     cases : sequence of Case
         What to run.

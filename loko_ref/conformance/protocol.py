@@ -1,0 +1,293 @@
+"""The protocol ``loko-ref/protocol/1``: one JSON object a line, over stdin and stdout.
+
+Messages are built and parsed here, tensors encoded and decoded; ``subprocess_target`` speaks it.
+What comes from the other side is trusted in nothing: every malformed line is a ``ProtocolError``
+that quotes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.operations import CATALOGUE
+from loko_ref.errors import InputError
+from loko_ref.interop.tensors import read_tensors, write_tensors
+
+__all__ = [
+    "LINE_LIMIT",
+    "PROTOCOL",
+    "SPECIFICATION",
+    "ProtocolError",
+    "canary",
+    "check_hello",
+    "decode",
+    "encode",
+    "hello",
+    "parse",
+    "request",
+]
+
+PROTOCOL = "loko-ref/protocol/1"
+LINE_LIMIT = 64 * 2**20
+"""Bytes that a line may have."""
+
+LARGE = 2**20
+"""Bytes from which a tensor goes by file, where the harness says that it reads files."""
+
+_DTYPES = {"float64": "<f8", "float32": "<f4"}
+
+SPECIFICATION = f"""\
+{PROTOCOL}: how loko-ref verifies an implementation in any language
+
+loko-ref starts your command once and talks to it over stdin and stdout, one JSON object a line
+(UTF-8, ended by \\n). Write nothing else to stdout; stderr is free, its end is shown when you fail.
+Flush after each line.
+
+TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
+        data: the elements row-major, little-endian, base64 with padding. A scalar's shape is [].
+        Or, for a large one: {{"dtype", "shape", "file": "name.safetensors", "tensor": "name"}},
+        a file in the folder that hello names. You are sent such only if you say "files": true;
+        you may answer with one only then.
+
+1. hello. You are sent
+   {{"type": "hello", "protocol": "{PROTOCOL}", "catalogue": "{CATALOGUE}",
+    "canary": {{"float64": TENSOR, "float32": TENSOR}}, "folder": "/tmp/..."}}
+   and answer
+   {{"type": "hello", "protocol": "{PROTOCOL}", "operations": ["lora.delta", ...],
+    "dtypes": ["float64"], "canary": {{"float64": TENSOR}}, "files": false}}
+   where operations and dtypes are what you offer, and canary has, for each dtype you offer, the
+   tensor you were sent, decoded to numbers and encoded again. It holds 0.1, -0.0, a subnormal,
+   infinity, -infinity and NaN, and must come back bit for bit.
+
+2. run, any number of times. You are sent
+   {{"type": "run", "id": 7, "operation": "lora.delta", "inputs": {{"A": TENSOR, "B": TENSOR}},
+    "options": {{"alpha": 3.0}}}}
+   An input that is a mapping ("weights") is an object of tensors. All options are always given.
+   'loko-ref operations' describes every operation. You answer one of
+   {{"type": "result", "id": 7, "outputs": {{"delta": TENSOR}}}}     any subset of the outputs
+   {{"type": "unsupported", "id": 7, "reason": "..."}}              you decline this case
+   {{"type": "error", "id": 7, "message": "..."}}                   you fail on it
+
+3. stop. You are sent {{"type": "stop"}} and exit with code 0.
+
+To a line that you cannot read, or of an unknown type, answer {{"type": "error", "id": null,
+"message": "..."}} and go on. A request may take --timeout seconds; then you are killed and
+started again. So you are after a crash or a line that is no message.
+"""
+"""What ``loko-ref protocol`` prints."""
+
+
+class ProtocolError(ValueError):
+    """A line or a tensor that is not what the protocol says."""
+
+
+def quote(line: bytes | str) -> str:
+    """Show the beginning of a line, printable."""
+    text = line.decode("utf-8", "backslashreplace") if isinstance(line, bytes) else line
+    short = text.rstrip("\r\n")
+    return repr(short[:160]) + (f" (and {len(short) - 160} more)" if len(short) > 160 else "")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """Read one line as a message.
+
+    Raises
+    ------
+    ProtocolError
+        If it is no JSON object with a ``type``; quotes the line.
+    """
+    try:
+        text = line.decode("utf-8")
+        message = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:160]
+        raise ProtocolError(f"a line on stdout that is no JSON ({reason}): {quote(line)}") from None
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise ProtocolError(f"a line on stdout that is no message with a type: {quote(line)}")
+    return message
+
+
+def encode(array: Array) -> dict[str, Any]:
+    """Write a tensor as dtype, shape, base64."""
+    name = str(array.dtype)
+    raw = np.ascontiguousarray(array).astype(_DTYPES[name]).tobytes()
+    return {
+        "dtype": name,
+        "shape": list(array.shape),
+        "data": base64.b64encode(raw).decode("ascii"),
+    }
+
+
+def decode(value: Any, where: str, folder: Path | None = None) -> Array:
+    """Read a tensor.
+
+    Parameters
+    ----------
+    value : object
+        What stood in the message.
+    where : str
+        What it is called, for the error.
+    folder : path, optional
+        Where files may lie.
+
+    Raises
+    ------
+    ProtocolError
+        If anything about it is wrong.
+    """
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{where}: no tensor object")
+    dtype, shape = value.get("dtype"), value.get("shape")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ProtocolError(f"{where}: dtype {dtype!r:.80} is not float64 or float32")
+    if not isinstance(shape, list) or not all(
+        isinstance(d, int) and not isinstance(d, bool) and 0 <= d < 2**31 for d in shape
+    ):
+        raise ProtocolError(f"{where}: shape {shape!r:.80} is no list of sizes")
+    if len(shape) > 8:
+        raise ProtocolError(f"{where}: {len(shape)} axes")
+    if "file" in value:
+        return _from_file(value, where, folder, dtype, tuple(shape))
+    data = value.get("data")
+    if not isinstance(data, str):
+        raise ProtocolError(f"{where}: no data")
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ProtocolError(f"{where}: data is no base64 ({error})") from None
+    wanted = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+    if len(raw) != wanted:
+        raise ProtocolError(f"{where}: {len(raw)} bytes for shape {shape}, not {wanted}")
+    return np.frombuffer(raw, _DTYPES[dtype]).reshape(shape).astype(dtype)
+
+
+def _from_file(
+    value: Mapping[str, Any], where: str, folder: Path | None, dtype: str, shape: tuple[int, ...]
+) -> Array:
+    name, tensor = value.get("file"), value.get("tensor")
+    plain = isinstance(name, str) and Path(name).name == name and "\0" not in name and name != ".."
+    if folder is None or not plain or not isinstance(tensor, str):
+        raise ProtocolError(f"{where}: file {name!r:.80} is no plain name in the folder of hello")
+    path = folder / str(name)
+    if path.is_symlink():
+        raise ProtocolError(f"{where}: file {name!r:.80} is a link")
+    try:
+        tensors = read_tensors(path)
+    except (InputError, RecursionError, OverflowError, MemoryError, TypeError, OSError) as error:
+        raise ProtocolError(f"{where}: {type(error).__name__}: {error}"[:300]) from None
+    if tensor not in tensors:
+        raise ProtocolError(f"{where}: {name!r:.80} holds no tensor {tensor!r:.80}")
+    array = np.array(tensors[tensor])
+    if str(array.dtype) != dtype or array.shape != shape:
+        raise ProtocolError(f"{where}: the file holds {array.dtype}{array.shape}")
+    return array
+
+
+def canary(dtype: str) -> Array:
+    """Numbers that a careless encoding loses: 0.1, -0.0, a subnormal, ±infinity, NaN."""
+    info = np.finfo(dtype)
+    tiny = info.smallest_subnormal * 3
+    return np.array([0.1, -0.0, tiny, np.inf, -np.inf, np.nan], dtype=dtype)
+
+
+def hello(folder: str) -> dict[str, Any]:
+    """Build the first message."""
+    return {
+        "type": "hello",
+        "protocol": PROTOCOL,
+        "catalogue": CATALOGUE,
+        "canary": {name: encode(canary(name)) for name in _DTYPES},
+        "folder": folder,
+    }
+
+
+def check_hello(message: Mapping[str, Any], folder: Path) -> tuple[list[str], list[str], bool]:
+    """Check the answer to hello: operations, dtypes, and whether files are read.
+
+    Raises
+    ------
+    ProtocolError
+        If the version is another, a field is missing, or a canary is not what was sent.
+    """
+    if message.get("type") != "hello":
+        raise ProtocolError(f"the answer to hello has the type {message.get('type')!r:.80}")
+    if message.get("protocol") != PROTOCOL:
+        raise ProtocolError(f"protocol {message.get('protocol')!r:.80}, not {PROTOCOL!r}")
+    lists: list[list[str]] = []
+    for key in ("operations", "dtypes"):
+        names = message.get(key)
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise ProtocolError(f"hello: '{key}' is no list of names")
+        lists.append(names)
+    operations, dtypes = lists
+    unknown = [name for name in dtypes if name not in _DTYPES]
+    if unknown or not dtypes:
+        raise ProtocolError(f"hello: dtypes {dtypes!r:.80}; known are float64, float32")
+    returned = message.get("canary")
+    for name in dtypes:
+        if not isinstance(returned, dict) or name not in returned:
+            raise ProtocolError(f"hello: no canary of dtype {name}")
+        got, sent = decode(returned[name], f"canary.{name}", folder), canary(name)
+        if got.dtype != sent.dtype or got.shape != sent.shape:
+            raise ProtocolError(f"canary.{name}: {got.dtype}{got.shape} came back")
+        bits = "<u8" if name == "float64" else "<u4"
+        for at in range(sent.size):
+            a, b = got.view(bits)[at], sent.view(bits)[at]
+            if a != b:
+                raise ProtocolError(
+                    f"canary.{name}: element {at} ({sent[at]}) was sent as bits {int(b):#x} and "
+                    f"came back as {int(a):#x}"
+                )
+    return operations, dtypes, message.get("files") is True
+
+
+def request(
+    number: int,
+    operation: str,
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    files: Path | None = None,
+) -> dict[str, Any]:
+    """Build a run message; large tensors go by a file in `files`, where there is one."""
+    large: dict[str, Array] = {}
+    name = f"run-{number}.safetensors"
+
+    def put(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {inner: put(f"{key}.{inner}", item) for inner, item in value.items()}
+        if files is None or value.nbytes < LARGE:
+            return encode(value)
+        large[key] = value
+        shape = list(value.shape)
+        return {"dtype": str(value.dtype), "shape": shape, "file": name, "tensor": key}
+
+    message = {
+        "type": "run",
+        "id": number,
+        "operation": operation,
+        "inputs": {key: put(key, value) for key, value in inputs.items()},
+        "options": dict(options),
+    }
+    if large and files is not None:
+        write_tensors(files / name, large)
+    return message

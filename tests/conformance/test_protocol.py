@@ -1,0 +1,305 @@
+"""The protocol: harnesses in three languages pass; every misbehaviour is a finding, none a hang."""
+
+import base64
+import json
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loko_ref.conformance import protocol
+from loko_ref.conformance.cases import select
+from loko_ref.conformance.protocol import ProtocolError
+from loko_ref.conformance.subprocess_target import Command
+from loko_ref.conformance.verify import run, summarise
+from loko_ref.errors import InputError
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "examples"
+
+
+def python(*arguments):
+    return shlex.join([sys.executable, *map(str, arguments)])
+
+
+def trouble(name):
+    return python(HERE / "harness_of_trouble.py", name)
+
+
+def cli(*arguments, timeout=300):
+    return subprocess.run(
+        [sys.executable, "-m", "loko_ref", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def test_specification_is_printed():
+    result = cli("protocol")
+    assert result.returncode == 0
+    assert result.stdout == protocol.SPECIFICATION
+    for word in ("hello", "canary", "run", "stop", "little-endian", "base64", "unsupported"):
+        assert word in result.stdout
+
+
+def test_python_harness():
+    with Command(python(EXAMPLES / "harness.py", EXAMPLES / "my_loko.py")) as command:
+        checks = run(command, select("kalman.*") + select("loko.step/glm/*") + select("model.*"))
+    assert {c.status for c in checks} == {"passed"}
+
+
+def build(language, folder):
+    """Compile a harness; skip where there is no compiler."""
+    out = folder / f"harness_{language}"
+    commands = {
+        "cpp": ["g++", "-std=c++17", "-O1", "-o", str(out), str(EXAMPLES / "harness.cpp")],
+        "rs": ["rustc", "--edition", "2021", "-o", str(out), str(EXAMPLES / "harness.rs")],
+    }
+    if shutil.which(commands[language][0]) is None:
+        pytest.skip(f"{commands[language][0]} is not installed")
+    done = subprocess.run(commands[language], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    return str(out)
+
+
+@pytest.mark.parametrize("language", ["cpp", "rs"])
+def test_compiled_harness(language, tmp_path):
+    path = build(language, tmp_path)
+    with Command(shlex.quote(path)) as command:
+        checks = run(command, select("kalman.*") + select("noise.*") + select("lora.*"))
+    assert {c.status for c in checks} == {"passed"}
+    result = cli("protocol", "--cmd", shlex.quote(path))
+    assert result.returncode == 0, result.stdout
+    assert "WRONG" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("exits", "exited with code 3; stderr ends: cannot find my library"),
+        (
+            "canary",
+            "canary.float64: element 1 (-0.0) was sent as bits 0x8000000000000000 and came back "
+            "as 0x0",
+        ),
+        ("version", "protocol 'loko-ref/protocol/0', not 'loko-ref/protocol/1'"),
+        ("no-canary", "hello: no canary of dtype float32"),
+        ("dtypes", "hello: dtypes ['float16']; known are float64, float32"),
+    ],
+)
+def test_no_start(name, message):
+    with pytest.raises(InputError) as error:
+        Command(trouble(name))
+    assert message in str(error.value)
+    assert "Likely cause: not built, not executable" in str(error.value)
+
+
+def test_a_silent_command_is_not_waited_for(monkeypatch):
+    from loko_ref.conformance import subprocess_target
+
+    monkeypatch.setattr(subprocess_target, "START_TIMEOUT", 0.5)
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"did not answer within 0\.5 s"):
+        Command(trouble("silent"))
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("command", ["", "no-such-command-at-all", "'unclosed"])
+def test_no_command(command):
+    with pytest.raises(InputError, match="--cmd"):
+        Command(command)
+
+
+MISBEHAVIOUR = {
+    "garbage": ("protocol", "a line on stdout that is no JSON", "'computing delta ...'"),
+    "crash": ("crashed", "was killed by SIGABRT; stderr ends: assertion failed: rank > 0", ""),
+    "hang": ("timeout", "did not answer within 1 s", ""),
+    "error": ("raised", "reported an error: out of memory", ""),
+    "wrong-id": ("protocol", "an answer to request 3 in place of 2", ""),
+    "no-outputs": ("protocol", "an answer that is no result, unsupported or error", ""),
+    "short": ("protocol", "delta: 0 bytes for shape [2, 3], not 48", ""),
+    "nan": ("protocol", "NaN is no JSON number", ""),
+    "huge": ("protocol", "a line of more than 65536 bytes", ""),
+    "escape": ("protocol", "file '../../etc/passwd' is no plain name in the folder of hello", ""),
+}
+
+
+@pytest.mark.parametrize("name", MISBEHAVIOUR)
+def test_misbehaviour_is_one_finding_and_the_rest_goes_on(name, monkeypatch):
+    monkeypatch.setattr(protocol, "LINE_LIMIT", 65536)
+    kind, message, more = MISBEHAVIOUR[name]
+    cases = [c for c in select("lora.delta", "float64") if c.recipe.name in ("tiny", "random")]
+    with Command(trouble(name)) as command:
+        checks = run(command, [cases[1], cases[0], cases[1]], timeout=1.0)
+    assert [c.status for c in checks] == ["passed", "failed", "passed"]
+    assert checks[1].finding.kind == kind
+    assert message in checks[1].finding.message
+    assert more in checks[1].finding.message
+
+
+def test_what_it_does_not_offer_is_unsupported():
+    with Command(trouble("none")) as command:
+        checks = run(command, select("kalman.time_update"))
+    assert {c.status for c in checks} == {"unsupported"}
+    assert summarise(checks).exit_code == 2
+
+
+def test_stop():
+    for name, code in (("none", 0), ("stop-code", 4)):
+        assert Command(trouble(name)).close() == code
+    result = cli("protocol", "--cmd", trouble("stop-code"))
+    assert result.returncode == 1
+    assert "WRONG stop: exit code 4" in result.stdout
+
+
+def test_a_command_that_stays_is_killed(monkeypatch):
+    from loko_ref.conformance import subprocess_target
+
+    monkeypatch.setattr(subprocess_target, "STOP_TIMEOUT", 0.5)
+    command = Command(trouble("stays"))
+    child = command._process.child
+    assert command.close() is None
+    assert child.poll() is not None
+
+
+def test_cli_verify_cmd(tmp_path):
+    out = tmp_path / "r.json"
+    result = cli("verify", "--cmd", trouble("garbage"), "--only", "lora.*", "--json", out)
+    assert result.returncode == 1
+    assert "computing delta ..." in result.stdout
+    document = json.loads(out.read_text())
+    failed = [c for c in document["checks"] if c["status"] == "failed"]
+    assert {c["finding"]["kind"] for c in failed} == {"protocol"}
+    result = cli("verify", "x.py", "--cmd", "y")
+    assert result.returncode == 2
+    assert "both TARGET and --cmd" in result.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_tensors_round_trip_bit_for_bit(dtype):
+    rng = np.random.default_rng(1)
+    for shape in ((), (0,), (3,), (2, 0, 4), (2, 3), (1, 2, 3, 4)):
+        a = rng.standard_normal(shape).astype(dtype)
+        b = protocol.decode(json.loads(json.dumps(protocol.encode(a))), "a")
+        assert (b.shape, b.dtype, b.tobytes()) == (a.shape, a.dtype, a.tobytes())
+    c = protocol.canary(dtype)
+    assert protocol.decode(protocol.encode(c), "c").tobytes() == c.tobytes()
+    assert 0 < c[2] < np.finfo(dtype).tiny
+
+
+def test_large_tensors_go_by_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "LARGE", 64)
+    big, small = np.arange(100.0), np.arange(3.0)
+    inputs = {"A": big, "weights": {"0.W": big + 1, "0.b": small}}
+    message = json.loads(json.dumps(protocol.request(4, "x", inputs, {}, tmp_path)))
+    assert "file" in message["inputs"]["A"]
+    assert "data" in message["inputs"]["weights"]["0.b"]
+    for value, sent in (
+        (message["inputs"]["A"], big),
+        (message["inputs"]["weights"]["0.W"], big + 1),
+    ):
+        assert protocol.decode(value, "a", tmp_path).tobytes() == sent.tobytes()
+        with pytest.raises(ProtocolError, match="no plain name"):
+            protocol.decode(value, "a")
+    (tmp_path / "link").symlink_to(tmp_path / "run-4.safetensors")
+    with pytest.raises(ProtocolError, match="is a link"):
+        protocol.decode(message["inputs"]["A"] | {"file": "link"}, "a", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"type":1}',
+        b'{"type":"a","type":"b"}',
+        b"[" * 200_000,
+        b'{"type":"x","n":' + b"9" * 5000 + b"}",
+        b"\xff\xfe",
+        b"Infinity",
+        b'"',
+    ],
+)
+def test_malformed_lines(line):
+    with pytest.raises(ProtocolError, match="a line on stdout that is no"):
+        protocol.parse(line)
+
+
+def test_fuzz(tmp_path):
+    """Messages changed at random: read or refused with one sentence, never another error."""
+    rng = random.Random(3)
+    tensor = protocol.encode(np.arange(6.0).reshape(2, 3))
+    seeds = [
+        json.dumps(protocol.hello("/tmp")).encode(),
+        json.dumps({"type": "result", "id": 1, "outputs": {"delta": tensor}}).encode(),
+        json.dumps(
+            {
+                "type": "hello",
+                "protocol": protocol.PROTOCOL,
+                "operations": [],
+                "dtypes": ["float64"],
+                "canary": {"float64": protocol.encode(protocol.canary("float64"))},
+            }
+        ).encode(),
+    ]
+    words = [b"null", b"1e999", b"-1", b"[]", b"{}", b'"', b"\\u0000", b"NaN", b"true", b"\xff"]
+    for _ in range(10_000 if os.environ.get("LOKO_REF_LONG") else 2_000):
+        line = bytearray(rng.choice(seeds))
+        for _ in range(rng.randint(1, 5)):
+            at = rng.randrange(len(line))
+            how = rng.random()
+            if how < 0.4:
+                line[at] = rng.randrange(256)
+            elif how < 0.7:
+                line[at : at + rng.randint(0, 8)] = rng.choice(words)
+            else:
+                del line[at : at + rng.randint(1, 30)]
+        try:
+            message = protocol.parse(bytes(line))
+            protocol.check_hello(message, tmp_path)
+        except ProtocolError:
+            pass
+        try:
+            outputs = protocol.parse(bytes(line)).get("outputs")
+            if isinstance(outputs, dict):
+                for value in outputs.values():
+                    protocol.decode(value, "x", tmp_path)
+        except ProtocolError:
+            pass
+
+
+def test_hostile_tensors(tmp_path):
+    data = base64.b64encode(b"\0" * 8).decode()
+    good = {"dtype": "float64", "shape": [1], "data": data}
+    for change in (
+        {"shape": [2**31]},
+        {"shape": [-1]},
+        {"shape": [True]},
+        {"shape": [1] * 9},
+        {"shape": 1},
+        {"shape": [1.0]},
+        {"dtype": "object"},
+        {"dtype": ["float64"]},
+        {"data": "!!!!"},
+        {"data": 5},
+        {"data": None},
+        {"file": 3, "tensor": "a"},
+        {"file": "/etc/passwd", "tensor": "a"},
+        {"file": "..", "tensor": "a"},
+        {"file": "a\0b", "tensor": "a"},
+        {"file": "absent", "tensor": "a"},
+    ):
+        with pytest.raises(ProtocolError):
+            protocol.decode({**good, **change}, "x", tmp_path)
