@@ -440,3 +440,36 @@ def test_nothing_is_compared_by_value():
     assert state == state
     assert state != LokoState(theta=state.theta, p=state.p)
     assert diagonal.DiagonalUpdate.__eq__ is object.__eq__
+
+
+def test_centred_logits_stay_on_the_contrasts():
+    """With center, R's all-ones part dies while nothing observes it: the update must not read it."""
+    rng = np.random.default_rng(0)
+    net = model.init_model(rng, model.mlp_spec([6, 8, 4], lora={"r": 2, "alpha": 2.0}))
+    config = LokoConfig(
+        model=net, observation="logits", center=True, noise="ema_innovation", beta=0.8, p0=0.05
+    )
+    state = loko.init(config)
+    x = rng.standard_normal((50, 6))
+    y = x[:, :4].argmax(axis=1)
+    for k in range(4000):  # 0.8**4000 underflows
+        at = slice(k % 50, k % 50 + 1)
+        state, record = loko.step(state, Batch(x=x[at], y=y[at]), config)
+    assert state.R is not None
+    assert abs(state.R.sum()) <= 1e-12 * np.abs(state.R).max()  # the ones died
+    # each row of K sums to 0 over the classes, to the rounding of its C = 4 terms
+    assert np.abs(record.K.sum(axis=1)).max() <= 4 * 2**-52 * np.abs(record.K).max()
+
+
+def test_a_theta_that_overflows_names_the_step():
+    """A posterior mean beyond the floats is a finding of the step that made it."""
+    net = model.init_model(
+        np.random.default_rng(0), model.mlp_spec([2, 1], lora={"r": 1, "alpha": 1.0})
+    )
+    config = LokoConfig(model=net, observation="gaussian", p0=1e40, r0=1.0)
+    far = Batch(x=np.full((1, 2), 1e-20), y=np.array([[1e300]]))
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        pytest.raises(NumericalError, match=r"^step 0: theta: not finite\. The filter diverged"),
+    ):
+        loko.step(loko.init(config), far, config)

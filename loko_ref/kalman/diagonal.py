@@ -207,6 +207,6 @@ def _glm_update(
         p_post = _decoupled(p, Hw, Hws, Kw, L, None)
     else:
         p_post = p / (1 + (Hws * Hws).sum(axis=0))  # 1/p+ = 1/p + diag(Z' J Z)  [DIAG-2]
-    JG = jacobian_product(yhat, G)
-    S = jacobian_product(yhat, JG.T) + jacobian_product(yhat, eye)  # J G J + J
+    Hs = jacobian_product(yhat, Zs)  # (m, n): J Z diag(sqrt p)
+    S = Hs @ Hs.T + jacobian_product(yhat, eye)  # H P H' + J
     return DiagonalUpdate(S=S, K=K, theta=theta + K @ e, p=p_post)

@@ -58,10 +58,10 @@ def loss(z: Array, y: Array, observation: str) -> Array:
     return -(y * log_softmax_forward(z)[0]).sum(axis=1).mean()
 
 
-def _check_bounded(z: Array, Z: Array) -> None:
-    """Tell a run that diverged from bad input: the model's outputs must not overflow."""
-    xp = namespace(z)
-    for name, array in (("z", z), ("Z", Z)):
+def _check_bounded(**arrays: Array) -> None:
+    """Tell a run that diverged from bad input: neither outputs nor theta may overflow."""
+    for name, array in arrays.items():
+        xp = namespace(array)
         if not bool(xp.isfinite(array).all()):
             raise NumericalError(
                 name,
@@ -156,7 +156,7 @@ def _advance(
     prior = state.P if config.covariance == "dense" else state.p
     assert prior is not None
     p_pred = time.update(prior, config.lam, config.q)  # [KAL-1]
-    _check_bounded(z, Z)
+    _check_bounded(z=z, Z=Z)
     y = targets(labels, z, config.observation)
     seen = obs.observe(config.observation, z, Z, y, center=config.center)
     e, H = seen.e, seen.H
@@ -183,6 +183,7 @@ def _advance(
                 p_seen = covariance(new)
             R = noise.update(str(config.noise), R, r, spread(H, p_seen), config.beta)
 
+    _check_bounded(theta=new.theta)
     posterior = covariance(new)
     name = "P" if config.covariance == "dense" else "p"
     after = LokoState(theta=new.theta, R=R, step=state.step + 1, **{name: posterior})
