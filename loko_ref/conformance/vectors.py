@@ -2,8 +2,13 @@
 
 A folder holds ``manifest.json`` and one safetensors file a case with the tensors ``in.*`` (the
 inputs, in the case's dtype; a mapping's entries as ``in.weights.0.W``), ``out.*`` (the oracle's
-outputs, float64) and ``tol.*`` (tolerance of every element, float64). Reading trusts nothing:
-sizes, names, hashes, heads, shapes and dtypes are checked before a number is used.
+outputs, float64) and ``tol.*`` (tolerance of every element, float64). Where the set was made with
+the extra ``certify``, ``gold.*`` holds the correctly rounded float64 of every exact value and
+``bound.*`` a proven bound on its distance from that value; an element whose rounding is not decided
+is NaN there, and the manifest lists it.  [BALL-6]
+
+Reading trusts nothing: sizes, names, hashes, heads, shapes and dtypes are checked before a number
+is used.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.conformance import enclosure
 from loko_ref.conformance.cases import Case, all_cases
 from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.conformance.tolerance import expected, tolerance
@@ -78,6 +84,7 @@ MANIFEST_SCHEMA: dict[str, Any] = {
                     "bytes": {"type": "integer", "minimum": 8, "maximum": FILE_LIMIT},
                     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
                     "tensors": {"type": "object", "additionalProperties": _TENSOR},
+                    "undecided": {"type": "array", "items": {"type": "string"}},
                 },
             },
         },
@@ -106,7 +113,21 @@ def _tensors(case: Case) -> dict[str, Array]:
     for name, bound in tolerance(case).items():
         if bound is not None:
             tensors[f"tol.{name}"] = bound
+    if enclosure.available():
+        for name, gold in enclosure.golden(case).items():
+            tensors[f"gold.{name}"] = np.where(gold.decided, gold.value, np.nan)
+            tensors[f"bound.{name}"] = np.where(gold.decided, gold.bound, np.nan)
     return tensors
+
+
+def _undecided(tensors: Mapping[str, Array]) -> list[str]:
+    """Name the elements whose correctly rounded value is not decided: ``P[0, 3]``."""
+    return [
+        f"{name.removeprefix('gold.')}{list(map(int, at))}"
+        for name, value in sorted(tensors.items())
+        if name.startswith("gold.")
+        for at in np.argwhere(np.isnan(value))
+    ]
 
 
 def export(
@@ -166,6 +187,7 @@ def export(
                     name: {"dtype": str(a.dtype), "shape": list(a.shape)}
                     for name, a in sorted(tensors.items())
                 },
+                "undecided": _undecided(tensors),
             }
         )
         if progress is not None:
@@ -327,6 +349,8 @@ def check(folder: str | Path, progress: Callable[[str], None] | None = None) -> 
             continue
         fresh = _tensors(cases[key])
         for name in sorted(set(fresh) | set(tensors)):
+            if name.startswith(("gold.", "bound.")) and not enclosure.available():
+                continue  # they can be derived again with the extra 'certify' only
             if name not in fresh or name not in tensors:
                 differing.append(f"{key}: {name} is on one side only")
                 continue
@@ -344,6 +368,9 @@ def _differs(case: Case, name: str, old: Array, new: Array) -> str | None:
         return f"was {old.dtype}{old.shape}, is {new.dtype}{new.shape}"
     if part == "in":
         return None if old.tobytes() == new.tobytes() else "is another input"
+    if part in ("gold", "bound"):
+        same = np.array_equal(old, new, equal_nan=True)
+        return None if same else "is not what ball arithmetic proves"
     if not np.isfinite(old).all():
         return "is not finite"
     if part == "tol":

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("flint", reason="python-flint (extra 'certify') is not installed")
 
 from loko_ref import balls
-from loko_ref.kalman import observation
+from loko_ref.errors import NumericalError
+from loko_ref.kalman import diagonal, observation
 from loko_ref.layers.activation import ACTIVATIONS
 
 U = 2.0**-53
@@ -70,3 +71,38 @@ def test_innovation_and_jacobian_product(rng, margin):
 
     new, exact = both(observe, z, Z, y)
     assert worst(new, exact) <= (8 * margin + 200) * U
+
+
+def extreme(rng, m, n, high):
+    p = 10.0 ** rng.uniform(-4, high, n)
+    H, R = rng.standard_normal((m, n)), np.diag(10.0 ** rng.uniform(-2, 2, m))
+    return np.zeros(n), p, H, np.ones(m), R
+
+
+def test_accuracy_at_extreme_leverage(rng):
+    """p over 16 decades: p+ within a few units."""
+    for _ in range(40):
+        inputs = extreme(rng, 3, 12, 12)
+        new = diagonal.update(*inputs).p
+        with balls.precision(400):
+            exact = diagonal.update(*(balls.balls(a) for a in inputs)).p
+            wide = diagonal.update(*(balls.inflate(a, U) for a in inputs)).p
+        centre = balls.to_host(exact)
+        unit = np.maximum(balls.radius(wide), U * centre)
+        assert np.all(np.abs(new - centre) <= 16 * unit)
+
+
+def test_positivity_by_form(rng):
+    """p over 20 decades, fewer parameters than outputs: the plain form has p+ <= 0 in some."""
+    negative = drawn = 0
+    for _ in range(1500):
+        inputs = extreme(rng, 5, 3, 16)
+        try:
+            new = diagonal.update(*inputs)
+        except NumericalError:  # S has no digit left: refused, not repaired
+            continue
+        drawn += 1
+        assert np.all(new.p > 0)
+        negative += int(np.any(inputs[1] * (1 - np.einsum("im,mi->i", new.K, inputs[2])) <= 0))
+    assert drawn > 100
+    assert negative > 0

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from loko_ref import balls
 from loko_ref.cli.app import app
-from loko_ref.conformance import certify, enclosure, tolerance
+from loko_ref.conformance import certify, enclosure, tolerance, vectors
 from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.operations import OPERATIONS
 from loko_ref.errors import MissingExtraError
@@ -163,3 +163,34 @@ def test_without_the_extra_units_are_the_random_estimate(monkeypatch):
         assert np.all(with_balls[name].size >= one.size)
         assert np.all(with_balls[name].size <= tolerance.REACH * one.size)
     assert np.any(with_balls["P"].size > one.size)
+
+
+def test_vectors_carry_golden_values(tmp_path, monkeypatch):
+    place = tmp_path / "set"
+    manifest = vectors.export(place, select("kalman.dense_update/tiny/*"))
+    found = vectors.read(place)
+    for entry in manifest["cases"]:
+        tensors = found[entry["id"]]
+        assert entry["undecided"] == []
+        for name in ("S", "K", "theta", "P"):
+            gold, bound = tensors[f"gold.{name}"], tensors[f"bound.{name}"]
+            assert gold.dtype == np.float64
+            assert np.all(np.abs(tensors[f"out.{name}"] - gold) <= tensors[f"tol.{name}"])
+            assert np.all(bound <= 0.5000001 * np.spacing(np.abs(gold)))
+    assert vectors.check(place) == []
+    # without the extra the golden values are carried, and not derived again
+    monkeypatch.setattr(enclosure, "available", lambda: False)
+    assert vectors.check(place) == []
+
+
+def test_an_undecided_golden_value_is_listed(tmp_path, monkeypatch):
+    (case,) = select("kalman.time_update/default/float64")
+    right = enclosure.golden(case)["p_pred"]
+    decided = right.decided.copy()
+    decided[3] = False
+    vague = enclosure.Golden(value=right.value, bound=right.bound, decided=decided)
+    monkeypatch.setattr(enclosure, "golden", lambda c: {"p_pred": vague})
+    manifest = vectors.export(tmp_path / "set", [case])
+    assert manifest["cases"][0]["undecided"] == ["p_pred[3]"]
+    gold = vectors.read(tmp_path / "set")[case.id]["gold.p_pred"]
+    assert np.isnan(gold).nonzero()[0].tolist() == [3]
