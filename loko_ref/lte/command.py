@@ -29,6 +29,9 @@ __all__ = ["LEARNING_RATES", "End", "Job", "execute", "plot", "prepare", "report
 LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.01, "adamw": 0.002}
 """Defaults, found on digits; LoKO has p0 in its place."""
 
+P0 = 0.01
+"""LoKO's prior variance here: from scratch, the larger one for fine-tuning overshoots."""
+
 _SAME = (
     "mode",
     "realisation",
@@ -95,6 +98,7 @@ def _optimizer(name: str, lr: float | None, options: list[str], regression: bool
     known = [f.name for f in fields(kind)]
     chosen: dict[str, Any] = {}
     if name == "loko":
+        chosen["p0"] = P0
         if regression:
             chosen["observation"] = "gaussian"
         if lr is not None:

@@ -215,7 +215,8 @@ def _filter_step(
     """LoKO in each head: its own linearisation, its own p and R.  [LTE-10]."""
     xp = namespace(state.theta)
     view = heads_of(config, state)
-    z, Z = net.jacobian(config, view, x)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused by the filter
+        z, Z = net.jacobian(config, view, x)
     loss, _ = net.losses(config, z, y)
     filters = config.filter(state.theta.dtype)
     shared = config.mode == "mhlora"
@@ -246,9 +247,12 @@ def _filter_step(
         theta.append(new.theta)
         p.append(new.p)
         R.append(new.R)
+    moved = xp.stack(theta)
+    if not bool(xp.isfinite(moved).all()):
+        raise NumericalError("theta", None, "The filter diverged: take a smaller p0.", state.step)
     after = replace(
         state,
-        theta=xp.stack(theta),
+        theta=moved,
         slots={"p": xp.stack(p)},
         R=None if state.R is None else xp.stack(R),
         step=state.step + 1,
