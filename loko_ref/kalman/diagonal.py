@@ -125,7 +125,7 @@ def update(
 
 
 def _update(theta: Array, p: Array, H: Array, e: Array, R: Array, diagonal: str) -> DiagonalUpdate:
-    """Compute :func:`update` on arguments known to be good."""
+    """Compute :func:`update` on arguments known to be good; for long runs see [BALL-8]."""
     Hs = H * namespace(p).sqrt(p)  # (m, n)
     S = Hs @ Hs.T + R  # (m, m)  [KAL-2]
     L = cholesky(S, "S")
