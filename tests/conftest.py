@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 LONG = os.environ.get("LOKO_REF_LONG") == "1"
 
@@ -17,6 +17,7 @@ COMMON = {
     "derandomize": True,
     "database": None,
     "print_blob": True,
+    "phases": [Phase.explicit, Phase.generate, Phase.target, Phase.shrink],  # none that traces
     "suppress_health_check": [HealthCheck.too_slow],
 }
 settings.register_profile("ci", max_examples=30, **COMMON)
