@@ -186,8 +186,9 @@ def rounded(x: Any, dtype: str = "float64") -> Rounded:
         return Rounded(value=math.nan, bound=math.inf, decided=False)
     mid, rad = _exact(x.mid()), _exact(x.rad())
     if abs(mid[1]) > 1 << 20 or abs(rad[1]) > 1 << 20:  # beyond any float: do not shift that far
-        gone = _negligible(x)
-        return Rounded(value=0.0 if gone else math.nan, bound=2.0**_BELOW, decided=gone)
+        if _negligible(x):
+            return Rounded(value=0.0, bound=math.ulp(0.0), decided=True)
+        return Rounded(value=math.nan, bound=math.inf, decided=False)
     value = _nearest(*mid, dtype)
     low, high = _sum(mid, (-rad[0], rad[1])), _sum(mid, rad)
     decided = _nearest(*low, dtype) == _nearest(*high, dtype) and math.isfinite(value)
@@ -198,9 +199,6 @@ def rounded(x: Any, dtype: str = "float64") -> Rounded:
         ends = (_sum(low, minus), _sum(high, minus))
         bound = max(_upward(abs(m), e) for m, e in ends)
     return Rounded(value=value, bound=bound, decided=decided)
-
-
-_BELOW = -1074
 
 
 def _upward(man: int, exp: int) -> float:

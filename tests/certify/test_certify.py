@@ -1,6 +1,8 @@
 """``loko-ref certify``: every quantity contained, and what is wrong is found."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -150,6 +152,28 @@ def test_the_missing_extra_is_named(monkeypatch):
     finally:
         monkeypatch.undo()
         ballarray.flint.cache_clear()
+
+
+WITHOUT = """
+import sys
+sys.modules["flint"] = None
+from loko_ref.conformance import tolerance
+from loko_ref.conformance.cases import select
+(case,) = select("kalman.diagonal_update/tiny/float64")
+assert "no balls: the extra 'certify' is not installed" in tolerance.unit(case)["K"].how
+sys.argv = ["loko-ref", "certify"]
+from loko_ref.cli import main
+main()
+"""
+
+
+def test_a_process_without_flint_verifies_and_names_the_extra():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'loko-ref[certify]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_without_the_extra_units_are_the_random_estimate(monkeypatch):

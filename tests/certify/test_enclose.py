@@ -60,6 +60,9 @@ def test_ties_subnormals_overflow():
         assert rounded(ball(2) ** -5000).value == 0.0
         assert rounded((-(ball(2) ** 20)).exp().exp() * 0 + ball(-(2**21)).exp()).value == 0.0
         assert not rounded(ball(2) ** 1030).decided
+        huge = rounded(ball(2) ** (1 << 21))
+        assert not huge.decided
+        assert huge.bound == math.inf
 
 
 def test_undecided_is_said():
