@@ -37,7 +37,7 @@ from loko_ref.fast import prepare
 from loko_ref.loko import Batch, LokoConfig, LokoState
 from loko_ref.model import Model, init_model, mlp_spec
 
-__all__ = ["PROBLEMS", "ROUTES", "clock", "measure", "problem"]
+__all__ = ["PROBLEMS", "ROUTES", "clock", "curves", "measure", "problem"]
 
 BASE: dict[str, Any] = {"layers": 12, "width": 768, "heads": 12, "ff": 3072}
 
@@ -176,3 +176,35 @@ def measure(name: str, dtype: str, *, min_time: float = 3.0, route: str = "fast"
         **timing,
         "step_peak_mb": round(_peak_mb() - before, 1),
     }
+
+
+def curves(dtype: str = "float64", *, least: int = 5) -> dict[str, list[dict[str, Any]]]:
+    """Time one step as the number of trainables grows, and as the number of tokens grows.
+
+    At fixed widths, for the encoder of ``tf_small``: the rank from 4 to 64 (so n from 8,192 to
+    131,072) at T = 64, and T from 32 to 512 at rank 8. Processor time, not the clock's, so that
+    other work on the machine counts less; the best of `least` steps.
+
+    Returns
+    -------
+    dict
+        ``n`` and ``T``: each a list of ``{"r", "n", "T", "cpu_ms"}``.
+    """
+    found: dict[str, list[dict[str, Any]]] = {"n": [], "T": []}
+    cases = [("n", r, 64) for r in (4, 8, 16, 32, 64)]
+    cases += [("T", 8, T) for T in (32, 64, 128, 256, 512)]
+    for axis, r, T in cases:
+        lora = {"r": r, "alpha": 2.0 * r}
+        spec = encoder_spec(layers=4, width=128, heads=4, ff=512, outputs=10, lora=lora)
+        rng = np.random.default_rng(0)
+        model = init_model(rng, spec, dtype=dtype)
+        config = LokoConfig(model=model, observation="softmax", r0=0.3, p0=1e-3)
+        state, stepper = loko.init(config), prepare(config)
+        x = rng.standard_normal((1, T, 128)).astype(dtype)
+        batch, times = Batch(x=x, y=np.array([3])), []
+        for _ in range(least + 1):
+            start = time.process_time()
+            stepper.step(state, batch)
+            times.append(1e3 * (time.process_time() - start))
+        found[axis].append({"r": r, "n": model.n, "T": T, "cpu_ms": round(min(times[1:]), 3)})
+    return found

@@ -20,9 +20,17 @@ def bench(
     as_json: Annotated[
         bool, typer.Option("--json", help="All four problems of the table, in both dtypes.")
     ] = False,
+    curves: Annotated[
+        bool, typer.Option(help="Instead: how the cost grows with n and with T, at fixed widths.")
+    ] = False,
 ) -> None:
     """Time one step; print JSON, a line a problem."""
+    from loko_ref import bench as room
     from loko_ref.bench import PROBLEMS, measure
+
+    if curves:
+        print(json.dumps(room.curves(dtype)))
+        return
 
     if as_json and config == "all":
         cases = [(name, kind) for name in list(PROBLEMS)[:4] for kind in ("float64", "float32")]

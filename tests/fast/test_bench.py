@@ -1,0 +1,64 @@
+"""The clock and its command: what it prints, not how fast it is."""
+
+import json
+
+import numpy as np
+import pytest
+
+from loko_ref import bench, loko
+from loko_ref.errors import InputError
+from loko_ref.fast import prepare
+
+SIZES = {"mlp_b1": (2344, 10), "mlp_b32": (2344, 320), "tf_small": (16384, 10)}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_problems_are_as_stated_and_both_routes_agree(name):
+    config, state, batch = bench.problem(name, "float64")
+    assert (config.model.n, state.R.shape[0]) == SIZES[name]
+    expected, _ = loko.step(state, batch, config)
+    got, _ = prepare(config).step(state, batch)
+    for key in ("theta", "p", "R"):
+        a, b = getattr(expected, key), getattr(got, key)
+        assert np.abs(a - b).max() <= 1e-10 * np.abs(a).max(), key
+
+
+def test_sizes_of_the_large_problems():
+    """Shapes only: nothing of this size is drawn in a test."""
+    for name, outputs in (("roberta", 2), ("vit", 10), ("vit_100", 100)):
+        spec = bench._spec(name, 8)
+        from loko_ref.spec import linears, width_out
+
+        sites = [layer for layer in linears(spec) if layer.get("lora")]
+        assert len(sites) == 24
+        assert sum(8 * (k["in"] + k["out"]) for k in sites) == 294912
+        assert width_out(spec) == outputs
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("route", bench.ROUTES)
+def test_measure(dtype, route):
+    row = bench.measure("mlp_b1", dtype, min_time=0.01, route=route)
+    assert json.loads(json.dumps(row)) == row
+    assert row.keys() >= {"config", "dtype", "n", "m", "median_ms", "step_peak_mb"}
+    assert 0 < row["min_ms"] <= row["median_ms"] <= row["p90_ms"]
+    assert row["step_peak_mb"] >= 0
+
+
+def test_refused():
+    for arguments in (("mlp", "float64"), ("mlp_b1", "float16")):
+        with pytest.raises(InputError):
+            bench.problem(*arguments)
+    with pytest.raises(InputError):
+        bench.measure("mlp_b1", "float64", min_time=0.0)
+
+
+def test_command():
+    testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra 'cli')")
+    from loko_ref.cli.app import app
+
+    out = testing.CliRunner().invoke(app, ["bench", "mlp_b1", "float32", "--min-time", "0.01"])
+    assert out.exit_code == 0, out.output
+    row = json.loads(out.stdout.strip().splitlines()[-1])
+    assert row["config"] == "mlp_b1"
+    assert row["median_ms"] > 0
