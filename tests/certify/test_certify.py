@@ -218,3 +218,18 @@ def test_an_undecided_golden_value_is_listed(tmp_path, monkeypatch):
     assert manifest["cases"][0]["undecided"] == ["p_pred[3]"]
     gold = vectors.read(tmp_path / "set")[case.id]["gold.p_pred"]
     assert np.isnan(gold).nonzero()[0].tolist() == [3]
+
+
+def test_a_changed_golden_value_is_found(tmp_path):
+    """One unit in the last place of a golden value, far inside every tolerance, is a difference."""
+    place = tmp_path / "set"
+    (case,) = select("lora.delta/random/float64")
+    right = enclosure.golden(case)["delta"]
+    value = right.value.copy()
+    value[0, 0] = np.nextafter(value[0, 0], np.inf)
+    wrong = enclosure.Golden(value=value, bound=right.bound, decided=right.decided)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(enclosure, "golden", lambda c: {"delta": wrong})
+        vectors.export(place, [case])
+    (difference,) = vectors.check(place)
+    assert difference.endswith("gold.delta is not what ball arithmetic proves")
