@@ -223,10 +223,13 @@ def test_the_cost_models_limits() -> None:
     assert found.lte_bytes * 8 == pytest.approx(per_merge * 7 / 8, rel=1e-14)
 
 
-def test_the_examples_run(tmp_path, capsys) -> None:
+def test_the_examples_run(tmp_path, capsys, monkeypatch) -> None:
+    drawn = tmp_path / "cost.svg"
+    monkeypatch.setattr(sys, "argv", ["lte_cost.py", str(drawn)])
     runpy.run_path(str(ROOT / "examples/lte_cost.py"), run_name="__main__")
     out = capsys.readouterr().out
     assert " 1024" in out
+    assert "<svg" in drawn.read_text(encoding="utf-8")
     ended = subprocess.run(
         [sys.executable, str(ROOT / "examples/lte_replay.py")],
         capture_output=True,
