@@ -1,23 +1,13 @@
 """Ball arithmetic (Arb, through python-flint): each number comes with a proven enclosure.
 
-``ballarray`` holds the arrays and their namespace, ``linalg`` the certified factorisations and
-solves, ``enclose`` the precision that doubles until an enclosure is tight, and correct rounding.
+``ballarray`` holds the arrays, ``namespace`` what stands in for NumPy, ``linalg`` the certified
+factorisations and solves, ``enclose`` the precision that doubles until an enclosure is tight, and
+correct rounding.
+
 python-flint (extra ``certify``) is imported when the first ball is made, not before.
 """
 
-from loko_ref.balls.ballarray import (
-    BallArray,
-    balls,
-    erf,
-    erfc,
-    inflate,
-    is_balls,
-    peak,
-    positive,
-    precision,
-    to_host,
-    xp,
-)
+from loko_ref.balls.ballarray import BallArray, balls, inflate, is_balls, precision, to_host
 from loko_ref.balls.enclose import Enclosed, Rounded, enclose, radius, rounded
 from loko_ref.balls.linalg import (
     cho_solve,
@@ -28,6 +18,7 @@ from loko_ref.balls.linalg import (
     solve,
     solve_triangular,
 )
+from loko_ref.balls.namespace import erf, erfc, peak, positive, xp
 
 __all__ = [
     "BallArray",

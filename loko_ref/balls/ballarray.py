@@ -2,7 +2,7 @@
 
 :class:`BallArray` is a NumPy array of dtype object whose entries are ``flint.arb``. It answers the
 operators and methods of an array, so the plain code of the other rooms runs on it unchanged; its
-products go through ``arb_mat``. The module :data:`xp` stands in for the NumPy namespace.  [BALL-1]
+products go through ``arb_mat``.  [BALL-1]
 
 Two rules: a float array never meets a ball array (a rounded constant would enter an exact
 computation unseen), but a plain number does, and means exactly the float64 that it is; a
@@ -18,9 +18,26 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.errors import InputError, MissingExtraError, UndecidedError
+from loko_ref.errors import InputError, MissingExtraError
 
-__all__ = ["BallArray", "balls", "flint", "inflate", "is_balls", "matmul", "precision", "xp"]
+__all__ = [
+    "ARITHMETIC",
+    "BallArray",
+    "balls",
+    "elementwise",
+    "flint",
+    "from_mat",
+    "inflate",
+    "is_balls",
+    "matmul",
+    "no_counterpart",
+    "one_ball",
+    "precision",
+    "to_host",
+    "to_mat",
+    "view",
+    "wrap",
+]
 
 
 @cache
@@ -39,7 +56,7 @@ def precision(bits: int) -> Any:
     return flint().ctx.workprec(bits)
 
 
-def _ball(value: Any) -> Any:
+def one_ball(value: Any) -> Any:
     """One number as an exact ball (a ball passes)."""
     arb = flint().arb
     if isinstance(value, arb):
@@ -51,7 +68,7 @@ def _ball(value: Any) -> Any:
 
 @cache
 def _ball_ufunc() -> Any:
-    return np.frompyfunc(_ball, 1, 1)
+    return np.frompyfunc(one_ball, 1, 1)
 
 
 def balls(values: Any) -> BallArray:
@@ -93,11 +110,11 @@ class BallArray(np.ndarray):
         if name == "matmul" and method == "__call__":
             result = matmul(*plain)
         elif name in _UNARY and method == "__call__":
-            result = _unary(name)(plain[0])
+            result = elementwise(name)(plain[0])
             if name in ("isfinite", "isnan"):
                 result = np.asarray(result, dtype=bool)
         elif method == "__call__" and _squares(name, inputs):
-            result = _unary("square")(plain[0])
+            result = elementwise("square")(plain[0])
         elif name in ("maximum", "minimum"):
             kwargs.pop("initial", None)
             kwargs.pop("where", None)
@@ -105,29 +122,30 @@ class BallArray(np.ndarray):
                 result = _reduce(_extremum(name), plain[0], **kwargs)
             else:
                 result = getattr(_extremum(name), method)(*plain)
-        elif name not in _OBJECT:
-            raise _no_counterpart(name)
+        elif name not in ARITHMETIC:
+            raise no_counterpart(name)
         else:
             kwargs.pop("casting", None)
             result = getattr(ufunc, method)(*plain, **kwargs)
         if out is not None:
             (target,) = out
-            _view(target)[...] = result
+            view(target)[...] = result
             return target
-        return _wrap(result)
+        return wrap(result)
 
 
-_ARITHMETIC = ["add", "subtract", "multiply", "divide", "true_divide", "negative", "power"]
+_FIELD = ["add", "subtract", "multiply", "divide", "true_divide", "negative", "power"]
 _COMPARE = ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal"]
-_OBJECT = frozenset([*_ARITHMETIC, *_COMPARE])
+ARITHMETIC = frozenset([*_FIELD, *_COMPARE])
 
 
-def _no_counterpart(name: str) -> InputError:
+def no_counterpart(name: str) -> InputError:
+    """Build the error for a NumPy function of which no enclosure is known."""
     return InputError(
         "array",
         f"numpy.{name} of balls",
         "a function that has a ball counterpart",
-        "a line of code that no enclosure is known for; add it to loko_ref.balls.ballarray",
+        "a line of code that no enclosure is known for; add it to loko_ref.balls",
     )
 
 
@@ -147,7 +165,8 @@ def _reduce(extremum: Any, array: Any, axis: Any = 0, keepdims: bool = False, **
     return array
 
 
-def _view(array: Any) -> Any:
+def view(array: Any) -> Any:
+    """Strip the subclass: a plain object array on the same memory."""
     return array.view(np.ndarray) if isinstance(array, BallArray) else array
 
 
@@ -162,40 +181,42 @@ def _plain(x: Any) -> Any:
         )
     if isinstance(x, np.generic):
         return x.item()
-    return _view(x)
+    return view(x)
 
 
-def _wrap(result: Any) -> Any:
+def wrap(result: Any) -> Any:
+    """Put the subclass back on an object array; make a ball of a whole number."""
     if isinstance(result, np.ndarray):
         return result.view(BallArray) if result.dtype == object else result
     if isinstance(result, int) and not isinstance(result, bool):
-        return _ball(result)  # the sum of nothing
+        return one_ball(result)  # the sum of nothing
     return result
 
 
 def _square(x: Any) -> Any:
-    x = _ball(x)
+    x = one_ball(x)
     return (x * x).nonnegative_part() if x.contains(0) else x * x
 
 
 _UNARY: dict[str, Callable[[Any], Any]] = {
-    "sqrt": lambda x: _ball(x).sqrt(),
-    "exp": lambda x: _ball(x).exp(),
-    "expm1": lambda x: _ball(x).expm1(),
-    "log": lambda x: _ball(x).log(),
-    "log1p": lambda x: _ball(x).log1p(),
-    "tanh": lambda x: _ball(x).tanh(),
-    "absolute": lambda x: abs(_ball(x)),
+    "sqrt": lambda x: one_ball(x).sqrt(),
+    "exp": lambda x: one_ball(x).exp(),
+    "expm1": lambda x: one_ball(x).expm1(),
+    "log": lambda x: one_ball(x).log(),
+    "log1p": lambda x: one_ball(x).log1p(),
+    "tanh": lambda x: one_ball(x).tanh(),
+    "absolute": lambda x: abs(one_ball(x)),
     "square": _square,
-    "isfinite": lambda x: _ball(x).is_finite(),
-    "isnan": lambda x: _ball(x).is_nan(),
-    "erf": lambda x: _ball(x).erf(),
-    "erfc": lambda x: _ball(x).erfc(),
+    "isfinite": lambda x: one_ball(x).is_finite(),
+    "isnan": lambda x: one_ball(x).is_nan(),
+    "erf": lambda x: one_ball(x).erf(),
+    "erfc": lambda x: one_ball(x).erfc(),
 }
 
 
 @cache
-def _unary(name: str) -> Any:
+def elementwise(name: str) -> Any:
+    """Return the elementwise function of that name on balls."""
     return np.frompyfunc(_UNARY[name], 1, 1)
 
 
@@ -203,8 +224,8 @@ def _unary(name: str) -> Any:
 def _extremum(name: str) -> Any:
     """Enclosure of the larger (smaller) of two balls, which need not be decided."""
     if name == "maximum":
-        return np.frompyfunc(lambda x, y: _ball(x).max(_ball(y)), 2, 1)
-    return np.frompyfunc(lambda x, y: _ball(x).min(_ball(y)), 2, 1)
+        return np.frompyfunc(lambda x, y: one_ball(x).max(one_ball(y)), 2, 1)
+    return np.frompyfunc(lambda x, y: one_ball(x).min(one_ball(y)), 2, 1)
 
 
 def to_mat(array: Any) -> Any:
@@ -235,7 +256,7 @@ def matmul(a: Any, b: Any) -> Any:
         return matmul(a.reshape(-1, k), b).reshape(*a.shape[:-1], columns)
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     if 0 in (*lead, rows, columns, k):
-        return xp.zeros((*lead, rows, columns))
+        return balls(np.zeros((*lead, rows, columns)))
     if not lead:
         return from_mat(to_mat(a) * to_mat(b))
     product = np.empty((*lead, rows, columns), dtype=object)
@@ -245,151 +266,9 @@ def matmul(a: Any, b: Any) -> Any:
     return product.view(BallArray)
 
 
-def _ballarray(x: Any) -> Any:
-    """Wrap a single ball, so that a NumPy function finds its way back here."""
-    return balls(x) if is_balls(x) and not isinstance(x, BallArray) else x
-
-
-class _Namespace:
-    """What the rooms ask of NumPy, for balls; structural functions are NumPy's own."""
-
-    pi = property(lambda self: flint().arb.pi())
-    newaxis = None
-
-    def zeros(self, shape: Any, dtype: Any = object) -> BallArray:
-        return balls(np.zeros(shape))
-
-    def empty(self, shape: Any, dtype: Any = object) -> BallArray:
-        """Fill with NaN: an entry that is forgotten shows."""
-        return balls(np.full(shape, np.nan))
-
-    def ones(self, shape: Any, dtype: Any = object) -> BallArray:
-        return balls(np.ones(shape))
-
-    def eye(self, n: int, m: int | None = None, dtype: Any = object) -> BallArray:
-        return balls(np.eye(n, m))
-
-    def full(self, shape: Any, value: Any, dtype: Any = object) -> BallArray:
-        made = np.empty(shape, dtype=object)
-        made.fill(_ball(value))
-        return made.view(BallArray)
-
-    def zeros_like(self, array: Any) -> BallArray:
-        return self.zeros(np.shape(array))
-
-    def ones_like(self, array: Any) -> BallArray:
-        return self.ones(np.shape(array))
-
-    def full_like(self, array: Any, value: Any) -> BallArray:
-        return self.full(np.shape(array), value)
-
-    def asarray(self, values: Any, dtype: Any = object) -> BallArray:
-        return balls(values)
-
-    def argmax(self, array: Any, axis: int | None = None) -> Any:
-        """Where the largest midpoint stands."""
-        return np.argmax(to_host(array), axis=axis)
-
-    def argmin(self, array: Any) -> int:
-        """Where the smallest midpoint stands (for the wording of an error)."""
-        return int(np.argmin(to_host(array)))
-
-    def diag(self, array: Any) -> BallArray:
-        if array.ndim == 2:
-            return np.diagonal(array).view(BallArray)
-        made = self.zeros((array.shape[0], array.shape[0]))
-        made[np.arange(array.shape[0]), np.arange(array.shape[0])] = array
-        return made
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(np, name)
-        if name in _STRUCTURE:
-            return lambda *args, **kwargs: _wrap(function(*args, **kwargs))
-        if name in _OBJECT:
-            return function
-        if isinstance(function, np.ufunc) or name in _REDUCE:
-            return lambda x, *args, **kwargs: _wrap(function(_ballarray(x), *args, **kwargs))
-        raise _no_counterpart(name)
-
-
-_STRUCTURE = frozenset(
-    [
-        "arange",
-        "array_split",
-        "broadcast_to",
-        "concatenate",
-        "diagonal",
-        "einsum",
-        "expand_dims",
-        "flip",
-        "hstack",
-        "moveaxis",
-        "nonzero",
-        "outer",
-        "ravel",
-        "repeat",
-        "reshape",
-        "split",
-        "squeeze",
-        "stack",
-        "swapaxes",
-        "take",
-        "take_along_axis",
-        "tile",
-        "transpose",
-        "tril",
-        "triu",
-        "vstack",
-        "where",
-    ]
-)
-_REDUCE = frozenset(["abs", "all", "any", "max", "mean", "min", "prod", "sum", "trace"])
-
-
 def to_host(array: Any) -> np.ndarray:
     """Midpoints as float64 (the radii are left behind)."""
     flat = np.asarray(array, dtype=object)
     host = np.empty(flat.shape)
     host[...] = np.frompyfunc(float, 1, 1)(flat.view(np.ndarray))
     return host
-
-
-def erf(x: Any) -> Any:
-    """Enclose the error function."""
-    return _wrap(_unary("erf")(_view(x)))
-
-
-def erfc(x: Any) -> Any:
-    """Enclose the complementary error function."""
-    return _wrap(_unary("erfc")(_view(x)))
-
-
-def positive(x: Any) -> Any:
-    """Tell where x > 0; raises where a ball has points on both sides of the kink.  [BALL-3]"""
-    mask = np.asarray(_view(x) > 0)
-    if not np.asarray(mask | (_view(x) <= 0)).all():
-        raise UndecidedError(
-            "x",
-            None,
-            f"At {flint().ctx.prec} bits it is not decided whether an activation's input is "
-            "positive, and its derivative depends on it. Raise the precision, or take an input "
-            "further from the kink.",
-        )
-    return mask
-
-
-def peak(x: Any, where: Any = None) -> BallArray:
-    """Largest midpoint over the last axis (kept), an exact number; of the entries that count."""
-    array = _view(x)
-    middle = to_host(array)
-    at = np.argmax(middle if where is None else np.where(where, middle, -np.inf), axis=-1)[
-        ..., None
-    ]
-    top = np.take_along_axis(array, at, axis=-1)
-    made = np.empty(top.shape, dtype=object)
-    made[...] = np.frompyfunc(lambda b: b.mid(), 1, 1)(top)
-    return made.view(BallArray)
-
-
-xp = _Namespace()
-"""The namespace of ball arrays."""

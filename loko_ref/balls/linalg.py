@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.balls.ballarray import BallArray, balls, flint, from_mat, to_host, to_mat, xp
+from loko_ref.balls.ballarray import BallArray, balls, flint, from_mat, to_host, to_mat
+from loko_ref.balls.namespace import xp
 from loko_ref.errors import UndecidedError
 
 __all__ = ["Factor", "cho_solve", "cholesky", "contrast_basis", "eigvalsh", "root", "solve"]
