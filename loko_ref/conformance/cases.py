@@ -159,7 +159,11 @@ def define(
 @cache
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the catalogue, float64 before float32."""
-    from loko_ref.conformance import cases_filter, cases_model  # noqa: F401  (they register)
+    from loko_ref.conformance import (  # noqa: F401  (they register)
+        cases_filter,
+        cases_lte,
+        cases_model,
+    )
 
     def generate() -> Iterator[Case]:
         for operation in OPERATIONS:

@@ -94,7 +94,11 @@ def mutant(
 @cache
 def all_mutants() -> tuple[Mutant, ...]:
     """Every mutant, in the order of the dataflow."""
-    from loko_ref.conformance import mutants_filter, mutants_model  # noqa: F401  (they register)
+    from loko_ref.conformance import (  # noqa: F401  (they register)
+        mutants_filter,
+        mutants_lte,
+        mutants_model,
+    )
 
     return tuple(_MUTANTS.values())
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loko_ref.conformance import oracle, plain
+from loko_ref.conformance.operations_lte import LTE
 
 __all__ = ["CATALOGUE", "OPERATIONS", "Input", "Operation", "Option", "Output", "get"]
 
@@ -465,7 +466,25 @@ _ALL = (
     ),
 )
 
-OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _ALL}
+
+def _lte(entry: tuple[Any, ...]) -> Operation:
+    name, text, inputs, options, outputs, expected, walk, stepwise = entry
+    spec = () if name == "lte.merge" else (_SPEC,)
+    return Operation(
+        name=name,
+        text=text,
+        inputs=tuple(_i(*item) for item in inputs),
+        options=(*spec, *(_opt(*item) for item in options)),
+        outputs=tuple(_o(*item) for item in outputs),
+        oracle=expected,
+        plain=walk,
+        stepwise=stepwise,
+    )
+
+
+OPERATIONS: dict[str, Operation] = {
+    operation.name: operation for operation in (*_ALL, *map(_lte, LTE))
+}
 """Operation name -> entry, in the order of the catalogue."""
 
 

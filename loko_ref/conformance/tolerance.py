@@ -28,6 +28,7 @@ from loko_ref.conformance.cases import Case
 from loko_ref.conformance.descent import DESCENT
 from loko_ref.conformance.enclosure import widths
 from loko_ref.conformance.formulas import FORMULAS
+from loko_ref.conformance.lte_plain import LTE_FORMULAS
 
 __all__ = [
     "EXPLANATION",
@@ -77,7 +78,7 @@ EXPLANATION = (
     f"larger, up to {REACH:g} times that. float32 results are judged against float64's."
 )
 
-FORMULA_TABLE = {**FORMULAS, **DESCENT}
+FORMULA_TABLE = {**FORMULAS, **DESCENT, **LTE_FORMULAS}
 """Every plain formula by name."""
 
 
