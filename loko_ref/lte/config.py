@@ -19,9 +19,11 @@ from loko_ref import lora
 from loko_ref.arrays import Array
 from loko_ref.checks import check_choice, check_range
 from loko_ref.errors import InputError, unknown_option
+from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.loko import LokoConfig
 from loko_ref.model import Model, param_shapes
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
+from loko_ref.spec import check_spec
 
 __all__ = ["CHOICES", "OPTIMIZERS", "Layout", "Loko", "LteConfig", "Site"]
 
@@ -214,7 +216,15 @@ class LteConfig:
                 "a configuration: SGD, AdaGrad, AdamW or Loko",
                 "a name in place of a configuration",
             )
-        _ = self.template  # refuses a faulty spec
+        check_spec(self.spec)
+        for at, layer in enumerate(self.spec):
+            if layer["kind"] not in ("linear", *ACTIVATIONS):
+                raise InputError(
+                    f"spec[{at}].kind",
+                    repr(layer["kind"]),
+                    f"one of linear, {', '.join(ACTIVATIONS)}",
+                    "a layer that the heads' stacked network does not have (yet)",
+                )
         if self.heads > 1 and not any(site.lora for site in self.layout.sites.values()):
             raise InputError(
                 "spec",

@@ -4,30 +4,33 @@ import os
 import signal
 import sys
 
+from loko_ref.cli import main
 from loko_ref.lte import serial
 
-kind, rank, at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-sys.argv = ["loko-ref", *sys.argv[4:]]
 real = serial.step
 
 
-def step(config, state, x, y, team):
-    if team.rank == rank and state.step == at:
-        if kind == "raise":
-            raise RuntimeError("made to fail")
-        if kind == "exit":
-            sys.exit(0)
-        if kind == "vanish":
-            os._exit(0)
-        if kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if kind == "diverge":
-            state.theta[...] = float("nan")
-    return real(config, state, x, y, team)
+def failing(kind, rank, at):
+    """The step, made to fail in one way on one rank."""
+
+    def step(config, state, x, y, team):
+        if team.rank == rank and state.step == at:
+            if kind == "raise":
+                raise RuntimeError("made to fail")
+            if kind == "exit":
+                sys.exit(0)
+            if kind == "vanish":
+                os._exit(0)
+            if kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "diverge":
+                state.theta[...] = float("nan")
+        return real(config, state, x, y, team)
+
+    return step
 
 
-serial.step = step
-
-from loko_ref.cli import main  # noqa: E402
-
-main()
+if __name__ == "__main__":
+    serial.step = failing(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    sys.argv = ["loko-ref", *sys.argv[4:]]
+    main()

@@ -142,6 +142,18 @@ def test_what_cannot_be_run_is_refused_with_a_reason(arguments, reason) -> None:
         call(*arguments)
 
 
+def test_layers_that_the_heads_do_not_have_are_refused_by_name() -> None:
+    spec = [
+        {"kind": "linear", "name": "0", "in": 6, "out": 6, "lora": {"r": 2, "alpha": 4.0}},
+        {"kind": "layernorm", "name": "1", "width": 6},
+    ]
+    with pytest.raises(InputError, match=r"spec\[1\].kind: got 'layernorm'"):
+        lte.LteConfig(spec=spec, heads=2)
+    del spec[1]["width"]
+    with pytest.raises(InputError, match="no width"):
+        lte.LteConfig(spec=spec, heads=2)
+
+
 def test_a_run_that_diverges_names_the_step() -> None:
     with pytest.raises(NumericalError, match=r"step \d+: gradient: not finite. The run diverged"):
         call(*SMALL, "--data", "wine", "--optimizer", "sgd", "--lr", "3", "--dtype", "float32")
