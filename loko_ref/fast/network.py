@@ -17,7 +17,7 @@ from loko_ref.fast.nodes import Act, Lin, Node, Norm, Pool, Residual, Run, Stack
 from loko_ref.kinds import Context, projections, run, site_scale
 from loko_ref.kinds.base import Layer, names
 from loko_ref.model import Model
-from loko_ref.spec import linears
+from loko_ref.spec import linears, walk
 
 __all__ = ["Network"]
 
@@ -52,6 +52,7 @@ class Network:
         lowest = next(j for j, layer in enumerate(layers) if names(layer) & need)
         self.below, above = layers[:lowest], layers[lowest:]
         self.widest = max(max(layer["in"], layer["out"]) for layer in linears(above))
+        self.heads = max((k.get("heads", 0) for _, k in walk(above)), default=0)
         self.stack = self._stack(above, spans, _first_rows(above))
 
     def _stack(
@@ -120,7 +121,8 @@ class Network:
         if H is None or H.shape != (batch * k, self.n) or H.dtype != seeds.dtype:
             H = np.empty((batch * k, self.n), dtype=seeds.dtype)
         grid = H.reshape(batch, k, self.n)
-        few = max(1, CHUNK // (batch * now.t * self.widest * seeds.itemsize))
+        row = max(self.widest, self.heads * now.t)  # per token: a cotangent, or its scores'
+        few = max(1, CHUNK // (batch * now.t * row * seeds.itemsize))
         for j in range(0, k, few):
             part = np.ascontiguousarray(seeds[:, j : j + few])
             now.k, now.H = part.shape[1], grid[:, j : j + few]
