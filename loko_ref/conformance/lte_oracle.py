@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref import lte
-from loko_ref.arrays import asarray
+from loko_ref.arrays import scalar
 from loko_ref.conformance.lte_plain import FACTORS, slot_names
 from loko_ref.lte import heads as net
 from loko_ref.lte.state import heads_of
@@ -23,6 +23,25 @@ __all__ = ["forward", "merge", "run"]
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
+
+
+def _seen(config: lte.LteConfig, state: lte.LteState) -> Any:
+    """Weights that each head sees, layer by layer: (heads, w).  [LTE-3]."""
+    view = heads_of(config, state)
+    parts = []
+    for name, site in config.layout.sites.items():
+        p = config.layout.site(view.theta, name)
+        if not site.lora:
+            parts.append(p["W"])
+            continue
+        W = view.weights[f"{name}.W"]
+        scale = scalar(site.scale, W)
+        W = W + scale * (p["B"] @ p["A"])
+        if view.merged is not None:
+            q = config.layout.site(view.merged, name)
+            W = W - scale * (q["B"] @ q["A"])
+        parts.append(W)
+    return np.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
 
 
 def _redraw(redraws: Arrays, merge: int) -> Out:
@@ -37,10 +56,6 @@ def run(x: Arrays, o: Arrays) -> Out:
     if redraws is not None:
         drawn = partial(_redraw, redraws)
     rows: list[Out] = []
-    low = np.zeros(config.layout.n)
-    for site in config.layout.sites.values():
-        for span, _ in site.parts.values():
-            low[span] = 1.0 if site.lora else 0.0
     for event in lte.iterate(config, state, zip(x["x"], x["y"], strict=True), redraws=drawn):
         if event.record is not None:
             z, loss = event.record.z, event.record.loss
@@ -53,8 +68,7 @@ def run(x: Arrays, o: Arrays) -> Out:
         out["theta"] = now.theta
         out["W"] = np.concatenate([now.weights[k].reshape(-1) for k in x["weights"]])
         if o["mode"] == "lte":
-            past = np.zeros_like(now.theta) if now.merged is None else now.merged
-            out["merged"] = past * asarray(low, past)
+            out["seen"] = _seen(config, now)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -114,11 +128,5 @@ def merge(x: Arrays, o: Arrays) -> Out:
     state = lte.merge(config, state)
     if o["reset"] != "none":
         state = lte.reset(config, state)
-    view = heads_of(config, state)
-    p = config.layout.site(view.theta, "0")
-    scale = config.layout.sites["0"].scale
-    seen = state.weights["0.W"] + scale * (p["B"] @ p["A"])
-    if view.merged is not None:
-        q = config.layout.site(view.merged, "0")
-        seen = seen - scale * (q["B"] @ q["A"])
+    seen = _seen(config, state).reshape(heads, out, i)
     return {"W": state.weights["0.W"], "seen": seen}

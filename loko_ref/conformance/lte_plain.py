@@ -310,9 +310,6 @@ def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
                         factors[key] = x["redraws"][key][merges - 1]
             merged = F["lte.remembered"](before, factors, reset)
             slots, t = F["lte.state"](slots, t, o)
-        last = {k: np.zeros_like(a) for k, a in factors.items()} if merged is None else merged
-        low = [k.rsplit(".", 1)[1] in FACTORS for k in names]
-        span = np.repeat(low, sizes)
         kept = {k: [s.get(k) for s in slots] for k in slot_names(o)}
         width = len(new[0])
         out |= {
@@ -322,7 +319,10 @@ def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
         out["theta"] = np.stack([pack(factors, head) for head in range(heads)])
         out["W"] = np.concatenate([np.reshape(a, -1) for a in weights.values()])
         if o["mode"] == "lte":
-            out["merged"] = np.stack([pack(last, head) * span for head in range(heads)])
+            v = {"weights": weights, "factors": factors, "merged": merged, "heads": heads}
+            seen = [_effective(v, o, F, keep, head) for head in range(heads)]
+            flat = [[np.reshape(W, -1) for W, _ in one.values()] for one in seen]
+            out["seen"] = np.stack([np.concatenate(one) for one in flat])
         rows.append(out)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

@@ -108,8 +108,6 @@ MERGE: tuple[Any, ...] = (
     False,
 )
 
-_PACKED = "each head's row packed as theta"
-
 RUN: tuple[Any, ...] = (
     "lte.run",
     "LTE on recorded data: a step for each leading entry of x, y, merges and resets when due",
@@ -175,7 +173,7 @@ RUN: tuple[Any, ...] = (
         (
             "gradient",
             "(steps, heads, n)",
-            f"gradient of what the head descends, {_PACKED}; at the full A and B",
+            "gradient of what the head descends, packed as theta; at the full A and B",
             "LTE-3 LTE-8",
             "z y factors",
         ),
@@ -211,11 +209,12 @@ RUN: tuple[Any, ...] = (
             "theta",
         ),
         (
-            "merged",
-            "(steps, heads, n)",
-            f"the factors last merged, {_PACKED} (0 where there are none); not for mhlora",
+            "seen",
+            "(steps, heads, w)",
+            "after step, merge and reset: the weight that each head sees, W + delta - delta' "
+            "(without LoRA its copy), linear by linear, each row-major; not for mhlora",
             "LTE-3 LTE-6",
-            "theta",
+            "W theta",
         ),
     ),
     lte_oracle.run,
