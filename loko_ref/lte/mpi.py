@@ -149,6 +149,9 @@ class MpiTeam:
             result = work()
         except (InputError, MissingExtraError, NumericalError, OSError) as error:
             said = str(error)
+        except BaseException as error:  # nothing foreseen: the others would wait for ever
+            traceback.print_exc()
+            self.fail(f"{type(error).__name__}: {error}")
         found = self.collect(said)
         if any(text is not None for text in found):
             if self.rank == 0:
