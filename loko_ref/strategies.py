@@ -167,8 +167,8 @@ def variances(
     _check_cond(cond)
     top = 10 ** draw(st.floats(math.log10(scale[0]), math.log10(scale[1])))
     low = draw(st.floats(0, math.log10(min(cond, cond_limit(n, dtype)))))
-    fall = draw(st.lists(st.floats(0, 1), min_size=n, max_size=n))
-    p = top * 10 ** (-low * np.array(fall, dtype=float))
+    fall = np.array(draw(st.lists(st.floats(0, 1), min_size=n, max_size=n)), dtype=float)
+    p = top * 10 ** (-low * (fall - fall.min(initial=1.0)))  # the largest is `top`
     return _frozen(p.astype(dtype))
 
 

@@ -50,6 +50,7 @@ def test_variances(n, cond, dtype, data):
     kept(p, dtype)
     assert (p > 0).all()
     assert p.max() / p.min() <= cond * (1 + 1e-5)
+    assert 1e-3 * (1 - 1e-5) <= p.max() <= 10 * (1 + 1e-5)
 
 
 @given(hs.integers(1, 3), hs.integers(2, 4), st.dtypes(), hs.data())
