@@ -260,6 +260,19 @@ def test_singular_s_is_told():
     assert isinstance(told.value, ValueError)
 
 
+def test_a_pivot_without_a_digit_is_refused(dtype):
+    """Cholesky succeeds, but the last pivot is one eps: not above m eps.  [KAL-8]."""
+    unit = float(np.finfo(dtype).eps)
+    S = np.array([[1, 1], [1, 1 + unit]], dtype)
+    for scale in (1.0, 2.0**20):  # in any units
+        d = np.array([1, scale], dtype)
+        with pytest.raises(NumericalError, match=r"pivot ratio .* is not above m \* eps"):
+            arrays.cholesky(S * np.outer(d, d), "S")
+    L = arrays.cholesky(S, "S", scaled_pivots=False)
+    assert L[1, 1] > 0
+    arrays.cholesky(np.array([[1, 1], [1, 1 + 8 * unit]], dtype), "S")
+
+
 def test_scaled_rows_are_not_singular():
     """The pivot ratio does not depend on the outputs' units: rows scaled over 1e12 pass."""
     d = np.array([1e-6, 1e6])
