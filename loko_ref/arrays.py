@@ -1,8 +1,9 @@
-"""The seam: the only room that knows one array library from another, and both from balls.
+"""The seam: the only room that tells one array library from another, and both from balls.
 
 Every other room computes with the arrays that it was given. It asks :func:`namespace` for the
 functions of their library, and this module for the few things that libraries spell differently:
-``erf``, Cholesky, triangular and general solves, the way to and from the host.
+``erf``, Cholesky, triangular and general solves, the way to and from the host. What each library
+offers stands in :mod:`loko_ref.backends`.
 
 Rules kept here: arrays of two libraries are never mixed; nothing moves between host and device
 unless :func:`to_host` or :func:`asarray` says so; a request for a backend by name either gets it
@@ -14,25 +15,16 @@ Shapes: S (m, m); L (m, m) lower triangular; b (m,) or (m, k); Q (C - 1, C).
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import scipy.linalg
-import scipy.special
 from numpy.typing import NDArray
 
-from loko_ref.errors import (
-    BackendError,
-    InputError,
-    NumericalError,
-    UndecidedError,
-    unknown_option,
-)
+from loko_ref.backends import KNOWN, Array, Backend, get_backend, register_backend
+from loko_ref.errors import InputError, NumericalError, UndecidedError
 
 __all__ = [
     "Array",
@@ -62,203 +54,6 @@ __all__ = [
     "to_host",
 ]
 
-Array: TypeAlias = NDArray[Any]
-"""A NumPy array, or an array of a registered backend that stands in for one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backend:
-    """One array library, and the functions that libraries spell differently.
-
-    Attributes
-    ----------
-    name : str
-        The name by which :func:`get_backend` finds it.
-    xp : module
-        Its NumPy-like namespace.
-    asarray, to_host : callable
-        From a host array (or scalar) to this library, and back to NumPy.
-    erf, erfc : callable
-        Elementwise error function and its complement.
-    cholesky : callable
-        Lower factor of a symmetric positive definite matrix; must raise ``LinAlgError`` where
-        there is none.
-    solve_triangular : callable
-        ``(L, b, transpose) -> L^-1 b`` or ``L'^-1 b`` for lower triangular L.
-    solve, eigvalsh : callable
-        General linear solve; eigenvalues of a symmetric matrix, ascending.
-    cho_solve, contrast_basis : callable, optional
-        ``(L, b) -> S^-1 b`` and ``C -> Q``, where the library has a way of its own.
-    """
-
-    name: str
-    xp: Any
-    asarray: Callable[[Any], Any]
-    to_host: Callable[[Any], NDArray[Any]]
-    erf: Callable[[Any], Any]
-    erfc: Callable[[Any], Any]
-    cholesky: Callable[[Any], Any]
-    solve_triangular: Callable[[Any, Any, bool], Any]
-    solve: Callable[[Any, Any], Any]
-    eigvalsh: Callable[[Any], Any]
-    cho_solve: Callable[[Any, Any], Any] | None = None
-    contrast_basis: Callable[[int], Any] | None = None
-
-
-def _numpy_solve_triangular(L: Array, b: Array, transpose: bool) -> Array:
-    x: Array = scipy.linalg.solve_triangular(
-        L, b, lower=True, trans=1 if transpose else 0, check_finite=False
-    )
-    return x
-
-
-_NUMPY = Backend(
-    name="numpy",
-    xp=np,
-    asarray=np.asarray,
-    to_host=np.asarray,
-    erf=scipy.special.erf,
-    erfc=scipy.special.erfc,
-    cholesky=np.linalg.cholesky,
-    solve_triangular=_numpy_solve_triangular,
-    solve=np.linalg.solve,
-    eigvalsh=np.linalg.eigvalsh,
-)
-
-
-@cache
-def _cupy() -> Backend:
-    """Build the CuPy backend, or say which of the four states stands in the way."""
-    if importlib.util.find_spec("cupy") is None:
-        raise BackendError(
-            "cupy",
-            "not installed",
-            "pip install 'loko-ref[cuda12]' or 'loko-ref[cuda13]', whichever the driver supports",
-        )
-    try:
-        cp = importlib.import_module("cupy")
-    except Exception as error:  # an import can fail in any way; each one is told, none is passed
-        raise BackendError(
-            "cupy",
-            "import fails",
-            f"{type(error).__name__}: {error}; it does not suit this CUDA or Python",
-        ) from error
-    try:
-        devices = cp.cuda.runtime.getDeviceCount()
-    except cp.cuda.runtime.CUDARuntimeError as error:
-        raise BackendError(
-            "cupy",
-            "no device",
-            f"{error}; no NVIDIA driver or no visible GPU (CUDA_VISIBLE_DEVICES?)",
-        ) from error
-    if devices < 1:
-        raise BackendError("cupy", "no device", "the CUDA runtime counts 0 devices")
-
-    def cholesky(S: Any) -> Any:
-        with importlib.import_module("cupyx").errstate(linalg="raise"):
-            return cp.linalg.cholesky(S)
-
-    def solve(A: Any, b: Any) -> Any:
-        with importlib.import_module("cupyx").errstate(linalg="raise"):
-            return cp.linalg.solve(A, b)
-
-    def solve_triangular(L: Any, b: Any, transpose: bool) -> Any:
-        return importlib.import_module("cupyx.scipy.linalg").solve_triangular(
-            L, b, lower=True, trans=1 if transpose else 0, check_finite=False
-        )
-
-    try:
-        special = importlib.import_module("cupyx.scipy.special")
-        a = cp.asarray([[4.0, 2.0], [2.0, 3.0]])
-        L = cholesky(a @ cp.eye(2))
-        x = cp.asnumpy(solve_triangular(L, cp.asarray([2.0, 1.0]), False) + special.erf(a)[0])
-    except Exception as error:  # any failure of the smoke run is the finding itself
-        raise BackendError(
-            "cupy",
-            "smoke run fails",
-            f"{type(error).__name__}: {error}; a CUDA library is missing or does not match CuPy",
-        ) from error
-    expected = np.array([1.0, 0.0]) + scipy.special.erf(np.array([4.0, 2.0]))
-    if not np.allclose(x, expected, rtol=1e-14, atol=1e-15):
-        raise BackendError("cupy", "smoke run fails", f"expected {expected}, got {x}")
-    return Backend(
-        name="cupy",
-        xp=cp,
-        asarray=cp.asarray,
-        to_host=cp.asnumpy,
-        erf=special.erf,
-        erfc=special.erfc,
-        cholesky=cholesky,
-        solve_triangular=solve_triangular,
-        solve=solve,
-        eigvalsh=cp.linalg.eigvalsh,
-    )
-
-
-@cache
-def _balls() -> Backend:
-    """Build the backend of ball arithmetic (extra ``certify``).  [BALL-1]."""
-    lib = importlib.import_module("loko_ref.balls")
-    return Backend(
-        name="balls",
-        xp=lib.xp,
-        asarray=lib.balls,
-        to_host=lib.to_host,
-        erf=lib.erf,
-        erfc=lib.erfc,
-        cholesky=lib.cholesky,
-        solve_triangular=lib.solve_triangular,
-        solve=lib.solve,
-        eigvalsh=lib.eigvalsh,
-        cho_solve=lib.cho_solve,
-        contrast_basis=lib.contrast_basis,
-    )
-
-
-_FACTORIES: dict[str, Callable[[], Backend]] = {
-    "numpy": lambda: _NUMPY,
-    "cupy": _cupy,
-    "balls": _balls,
-}
-
-
-def register_backend(name: str, factory: Callable[[], Backend]) -> None:
-    """Make a further array library known.
-
-    Parameters
-    ----------
-    name : str
-        Its name; also the first part of the module in which its array type is defined.
-    factory : callable
-        Called without arguments to build the :class:`Backend`.
-    """
-    _FACTORIES[name] = factory
-
-
-def get_backend(name: str) -> Backend:
-    """Return a backend asked for by name; never another one in its place.
-
-    Parameters
-    ----------
-    name : {"numpy", "cupy", "balls"}
-        The library, or the name of a registered one.
-
-    Raises
-    ------
-    BackendError
-        If it is not installed, fails to import, has no device, or fails a small smoke run.
-    InputError
-        If the name is unknown.
-
-    Examples
-    --------
-    >>> get_backend("numpy").name
-    'numpy'
-    """
-    if name not in _FACTORIES:
-        raise unknown_option("backend", name, _FACTORIES)
-    return _FACTORIES[name]()
-
 
 def _library(array: object) -> str | None:
     """Name the registered library that `array` belongs to; None for a plain scalar."""
@@ -270,12 +65,12 @@ def _library(array: object) -> str | None:
         module = cls.__module__.split(".", 1)[0]
         if module == "flint":
             return "balls"
-        if module in _FACTORIES and module != "numpy":
+        if module in KNOWN and module != "numpy":
             return module
     raise InputError(
         "array",
         type(array).__name__,
-        f"an array of one of {', '.join(_FACTORIES)}",
+        f"an array of one of {', '.join(KNOWN)}",
         "a list, or a tensor of another framework: convert it to a NumPy or CuPy array first",
     )
 

@@ -14,7 +14,7 @@ import pytest
 import table
 from support import is_array, leaves, readonly, tree_map
 
-from loko_ref import arrays, model
+from loko_ref import arrays, backends, model
 from loko_ref.errors import BackendError, InputError, NumericalError
 
 OPERATIONS = list(table.operations())
@@ -27,22 +27,22 @@ def strict_device():
     lib = device.backend("strict_device")
     arrays.register_backend("strict_device", lambda: lib)
     yield lib
-    del arrays._FACTORIES["strict_device"]
+    del backends.KNOWN["strict_device"]
 
 
 @pytest.fixture
 def cupy_stand_in(monkeypatch):
     """The stand-in as ``cupy`` and ``cupyx``, through the code that builds CuPy's backend."""
-    arrays._cupy.cache_clear()
+    backends._cupy.cache_clear()
     device.fake_cupy(monkeypatch)
     yield arrays.get_backend("cupy")
-    arrays._cupy.cache_clear()
+    backends._cupy.cache_clear()
 
 
 @pytest.fixture
 def real_cupy():
     """CuPy on a GPU, or a skip that says which of the four states it is in."""
-    arrays._cupy.cache_clear()
+    backends._cupy.cache_clear()
     try:
         return arrays.get_backend("cupy")
     except BackendError as error:
@@ -177,9 +177,9 @@ def test_the_stand_in_is_as_strict_as_it_says(strict_device):
 
 @pytest.fixture
 def _fresh():
-    arrays._cupy.cache_clear()
+    backends._cupy.cache_clear()
     yield
-    arrays._cupy.cache_clear()
+    backends._cupy.cache_clear()
 
 
 def request_cupy():

@@ -443,7 +443,7 @@ def test_nothing_is_compared_by_value():
 
 
 def test_centred_logits_stay_on_the_contrasts():
-    """With center, R's all-ones part dies while nothing observes it: the update must not read it."""
+    """With center, R's all-ones part dies unobserved: the update must not read it."""
     rng = np.random.default_rng(0)
     net = model.init_model(rng, model.mlp_spec([6, 8, 4], lora={"r": 2, "alpha": 2.0}))
     config = LokoConfig(

@@ -14,7 +14,7 @@ import device
 import numpy as np
 import pytest
 
-from loko_ref import arrays, loko, optimizers, runs, storage, training
+from loko_ref import arrays, backends, loko, optimizers, runs, storage, training
 from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
 from loko_ref.jacobian import jacobian
 from loko_ref.model import unpack
@@ -366,14 +366,14 @@ def test_the_example_runs(capsys):
 @pytest.fixture(params=["stand-in", pytest.param("CuPy", marks=pytest.mark.gpu)])
 def cupy(request, monkeypatch):
     """The backend ``cupy``: a stand-in that refuses what CuPy refuses, or CuPy on a GPU."""
-    arrays._cupy.cache_clear()
+    backends._cupy.cache_clear()
     if request.param == "stand-in":
         device.fake_cupy(monkeypatch)
     try:
         yield arrays.get_backend("cupy")
     except BackendError as error:
         pytest.skip(str(error))
-    arrays._cupy.cache_clear()
+    backends._cupy.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["glm", "softmax", "logits residual", "dense", "adamw", "sgd"])

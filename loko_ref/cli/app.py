@@ -31,7 +31,7 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
     ),
 ) -> None:
-    """The correctness oracle for LoKO and LTE."""
+    """Check implementations of LoKO and LTE, watch both learn, certify the oracle itself."""
 
 
 from loko_ref.cli.bench import bench  # noqa: E402
