@@ -29,6 +29,16 @@ def verify(
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")
+    ] = None,
+    xfail: Annotated[
+        Path | None,
+        typer.Option(
+            "--xfail",
+            help="Expected failures, one 'id: reason' a line; one that passes is an error.",
+        ),
+    ] = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Run the ids or operations that match this glob.")
     ] = None,
@@ -46,16 +56,18 @@ def verify(
     from rich.console import Console
     from rich.progress import Progress
 
-    from loko_ref.conformance import report
+    from loko_ref.conformance import expectations, report
     from loko_ref.conformance.cases import select
     from loko_ref.conformance.implementation import Implementation, load
+    from loko_ref.conformance.junit import write
     from loko_ref.conformance.naming import name_mistakes
     from loko_ref.conformance.subprocess_target import Command
-    from loko_ref.conformance.verify import run, summarise
+    from loko_ref.conformance.verify import run
 
     if not timeout > 0:
         raise InputError("--timeout", timeout, "seconds > 0", "a sign")
     cases = select(only, dtype)
+    expected = expectations.read(xfail) if xfail is not None else {}
     if list_:
         for case in cases:
             typer.echo(f"{case.id}\t{case.hunts}")
@@ -86,4 +98,11 @@ def verify(
     report.print_report(console, shown, checks, implementation.notes, mistakes)
     if json is not None:
         report.write_json(json, report.as_json(shown, checks, implementation.notes, mistakes))
-    raise typer.Exit(summarise(checks).exit_code)
+    if junit is not None:
+        write(junit, shown, checks, mistakes, expected)
+    for key in expectations.unexpected_passes(checks, expected):
+        typer.echo(f"UNEXPECTED PASS {key}: was expected to fail: {expected[key]}")
+    for check in checks:
+        if check.status == "failed" and check.case.id in expected:
+            typer.echo(f"expected failure {check.case.id}: {expected[check.case.id]}")
+    raise typer.Exit(expectations.exit_code(checks, expected))

@@ -1,0 +1,72 @@
+"""The report as JUnit XML, which continuous integration reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from loko_ref.conformance.naming import Mistake
+from loko_ref.conformance.report import failure
+from loko_ref.conformance.verify import Check
+from loko_ref.storage import write_bytes
+
+__all__ = ["as_xml", "write"]
+
+_FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd]")
+"""Characters that XML cannot hold."""
+
+
+def _text(value: str) -> str:
+    return _FORBIDDEN.sub("?", value)
+
+
+def as_xml(
+    target: str,
+    checks: Sequence[Check],
+    mistakes: Mapping[str, Sequence[Mistake]],
+    expected: Mapping[str, str],
+) -> bytes:
+    """Build the document: a test case a check; declined and expected failures are skipped ones."""
+    suite = ElementTree.Element("testsuite", name=_text(f"loko-ref verify {target}"))
+    counts = {"tests": len(checks), "failures": 0, "errors": 0, "skipped": 0}
+    for check in checks:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=check.case.operation.name, name=check.case.id
+        )
+        reason = expected.get(check.case.id)
+        if check.status == "unsupported":
+            counts["skipped"] += 1
+            ElementTree.SubElement(case, "skipped", message=_text(str(check.reason)))
+        elif check.status == "failed" and reason is not None:
+            counts["skipped"] += 1
+            ElementTree.SubElement(case, "skipped", message=_text(f"expected to fail: {reason}"))
+        elif check.status == "failed":
+            counts["failures"] += 1
+            message = _text(failure(check))
+            node = ElementTree.SubElement(case, "failure", message=message)
+            named = [
+                f"reproduced by {m.mutant.id}: {m.text}" for m in mistakes.get(check.case.id, ())
+            ]
+            node.text = _text("\n".join([message, f"hunts: {check.case.hunts}", *named]))
+        elif reason is not None:
+            counts["failures"] += 1
+            message = _text(f"passed, but was expected to fail: {reason}")
+            ElementTree.SubElement(case, "failure", message=message)
+    suite.attrib |= {name: str(count) for name, count in counts.items()}
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+
+
+def write(
+    path: str | Path,
+    target: str,
+    checks: Sequence[Check],
+    mistakes: Mapping[str, Sequence[Mistake]],
+    expected: Mapping[str, str],
+) -> None:
+    """Write the document."""
+    write_bytes(path, as_xml(target, checks, mistakes, expected), "--junit")
