@@ -18,6 +18,7 @@ _spec = importlib.util.spec_from_file_location("soak", Path(__file__).with_name(
 soak = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(soak)
 
+pytestmark = pytest.mark.slow
 LONG = os.environ.get("LOKO_REF_LONG") == "1"
 
 

@@ -237,6 +237,7 @@ def test_malformed_lines(line):
         protocol.parse(line)
 
 
+@pytest.mark.slow
 def test_fuzz(tmp_path):
     """Messages changed at random: read or refused with one sentence, never another error."""
     rng = random.Random(3)

@@ -192,6 +192,7 @@ def test_oversized(folder, monkeypatch):
         vectors.read(folder)
 
 
+@pytest.mark.slow
 def test_fuzz(folder):
     """Bytes changed at random, hashes made to fit: refused or read, never another error."""
     rng = random.Random(5)

@@ -246,6 +246,7 @@ CHAOS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_chaos_killed_runs_resume_to_the_serial_runs_hash(tmp_path) -> None:
     """5 random kills (50 with LOKO_REF_LONG=1), each at a random moment of a run on 1 to 4 ranks;
