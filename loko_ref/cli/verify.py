@@ -32,6 +32,9 @@ def verify(
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the report as one page.")
+    ] = None,
     xfail: Annotated[
         Path | None,
         typer.Option(
@@ -61,6 +64,7 @@ def verify(
     from loko_ref.conformance.implementation import Implementation, load
     from loko_ref.conformance.junit import write
     from loko_ref.conformance.naming import name_mistakes
+    from loko_ref.conformance.page import write as write_page
     from loko_ref.conformance.subprocess_target import Command
     from loko_ref.conformance.verify import run
 
@@ -100,6 +104,8 @@ def verify(
         report.write_json(json, report.as_json(shown, checks, implementation.notes, mistakes))
     if junit is not None:
         write(junit, shown, checks, mistakes, expected)
+    if html is not None:
+        write_page(html, shown, checks, implementation.notes, mistakes, expected)
     for key in expectations.unexpected_passes(checks, expected):
         typer.echo(f"UNEXPECTED PASS {key}: was expected to fail: {expected[key]}")
     for check in checks:
