@@ -92,6 +92,10 @@ def certify(
     for kind in ("not_contained", "undecided_values"):
         for line in result[kind][:20]:
             console.print(f"{kind.replace('_', ' ')}: {line}", highlight=False)
+    for line, count in result["loose"].items():
+        console.print(
+            f"at {limit} bits still wider than asked: {line}, {count} values", highlight=False
+        )
     for line, why in (*result["excluded"].items(), *failed.items()):
         console.print(f"not judged: {line}: {why}", highlight=False)
     share = result["correctly_rounded"] / max(result["values"], 1)

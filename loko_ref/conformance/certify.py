@@ -44,8 +44,11 @@ class Quantity:
         The same in units of error of the case.
     bound : float
         Units that are admissible: the stated error bound.
+    loose : int
+        Elements whose enclosure was still wider than asked at the last precision.
     contained : bool
-        Whether every value lies within its bound of its enclosure.
+        Whether every value lies within its bound of its enclosure, and the enclosure's radius is
+        at most one unit: a ball too wide to tell right from wrong contains nothing.
     undecided : tuple of tuple of int
         Elements whose correctly rounded float64 value is not decided.
     excluded : str
@@ -60,6 +63,7 @@ class Quantity:
     ulps: float
     units: float
     bound: float
+    loose: int
     contained: bool
     undecided: tuple[tuple[int, ...], ...]
     excluded: str = ""
@@ -100,6 +104,7 @@ def certify_case(case: Case, limit: int = 2048) -> list[Quantity]:
         bound = factor(case)
         ratio = (error - np.where(np.isfinite(radius), radius, 0)) / sizes[name].size
         units = float(np.max(ratio, initial=0.0))
+        telling = bool((radius <= sizes[name].size).all())
         undecided = np.argwhere(~rounded[name].decided)
         found.append(
             Quantity(
@@ -111,7 +116,8 @@ def certify_case(case: Case, limit: int = 2048) -> list[Quantity]:
                 ulps=_ulps(error, centre, case.dtype),
                 units=units,
                 bound=bound,
-                contained=units <= bound and bool(np.isfinite(radius).all()),
+                loose=exact.loose.get(name, 0),
+                contained=units <= bound and telling,
                 undecided=tuple(tuple(map(int, at)) for at in undecided),
                 excluded="" if judged else "the unit of error leaves no digit in this dtype",
             )
@@ -179,6 +185,7 @@ def as_json(quantities: Sequence[Quantity], failed: dict[str, str]) -> dict[str,
         "max_bits": max((q.bits for q in quantities), default=0),
         **operations,
         "not_contained": [f"{q.case} {q.name}" for q in judged if not q.contained],
+        "loose": {f"{q.case} {q.name}": q.loose for q in quantities if q.loose},
         "undecided_values": [
             f"{q.case} {q.name}{list(at)}" for q in quantities for at in q.undecided
         ],
@@ -194,6 +201,7 @@ def as_json(quantities: Sequence[Quantity], failed: dict[str, str]) -> dict[str,
                 "ulps": q.ulps,
                 "units": q.units,
                 "bound": q.bound,
+                "loose": q.loose,
                 "contained": q.contained,
             }
             for q in quantities

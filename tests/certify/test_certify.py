@@ -20,6 +20,7 @@ from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.operations import OPERATIONS
 from loko_ref.errors import MissingExtraError
 
+LOOSE = "loko.run/gaussian-dense/float64"
 SMALL = [case for case in all_cases() if not case.operation.stepwise]
 
 
@@ -109,6 +110,18 @@ def test_an_oracle_that_is_off_is_not_contained(monkeypatch, name, output):
         assert all(q.contained for name, q in found.items() if name != output)
 
 
+def test_what_stays_wider_than_asked_is_said(tmp_path):
+    """With the precision bounded at 128 bits a run of many steps is looser than 2^-70, by name."""
+    path = tmp_path / "c.json"
+    result = run("--case", LOOSE, "--limit", "128", "--json", str(path))
+    report = json.loads(path.read_text())
+    assert report["loose"]
+    assert all(name.startswith(LOOSE) for name in report["loose"])
+    assert "still wider than asked" in result.output
+    assert run("--case", LOOSE, "--json", str(path)).exit_code == 0
+    assert json.loads(path.read_text())["loose"] == {}
+
+
 def test_what_is_not_decided_is_listed():
     """At a precision that does not suffice, values are undecided and named, not guessed."""
     (case,) = select("kalman.dense_update/nearly-singular-P/float64")
@@ -123,6 +136,22 @@ def test_what_is_not_decided_is_listed():
     assert report["undecided"] == len(report["undecided_values"]) > 0
     assert report["values"] == report["undecided"] + report["correctly_rounded"]
     assert report["undecided_values"][0].startswith(case.id)
+
+
+def test_an_enclosure_too_wide_to_tell_contains_nothing(monkeypatch):
+    """At 1e-9 of the inputs every float64 value lies inside its ball: that proves nothing."""
+    (case,) = select("kalman.diagonal_update/random/float64")
+    with balls.precision(128):
+        wide = {k: balls.balls(v) for k, v in enclosure.on_balls(case, 1e-9).items()}
+    vague = balls.Enclosed(outputs=wide, bits=128, loose={k: np.size(v) for k, v in wide.items()})
+    monkeypatch.setattr(enclosure, "enclosed", lambda *a: vague)
+    monkeypatch.setattr(certify, "enclosed", lambda *a: vague)
+    found = certify.certify_case(case)
+    assert all(quantity.units == 0 for quantity in found)
+    assert not any(quantity.contained for quantity in found)
+    report = certify.as_json(found, {})
+    assert report["contained"] == 0 < report["quantities"]
+    assert report["loose"][f"{case.id} S"] == 9
 
 
 def test_golden_values_are_the_nearest_floats():
