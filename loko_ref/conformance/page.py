@@ -16,7 +16,7 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.compare import ratios
 from loko_ref.conformance.naming import Mistake
 from loko_ref.conformance.report import failure
-from loko_ref.conformance.tolerance import EXPLANATION
+from loko_ref.conformance.tolerance import EXPLANATION, expected
 from loko_ref.conformance.verify import Check, summarise
 from loko_ref.errors import MissingExtraError
 from loko_ref.storage import write_bytes
@@ -33,7 +33,8 @@ COLOURS = (
     (1.0, "#fdd49e", "1 to 10: off"),
     (3.0, "#fc8d59", "10 to 1000"),
     (6.0, "#d7301f", "1000 to 1e6"),
-    (math.inf, "#7f0000", "beyond 1e6, or not finite"),
+    (9.0, "#8c0d0d", "1e6 to 1e9"),
+    (math.inf, "#3d0000", "beyond 1e9, or not finite"),
 )
 """Upper end of log10(error/tolerance), colour, what the legend says of error/tolerance."""
 
@@ -134,6 +135,8 @@ def _walk(check: Check) -> list[dict[str, Any]]:
     finding = check.finding.quantity if check.finding is not None else None
     steps = []
     for output in check.case.operation.outputs:
+        if output.name not in expected(check.case):
+            continue  # of another option than this case's
         worst = float(np.max(found[output.name], initial=0.0)) if output.name in found else None
         mark, said = "none", "not judged" if output.name in check.outputs else "did not come"
         if worst is not None:
@@ -187,7 +190,7 @@ def as_html(
     checks: Sequence[Check],
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
-    expected: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> str:
     """Build the page.
 
@@ -201,7 +204,7 @@ def as_html(
         Remarks on the implementation.
     mistakes : mapping, optional
         Check id -> known mistakes that reproduce it.
-    expected : mapping, optional
+    known : mapping, optional
         Check id -> why it was expected to fail.
 
     Raises
@@ -213,7 +216,7 @@ def as_html(
         from jinja2 import Environment, StrictUndefined
     except ImportError:
         raise MissingExtraError("the HTML report", "jinja2", "cli") from None
-    named, known = mistakes or {}, expected or {}
+    named, known = mistakes or {}, known or {}
     quoted = target if target.startswith("--cmd ") else shlex.quote(target)
     failures = [
         {
@@ -258,8 +261,8 @@ def write(
     checks: Sequence[Check],
     notes: Sequence[str],
     mistakes: Mapping[str, Sequence[Mistake]],
-    expected: Mapping[str, str],
+    known: Mapping[str, str],
 ) -> None:
     """Write the page; a reader never sees half of it."""
-    page = as_html(target, checks, notes, mistakes, expected)
+    page = as_html(target, checks, notes, mistakes, known)
     write_bytes(path, page.encode("utf-8", "replace"), "--html")
