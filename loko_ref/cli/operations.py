@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
 __all__ = ["operations"]
+
+
+def _literal(value: Any) -> str:
+    """Return a default as JSON has it (false, not False), a name in single quotes."""
+    return repr(value) if isinstance(value, str) else json.dumps(value)
 
 
 def operations(
@@ -27,8 +33,12 @@ def operations(
             "for it. Options are JSON values; arithmetic between options alone (1 - beta,\n"
             "alpha / r) is float64's. A batch of `batch` samples with C outputs is stacked\n"
             "sample by sample: m = batch * C. Posteriors carry the plain names: the output theta\n"
-            "is the posterior mean. Labels in brackets name the derivation.\n"
+            "is the posterior mean. ' transposes, ^+ is the pseudo-inverse, theta+ the posterior.\n"
+            "Vectors multiply elementwise where both are (n,): p (1 - diag(K H)). Outputs that do\n"
+            "not belong to the options are left out. Labels in brackets name the derivation.\n"
         )
+    else:
+        typer.echo("m = batch * C; 'loko-ref operations' without a name prints the conventions\n")
     for operation in chosen:
         typer.echo(f"{operation.name}: {operation.text}")
         typer.echo("  inputs")
@@ -39,7 +49,7 @@ def operations(
             typer.echo("  options")
         for o in operation.options:
             choices = f" one of {', '.join(o.choices)};" if o.choices else ""
-            default = "always given" if o.default is None else f"default {o.default!r}"
+            default = "no default" if o.default is None else f"default {_literal(o.default)}"
             typer.echo(f"    {o.name}:{choices} {default}; {o.text}")
         typer.echo("  outputs, in dataflow order")
         for q in operation.outputs:

@@ -124,7 +124,10 @@ def _gain(P: str, diagonal: str) -> tuple[Output, ...]:
 
 
 _Z = _i("Z", "(m, n)", "Jacobian of z, row b*C + j for output j of sample b; m = batch*C")
-_Y = _i("y", "(batch, C)", "observation: real rows (gaussian), else one-hot rows or probabilities")
+_Y = {
+    True: _i("y", "(batch, C)", "observation: real rows"),
+    False: _i("y", "(batch, C)", "observation: one-hot rows, or probabilities that sum to 1"),
+}
 
 
 def _observation(kind: str) -> Operation:
@@ -141,7 +144,7 @@ def _observation(kind: str) -> Operation:
     )
     outputs = [
         _o("yhat", "(m,)", yhat, label, "z"),
-        _o("e", "(m,)", "y - yhat", label, "y yhat"),
+        _o("e", "(m,)", "y - yhat, y stacked as yhat is", label, "y yhat"),
         _o("H", "(m, n)", H, label, "yhat Z"),
     ]
     if kind == "glm":
@@ -150,7 +153,7 @@ def _observation(kind: str) -> Operation:
     return Operation(
         name=f"observation.{kind}",
         text=text,
-        inputs=(_i("z", "(batch, C)", "network outputs"), _Z, _Y),
+        inputs=(_i("z", "(batch, C)", "network outputs"), _Z, _Y[kind == "gaussian"]),
         options=(center,) if kind == "logits" else (),
         outputs=tuple(outputs),
         oracle=lambda x, o: oracle.observation(kind, x, o),
@@ -165,8 +168,9 @@ _SPEC = _opt(
     '{"kind": "linear", "name": "0", "in": i, "out": o, "bias": true, '
     '"lora": {"r": r, "alpha": alpha, "bias": false}} ("lora" may be missing or null: no branch), '
     'or {"kind": "relu" | "tanh" | "gelu" | "softmax" | "log_softmax"}. A linear with LoRA is '
-    "y = W x + b + (alpha/r) (B (A x + bA) + bB); gelu is exact (erf); "
-    "softmax acts over the last axis",
+    "y = W x + b + (alpha/r) (B (A x + bA) + bB); relu, tanh, gelu act element by element, relu's "
+    "derivative at 0 is 0, gelu is exact (erf); softmax and log_softmax act over the last axis. "
+    'With "bias": false there is no b; with the LoRA\'s no bA, bB',
 )
 _X = _i("x", "(batch, i)", "inputs")
 _WEIGHTS = _i(
@@ -205,14 +209,18 @@ _LOKO_OPTIONS = (
         "noise",
         "glm",
         "estimator of R, with s = e e': fixed (R stays), ema_innovation (R = beta R + (1-beta) s), "
-        "ema_innovation_hph (s + H p_pred H' in place of s), ema_residual_hph (the same with the "
-        "residual y - h(theta+) in place of e and the posterior p), glm (R = J, no state)",
+        "ema_innovation_hph (s + H P_pred H' in place of s), ema_residual_hph (r r' + H P+ H' in "
+        "place of s: r = y - yhat(theta+) from a new forward pass at the posterior theta, P+ the "
+        "posterior covariance, H still the prior's; timing after only), glm (R = J, no state). "
+        "observation glm goes with noise glm and no other, and noise glm with no other",
         ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph", "glm"),
     ),
     _opt(
         "timing",
         "before",
-        "before: R is refreshed first and enters this step's S; after: the old R enters S",
+        "before: R is refreshed first, by e and P_pred, and enters this step's S; after: the old R "
+        "enters S and is refreshed then, by the same e and P_pred (ema_residual_hph: by r and P+). "
+        "fixed and glm refresh nothing, so it changes nothing there",
         ("before", "after"),
     ),
     _opt("beta", 0.95, "weight of the past in R's average"),
@@ -225,7 +233,7 @@ _LOKO_OPTIONS = (
     Option(
         name="diagonal",
         default="decoupled",
-        text=_DIAGONAL.text + " (for glm: 1/p + diag(Z' J Z))",
+        text=_DIAGONAL.text + ", R = R_used (for glm: 1/p + diag(Z' J Z)); p here is p_pred",
         choices=_DIAGONAL.choices,
     ),
     _opt("lam", 1.0, "forgetting: p_pred = p / lam + q"),
@@ -233,12 +241,12 @@ _LOKO_OPTIONS = (
     _opt("center", False, "for logits: centre H over each sample's classes"),
 )
 _LOKO_OUTPUTS = (
-    _o("p_pred", "(n,)", "p / lam + q", "KAL-1", "p"),
+    _o("p_pred", "(n,)", "p / lam + q (covariance diagonal)", "KAL-1", "p"),
     _o("P_pred", "(n, n)", "P / lam + q I (covariance dense)", "KAL-1", "P"),
     *_network("x weights theta"),
-    _o("yhat", "(m,)", "predicted observation", "OBS-1 OBS-2 OBS-3 OBS-4", "z"),
-    _o("e", "(m,)", "y - yhat", "OBS-1 OBS-2 OBS-3 OBS-4", "y yhat"),
-    _o("H", "(m, n)", "linearisation at the prior", "OBS-1 OBS-2 OBS-3 OBS-4", "yhat Z"),
+    _o("yhat", "(m,)", "as in observation.NAME, by the option", "OBS-1 OBS-2 OBS-3 OBS-4", "z"),
+    _o("e", "(m,)", "y - yhat, y stacked as yhat is", "OBS-1 OBS-2 OBS-3 OBS-4", "y yhat"),
+    _o("H", "(m, n)", "as in observation.NAME, by the option", "OBS-1 OBS-2 OBS-3 OBS-4", "yhat Z"),
     _o(
         "R_used",
         "(m, m)",
@@ -246,19 +254,27 @@ _LOKO_OUTPUTS = (
         "NOISE-1 NOISE-2 NOISE-3 NOISE-5 OBS-4",
         "R e H p_pred",
     ),
-    _o("S", "(m, m)", "H P_pred H' + R_used", "KAL-2", "H p_pred R_used"),
+    _o("S", "(m, m)", "H P_pred H' + R_used, P_pred or diag(p_pred)", "KAL-2", "H p_pred R_used"),
     _o(
         "K",
         "(n, m)",
-        "P_pred H' S^-1; in softmax and glm the one whose rows sum to 0 over each sample's "
-        "classes (glm: P_pred H' S^+); compared after centring there",
+        "P_pred H' S^-1; for glm, where S has no inverse (S 1 = 0 in each sample), "
+        "P_pred H' S^+ = P_pred Z' (I + J Z P_pred Z')^-1, rows centred. softmax and glm are "
+        "compared after each row is centred over each sample's classes; K e and K H are not "
+        "changed by that",
         "KAL-2 OBS-5 OBS-6",
         "p_pred H S",
     ),
     _o("theta", "(n,)", "theta + K e", "KAL-2 LOKO-1", "theta K e"),
-    _o("p", "(n,)", "posterior variances", "DIAG-1 DIAG-2", "p_pred K H"),
+    _o("p", "(n,)", "by the option diagonal (covariance diagonal)", "DIAG-1 DIAG-2", "p_pred K H"),
     _o("P", "(n, n)", "P_pred - K H P_pred (covariance dense)", "KAL-2 LOKO-4", "P_pred K H"),
-    _o("R", "(m, m)", "noise estimate after the step (not for glm)", "NOISE-4 NOISE-5", "R_used"),
+    _o(
+        "R",
+        "(m, m)",
+        "noise estimate for the next step: fixed: R; before: R_used; after: refreshed; not for glm",
+        "NOISE-4 NOISE-5",
+        "R_used",
+    ),
 )
 
 
@@ -275,7 +291,13 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
             _i("theta", "(n,)", "prior mean, packed as under weights"),
             _i("p", "(n,)", "prior variances", "covariance='diagonal'"),
             _i("P", "(n, n)", "prior covariance", "covariance='dense'"),
-            _i("R", "(m, m)", "noise estimate so far; m = batch*C", "any noise but 'glm'"),
+            _i(
+                "R",
+                "(m, m)",
+                "noise estimate so far, symmetric positive definite; m = batch*C; for softmax, and "
+                "logits with center, it takes what is constant over each sample's classes to such",
+                "any noise but 'glm'",
+            ),
             _FROZEN,
         ),
         options=_LOKO_OPTIONS,
@@ -295,12 +317,16 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
     )
 
 
-def _optimizer(name: str, text: str, options: tuple[Option, ...], slots: str, label: str) -> Any:
+def _optimizer(
+    name: str, text: str, options: tuple[Option, ...], formulas: dict[str, str], label: str
+) -> Any:
+    slots = " ".join(k for k in formulas if k != "theta")
     outputs = [
-        _o(slot, "(steps, n)", f"as torch's '{slot}', after each step", label, "gradient theta")
+        _o(slot, "(steps, n)", f"after each step: {formulas[slot]}", label, "gradient theta")
         for slot in slots.split()
     ]
-    outputs.append(_o("theta", "(steps, n)", "after each step", label, f"theta gradient {slots}"))
+    after = f"after each step: {formulas['theta']}"
+    outputs.append(_o("theta", "(steps, n)", after, label, f"theta gradient {slots}"))
     return Operation(
         name=f"optimizer.{name}",
         text=text,
@@ -335,7 +361,7 @@ _ALL = (
         options=(_DIAGONAL,),
         outputs=(
             *_gain("p", ", P = diag(p)"),
-            _o("p", "(n,)", "posterior variances", "DIAG-1 DIAG-2", "p K H R"),
+            _o("p", "(n,)", "by the option diagonal", "DIAG-1 DIAG-2", "p K H R"),
         ),
         oracle=oracle.diagonal_update,
         plain=plain.diagonal_update,
@@ -358,8 +384,8 @@ _ALL = (
         text="refresh the estimate of the observation noise",
         inputs=(
             _i("R", "(m, m)", "the estimate so far"),
-            _i("e", "(m,)", "innovation; for ema_residual_hph the residual y - h(theta+)"),
-            _i("HpH", "(m, m)", "H p H'; for ema_residual_hph with the posterior p"),
+            _i("e", "(m,)", "innovation; for ema_residual_hph the residual y - yhat(theta+)"),
+            _i("HpH", "(m, m)", "H P H', given; for ema_residual_hph with the posterior P"),
         ),
         options=(
             _opt(
@@ -435,7 +461,11 @@ _ALL = (
             _DECAY,
             _opt("nesterov", False, "Nesterov's look-ahead"),
         ),
-        "momentum",
+        {
+            "momentum": "g at step 1, then mu momentum + (1 - dampening) g; mu is the option, "
+            "g = gradient + weight_decay theta (left out where mu = 0)",
+            "theta": "theta - lr d, d = momentum; with nesterov g + mu momentum; with mu = 0 g",
+        },
         "OPT-1",
     ),
     _optimizer(
@@ -448,7 +478,10 @@ _ALL = (
             _opt("initial_accumulator_value", 0.0, "start of the sum"),
             _opt("eps", 1e-10, "added to the root"),
         ),
-        "sum",
+        {
+            "sum": "sum + g^2 from initial_accumulator_value, g = gradient + weight_decay theta",
+            "theta": "theta - lr / (1 + (t-1) lr_decay) g / (sqrt(sum) + eps)",
+        },
         "OPT-2",
     ),
     _optimizer(
@@ -461,7 +494,12 @@ _ALL = (
             _opt("eps", 1e-8, "added to the root of the corrected exp_avg_sq"),
             _opt("weight_decay", 1e-2, "theta is first multiplied by 1 - lr weight_decay"),
         ),
-        "exp_avg exp_avg_sq",
+        {
+            "exp_avg": "beta1 exp_avg + (1 - beta1) g, g = gradient, from 0",
+            "exp_avg_sq": "beta2 exp_avg_sq + (1 - beta2) g^2, elementwise, from 0",
+            "theta": "(1 - lr weight_decay) theta - lr (exp_avg / (1 - beta1^t)) / "
+            "(sqrt(exp_avg_sq / (1 - beta2^t)) + eps) at step t = 1, 2, ...",
+        },
         "OPT-3",
     ),
 )

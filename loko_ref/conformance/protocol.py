@@ -50,7 +50,7 @@ SPECIFICATION = f"""\
 
 loko-ref starts your command once and talks to it over stdin and stdout, one JSON object a line
 (UTF-8, ended by \\n). Write nothing else to stdout; stderr is free, its end is shown when you fail.
-Flush after each line.
+Flush after each line. Requests come one at a time: the next is sent when you have answered.
 
 TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
         data: the elements row-major, little-endian, base64 with padding. A scalar's shape is [].
@@ -66,22 +66,29 @@ TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
     "dtypes": ["float64"], "canary": {{"float64": TENSOR}}, "files": false}}
    where operations and dtypes are what you offer, and canary has, for each dtype you offer, the
    tensor you were sent, decoded to numbers and encoded again. It holds 0.1, -0.0, a subnormal,
-   infinity, -infinity and NaN, and must come back bit for bit.
+   infinity, -infinity and a quiet NaN (0x7ff8000000000000, 0x7fc00000), and must come back bit
+   for bit. No run sends infinities or NaN.
 
 2. run, any number of times. You are sent
    {{"type": "run", "id": 7, "operation": "lora.delta", "inputs": {{"A": TENSOR, "B": TENSOR}},
     "options": {{"alpha": 3.0}}}}
-   An input that is a mapping ("weights") is an object of tensors. All options are always given.
-   'loko-ref operations' describes every operation. You answer one of
+   'loko-ref operations' describes every operation. All inputs of a run have one dtype, and the
+   outputs must have it too; what you compute in is yours (float64, rounded at the end, serves for
+   float32). An input that is a mapping ("weights") is an object of tensors: it has no "dtype". An
+   input that does not belong to the options is left out, not null. Every option is sent, those at
+   their default too; 1 and 1.0 are the same number. You answer one of
    {{"type": "result", "id": 7, "outputs": {{"delta": TENSOR}}}}     any subset of the outputs
    {{"type": "unsupported", "id": 7, "reason": "..."}}              you decline this case
    {{"type": "error", "id": 7, "message": "..."}}                   you fail on it
 
+   To an operation that you do not offer, answer unsupported.
+
 3. stop. You are sent {{"type": "stop"}} and exit with code 0.
 
 To a line that you cannot read, or of an unknown type, answer {{"type": "error", "id": null,
-"message": "..."}} and go on. A request may take --timeout seconds; then you are killed and
-started again. So you are after a crash or a line that is no message.
+"message": "..."}} and go on. A request may take --timeout seconds; after that, after
+a crash, and after a line that is no message, the request has failed and you are started anew, with
+a new hello. 'loko-ref protocol --cmd COMMAND' checks all but the numbers.
 """
 """What ``loko-ref protocol`` prints."""
 

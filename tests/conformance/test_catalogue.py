@@ -42,6 +42,42 @@ def test_diagonal_update_is_described_as_promised():
     assert [o.name for o in operation.outputs] == ["S", "K", "theta", "p"]
 
 
+def test_a_step_is_described_without_gaps():
+    """What an implementer could not know from the formulas' names is said."""
+    options = {o.name: o.text for o in get("loko.step").options}
+    outputs = {o.name: o.formula for o in get("loko.step").outputs}
+    assert "H still the prior's" in options["noise"]
+    assert "timing after only" in options["noise"]
+    assert "observation glm goes with noise glm and no other" in options["noise"]
+    assert "relu's derivative at 0 is 0" in options["spec"]
+    assert "p here is p_pred" in options["diagonal"]
+    assert "(I + J Z P_pred Z')^-1" in outputs["K"]
+    assert "beta1^t" in get("optimizer.adamw").outputs[-1].formula
+
+
+def test_combinations_of_the_cases_are_those_described():
+    for case in CASES:
+        if not case.operation.name.startswith("loko."):
+            continue
+        o = case.options
+        assert (o["observation"] == "glm") == (o["noise"] == "glm")
+        assert o["noise"] != "ema_residual_hph" or o["timing"] == "after"
+        assert not o["center"] or o["observation"] == "logits"
+
+
+def test_R_keeps_constants_where_described():
+    for case in CASES:
+        o = case.options
+        if case.operation.name not in ("loko.step", "loko.run") or o["noise"] == "glm":
+            continue
+        if o["observation"] == "softmax" or o["center"]:
+            x = case.inputs()
+            batch, C = x["y"].shape[-2:]
+            constants = np.kron(np.eye(batch), np.ones((C, 1)))
+            moved = (x["R"] @ constants).reshape(batch, C, batch)
+            np.testing.assert_allclose(moved, moved[:, :1] + 0 * moved, rtol=1e-6)
+
+
 def test_unknown_operation_names_the_closest():
     with pytest.raises(InputError, match=r"closest known name is 'kalman\.dense_update'"):
         get("kalman.dense_updat")

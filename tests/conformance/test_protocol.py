@@ -1,4 +1,4 @@
-"""The protocol: harnesses in three languages pass; every misbehaviour is a finding, none a hang."""
+"""The protocol: harnesses in four languages pass; every misbehaviour is a finding, none a hang."""
 
 import base64
 import json
@@ -50,6 +50,20 @@ def test_specification_is_printed():
     assert result.stdout == protocol.SPECIFICATION
     for word in ("hello", "canary", "run", "stop", "little-endian", "base64", "unsupported"):
         assert word in result.stdout
+    text = " ".join(result.stdout.split())
+    for answered in (
+        "All inputs of a run have one dtype, and the outputs must have it too",
+        "left out, not null",
+        "Every option is sent, those at their default too",
+        "the next is sent when you have answered",
+        "To an operation that you do not offer, answer unsupported",
+    ):
+        assert answered in text
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    for dtype, bits in (("float64", "0x7ff8000000000000"), ("float32", "0x7fc00000")):
+        nan = protocol.canary(dtype)[-1:]
+        assert hex(int(nan.view(f"u{nan.itemsize}")[0])) == bits
+        assert bits in text
 
 
 def test_python_harness():
@@ -80,6 +94,20 @@ def test_compiled_harness(language, tmp_path):
         checks = run(command, select("kalman.*") + select("noise.*") + select("lora.*"))
     assert {c.status for c in checks} == {"passed"}
     result = cli("protocol", "--cmd", shlex.quote(path))
+    assert result.returncode == 0, result.stdout
+    assert "WRONG" not in result.stdout
+
+
+def test_javascript_harness():
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    path = shlex.join(["node", str(EXAMPLES / "harness.js")])
+    with Command(path) as command:
+        offered = [c for name in command.operations for c in select(name)]
+        checks = run(command, offered)
+    assert any(c.case.operation.name == "loko.step" for c in checks)
+    assert {c.status for c in checks} == {"passed"}
+    result = cli("protocol", "--cmd", path)
     assert result.returncode == 0, result.stdout
     assert "WRONG" not in result.stdout
 
