@@ -1,0 +1,25 @@
+"""Record a run, then check the recording: ``loko-ref verify --trace trace.npz``.
+
+Dump the state before each step under ``k/``, whatever you compute on the way beside it, and the
+state after the last step. This filter is someone's own: it shares no code with loko_ref.
+"""
+
+import json
+import sys
+
+import numpy as np
+
+rng = np.random.default_rng(0)
+theta, p, R = np.zeros(6), np.full(6, 0.5), 0.2 * np.eye(2)
+record = {"options": np.array(json.dumps({"noise": "ema_innovation", "beta": 0.9, "lam": 0.99}))}
+for k in range(5):
+    record |= {f"{k}/theta": theta, f"{k}/p": p, f"{k}/R": R}
+    H, e = rng.standard_normal((2, 6)), rng.standard_normal(2)
+    p_pred = p / 0.99
+    R = 0.9 * R + (1 - 0.9) * np.outer(e, e)
+    S = (H * p_pred) @ H.T + R
+    K = np.linalg.solve(S, H * p_pred).T
+    theta, p = theta + K @ e, p_pred * (1 - np.einsum("nm,mn->n", K, H))
+    record |= {f"{k}/p_pred": p_pred, f"{k}/H": H, f"{k}/e": e, f"{k}/S": S, f"{k}/K": K}
+record |= {"5/theta": theta, "5/p": p, "5/R": R}
+np.savez(sys.argv[1] if len(sys.argv) > 1 else "trace.npz", **record)
