@@ -137,7 +137,8 @@ function blocks(batch, C, entry) {
   const out = zeros(m, m)
   for (let b = 0; b < batch; b++) {
     for (let i = 0; i < C; i++) {
-      for (let j = 0; j < C; j++) out.data[(b * C + i) * m + b * C + j] = entry(b * C + i, b * C + j)
+      const row = b * C + i
+      for (let j = b * C; j < (b + 1) * C; j++) out.data[row * m + j] = entry(row, j)
     }
   }
   return out
@@ -252,7 +253,8 @@ function linear(layer, weights, pieces, value, slope, n) {
   for (let o = 0; o < layer.out; o++) {
     for (let k = 0; k < r; k++) {
       const b = scale * B.data[o * r + k]
-      for (let i = 0; i < layer.in; i++) dout.data[o * n + A.at + k * layer.in + i] += b * value.data[i]
+      const row = o * n + A.at + k * layer.in
+      for (let i = 0; i < layer.in; i++) dout.data[row + i] += b * value.data[i]
       dout.data[o * n + B.at + o * r + k] += scale * down.data[k]
       if (bA) dout.data[o * n + bA.at + k] += b
     }
