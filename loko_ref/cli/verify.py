@@ -28,6 +28,25 @@ def verify(
             "--cmd", help="In place of TARGET: a command that speaks 'loko-ref protocol'."
         ),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            help="In place of TARGET: a recording of a run, .npz or .safetensors. Array 'k/name' "
+            "is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state before "
+            "step k (its posteriors are k+1/theta, k+1/p, k+1/R), and whatever there is of k/y, "
+            "k/z, k/Z, k/p_pred, k/yhat, k/e, k/H, k/R_used (the R in S), k/S, k/K, "
+            "k/r (y - h(theta+)): see 'loko-ref operations loko.step'.",
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            help="For --trace: NAME=VALUE, an option of loko.step (observation is gaussian and "
+            "noise fixed by default); or JSON in the file, array or metadata 'options'.",
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")
@@ -70,6 +89,15 @@ def verify(
 
     if not timeout > 0:
         raise InputError("--timeout", timeout, "seconds > 0", "a sign")
+    if trace is not None:
+        if target is not None or cmd is not None:
+            raise InputError("--trace", "TARGET or --cmd too", "one of them", "two ways to verify")
+        for name, value in {"--xfail": xfail, "--dtype": dtype, "--list": list_ or None}.items():
+            if value is not None:
+                raise InputError(name, value, "not beside --trace", "a recording has no cases")
+        raise typer.Exit(_recording(trace, option or [], only, json, junit, html))
+    if option:
+        raise InputError("--option", option[0], "--trace F beside it", "--trace was left out")
     cases = select(only, dtype)
     expected = expectations.read(xfail) if xfail is not None else {}
     if list_:
@@ -112,3 +140,38 @@ def verify(
         if check.status == "failed" and check.case.id in expected:
             typer.echo(f"expected failure {check.case.id}: {expected[check.case.id]}")
     raise typer.Exit(expectations.exit_code(checks, expected))
+
+
+def _recording(
+    trace: Path,
+    option: list[str],
+    only: str | None,
+    json: Path | None,
+    junit: Path | None,
+    html: Path | None,
+) -> int:
+    """Check a recording; return the exit code."""
+    from rich.console import Console
+
+    from loko_ref.conformance import junit as xml
+    from loko_ref.conformance import recording, report
+    from loko_ref.conformance import trace as walk
+    from loko_ref.conformance.naming import name_mistakes
+    from loko_ref.conformance.page import write as write_page
+    from loko_ref.conformance.verify import summarise
+
+    read = recording.read(trace, option)
+    checks = walk.check(read, only)
+    mistakes = name_mistakes(checks)
+    shown = " ".join(["--trace", shlex.quote(str(trace))])
+    shown += "".join(f" --option {shlex.quote(item)}" for item in option)
+    first = walk.first(checks)
+    notes = [*read.notes, *([first] if first is not None else [])]
+    report.print_report(Console(), shown, checks, notes, mistakes)
+    if json is not None:
+        report.write_json(json, report.as_json(shown, checks, notes, mistakes))
+    if junit is not None:
+        xml.write(junit, shown, checks, mistakes, {})
+    if html is not None:
+        write_page(html, shown, checks, notes, mistakes, {})
+    return summarise(checks).exit_code
