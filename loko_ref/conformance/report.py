@@ -230,7 +230,7 @@ def print_report(
             )
         if shown[name] <= IN_FULL:
             console.print(f"  this case hunts: {escape(check.case.hunts)}", soft_wrap=True)
-            quoted = target if target.startswith("--cmd ") else shlex.quote(target)
+            quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
             again = f"loko-ref verify {quoted} --only {shlex.quote(check.case.id)}"
             console.print(f"  alone: {escape(again)}", soft_wrap=True, highlight=False)
     if mistakes is not None and summary.failed:
