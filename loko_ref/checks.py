@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
+from loko_ref.backends import KNOWN
 from loko_ref.errors import InputError, NumericalError, UndecidedError, unknown_option
 
 __all__ = [
@@ -24,6 +25,10 @@ __all__ = [
     "check_some",
     "check_symmetric",
 ]
+
+
+FORMATS = ("float64", "float32")
+"""The floating formats that everything here computes in."""
 
 
 def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
@@ -56,20 +61,26 @@ def check_range(
 
 def check_floats(**arrays: Any) -> None:
     """Require arrays of one library and one floating dtype; nothing is widened or narrowed."""
-    backend_of(*arrays.values())
     names = list(arrays)
     for name in names:
-        dtype = getattr(arrays[name], "dtype", None)
-        if dtype is None:
+        if getattr(arrays[name], "dtype", None) is None:
             raise InputError(
-                name, type(arrays[name]).__name__, "an array", "a list or a scalar: wrap it"
+                name,
+                type(arrays[name]).__name__,
+                f"an array of one of {', '.join(KNOWN)}",
+                "a list or a scalar: convert it to a NumPy or CuPy array first",
             )
-        if dtype.kind not in "fO":
+    backend_of(*arrays.values())
+    for name in names:
+        dtype = arrays[name].dtype
+        if dtype.kind != "O" and dtype.name not in FORMATS:
             raise InputError(
                 name,
                 f"dtype {dtype}",
                 "float64 or float32",
-                "integer input: convert with .astype(float)",
+                "another precision: convert with .astype('float32') or .astype('float64')"
+                if dtype.kind == "f"
+                else "integer input: convert with .astype(float)",
             )
         if dtype != arrays[names[0]].dtype:
             raise InputError(

@@ -130,6 +130,13 @@ class OptimizerState:
     step: int = 0
 
 
+def _slot_names(config: OptimizerConfig) -> tuple[str, ...]:
+    """Name the slots that a method's state has."""
+    if isinstance(config, SGD):
+        return ("momentum",) if config.momentum else ()
+    return ("sum",) if isinstance(config, AdaGrad) else ("exp_avg", "exp_avg_sq")
+
+
 def init(theta: Array, config: OptimizerConfig) -> OptimizerState:
     """State before the first step.
 
@@ -144,12 +151,9 @@ def init(theta: Array, config: OptimizerConfig) -> OptimizerState:
     check_shape("theta", theta, ("n",))
     check_finite(theta=theta)
     zeros = namespace(theta).zeros_like(theta)
-    if isinstance(config, SGD):
-        slots = {"momentum": zeros} if config.momentum else {}
-    elif isinstance(config, AdaGrad):
-        slots = {"sum": zeros + config.initial_accumulator_value}
-    else:
-        slots = {"exp_avg": zeros, "exp_avg_sq": zeros}
+    if isinstance(config, AdaGrad):
+        zeros = zeros + config.initial_accumulator_value
+    slots = dict.fromkeys(_slot_names(config), zeros)
     return OptimizerState(theta=theta, slots=slots)
 
 
@@ -172,6 +176,14 @@ def step(state: OptimizerState, gradient: Array, config: OptimizerConfig) -> Opt
     check_floats(theta=state.theta, gradient=gradient)
     check_shape("gradient", gradient, ("n",), {"n": state.theta.shape[0]})
     check_finite(gradient=gradient)
+    names = _slot_names(config)
+    if set(state.slots) != set(names):
+        raise InputError(
+            "state",
+            f"slots {sorted(state.slots)}",
+            f"slots {sorted(names)}, as {type(config).__name__} has",
+            "a state made by init for another config",
+        )
     if isinstance(config, SGD):
         return _sgd(state, gradient, config)
     if isinstance(config, AdaGrad):

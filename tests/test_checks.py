@@ -53,7 +53,11 @@ UPDATE_FAULTS = [
     ({"e": np.ones(2, bool)}, r"e: got dtype bool; required float64 or float32"),
     ({"e": np.ones(2, complex)}, r"e: got dtype complex128"),
     ({"e": np.ones(2, "float32")}, r"e: got dtype float32; required dtype float64, as theta has"),
-    ({"e": [1.0, 1.0]}, r"got list; required an array of one of numpy"),
+    ({"e": [1.0, 1.0]}, r"e: got list; required an array of one of numpy"),
+    (
+        {key: value.astype("float16") for key, value in GOOD.items()},
+        r"theta: got dtype float16; required float64 or float32.*another precision",
+    ),
     ({"e": 1.0}, r"e: got float; required an array"),
     ({"e": None}, r"got NoneType; required an array"),
 ]
@@ -102,6 +106,7 @@ def test_rounding_is_no_asymmetry():
         ({"yhat": np.array([[0.5, 0.25, 0.25]])}, r"e: got shape \(2,\); required .*= \(3\)"),
         ({"yhat": np.array([[0.5, 0.6]])}, r"yhat: got a row that is no distribution"),
         ({"yhat": np.array([[1.5, -0.5]])}, r"yhat: got a row that is no distribution"),
+        ({"yhat": np.array([[np.nan, 1.0]])}, r"yhat: got nan at index \(0, 0\)"),
         ({"yhat": np.array([[np.nan, 0.5]])}, r"yhat: got nan at index \(0, 0\)"),
         ({"yhat": np.array([[0.5, 0.5]], "float32")}, r"yhat: got dtype float32"),
         ({"p": np.zeros(3)}, r"p: got 0 at flat index 0"),

@@ -188,3 +188,11 @@ def test_bad_arrays():
             optimizers.step(state, gradient, SGD())
     with pytest.raises(InputError, match=r"theta: got shape \(2, 1\)"):
         optimizers.init(np.zeros((2, 1)), SGD())
+
+
+@pytest.mark.parametrize("config", [SGD(momentum=0.9), AdaGrad(), AdamW()])
+def test_the_state_of_another_method_is_refused(config):
+    with pytest.raises(InputError, match=r"state: got slots \[\]; required slots \['"):
+        optimizers.step(optimizers.init(np.zeros(2), SGD()), np.ones(2), config)
+    with pytest.raises(InputError, match=r"required slots \[\], as SGD has.*another config"):
+        optimizers.step(optimizers.init(np.zeros(2), config), np.ones(2), SGD())

@@ -312,5 +312,5 @@ def _plot(entries: list[Entry], kind: str) -> bytes:
 
     config = entries[0].config
     curves = {name: [e.curve for e in some] for name, some in _grouped(entries).items()}
-    title = f"{config.data}: trained upright, streamed under the shift '{config.shift}'"
+    title = f"{config.data}: trained unshifted, streamed under the shift '{config.shift}'"
     return draw(curves, title=title, regression=config.data == "diabetes", kind=kind)

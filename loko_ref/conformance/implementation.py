@@ -128,11 +128,11 @@ def _deadline(seconds: float | None) -> Iterator[None]:
 
 
 def _describe(error: BaseException, own: str = __file__) -> str:
-    """One sentence: the error, and the line of the code under test that raised it."""
+    """One sentence: the error, and the line of the code under test that raised it, if one did."""
     where, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if name != own and not name.startswith("<frozen"):
+        if name not in (own, importlib.__file__) and not name.startswith("<frozen"):
             where = f" ({Path(name).name}, line {trace.tb_lineno})"
         trace = trace.tb_next
     text = " ".join(str(error).split())

@@ -106,8 +106,8 @@ def predict(observation: str, z: Array) -> Array:
 def _check_distribution(argument: str, rows: Array, foreign: str) -> None:
     """Require rows (batch, C) >= 0 that sum to 1, to rounding."""
     xp = namespace(rows)
-    off = xp.abs(rows.sum(axis=1) - 1) > 4 * rows.shape[1] * epsilon(rows)
-    if bool((rows < 0).any()) or bool(off.any()):
+    near = xp.abs(rows.sum(axis=1) - 1) <= 4 * rows.shape[1] * epsilon(rows)  # false for NaN
+    if bool((rows < 0).any()) or not bool(near.all()):
         raise InputError(
             argument,
             "a row that is no distribution",
