@@ -41,6 +41,7 @@ from loko_ref.cli.lte import lte  # noqa: E402
 from loko_ref.cli.mutants import mutants  # noqa: E402
 from loko_ref.cli.operations import operations  # noqa: E402
 from loko_ref.cli.protocol import protocol  # noqa: E402
+from loko_ref.cli.schema import schema  # noqa: E402
 from loko_ref.cli.train import train  # noqa: E402
 from loko_ref.cli.vectors import app as vectors  # noqa: E402
 from loko_ref.cli.verify import verify  # noqa: E402
@@ -55,3 +56,4 @@ app.command("explain")(explain_command)
 app.command("lte")(lte)
 app.command("certify")(certify)
 app.command("bench")(bench)
+app.command("schema")(schema)

@@ -217,7 +217,7 @@ def as_html(
     except ImportError:
         raise MissingExtraError("the HTML report", "jinja2", "cli") from None
     named, known = mistakes or {}, known or {}
-    quoted = target if target.startswith("--cmd ") else shlex.quote(target)
+    quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
     failures = [
         {
             "check": check,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.conformance import enclosure
+from loko_ref.conformance import enclosure, schema
 from loko_ref.conformance.cases import Case, all_cases
 from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.conformance.tolerance import expected, tolerance
@@ -38,58 +38,7 @@ VERSION = "vectors/1"
 FILE_LIMIT = 64 * 2**20
 MANIFEST_LIMIT = 16 * 2**20
 
-_TENSOR = {
-    "type": "object",
-    "required": ["dtype", "shape"],
-    "additionalProperties": False,
-    "properties": {
-        "dtype": {"enum": ["float64", "float32"]},
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-    },
-}
-
-MANIFEST_SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "manifest.json of loko-ref's golden vectors",
-    "type": "object",
-    "required": ["schema", "version", "catalogue", "cases"],
-    "additionalProperties": False,
-    "properties": {
-        "schema": {"const": "loko-ref/vectors/1"},
-        "version": {"const": VERSION},
-        "catalogue": {"const": CATALOGUE},
-        "cases": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": [
-                    "id",
-                    "operation",
-                    "dtype",
-                    "options",
-                    "hunts",
-                    "file",
-                    "bytes",
-                    "sha256",
-                    "tensors",
-                ],
-                "additionalProperties": False,
-                "properties": {
-                    "id": {"type": "string"},
-                    "operation": {"type": "string"},
-                    "dtype": {"enum": ["float64", "float32"]},
-                    "options": {"type": "object"},
-                    "hunts": {"type": "string"},
-                    "file": {"type": "string", "pattern": "^[A-Za-z0-9_.-]+\\.safetensors$"},
-                    "bytes": {"type": "integer", "minimum": 8, "maximum": FILE_LIMIT},
-                    "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-                    "tensors": {"type": "object", "additionalProperties": _TENSOR},
-                    "undecided": {"type": "array", "items": {"type": "string"}},
-                },
-            },
-        },
-    },
-}
+MANIFEST_SCHEMA = schema.load("vectors")
 """JSON Schema of the manifest."""
 
 

@@ -10,7 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from loko_ref.conformance import report
+from loko_ref.conformance import report, schema
 from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.implementation import load
 from loko_ref.conformance.verify import judge, run, summarise
@@ -20,55 +20,6 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 TARGETS = HERE / "targets.py"
 OP = "kalman.diagonal_update"
-
-NUMBER = {"type": ["number", "string", "null"]}
-SCHEMA = {
-    "type": "object",
-    "required": ["schema", "summary", "checks"],
-    "properties": {
-        "schema": {"const": "loko-ref/verify/1"},
-        "summary": {
-            "type": "object",
-            "required": ["ran", "passed", "failed", "unsupported"],
-            "additionalProperties": False,
-            "properties": {
-                name: {"type": "integer", "minimum": 0}
-                for name in ("ran", "passed", "failed", "unsupported")
-            },
-        },
-        "checks": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["id", "operation", "status", "first_divergence"],
-                "properties": {
-                    "id": {"type": "string"},
-                    "operation": {"type": "string"},
-                    "status": {"enum": ["passed", "failed", "unsupported"]},
-                    "first_divergence": {
-                        "oneOf": [
-                            {"type": "null"},
-                            {
-                                "type": "object",
-                                "required": ["quantity", "index", "expected", "got", "ratio"],
-                                "properties": {
-                                    "quantity": {"type": "string"},
-                                    "index": {
-                                        "type": ["array", "null"],
-                                        "items": {"type": "integer", "minimum": 0},
-                                    },
-                                    "expected": NUMBER,
-                                    "got": NUMBER,
-                                    "ratio": {"type": ["number", "null"]},
-                                },
-                            },
-                        ]
-                    },
-                },
-            },
-        },
-    },
-}
 
 
 def outcome(attribute, only=f"{OP}/random/float64", timeout=20.0):
@@ -325,7 +276,7 @@ def test_cli_passes_and_writes_json(tmp_path):
     result = cli(EXAMPLES / "my_loko.py", "--only", "kalman.*", "--json", out)
     assert result.returncode == 0, result.stdout + result.stderr
     document = json.loads(out.read_text())
-    jsonschema.validate(document, SCHEMA)
+    jsonschema.validate(document, schema.load("verify"))
     assert document["summary"]["failed"] == document["summary"]["unsupported"] == 0
     assert document["summary"]["ran"] == document["summary"]["passed"] == len(document["checks"])
     assert {c["operation"] for c in document["checks"]} == {
@@ -342,7 +293,7 @@ def test_cli_fails_and_names_the_quantity(tmp_path):
     result = cli(EXAMPLES / "my_buggy_loko.py", "--only", "model.*", "--json", out)
     assert result.returncode == 1
     document = json.loads(out.read_text())
-    jsonschema.validate(document, SCHEMA)
+    jsonschema.validate(document, schema.load("verify"))
     failed = [c for c in document["checks"] if c["status"] == "failed"]
     assert {c["first_divergence"]["quantity"] for c in failed} == {"Z"}
     assert "first off: Z[" in result.stdout

@@ -1,0 +1,132 @@
+"""The published schemas: what is written fits them whole, what is faulty does not."""
+
+import copy
+import json
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from loko_ref.conformance import report, schema, score, vectors
+from loko_ref.conformance.cases import select
+from loko_ref.conformance.implementation import load
+from loko_ref.conformance.naming import name_mistakes
+from loko_ref.conformance.operations import CATALOGUE
+from loko_ref.conformance.verify import run
+from loko_ref.errors import InputError
+
+HERE = Path(__file__).parent
+TARGETS = HERE / "targets.py"
+BUGGY = HERE.parents[1] / "examples" / "my_buggy_loko.py"
+OP = "kalman.diagonal_update"
+
+
+@lru_cache(maxsize=1)
+def document(target, only):
+    checks = run(load(str(target)), select(only))
+    made = report.as_json(str(target), checks, (), name_mistakes(checks))
+    return json.loads(json.dumps(made, allow_nan=False))
+
+
+def undescribed(value, rule, root, where=""):
+    """List the keys of a document that its schema says nothing of."""
+    while "$ref" in rule:
+        rule = root["$defs"][rule["$ref"].rsplit("/", 1)[1]]
+    if "oneOf" in rule and value is not None:
+        (rule,) = [r for r in rule["oneOf"] if r.get("type") == "object"]
+    if isinstance(value, dict):
+        known = rule.get("properties", {})
+        return [
+            miss
+            for key, item in value.items()
+            for miss in (
+                undescribed(item, known[key], root, f"{where}.{key}")
+                if key in known
+                else [f"{where}.{key}"]
+            )
+        ]
+    if isinstance(value, list):
+        return [m for item in value for m in undescribed(item, rule["items"], root, where)]
+    return []
+
+
+@pytest.mark.parametrize("name", schema.NAMES)
+def test_each_is_a_schema(name):
+    jsonschema.Draft202012Validator.check_schema(schema.load(name))
+
+
+@pytest.mark.parametrize(
+    ("target", "only"),
+    [
+        (TARGETS, f"{OP}*"),
+        (f"{TARGETS}:JITTER", f"{OP}*"),
+        (f"{TARGETS}:NAN", f"{OP}*"),
+        (f"{TARGETS}:SHAPE", f"{OP}*"),
+        (f"{TARGETS}:RAISES", f"{OP}*"),
+        (f"{TARGETS}:DECLINES", f"{OP}*"),
+        (BUGGY, "loko.run/glm/float64"),
+    ],
+    ids=lambda value: str(value).rpartition("/")[2],
+)
+def test_a_real_report_fits_and_is_described_whole(target, only):
+    made, rule = document(target, only), schema.load("verify")
+    jsonschema.validate(made, rule)
+    assert undescribed(made, rule, rule) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda d: d.update(schema="loko-ref/verify/2"),
+        lambda d: d["summary"].pop("unsupported"),
+        lambda d: d["checks"][0].pop("mistakes"),
+        lambda d: d["checks"][0].update(status="skipped"),
+        lambda d: d["checks"][0].update(status="passed"),
+        lambda d: d["checks"][0]["first_divergence"].update(ratio=-1),
+        lambda d: d["checks"][0]["first_divergence"].update(index=[0, -1]),
+        lambda d: d["checks"][0]["first_divergence"].pop("labels"),
+        lambda d: d["checks"][0]["mistakes"][0].pop("look"),
+        lambda d: d["checks"][0].pop("unit"),
+    ],
+)
+def test_a_faulty_report_does_not_fit(spoil):
+    made = document(f"{TARGETS}:JITTER", f"{OP}/random/float64")
+    faulty = copy.deepcopy(made)
+    spoil(faulty)
+    jsonschema.validate(made, schema.load("verify"))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(faulty, schema.load("verify"))
+
+
+def test_the_mutants_fit(tmp_path):
+    made = score.as_json([score.Outcome(id="A", failed=2, named=1, first=None, others=("B",))])
+    jsonschema.validate(made, schema.load("mutants"))
+    out = tmp_path / "m.json"
+    command = [sys.executable, "-m", "loko_ref", "mutants", "--only", "R-J*", "--json", str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    jsonschema.validate(json.loads(out.read_text()), schema.load("mutants"))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"schema": "loko-ref/mutants/1"}, schema.load("mutants"))
+
+
+def test_the_manifest_s_constants_are_the_code_s():
+    top = schema.load("vectors")["properties"]
+    assert top["version"]["const"] == vectors.VERSION
+    assert top["catalogue"]["const"] == CATALOGUE
+    entry = top["cases"]["items"]["properties"]
+    assert entry["bytes"]["maximum"] == vectors.FILE_LIMIT
+
+
+def test_cli_prints_it():
+    command = [sys.executable, "-m", "loko_ref", "schema"]
+    done = subprocess.run([*command, "verify"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == schema.load("verify")
+    done = subprocess.run([*command, "verfy"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "the closest known name is 'verify'" in done.stderr
+    with pytest.raises(InputError):
+        schema.load("../vectors")
