@@ -320,7 +320,15 @@ def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
         Outputs.
     cache : list
         One entry a layer, for :func:`vjp`.
+
+    Raises
+    ------
+    InputError
+        If x has another shape, library or dtype than the spec asks for. (Complex numbers pass
+        unchecked: a complex step is how the derivatives are tested.)
     """
+    if not {"c"} & {a.dtype.kind for a in (x, *model.weights.values()) if hasattr(a, "dtype")}:
+        check_inputs(model, x, finite=False)
     return run(model.spec, model.weights, x, Context())
 
 

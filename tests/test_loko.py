@@ -473,3 +473,8 @@ def test_a_theta_that_overflows_names_the_step():
         pytest.raises(NumericalError, match=r"^step 0: theta: not finite\. The filter diverged"),
     ):
         loko.step(loko.init(config), far, config)
+
+
+def test_a_spec_is_no_model():
+    with pytest.raises(InputError, match=r"^model: got list; required a loko_ref\.model\.Model"):
+        LokoConfig(model=mlp_spec([2, 1]))

@@ -185,3 +185,9 @@ def test_unpack_refuses_another_size_and_dtype(rng):
         unpack(net, np.zeros(3))
     with pytest.raises(InputError, match=r"theta: got dtype float32; required dtype float64"):
         unpack(net, np.zeros(net.n, "float32"))
+
+
+def test_forward_refuses_another_width():
+    net = model.init_model(np.random.default_rng(0), model.mlp_spec([3, 2]))
+    with pytest.raises(InputError, match=r"^x: got shape \(2, 5\); required "):
+        model.forward(net, np.ones((2, 5)))

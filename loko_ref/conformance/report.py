@@ -200,7 +200,7 @@ def print_report(
     summary = summarise(checks)
     table = Table(title=f"loko-ref verify {escape(target)}", title_justify="left")
     table.add_column("operation", no_wrap=True)
-    for head in ("ran", "passed", "failed", "unsupported", "error/tolerance"):
+    for head in ("ran", "passed", "failed", "unsupported", "error/tol."):
         table.add_column(head, justify="right")
     for name in dict.fromkeys(check.case.operation.name for check in checks):
         part = [check for check in checks if check.case.operation.name == name]
@@ -210,7 +210,7 @@ def print_report(
         table.add_row(
             f"[{mark}]{name}[/]",
             *map(str, (counts.ran, counts.passed, counts.failed, counts.unsupported)),
-            f"{worst:.2g}" if counts.ran else "",
+            f"{worst:.2g}" if any(c.quantities for c in part) else "",
         )
     console.print(table)
     for note in notes:
@@ -278,4 +278,4 @@ def _verdict(summary: Summary) -> str:
         return f"[bold red]WRONG[/] {counts}"
     if not summary.ran:
         return f"[bold yellow]NOTHING RAN[/] {counts}"
-    return f"[bold green]all that ran passed[/] {counts}"
+    return f"[bold green]all that ran passed[/]: {counts}"

@@ -87,6 +87,13 @@ class LokoConfig:
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on the observation model, and check everything."""
+        if not isinstance(self.model, Model):
+            raise InputError(
+                "model",
+                type(self.model).__name__,
+                "a loko_ref.model.Model",
+                "a spec or weights alone: Model(spec=..., weights=...) holds both",
+            )
         check_choice("observation", self.observation, obs.OBSERVATIONS)
         usual, _ = DEFAULT_NOISE[self.observation]
         if self.noise is None:
