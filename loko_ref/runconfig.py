@@ -187,6 +187,7 @@ class RunConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(name, repr(value), "a whole number >= 1", "an empty batch or pass")
         check_choice("init", self.init, INITS)
+        check_choice("backend", self.backend, ("numpy", "cupy"))  # balls enclose, and do not train
         check_choice("activation", self.activation, ACTIVATIONS)
         check_range("base_lr", self.base_lr, low=0, high_open=True)
         options = default_options(self.optimizer, self.data == "diabetes", self.options)

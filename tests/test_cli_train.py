@@ -200,6 +200,7 @@ def test_all_divergent_runs_still_write_json(cli, tmp_path):
         (["--batch", "0"], "batch"),
         (["--dtype", "float16"], "dtype"),
         (["--backend", "torch"], "backend"),
+        (["--backend", "balls"], "backend: got 'balls'; required one of numpy, cupy"),
         (["--json", "/nowhere/r.json"], "existing directory"),
         (["--plot", "r.pdf"], ".svg or .png"),
         (["--checkpoint", "c.pkl"], ".npz or .safetensors"),
