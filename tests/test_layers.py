@@ -15,6 +15,7 @@ from hypothesis import strategies as hs
 from support import close, eps, readonly
 
 from loko_ref import strategies as st
+from loko_ref.arrays import keep
 from loko_ref.layers import linear
 from loko_ref.layers.activation import ACTIVATIONS
 
@@ -69,10 +70,15 @@ def test_activation_by_inner_products(name, data):
     assert abs(left - right) <= 16 * x.size * eps(x) * size
 
 
+def tanh_argument(x):
+    return math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+
+
 REFERENCES = {
     "tanh": lambda x: np.array([math.tanh(v) for v in x]),
     "relu": lambda x: np.array([max(v, 0.0) for v in x]),
     "gelu": lambda x: np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x]),
+    "gelu_tanh": lambda x: x * scipy.special.expit(2 * tanh_argument(x)),
     "softmax": lambda x: scipy.special.softmax(x),
     "log_softmax": lambda x: scipy.special.log_softmax(x),
 }
@@ -83,8 +89,9 @@ REFERENCES = {
 def test_activation_values(name, x, dtype):
     y = ACTIVATIONS[name][0](readonly(x[None].astype(dtype)))[0][0]
     truth = REFERENCES[name](x.astype(dtype).astype(float))
-    # the exponent x - c (GELU: x^2) is rounded relatively; four terms, and the function itself
-    exponent = np.abs(x).max() ** (2 if name == "gelu" else 1)
+    # the exponent x - c (GELU: x^2, 2 v) is rounded relatively; four terms, and the function itself
+    top = np.abs(x).max()
+    exponent = {"gelu": top**2, "gelu_tanh": 2 * tanh_argument(top)}.get(name, top)
     unit = 8 * (1 + exponent) * np.finfo(dtype).eps
     tiny = 16 * (1 + exponent) * float(np.finfo(dtype).smallest_subnormal)
     close(y, truth, unit * (np.abs(truth) + (name == "log_softmax")) + tiny)
@@ -103,6 +110,7 @@ def test_activation_far_out(name, dtype):
         "tanh": ([-1, 0, 1], [0, 1, 0]),
         "relu": ([0, 0, 1e4], [0, 0, 1]),
         "gelu": ([0, 0, 1e4], [0, 0.5, 1]),
+        "gelu_tanh": ([0, 0, 1e4], [0, 0.5, 1]),
         "softmax": ([0, 0, 1], [0, 0, 0]),
         "log_softmax": ([-2e4, -1e4, 0], [1, 1, -2]),
     }
@@ -223,3 +231,15 @@ def test_linear_gives_what_is_asked_for_alone():
     dx, dparams = linear.vjp(y[None], cache, ("B", "bB"), need_dx=False)
     assert dx is None
     assert list(dparams) == ["B"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", [(5, 9), (9,)])
+def test_keep_is_where_to_the_bit(dtype, shape):
+    special = [1, -1, np.inf, -np.inf, np.nan, -0.0, 0, 5e-324, 1e30]
+    x = np.tile(np.array(special, dtype=dtype), (5, 1))
+    mask = np.random.default_rng(0).random(shape) > 0.5
+    for held in (x, np.asfortranarray(x)):
+        assert keep(mask, held).tobytes() == np.where(mask, held, np.zeros_like(held)).tobytes()
+    ones = np.ones((5, 9)) + 1e-30j  # complex goes the general way
+    assert np.array_equal(keep(mask, ones), np.where(mask, ones, 0))

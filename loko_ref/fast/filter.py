@@ -1,5 +1,8 @@
 """The diagonal measurement update without the gain: scaled H, triangular products.
 
+Large products and factorisations all go through NumPy's BLAS: SciPy brings one of its own, and two
+pools of threads that wait for work by spinning take the cores from each other.
+
 Shapes: Hs (m, n) = H diag(sqrt p); S, L, R (m, m); v (m,); p (n,).
 """
 
@@ -8,16 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.linalg.blas
 import scipy.linalg.lapack
 
 from loko_ref.arrays import Array, cholesky, epsilon
 
-__all__ = ["decoupled", "factor", "inverse_factor", "leverages", "variational"]
+__all__ = ["decoupled", "factor", "gram", "inverse_factor", "leverages", "variational"]
 
 
-BLOCK = 2**21
-"""Bytes of a block of columns in :func:`leverages`."""
+SMALL = 64
+"""Rows below which a triangle is taken whole."""
+
+STRIPS = 5
+"""Strips of rows in :func:`leverages`: 3/5 of the square's work, in products large enough."""
 
 
 def factor(S: Array, name: str) -> Array:
@@ -33,32 +38,52 @@ def factor(S: Array, name: str) -> Array:
     return L
 
 
+def gram(Hs: Array) -> Array:
+    """``Hs Hs'`` (m, m), symmetric to the bit.
+
+    Of a few rows, BLAS's symmetric product is slower than its general one, which a copy brings on.
+    """
+    if Hs.shape[0] >= 32:
+        return Hs @ Hs.T
+    G = Hs @ Hs.copy().T
+    return 0.5 * (G + G.T)
+
+
 def inverse_factor(L: Array) -> Array:
     """``L^-1`` (m, m), lower triangular, of a Cholesky factor.  [FAST-4].
 
     The one inverse of the package: a triangular inverse is as stable as the substitutions that it
-    stands for, and its product with Hs is a matrix product in place of n of them.
+    stands for, and its product with Hs is a matrix product in place of n of them. By halves,
+    ``[[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]``, down to blocks that SciPy inverts
+    in one thread.
     """
-    trtri: Any = scipy.linalg.lapack.strtri if L.dtype == np.float32 else scipy.linalg.lapack.dtrtri
-    inverse, info = trtri(L, lower=1)
-    if info:  # a zero on the diagonal: a Cholesky factor has none
-        raise ZeroDivisionError("a triangular factor with a zero on its diagonal")
-    return inverse
+    m = L.shape[0]
+    if m <= SMALL:
+        trtri: Any = (
+            scipy.linalg.lapack.strtri if L.dtype == np.float32 else scipy.linalg.lapack.dtrtri
+        )
+        inverse, info = trtri(L, lower=1)
+        if info:  # a zero on the diagonal: a Cholesky factor has none
+            raise ZeroDivisionError("a triangular factor with a zero on its diagonal")
+        return inverse
+    h = m // 2
+    T = np.zeros_like(L)
+    T[:h, :h], T[h:, h:] = inverse_factor(L[:h, :h]), inverse_factor(L[h:, h:])
+    T[h:, :h] = -(T[h:, h:] @ (L[h:, :h] @ T[:h, :h]))
+    return T
 
 
 def leverages(T: Array, Hs: Array) -> Array:
-    """``a_i = sum_j (T Hs)_ji^2`` (n,) for lower triangular T.  [DIAG-1, FAST-4]."""
+    """``a_i = sum_j (T Hs)_ji^2`` (n,) for lower triangular T.  [DIAG-1, FAST-4].
+
+    By strips of T's rows, whose zeros behind the diagonal are left out.
+    """
     m, n = Hs.shape
-    if m < 32:
-        M = T @ Hs
-        return np.einsum("ji,ji->i", M, M)
-    trmm: Any = scipy.linalg.blas.strmm if T.dtype == np.float32 else scipy.linalg.blas.dtrmm
-    a, width = np.empty(n, dtype=Hs.dtype), max(64, BLOCK // (m * Hs.itemsize))
-    for j in range(0, n, width):  # blocks of columns stay in the cache
-        # BLAS counts columns first: Hs' T' there is T Hs here
-        block = Hs[:, j : j + width].copy()  # trmm writes over it
-        M = trmm(1.0, T.T, block.T, side=1, lower=0, overwrite_b=1).T
-        np.einsum("ji,ji->i", M, M, out=a[j : j + width])
+    a = np.zeros(n, dtype=Hs.dtype)
+    strip = max(SMALL, -(-m // STRIPS))
+    for j in range(0, m, strip):
+        M = T[j : j + strip, : j + strip] @ Hs[: j + strip]
+        a += np.einsum("ji,ji->i", M, M)
     return a
 
 

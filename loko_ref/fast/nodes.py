@@ -149,7 +149,9 @@ def _outer(
             x = x * scale
         else:
             d = d * scale
-    if t == 1 and i <= 8 and o > i:  # long loops: one over o for each of the few columns
+    if t == 1 and i <= 8 and b * k < 64:
+        np.matmul(d.reshape(b, k, o, 1), x.reshape(b, 1, 1, i), out=grid)
+    elif t == 1 and i <= 8 and o > i:  # long loops: one over o for each of the few columns
         rows = d.reshape(b, k, o)
         for j in range(i):
             np.multiply(rows, x[:, j].reshape(b, 1, 1), out=grid[..., j])

@@ -12,7 +12,7 @@ import numpy as np
 
 from loko_ref.arrays import Array, contrast_basis, is_numpy
 from loko_ref.errors import InputError, NumericalError
-from loko_ref.fast.filter import decoupled, factor, inverse_factor, variational
+from loko_ref.fast.filter import decoupled, factor, gram, inverse_factor, variational
 from loko_ref.fast.network import Network
 from loko_ref.kalman import observation as obs
 from loko_ref.kalman import time
@@ -213,7 +213,7 @@ class Stepper:
         if self.simplex and not any(R is known for known in self.R_seen):
             obs.check_ones(R, self.C)
         given = R
-        G = Hs @ Hs.T  # (rows, rows)
+        G = gram(Hs)  # (rows, rows)
         if config.timing == "before":
             R = self._refresh(R, e, G)
         R_down, e_down = self._down(R), self._down(e)
@@ -232,7 +232,7 @@ class Stepper:
                 z_post, _ = self.network.forward(theta_post, x)
                 seen = (y - obs.predict(config.observation, z_post)).reshape(-1)
                 Hs *= np.sqrt(p_post / p)
-                G = Hs @ Hs.T
+                G = gram(Hs)
             R = self._refresh(R, seen, G)
         self.R_seen = (given, R)
         return theta_post, p_post, R
@@ -248,7 +248,7 @@ class Stepper:
         c, Q = C - 1, self.Q
         if c == 0:
             return theta, p
-        G = Zs @ Zs.T  # (rows, rows)
+        G = gram(Zs)  # (rows, rows)
         Qy = yhat @ Q.T  # (batch, c)
         J = (Q * yhat[:, None]) @ Q.T - Qy[:, :, None] * Qy[:, None]  # (batch, c, c): Q J Q'
         JG = (J @ G.reshape(batch, c, -1)).reshape(G.shape)
@@ -263,7 +263,7 @@ class Stepper:
         Ws = (N @ Zs.reshape(batch, c, -1)).reshape(Zs.shape)
         if self.config.diagonal == "variational":
             return theta_post, variational(p, Ws, None)
-        S = Ws @ Ws.T
+        S = gram(Ws)
         S[np.diag_indices(batch * c)] += 1
         return theta_post, decoupled(p, root, Ws, inverse_factor(factor(S, "S")), None)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loko_ref.arrays import Array, erfc, namespace, peak, pi, positive, root
+from loko_ref.arrays import Array, erfc, keep, namespace, peak, pi, positive, root
 
 __all__ = [
     "ACTIVATIONS",
@@ -44,13 +44,12 @@ def tanh_vjp(dy: Array, cache: Array) -> Array:
 def relu_forward(x: Array) -> tuple[Array, Array]:
     """``y = max(x, 0)``; the cache is the mask x > 0.  [LAY-5]."""
     mask = positive(x)
-    return namespace(x).where(mask, x, namespace(x).zeros_like(x)), mask
+    return keep(mask, x), mask
 
 
 def relu_vjp(dy: Array, cache: Array) -> Array:
     """``dx = dy`` where x > 0, else 0 (0 at the kink, as torch and JAX have it).  [LAY-5]."""
-    xp = namespace(dy)
-    return xp.where(cache, dy, xp.zeros_like(dy))
+    return keep(cache, dy)
 
 
 def gelu_forward(x: Array) -> tuple[Array, Array]:
