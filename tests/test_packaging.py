@@ -106,4 +106,4 @@ def test_the_strategies_are_part_of_the_package():
     """The public kit ships with the package, not with the tests."""
     targets = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
     assert targets["build"]["targets"]["wheel"]["packages"] == ["loko_ref"]
-    assert (ROOT / "loko_ref" / "strategies.py").exists()
+    assert (ROOT / "loko_ref" / "strategies" / "__init__.py").exists()

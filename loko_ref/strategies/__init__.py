@@ -1,0 +1,77 @@
+"""Hypothesis strategies: the inputs on which a LoKO implementation should be tried.
+
+For the property tests of this package, and of anyone else's::
+
+    from hypothesis import given
+    from loko_ref import strategies as st
+
+    @given(st.diagonal_problems(max_n=8, cond=1e8))
+    def test_variances_shrink(problem):
+        new = my_update(**problem.arguments())
+        assert (new["p"] <= problem.p).all()
+
+Shapes: theta, p (n,); P (n, n); H, Z (m, n); e (m,); R (m, m); yhat (batch, C), m = batch * C.
+
+What every strategy keeps to:
+
+* an array's entries are quarters of small whole numbers (exact in float32; they shrink to 0 and
+  hit degenerate cases: zeros, equal rows), or Gaussian;
+* conditioning is bounded and stated: an argument ``cond`` bounds the ratio of the largest to the
+  smallest eigenvalue (or variance), and is never exceeded but for rounding;
+* where ``dtype`` is None the draw chooses float64 or float32; whatever the dtype, ``cond`` is
+  lowered to what it can hold (:func:`cond_limit`);
+* every array drawn is read-only: an implementation that writes to its inputs raises on the spot.
+"""
+
+from loko_ref.errors import MissingExtraError
+
+try:
+    import hypothesis  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError("loko_ref.strategies", "hypothesis", "test") from error
+
+from loko_ref.strategies.matrices import (
+    arrays,
+    cond_limit,
+    dtypes,
+    innovations,
+    probabilities,
+    spd_matrices,
+    variances,
+)
+from loko_ref.strategies.networks import (
+    batches,
+    configs,
+    factors,
+    models,
+    states,
+)
+from loko_ref.strategies.problems import (
+    DenseProblem,
+    DiagonalProblem,
+    GlmProblem,
+    dense_problems,
+    diagonal_problems,
+    glm_problems,
+)
+
+__all__ = [
+    "DenseProblem",
+    "DiagonalProblem",
+    "GlmProblem",
+    "arrays",
+    "batches",
+    "cond_limit",
+    "configs",
+    "dense_problems",
+    "diagonal_problems",
+    "dtypes",
+    "factors",
+    "glm_problems",
+    "innovations",
+    "models",
+    "probabilities",
+    "spd_matrices",
+    "states",
+    "variances",
+]

@@ -1,0 +1,217 @@
+"""Draws of one measurement update, with a diagonal prior, a dense one, and for ``glm``.
+
+Shapes: theta, p (n,); P (n, n); H, Z (m, n); e (m,); R (m, m); yhat (batch, C), m = batch * C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from loko_ref.strategies.matrices import (
+    Floats,
+    arrays,
+    dtype_or,
+    frozen,
+    innovations,
+    probabilities,
+    spd_matrices,
+    variances,
+)
+
+__all__ = [
+    "DenseProblem",
+    "DiagonalProblem",
+    "GlmProblem",
+    "dense_problems",
+    "diagonal_problems",
+    "glm_problems",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Problem:
+    """Named arrays, given to an implementation by :meth:`arguments`."""
+
+    theta: Floats
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arrays by name, as keyword arguments of an update."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiagonalProblem(_Problem):
+    """One measurement update with a diagonal prior.
+
+    Attributes
+    ----------
+    theta, p : array (n,)
+        Prior mean and variances.
+    H : array (m, n)
+        Linearised observation.
+    e : array (m,)
+        Innovation.
+    R : array (m, m)
+        Observation noise.
+    """
+
+    p: Floats
+    H: Floats
+    e: Floats
+    R: Floats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseProblem(_Problem):
+    """One measurement update with a dense prior.
+
+    Attributes
+    ----------
+    theta : array (n,)
+        Prior mean.
+    P : array (n, n)
+        Prior covariance.
+    H : array (m, n)
+        Linearised observation.
+    e : array (m,)
+        Innovation.
+    R : array (m, m)
+        Observation noise.
+    """
+
+    P: Floats
+    H: Floats
+    e: Floats
+    R: Floats
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GlmProblem(_Problem):
+    """One ``glm`` update: R is the covariance of a one-hot y given yhat.
+
+    Attributes
+    ----------
+    theta, p : array (n,)
+        Prior mean and variances.
+    Z : array (m, n)
+        Jacobian of the logits, m = batch * C.
+    e : array (m,)
+        Innovation y - yhat with y one-hot.
+    yhat : array (batch, C)
+        Class probabilities.
+    """
+
+    p: Floats
+    Z: Floats
+    e: Floats
+    yhat: Floats
+
+
+@st.composite
+def diagonal_problems(
+    draw: st.DrawFn,
+    *,
+    max_n: int = 6,
+    max_m: int = 4,
+    cond: float = 1e4,
+    diagonal_noise: bool = False,
+    dtype: str | None = None,
+) -> DiagonalProblem:
+    """Draw a diagonal measurement update.
+
+    Parameters
+    ----------
+    max_n, max_m : int
+        Bounds on the number of parameters and of outputs.
+    cond : float
+        Bound on cond(R) and on max(p) / min(p).
+    diagonal_noise : bool
+        Whether R is diagonal.
+    dtype : str, optional
+        float64 or float32; None draws it.
+    """
+    dtype = draw(dtype_or(dtype))
+    n, m = draw(st.integers(1, max_n)), draw(st.integers(1, max_m))
+    return DiagonalProblem(
+        theta=draw(arrays(n, dtype=dtype)),
+        p=draw(variances(n, cond=cond, dtype=dtype)),
+        H=draw(arrays((m, n), dtype=dtype)),
+        e=draw(innovations(m, dtype=dtype)),
+        R=draw(spd_matrices(m, cond=cond, dtype=dtype, diagonal=diagonal_noise)),
+    )
+
+
+@st.composite
+def dense_problems(
+    draw: st.DrawFn,
+    *,
+    max_n: int = 5,
+    max_m: int = 4,
+    cond: float = 1e4,
+    diagonal_noise: bool = False,
+    dtype: str | None = None,
+) -> DenseProblem:
+    """Draw a dense measurement update.
+
+    Parameters
+    ----------
+    max_n, max_m : int
+        Bounds on the number of parameters and of outputs.
+    cond : float
+        Bound on cond(P) and on cond(R).
+    diagonal_noise : bool
+        Whether R is diagonal, as sequential scalar updates need it.
+    dtype : str, optional
+        float64 or float32; None draws it.
+    """
+    dtype = draw(dtype_or(dtype))
+    n, m = draw(st.integers(1, max_n)), draw(st.integers(1, max_m))
+    return DenseProblem(
+        theta=draw(arrays(n, dtype=dtype)),
+        P=draw(spd_matrices(n, cond=cond, dtype=dtype)),
+        H=draw(arrays((m, n), dtype=dtype)),
+        e=draw(innovations(m, dtype=dtype)),
+        R=draw(spd_matrices(m, cond=cond, dtype=dtype, diagonal=diagonal_noise)),
+    )
+
+
+@st.composite
+def glm_problems(
+    draw: st.DrawFn,
+    *,
+    max_n: int = 5,
+    max_batch: int = 2,
+    max_C: int = 4,
+    margin: float = 40.0,
+    cond: float = 1e4,
+    dtype: str | None = None,
+) -> GlmProblem:
+    """Draw a ``glm`` measurement update, at mild and at saturated probabilities.
+
+    Parameters
+    ----------
+    max_n, max_batch, max_C : int
+        Bounds on parameters, samples and classes (at least 2 classes).
+    margin : float
+        Bound on the difference of two logits.
+    cond : float
+        Bound on max(p) / min(p).
+    dtype : str, optional
+        float64 or float32; None draws it.
+    """
+    dtype = draw(dtype_or(dtype))
+    n, batch = draw(st.integers(1, max_n)), draw(st.integers(1, max_batch))
+    C = draw(st.integers(2, max_C))
+    yhat = draw(probabilities(batch, C, margin=margin, dtype=dtype))
+    labels = draw(st.lists(st.integers(0, C - 1), min_size=batch, max_size=batch))
+    return GlmProblem(
+        theta=draw(arrays(n, dtype=dtype)),
+        p=draw(variances(n, cond=cond, dtype=dtype)),
+        Z=draw(arrays((batch * C, n), dtype=dtype)),
+        e=frozen((np.eye(C, dtype=dtype)[labels] - yhat).reshape(-1)),
+        yhat=yhat,
+    )
