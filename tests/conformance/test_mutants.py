@@ -173,7 +173,7 @@ def test_cli_mutants(tmp_path):
     result = cli("mutants", "--score", "--only", "TIME-*", "--json", out)
     assert result.returncode == 0, result.stdout
     document = json.loads(out.read_text())
-    assert (document["mutants"], document["caught"], document["named_first"]) == (6, 6, 6)
+    assert (document["mutants"], document["caught"], document["named_first"]) == (7, 7, 7)
     assert document["indistinguishable"] == []
-    assert "mutants 6, caught 6, named first 6" in result.stdout
+    assert "mutants 7, caught 7, named first 7" in result.stdout
     assert cli("mutants", "--only", "nothing").returncode == 2
