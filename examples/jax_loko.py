@@ -3,6 +3,8 @@
 Check it with ``loko-ref verify examples/jax_loko.py``.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -19,24 +21,98 @@ ACTIVATIONS = {
 }
 
 
-def network(theta, x, weights, spec):
-    """Outputs of one sample (C,)."""
-    for layer in spec:
-        if layer["kind"] != "linear":
-            x = ACTIVATIONS[layer["kind"]](x)
-            continue
-        name, lora = layer["name"], layer.get("lora")
-        y = weights[f"{name}.W"] @ x + weights.get(f"{name}.b", 0)
+class Network:
+    """Outputs of one sample; theta is used up from its start, in packing order."""
+
+    def __init__(self, theta, weights):
+        self.theta, self.weights, self.mask = theta, weights, None
+
+    def take(self, *shape):
+        size = math.prod(shape)
+        taken, self.theta = self.theta[:size].reshape(shape), self.theta[size:]
+        return taken
+
+    def own(self, layer, key):
+        return self.weights[f"{layer['name']}.{key}"]
+
+    def __call__(self, layers, x):
+        for layer in layers:
+            if layer["kind"] in ACTIVATIONS:
+                x = ACTIVATIONS[layer["kind"]](x)
+            elif hasattr(self, layer["kind"]):
+                x = getattr(self, layer["kind"])(layer, x)
+            else:
+                raise NotImplementedError(f"a layer of kind {layer['kind']}")
+        return x
+
+    def linear(self, layer, x):
+        y = x @ self.own(layer, "W").T + self.weights.get(f"{layer['name']}.b", 0)
+        lora = layer.get("lora")
         if lora:
             r, i, o = lora["r"], layer["in"], layer["out"]
-            A, B, theta = theta[: r * i], theta[r * i : r * i + o * r], theta[r * i + o * r :]
-            u = A.reshape(r, i) @ x
-            bB = 0
-            if lora.get("bias"):
-                u, bB, theta = u + theta[:r], theta[r : r + o], theta[r + o :]
-            y = y + lora["alpha"] / r * (B.reshape(o, r) @ u + bB)
-        x = y
-    return x
+            A, B = self.take(r, i), self.take(o, r)
+            bA, bB = (self.take(r), self.take(o)) if lora.get("bias") else (0, 0)
+            y = y + lora["alpha"] / r * ((x @ A.T + bA) @ B.T + bB)
+        return y
+
+    def layernorm(self, layer, x):
+        x = x - x.mean(axis=-1, keepdims=True)
+        x = x / jnp.sqrt(jnp.square(x).mean(axis=-1, keepdims=True) + layer.get("eps", 1e-5))
+        return x * self.own(layer, "g") + self.own(layer, "b") if layer.get("affine", True) else x
+
+    def residual(self, layer, x):
+        return x + self(layer["layers"], x)
+
+    def attention(self, layer, x):
+        t, heads = len(x), layer["heads"]
+        site = {key: layer[key] | {"name": f"{layer['name']}.{key}"} for key in "qkvo"}
+        q, k, v = (self.linear(site[key], x).reshape(t, heads, -1) for key in "qkv")
+        see = jnp.ones((t, t), bool) if self.mask is None else jnp.tile(self.mask, (t, 1))
+        if layer.get("causal"):
+            see = jnp.tril(see)
+        s = jnp.einsum("qhc,khc->hqk", q, k) / q.shape[-1] ** 0.5
+        a = jax.nn.softmax(s, where=see)  # 0 where hidden, also where all is hidden
+        return self.linear(site["o"], jnp.einsum("hqk,khc->qhc", a, v).reshape(t, -1))
+
+    def embedding(self, layer, x):
+        inputs, pad, start = layer.get("inputs") or ["ids"], layer.get("pad"), layer.get("start")
+        x = x.astype(int).reshape(len(inputs), -1)
+        channel = {name: x[at] for at, name in enumerate(inputs)}
+        ids = channel["ids"]
+        real = jnp.ones_like(ids, bool) if pad is None else ids != pad
+        if "mask" in channel:
+            self.mask = channel["mask"] != 0
+        elif pad is not None:
+            self.mask = real
+        row = jnp.arange(len(ids)) if start is None else start + jnp.cumsum(real) * real
+        y = self.own(layer, "token")[ids] + self.own(layer, "position")[row]
+        if layer.get("types"):
+            y = y + self.own(layer, "type")[channel.get("types", jnp.zeros_like(ids))]
+        return y
+
+    def patchify(self, layer, x):
+        (channels, h, w), (ph, pw) = layer["image"], layer["patch"]
+        x = x.reshape(channels, h // ph, ph, w // pw, pw)
+        return jnp.einsum("cyixj->yxcij", x).reshape(-1, channels * ph * pw)
+
+    def prepend(self, layer, x):
+        token = self.own(layer, "token")
+        if self.mask is not None:
+            self.mask = jnp.concatenate([jnp.ones(len(token), bool), self.mask])
+        return jnp.concatenate([token, x])
+
+    def positions(self, layer, x):
+        return x + self.own(layer, "position")[: len(x)]
+
+    def pool(self, layer, x):
+        if layer["how"] == "cls":
+            return x[0]
+        return x.mean(axis=0, where=None if self.mask is None else self.mask[:, None])
+
+
+def network(theta, x, weights, spec):
+    """Outputs of one sample (C,)."""
+    return Network(theta, weights)(spec, x)
 
 
 def estimate(noise, R, e, HpH, beta):

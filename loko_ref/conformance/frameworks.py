@@ -9,7 +9,6 @@ Shapes as in ``operations``; parameters of a module are named as weights are ("0
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,83 +16,11 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.errors import MissingExtraError
+from loko_ref.conformance.modules import build_module, factor_shapes, import_torch
 
 __all__ = ["build_module", "from_step", "from_torch"]
 
 Outputs = dict[str, Any]
-
-
-def _torch() -> Any:
-    try:
-        return importlib.import_module("torch")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("verifying a torch optimizer", "torch", "interop") from error
-
-
-def _factors(layer: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    r, i, o = layer["lora"]["r"], layer["in"], layer["out"]
-    shapes: dict[str, tuple[int, ...]] = {"A": (r, i), "B": (o, r)}
-    return shapes | ({"bA": (r,), "bB": (o,)} if layer["lora"].get("bias") else {})
-
-
-def build_module(spec: Sequence[Mapping[str, Any]], weights: Mapping[str, Array]) -> Any:
-    """Build a ``torch.nn.Sequential`` of a spec: W, b as buffers, LoRA factors as parameters.
-
-    Parameters
-    ----------
-    spec : list of dict
-        As the option ``spec``.
-    weights : mapping of str to array
-        Frozen ones, and factors where given (else 0).
-
-    Returns
-    -------
-    torch.nn.Module
-        ``named_parameters()`` gives "0.A", "0.B", ... in packing order.
-    """
-    torch = _torch()
-    nn = torch.nn
-
-    class Linear(nn.Module):  # type: ignore[misc, name-defined]
-        """y = W x + b + scale (B (A x + bA) + bB)."""
-
-        def __init__(self, layer: Mapping[str, Any]) -> None:
-            super().__init__()
-            name = layer["name"]
-            for key in ("W", "b"):
-                value = weights.get(f"{name}.{key}")
-                self.register_buffer(key, None if value is None else torch.from_numpy(value.copy()))
-            self.scale = 0.0
-            if layer.get("lora"):
-                self.scale = layer["lora"]["alpha"] / layer["lora"]["r"]
-                for key, shape in _factors(layer).items():
-                    value = weights.get(
-                        f"{name}.{key}", np.zeros(shape, weights[f"{name}.W"].dtype)
-                    )
-                    self.register_parameter(key, nn.Parameter(torch.from_numpy(value.copy())))
-
-        def forward(self, x: Any) -> Any:
-            y = nn.functional.linear(x, self.W, self.b)
-            if self.scale == 0.0:
-                return y
-            u = nn.functional.linear(x, self.A, getattr(self, "bA", None))
-            return y + self.scale * nn.functional.linear(u, self.B, getattr(self, "bB", None))
-
-    plain = {
-        "relu": nn.ReLU,
-        "tanh": nn.Tanh,
-        "gelu": nn.GELU,
-        "softmax": lambda: nn.Softmax(dim=-1),
-        "log_softmax": lambda: nn.LogSoftmax(dim=-1),
-    }
-    module = nn.Sequential()
-    for at, layer in enumerate(spec):
-        if layer["kind"] == "linear":
-            module.add_module(layer["name"], Linear(layer))
-        else:
-            module.add_module(f"{layer['kind']}-{at}", plain[layer["kind"]]())
-    return module
 
 
 def _loop(step: Callable[..., Outputs]) -> Callable[..., Outputs]:
@@ -136,17 +63,15 @@ def from_torch(
     dict
         ``loko.step`` and ``loko.run``, which return theta, p and R.
     """
-    torch = _torch()
+    torch = import_torch()
 
     def start(spec: Any, weights: Any, theta: Array, p: Array, R: Array | None, o: Any) -> Any:
         named, variances, at = dict(weights), {}, 0
-        for layer in spec:
-            if layer["kind"] == "linear" and layer.get("lora"):
-                for key, shape in _factors(layer).items():
-                    span = slice(at, at + math.prod(shape))
-                    at = span.stop
-                    named[f"{layer['name']}.{key}"] = theta[span].reshape(shape)
-                    variances[f"{layer['name']}.{key}"] = p[span].reshape(shape)
+        for name, shape in factor_shapes(spec).items():
+            span = slice(at, at + math.prod(shape))
+            at = span.stop
+            named[name] = theta[span].reshape(shape)
+            variances[name] = p[span].reshape(shape)
         module = build_module(spec, named)
         optimizer = make(module, o)
         for name, parameter in module.named_parameters():
@@ -155,8 +80,8 @@ def from_torch(
             optimizer.param_groups[0][noise] = torch.from_numpy(R.copy())
         return module, optimizer
 
-    def read(module: Any, optimizer: Any, R: Array | None) -> Outputs:
-        parameters = list(module.parameters())
+    def read(module: Any, spec: Any, optimizer: Any, R: Array | None) -> Outputs:
+        parameters = [module.get_parameter(name) for name in factor_shapes(spec)]
 
         def packed(tensors: Sequence[Any]) -> Array:
             return np.concatenate([t.detach().numpy().reshape(-1) for t in tensors])
@@ -186,7 +111,7 @@ def from_torch(
         rows = []
         for xs, ys in zip(x, y, strict=True):  # one optimizer: its own state is what is carried
             step(optimizer, module, torch.from_numpy(xs.copy()), torch.from_numpy(ys.copy()))
-            rows.append(read(module, optimizer, R))
+            rows.append(read(module, spec, optimizer, R))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def one(x: Array, y: Array, **rest: Any) -> Outputs:

@@ -3,7 +3,7 @@ computing in the inputs' own dtype throughout, sums in another order, inverses w
 """
 
 import numpy as np
-from scipy.special import erf
+from einsum_network import network, softmax, split
 
 ein = np.einsum
 
@@ -59,11 +59,6 @@ def time_update(*, p, lam=1.0, q=0.0):
     return {"p_pred": (1 / lam) * p + q}
 
 
-def softmax(z):
-    lse = np.logaddexp.reduce(z, axis=-1, keepdims=True)
-    return np.exp(z - lse)
-
-
 def blocks(rows):
     batch, C = rows.shape
     J = np.zeros((batch, C, batch, C), rows.dtype)
@@ -105,96 +100,6 @@ def delta(*, A, B, alpha):
 
 def merge(*, W, A, B, alpha):
     return {"W": W + backwards(B, alpha / len(A) * A)}
-
-
-def sites(spec):
-    return [layer for layer in spec if layer["kind"] == "linear" and layer.get("lora")]
-
-
-def factors(layer):
-    r = layer["lora"]["r"]
-    shapes = {"A": (r, layer["in"]), "B": (layer["out"], r)}
-    return shapes | ({"bA": (r,), "bB": (layer["out"],)} if layer["lora"].get("bias") else {})
-
-
-def split(spec, theta):
-    out = {}
-    for layer in sites(spec):
-        for key, shape in factors(layer).items():
-            size = int(np.prod(shape))
-            out[f"{layer['name']}.{key}"], theta = theta[:size].reshape(shape), theta[size:]
-    return out
-
-
-def gelu(x):
-    return x * (1 + erf(x * np.sqrt(x.dtype.type(0.5)))) / 2
-
-
-def gelu_slope(x):
-    one = x.dtype.type(1)
-    return (one + erf(x / np.sqrt(2 * one))) / 2 + x * np.exp(-x * x / 2) / np.sqrt(
-        2 * one * x.dtype.type(np.pi)
-    )
-
-
-def network(spec, weights, x):
-    """z, Z by forward mode: a tangent for every parameter."""
-    names = [(layer, key, s) for layer in sites(spec) for key, s in factors(layer).items()]
-    n = sum(int(np.prod(s)) for _, _, s in names)
-    y, T = x, np.zeros((len(x), x.shape[1], n), x.dtype)  # T: dy/dtheta
-    start = {}
-    at = 0
-    for layer, key, shape in names:
-        start[layer["name"], key] = at
-        at += int(np.prod(shape))
-    for layer in spec:
-        if layer["kind"] == "linear":
-            name = layer["name"]
-            w = {k: weights.get(f"{name}.{k}") for k in ("W", "b", "A", "B", "bA", "bB")}
-            out = ein("oi,bi->bo", w["W"], y)
-            U = ein("oi,bin->bon", w["W"], T)
-            if w["b"] is not None:
-                out = out + w["b"]
-            if layer.get("lora"):
-                r, scale = layer["lora"]["r"], layer["lora"]["alpha"] / layer["lora"]["r"]
-                i, o = layer["in"], layer["out"]
-                u = ein("ri,bi->br", w["A"], y)
-                D = ein("ri,bin->brn", w["A"], T)
-                a = start[name, "A"]
-                for k in range(r):
-                    D[:, k, a + k * i : a + (k + 1) * i] += y
-                if w["bA"] is not None:
-                    u = u + w["bA"]
-                    for k in range(r):
-                        D[:, k, start[name, "bA"] + k] += 1
-                v = ein("or,br->bo", w["B"], u)
-                V = ein("or,brn->bon", w["B"], D)
-                b = start[name, "B"]
-                for k in range(o):
-                    V[:, k, b + k * r : b + (k + 1) * r] += u
-                if w["bB"] is not None:
-                    v = v + w["bB"]
-                    for k in range(o):
-                        V[:, k, start[name, "bB"] + k] += 1
-                out, U = out + scale * v, U + scale * V
-            y, T = out, U
-        elif layer["kind"] == "tanh":
-            y = np.tanh(y)
-            T = T * (1 - np.square(y))[..., None]
-        elif layer["kind"] == "relu":
-            T = T * (y > 0)[..., None]
-            y = y * (y > 0)
-        elif layer["kind"] == "gelu":
-            T = T * gelu_slope(y)[..., None]
-            y = gelu(y)
-        else:
-            s = softmax(y)
-            mean = ein("bi,bin->bn", s, T)[:, None]
-            if layer["kind"] == "softmax":
-                y, T = s, s[..., None] * (T - mean)
-            else:
-                y, T = y - np.logaddexp.reduce(y, axis=-1, keepdims=True), T - mean
-    return y, T.reshape(-1, n)
 
 
 def model_forward(*, x, weights, spec):

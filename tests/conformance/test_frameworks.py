@@ -1,13 +1,19 @@
 """LoKO in torch and in JAX: independent, right in both dtypes; their buggy sisters are named."""
 
+import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from loko_ref.architectures import bert_spec
 from loko_ref.conformance.cases import select
+from loko_ref.conformance.frameworks import build_module
 from loko_ref.conformance.implementation import load
 from loko_ref.conformance.naming import name_mistakes
 from loko_ref.conformance.verify import run
+from loko_ref.errors import InputError
+from loko_ref.model import forward, init_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # some of each: `loko-ref verify examples/torch_loko.py` takes all
@@ -51,3 +57,37 @@ def test_wrong(library, only, quantity, mistake):
     # the original is untouched by its buggy sister
     right = run(load(str(EXAMPLES / f"{library}_loko.py")), select(only))
     assert {c.status for c in right} == {"passed"}
+
+
+def test_a_module_names_its_parameters_as_weights_are():
+    """Nested specs too: a linear sits where its name says, in packing order."""
+    torch = pytest.importorskip("torch", reason="torch is not installed (extra 'interop')")
+    size = {"layers": 2, "width": 4, "heads": 2, "ff": 6, "outputs": 3}
+    lora = {"r": 2, "alpha": 3.0, "bias": True}
+    spec = bert_spec(
+        vocab=7, positions=5, **size, lora=lora, targets=("q", "k", "v", "o", "f1", "f2")
+    )
+    model = init_model(np.random.Generator(np.random.PCG64(1)), spec)
+    module = build_module(spec, model.weights)
+    parameters = dict(module.named_parameters())
+    assert tuple(parameters) == model.trainable
+    for name, value in parameters.items():
+        assert np.array_equal(value.detach().numpy(), model.weights[name])
+    assert {b.dtype for b in module.buffers()} == {torch.float64}
+    seen = []
+    module.get_submodule("1.v").register_forward_hook(lambda *a: seen.append(a[2].shape))
+    ids = np.array([[5, 2, 0], [1, 6, 3]])
+    z = module(torch.from_numpy(ids.astype(float))).detach().numpy()
+    assert seen == [(2, 3, 4)]
+    np.testing.assert_allclose(z, forward(model, ids)[0], rtol=1e-12, atol=1e-13)
+    # factors that are not given are 0, and a copy stands on its own
+    frozen = {name: a for name, a in model.weights.items() if name not in model.trainable}
+    other = copy.deepcopy(build_module(spec, frozen))
+    assert not any(value.any() for value in other.parameters())
+    other.get_submodule("head.out").W.zero_()
+    assert module(torch.from_numpy(ids.astype(float))).detach().numpy().any()
+
+
+def test_a_module_of_a_faulty_spec_is_refused():
+    with pytest.raises(InputError, match=r"spec\[0\].kind: got 'gelo'.*'gelu'"):
+        build_module([{"kind": "gelo"}], {})
