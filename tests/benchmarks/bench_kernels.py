@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python -m pytest tests/benchmarks/bench_kernels.py -o addopts=
 
-The rows of the table in README come from ``loko-ref bench``; these say where the time goes.
+The rows of the table in README come from ``side_by_side.py``; these say where the time goes.
 """
 
 import numpy as np
