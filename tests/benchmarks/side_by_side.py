@@ -1,15 +1,17 @@
-"""One LoKO step here, in torch, in JAX, and the bare matrix products of it: interleaved in one run.
+"""One LoKO step here, in torch, in JAX, and its bare matrix products: interleaved in one run.
 
-    python tests/benchmarks/side_by_side.py [--rounds 3] [--seconds 1.5] [--json F] [CONFIG:DTYPE ...]
+    python tests/benchmarks/side_by_side.py [--rounds 3] [--seconds 1.5] [CONFIG:DTYPE ...]
 
 The problems are those of ``loko-ref bench`` (``mlp_b1``, ``mlp_b32``, ``tf_small``, ``roberta``).
 Every contestant is a process of its own, made ready once and warm; its step is held to the
 readable route's before anything is timed. Then they take turns, and the best round's median
 counts: these machines are shared, and a round can be slow for everyone.
 
-``torch jacrev``: torch.func, all rows of the Jacobian in one vectorised pull-back; ``torch loop``: a
-backward pass a row; ``jax``: the whole step jitted, the time to compile not counted; ``floor``: the
-products alone, as a step without any insight into the network would do them, nothing elementwise.
+``torch jacrev``: torch.func, all rows of the Jacobian in one vectorised pull-back; ``torch loop``:
+a backward pass a row; ``jax``: the whole step jitted, the time to compile not counted; ``floor``:
+the products alone, as a step without any insight into the network would do them, nothing
+elementwise. Memory: how far a warm step raises the process's largest resident size; here with the
+buffers that a run holds, which begins before the first step.
 """
 
 from __future__ import annotations
