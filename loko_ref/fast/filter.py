@@ -15,7 +15,7 @@ import scipy.linalg.lapack
 
 from loko_ref.arrays import Array, cholesky, epsilon
 
-__all__ = ["decoupled", "factor", "gram", "inverse_factor", "leverages", "variational"]
+__all__ = ["decoupled", "gram", "inverse_factor", "leverages", "root_inverse", "variational"]
 
 
 SMALL = 64
@@ -25,17 +25,16 @@ STRIPS = 5
 """Strips of rows in :func:`leverages`: 3/5 of the square's work, in products large enough."""
 
 
-def factor(S: Array, name: str) -> Array:
-    """Lower Cholesky factor, with the test of :func:`loko_ref.arrays.cholesky`.  [KAL-8]."""
-    m = S.shape[0]
+def root_inverse(S: Array, name: str) -> Array:
+    """``L^-1`` of ``S = L L'``, with the test of :func:`loko_ref.arrays.cholesky`.  [KAL-8]."""
     try:
-        L = np.linalg.cholesky(S)
+        T = inverse_factor(np.linalg.cholesky(S))
     except np.linalg.LinAlgError:
-        return cholesky(S, name)  # raises, and says why
-    d = L.diagonal()
-    if not (d * d > m * epsilon(S) * S.diagonal()).all():
-        return cholesky(S, name)
-    return L
+        return inverse_factor(cholesky(S, name))  # raises, and says why
+    X = T * np.sqrt(S.diagonal())
+    if not S.shape[0] * epsilon(S) * float(np.einsum("ij,ij->", X, X)) < 1:  # true for NaN
+        cholesky(S, name)
+    return T
 
 
 def gram(Hs: Array) -> Array:
@@ -121,5 +120,5 @@ def variational(p: Array, Hs: Array, R: Array | None) -> Array:
     if R is None:
         b = np.einsum("ji,ji->i", Hs, Hs)
     else:
-        b = leverages(inverse_factor(factor(R, "R")), Hs)
+        b = leverages(root_inverse(R, "R"), Hs)
     return p / (1 + b)

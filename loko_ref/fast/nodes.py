@@ -217,29 +217,25 @@ class Norm(Node):
         var += self.eps
         inv = 1 / np.sqrt(var)
         n *= inv[:, None]
-        self.n, self.inv = n, inv
+        # for backward: the gain of each entry, and the two directions that have no slope
+        self.gain = inv[:, None] if self.g is None else inv[:, None] * self.g
+        self.flat = np.stack([np.ones_like(n), n], axis=1)  # (rows, 2, width)
         if self.g is None:
-            return n.copy()
+            return n
         y: Array = n * self.g
         if self.b is not None:
             y += self.b
         return y
 
     def backward(self, d: Array, run: Run, need_dx: bool) -> Array | None:
-        """``dx = inv (dn - mean dn - n mean(n dn))``, dn = g d."""
+        """``dx = dn - F' F dn / width``, dn = inv g d, F = [1; n]."""
         if not need_dx:
             return None
-        rows, width = self.n.shape
-        dn = d.reshape(rows, -1, width)
-        if self.g is not None:
-            dn = dn * self.g
-        elif not self.owns_d:
-            dn = dn.copy()
-        mean = dn.mean(axis=-1, keepdims=True)
-        along = (dn @ self.n[:, :, None]) * (1 / width)  # (rows, k, 1)
-        dn -= mean
-        dn -= along * self.n[:, None]
-        dn *= self.inv[:, None, None]
+        rows, _, width = self.flat.shape
+        dn = d.reshape(rows, -1, width) * self.gain[:, None]
+        along = dn @ self.flat.transpose(0, 2, 1)  # (rows, k, 2)
+        along *= 1 / width
+        dn -= along @ self.flat
         return dn.reshape(d.shape)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from loko_ref.arrays import Array, contrast_basis, is_numpy
 from loko_ref.errors import InputError, NumericalError
-from loko_ref.fast.filter import decoupled, factor, gram, inverse_factor, variational
+from loko_ref.fast.filter import decoupled, gram, root_inverse, variational
 from loko_ref.fast.network import Network
 from loko_ref.kalman import observation as obs
 from loko_ref.kalman import time
@@ -218,7 +218,7 @@ class Stepper:
             R = self._refresh(R, e, G)
         R_down, e_down = self._down(R), self._down(e)
         S = G + R_down  # [KAL-2]
-        L_inv = inverse_factor(factor(S, "S"))
+        L_inv = root_inverse(S, "S")
         theta_post = ((L_inv @ e_down) @ L_inv) @ Hs  # Hs' S^-1 e
         theta_post *= root
         theta_post += theta
@@ -248,6 +248,7 @@ class Stepper:
         c, Q = C - 1, self.Q
         if c == 0:
             return theta, p
+        obs.check_possible(yhat, e)
         G = gram(Zs)  # (rows, rows)
         Qy = yhat @ Q.T  # (batch, c)
         J = (Q * yhat[:, None]) @ Q.T - Qy[:, :, None] * Qy[:, None]  # (batch, c, c): Q J Q'
@@ -265,7 +266,7 @@ class Stepper:
             return theta_post, variational(p, Ws, None)
         S = gram(Ws)
         S[np.diag_indices(batch * c)] += 1
-        return theta_post, decoupled(p, root, Ws, inverse_factor(factor(S, "S")), None)
+        return theta_post, decoupled(p, root, Ws, root_inverse(S, "S"), None)
 
 
 _DIVERGED = (
