@@ -103,9 +103,9 @@ def build(module):
         def __array_function__(self, f, *args, **kwargs):
             raise TypeError(f"numpy.{f.__name__} was called on a {module} array")
 
-        shape, ndim, size, dtype = (
+        shape, ndim, size, dtype, nbytes = (
             property(lambda self, k=k: getattr(self._a, k))
-            for k in ["shape", "ndim", "size", "dtype"]
+            for k in ["shape", "ndim", "size", "dtype", "nbytes"]
         )
         T, real, imag = (
             property(lambda self, k=k: wrap(getattr(self._a, k))) for k in ["T", "real", "imag"]

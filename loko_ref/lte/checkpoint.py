@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref import storage
-from loko_ref.arrays import Array
+from loko_ref.arrays import Array, asarray
 from loko_ref.errors import InputError
 from loko_ref.lte.config import LteConfig
 from loko_ref.lte.experiment import History
@@ -142,6 +142,7 @@ def load(
     config: LteConfig,
     run: Mapping[str, Any],
     team: Team,
+    like: Array | None = None,
 ) -> tuple[LteState, History]:
     """Read the newest set for the heads that this rank holds.
 
@@ -153,6 +154,8 @@ def load(
         What is asked for now; it must be what was saved.
     team : Team
         Who holds what: any number of ranks.
+    like : array, optional
+        Gives the library; NumPy by default.
 
     Raises
     ------
@@ -164,8 +167,9 @@ def load(
     for key in ("config", "run", "files", "step", "merges", "optimizer_step", "history"):
         if key not in metadata:
             raise InputError("resume", f"{str(path)!r} without '{key}'", "all keys", "damage")
-    _compare("", path, metadata["config"], config.as_json())
-    _compare("", path, metadata["run"], dict(run))
+    # a set written before there was a choice was made with what is now the default
+    _compare("", path, {"replicas": "train"} | metadata["config"], config.as_json())
+    _compare("", path, {"backend": "numpy"} | metadata["run"], dict(run))
     own = span(config.heads, team.rank, team.size)
     rows: list[dict[str, Array]] = []
     for head in range(config.heads):  # every rank reads the rows last merged of all heads
@@ -183,20 +187,23 @@ def load(
         rows.append(arrays if keep else {k: arrays[k] for k in ("theta", "merged") if k in arrays})
     mine = rows[own]
 
+    def move(array: Array) -> Array:
+        return array if like is None else asarray(array, like)
+
     def stack(name: str) -> Array:
-        return np.stack([row[name] for row in mine])
+        return move(np.stack([row[name] for row in mine]))
 
     merged = None
     if config.mode == "mhlora":
-        merged = np.stack([row["theta"] for row in rows])
+        merged = move(np.stack([row["theta"] for row in rows]))
     elif "merged" in mine[0]:
-        merged = np.stack([row["merged"] for row in rows])
+        merged = move(np.stack([row["merged"] for row in rows]))
     prefixed = {
         kind: {name.removeprefix(kind): stack(name) for name in mine[0] if name.startswith(kind)}
         for kind in ("copies.", "slots.")
     }
     weights, base = (
-        {k: shared[f"{kind}.{k}"] for k in config.frozen} for kind in ("weights", "base")
+        {k: move(shared[f"{kind}.{k}"]) for k in config.frozen} for kind in ("weights", "base")
     )
     state = LteState(
         weights=weights,

@@ -1,8 +1,8 @@
 """LTE's choices, each by name, and the packing of one head's trainables.
 
 Shapes: one head's trainables are a row theta[head] (n,): layer by layer in model order, a LoRA
-site's A (r, i), B (o, r), bA (r,), bB (o,), or the replica W (o, i), b (o,) of a linear without
-LoRA, each row-major.  [LORA-4, LTE-1]
+site's A (r, i), B (o, r), bA (r,), bB (o,), or the replicas of a layer without LoRA: W (o, i) and
+b (o,) of a linear, g and b of a norm, a table; each row-major.  [LORA-4, LTE-1]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.loko import LokoConfig
 from loko_ref.model import Model, param_shapes
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
-from loko_ref.spec import check_spec
+from loko_ref.spec import check_spec, linears
 
 __all__ = ["CHOICES", "OPTIMIZERS", "Layout", "Loko", "LteConfig", "Site"]
 
@@ -38,6 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reduction": ("all", "own"),
     "loss": ("cross_entropy", "mse"),
     "filter_merge": ("keep", "shrink", "prior"),
+    "replicas": ("train", "frozen"),
     "init": lora.INITS,
 }
 """Option of :class:`LteConfig` -> its names."""
@@ -52,7 +53,7 @@ class Loko:
     timing: str | None = None
     beta: float = 0.95
     r0: float = 1.0
-    p0: float | Mapping[str, float] | Array = 0.07
+    p0: float | Mapping[str, float] | Array = 0.05
     diagonal: str = "decoupled"
     lam: float = 1.0
     q: float = 0.0
@@ -65,24 +66,35 @@ OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adagrad": AdaGrad, "adamw": AdamW, "
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One linear layer: where its trainables stand in a head's row.
+    """One layer with arrays of its own: where its trainables stand in a head's row.
 
     Attributes
     ----------
     name : str
-        The layer's name.
-    scale : float
-        alpha / r of a LoRA site; 1 for a replica.
+        The layer's full name, such as ``0``, or ``0.q`` of an attention.
+    alpha, r : float, int
+        Of a LoRA site; 1, 1 for a replica.
     lora : bool
         Whether it carries factors (its W and b are then frozen) or is a replica.
     parts : mapping of str to (slice, tuple of int)
-        ``A``, ``B``, ``bA``, ``bB`` or ``W``, ``b``: slice of the row, and shape.
+        ``A``, ``B``, ``bA``, ``bB``; or what a replica has, ``W``, ``b``, ``g``, ``token`` and so
+        on: slice of the row, and shape.
     """
 
     name: str
-    scale: float
+    alpha: float
+    r: int
     lora: bool
     parts: Mapping[str, tuple[slice, tuple[int, ...]]]
+
+    @cached_property
+    def scale(self) -> float:
+        """The float alpha / r."""
+        return float(lora.scale(self.alpha, self.r))
+
+    def scale_beside(self, like: Array) -> Any:
+        """Give alpha / r as it stands beside `like`: a float, or what encloses it.  [LORA-2]."""
+        return lora.scale(self.alpha, self.r, like)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,28 +119,29 @@ class Layout:
     factors: int
 
     @staticmethod
-    def of(spec: Sequence[Mapping[str, Any]]) -> Layout:
-        """Lay out the trainables of a spec."""
-        shapes = param_shapes(spec)
-        sites: dict[str, Site] = {}
-        names: list[str] = []
+    def of(spec: Sequence[Mapping[str, Any]], replicas: str = "train") -> Layout:
+        """Lay out the trainables of a spec; with ``replicas="frozen"`` the factors alone."""
+        branches = {k["name"]: k["lora"] for k in linears(spec) if k.get("lora")}
+        parts: dict[str, dict[str, tuple[slice, tuple[int, ...]]]] = {}
         at = factors = 0
-        for layer in spec:
-            if layer["kind"] != "linear":
+        for full, shape in param_shapes(spec).items():
+            name, key = full.rsplit(".", 1)
+            if name in branches:
+                if key not in lora.FACTORS:
+                    continue  # W and b of a low-rank site
+                factors += math.prod(shape)
+            elif replicas == "frozen":
                 continue
-            name, has_lora = layer["name"], bool(layer.get("lora"))
-            parts: dict[str, tuple[slice, tuple[int, ...]]] = {}
-            for key in lora.FACTORS if has_lora else ("W", "b"):
-                shape = shapes.get(f"{name}.{key}")
-                if shape is None:
-                    continue
-                parts[key] = (slice(at, at + math.prod(shape)), shape)
-                names.append(f"{name}.{key}")
-                at += math.prod(shape)
-                factors += math.prod(shape) if has_lora else 0
-            scale = lora.scale(layer["lora"]["alpha"], layer["lora"]["r"]) if has_lora else 1.0
-            sites[name] = Site(name=name, scale=scale, lora=has_lora, parts=parts)
-        return Layout(sites=sites, n=at, names=tuple(names), factors=factors)
+            parts.setdefault(name, {})[key] = (slice(at, at + math.prod(shape)), shape)
+            at += math.prod(shape)
+        sites = {}
+        for name, own in parts.items():
+            site = branches.get(name, {"alpha": 1.0, "r": 1})
+            sites[name] = Site(
+                name=name, alpha=site["alpha"], r=site["r"], lora=name in branches, parts=own
+            )
+        names = tuple(f"{name}.{key}" for name, own in parts.items() for key in own)
+        return Layout(sites=sites, n=at, names=names, factors=factors)
 
     def take(self, rows: Array, name: str) -> Array:
         """View of ``layer.part`` in rows (..., n): shape (..., *shape)."""
@@ -142,15 +155,23 @@ class Layout:
         return {key: self.take(rows, f"{name}.{key}") for key in self.sites[name].parts}
 
 
+def _plain(value: Any) -> Any:
+    """Copy nested mappings and sequences as JSON has them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LteConfig:
-    """Every choice that LTE leaves open, by name.  [LTE-1 to LTE-10].
+    """Every choice that LTE leaves open, by name.  [LTE-1 to LTE-12].
 
     Parameters
     ----------
     spec : sequence of mapping
-        The network (:mod:`loko_ref.model`). Linears with ``lora`` are the low-rank sites; the
-        others are replica layers, one trainable copy a head, averaged at a merge.  [LTE-7]
+        The network (:mod:`loko_ref.model`). Linears with ``lora``, those of an attention too, are
+        the low-rank sites; layers without (norms, tables, the other linears) are replica layers,
+        one trainable copy a head, averaged at a merge.  [LTE-7]
     heads : int
         Number of heads, >= 1.
     merge_every : int
@@ -181,6 +202,8 @@ class LteConfig:
         Law of A, at first and when redrawn.
     seed : int
         Seeds factors, redraws and the order of the data.
+    replicas : {"train", "frozen"}
+        Whether layers without LoRA are trained, or stay as they began.  [LTE-7]
     """
 
     spec: Sequence[Mapping[str, Any]]
@@ -199,6 +222,7 @@ class LteConfig:
     filter_merge: str = "keep"
     init: str = "orthogonal"
     seed: int = 0
+    replicas: str = "train"
 
     def __post_init__(self) -> None:
         """Check every choice, and that they go together."""
@@ -217,19 +241,11 @@ class LteConfig:
                 "a name in place of a configuration",
             )
         check_spec(self.spec)
-        for at, layer in enumerate(self.spec):
-            if layer["kind"] not in ("linear", *ACTIVATIONS):
-                raise InputError(
-                    f"spec[{at}].kind",
-                    repr(layer["kind"]),
-                    f"one of linear, {', '.join(ACTIVATIONS)}",
-                    "a layer that the heads' stacked network does not have (yet)",
-                )
-        if self.heads > 1 and not any(site.lora for site in self.layout.sites.values()):
+        if not self.layout.factors and (self.heads > 1 or self.replicas == "frozen"):
             raise InputError(
                 "spec",
-                f"no layer with 'lora' for {self.heads} heads",
-                "at least one, or one head",
+                f"no layer with 'lora' for {self.heads} heads, replicas='{self.replicas}'",
+                "at least one, or one head that trains its replicas",
                 "a spec without LoRA sites; one head without them is full-weight training",
             )
         for site in self.layout.sites.values():
@@ -281,14 +297,26 @@ class LteConfig:
             raise InputError(
                 "optimizer",
                 f"loko with mode='mhlora' and layers {replicas} without LoRA",
-                "LoRA on every linear",
+                "LoRA on every layer, or replicas='frozen'",
                 "each head's filter would estimate its own copy of a layer that is shared",
             )
 
     @cached_property
     def layout(self) -> Layout:
         """Packing of one head's trainables."""
-        return Layout.of(self.spec)
+        return Layout.of(self.spec, self.replicas)
+
+    @cached_property
+    def nested(self) -> bool:
+        """Whether the heads are computed one after another, not all at once.  [LTE-12].
+
+        So for every spec but a flat one whose linears are all trained.
+        """
+        return not all(
+            layer["kind"] in ACTIVATIONS
+            or (layer["kind"] == "linear" and layer["name"] in self.layout.sites)
+            for layer in self.spec
+        )
 
     @cached_property
     def outputs(self) -> int:
@@ -297,19 +325,20 @@ class LteConfig:
 
     @cached_property
     def inputs(self) -> int:
-        """Width of the network's input."""
+        """Width of the network's input (pixels of an image, positions of a text)."""
         return self.template.inputs
 
     @cached_property
     def template(self) -> Model:
         """One head's network with zero weights: shapes, names, order."""
         weights = {name: np.zeros(shape) for name, shape in param_shapes(self.spec).items()}
-        return Model(spec=self.spec, weights=weights, trainable=Layout.of(self.spec).names)
+        return Model(spec=self.spec, weights=weights, trainable=self.layout.names)
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the shared weights: every W and b in model order."""
-        return tuple(k for k in param_shapes(self.spec) if k.rsplit(".", 1)[1] in ("W", "b"))
+        """Names of the shared weights: every array but the factors, in model order."""
+        names = param_shapes(self.spec)
+        return tuple(k for k in names if k.rsplit(".", 1)[1] not in lora.FACTORS)
 
     @cached_property
     def _filters(self) -> dict[str, LokoConfig]:
@@ -331,7 +360,7 @@ class LteConfig:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name == "spec":
-                value = [dict(layer) for layer in value]
+                value = _plain(value)
             elif f.name == "optimizer":
                 kind = next(k for k, v in OPTIMIZERS.items() if isinstance(value, v))
                 options = {g.name: getattr(value, g.name) for g in fields(value)}

@@ -1,6 +1,7 @@
 """A training run on given arrays: the order of the data, the curves, and the baselines.
 
-Shapes: x (samples, i); y (samples,) labels or (samples, C) real; one step takes ``batch`` samples.
+Shapes: x (samples, i), or what else the first layer takes; y (samples,) labels or (samples, C)
+real; one step takes ``batch`` samples. Data stay on the host; batches go to where the state is.
 
 The data of step t depend on seed and t alone (each epoch's permutation is drawn from its number),
 so a resumed run, and every rank, goes on with the same samples.  [LTE-9]
@@ -10,18 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from loko_ref import model
-from loko_ref.arrays import Array
+from loko_ref.arrays import Array, asarray, to_host
 from loko_ref.errors import InputError
 from loko_ref.kalman.observation import one_hot
 from loko_ref.lte import heads as net
 from loko_ref.lte.config import LteConfig
 from loko_ref.lte.serial import Event, iterate
-from loko_ref.lte.state import LteState, heads_of, merged_model
+from loko_ref.lte.state import LteState, heads_of, merged_model, without_lora
 from loko_ref.lte.team import Team
 
 __all__ = ["BASELINES", "Data", "History", "baseline_config", "evaluate", "schedule", "train"]
@@ -92,6 +92,7 @@ def schedule(
 
 def evaluate(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[float, float | None]:
     """Mean loss and accuracy of the merged network (mhlora: of the one network)."""
+    x, y = asarray(x, state.theta), asarray(y, state.theta)
     if config.mode == "mhlora":
         z, _ = net.forward(config, heads_of(config, state), x)
     else:
@@ -136,7 +137,7 @@ def train(
     begun = history.sent - team.sent
 
     def settle(now: LteState) -> None:
-        parts = team.collect([np.asarray(a) for a in pending])
+        parts = team.collect([to_host(a) for a in pending])
         pending.clear()
         whole = parts[:1] if config.mode == "mhlora" else parts
         for at in zip(*whole, strict=True):
@@ -148,7 +149,8 @@ def train(
 
     if state.step == 0:
         settle(state)
-    batches = schedule(config.seed, data, batch, state.step, steps)
+    drawn = schedule(config.seed, data, batch, state.step, steps)
+    batches = ((asarray(x, state.theta), asarray(y, state.theta)) for x, y in drawn)
     for event in iterate(config, state, batches, team=team, close=True):
         state = event.state
         if event.record is not None:
@@ -169,15 +171,14 @@ def train(
 def baseline_config(config: LteConfig, name: str) -> LteConfig:
     """Full-weight training, or plain LoRA, with the same optimizer, start and data.
 
-    ``full``: no LoRA, every W and b is trained. ``lora``: one head, never merged; linears without
-    LoRA stay trained, as in the run compared with.
+    ``full``: no LoRA, every array is trained. ``lora``: one head, never merged; layers without LoRA
+    are trained, or frozen, as in the run compared with.
     """
-    spec: list[dict[str, Any]] = [dict(layer) for layer in config.spec]
-    if name == "full":
-        spec = [{k: v for k, v in layer.items() if k != "lora"} for layer in spec]
+    full = name == "full"
     return replace(
         config,
-        spec=spec,
+        spec=without_lora(config) if full else config.spec,
+        replicas="train" if full else config.replicas,
         heads=1,
         mode="mhlora",
         realisation="shared",

@@ -22,6 +22,7 @@ import numpy as np
 from loko_ref.arrays import Array, namespace
 from loko_ref.layers import linear
 from loko_ref.layers.activation import ACTIVATIONS, log_softmax_forward, softmax_forward
+from loko_ref.lte import nested
 from loko_ref.lte.config import Layout, LteConfig, Site
 
 __all__ = ["Heads", "forward", "gradient", "jacobian", "losses", "mhlora_params", "vjp"]
@@ -198,6 +199,8 @@ def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]
     cache : list
         One entry a layer, for :func:`vjp`.
     """
+    if config.nested:
+        return nested.forward(config, heads, x)  # [LTE-12]
     caches: list[Any] = []
     for layer in config.spec:
         if layer["kind"] != "linear":
@@ -233,6 +236,8 @@ def vjp(
     -------
     array (k..., heads, n), or (k..., heads, batch, n) with `per_sample`
     """
+    if config.nested:
+        return nested.vjp(config, heads, dz, cache, per_sample=per_sample)  # [LTE-12]
     xp = namespace(dz)
     n = config.layout.n
     shared = config.mode == "mhlora"

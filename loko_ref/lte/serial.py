@@ -1,7 +1,8 @@
 """LTE's step, and the run that strings steps, merges and resets together.
 
-Shapes: x (batch, i) a whole batch, or (heads, batch, i) one a head; theta (own heads, n);
-W (o, i); A (heads, r, i); B (heads, o, r).
+Shapes: x (batch, i) a whole batch, or (heads, batch, i) one a head, or what else the first layer
+takes in place of i: (t, d), images, ids; theta (own heads, n); W (o, i); A (heads, r, i);
+B (heads, o, r).
 
 The same code drives one process and many: the team (:mod:`loko_ref.lte.team`) says which heads are
 held here and brings the others' factors at a merge. Nothing else depends on the split.  [LTE-9]
@@ -9,7 +10,7 @@ held here and brings the others' factors at a merge. Nothing else depends on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,11 +20,13 @@ from loko_ref.arrays import Array, namespace
 from loko_ref.checks import check_finite, check_floats, check_shape
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman.observation import one_hot
+from loko_ref.kinds.tokens import Embedding
 from loko_ref.lte import heads as net
 from loko_ref.lte.config import Loko, LteConfig
 from loko_ref.lte.merging import merge, reset
 from loko_ref.lte.state import LteState, heads_of
 from loko_ref.lte.team import ALONE, Team
+from loko_ref.spec import check_input, reads_tokens
 
 __all__ = [
     "Event",
@@ -70,8 +73,9 @@ def deal(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[Array,
 
     Parameters
     ----------
-    x : array (batch, i) or (heads, batch, i)
-        One batch for all, to be dealt; or one a head, as a recorded run may have it.
+    x : array (batch, ...) or (heads, batch, ...)
+        One batch for all, to be dealt; or one a head, as a recorded run may have it. Each sample
+        as the first layer takes it: features (i,), tokens (t, d), an image, ids of whole numbers.
     y : array (batch,) of int, (batch, C), or with a leading axis of heads
         Labels, one-hot rows, or real targets.
 
@@ -85,27 +89,21 @@ def deal(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[Array,
         If the batch does not divide by the heads, or a shape is not as stated.
     """
     xp = namespace(x)
-    check_floats(theta=state.theta, x=x)
-    each = x.ndim == 3
-    check_shape("x", x, (config.heads, "batch", "i") if each else ("batch", "i"))
-    check_shape("x", x, (*x.shape[:-1], config.inputs))
-    check_finite(x=x)
-    lead = x.shape[:-1]
-    if x.shape[0] == 0 or x.shape[-2] == 0:
-        raise InputError("x", "an empty batch", "at least one sample", "a loader at its end")
+    each = _one_a_head(config, state, x)
+    lead = x.shape[:2] if each else x.shape[:1]
     C = config.outputs
     if y.dtype.kind in "iu" and config.loss == "cross_entropy":
         check_shape("y", y, lead)
-        y = one_hot(y.reshape(-1), C, x).reshape(*lead, C)
+        y = one_hot(y.reshape(-1), C, state.theta).reshape(*lead, C)
     else:
         check_shape("y", y, (*lead, C))
-        check_floats(x=x, y=y)
+        check_floats(theta=state.theta, y=y)
         check_finite(y=y)
     own = state.own
     if config.mode == "mhlora":
         if each:
             raise InputError(
-                "x", f"shape {tuple(x.shape)}", "(batch, i)", "mhlora: all heads see one batch"
+                "x", f"shape {tuple(x.shape)}", "(batch, ...)", "mhlora: all heads see one batch"
             )
         return x, y
     if each:
@@ -121,12 +119,38 @@ def deal(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[Array,
             "data='chunks' gives every head an equal share; take another batch or "
             "data='replicated'",
         )
-    x = x.reshape(config.heads, -1, x.shape[-1])
+    x = x.reshape(config.heads, -1, *x.shape[1:])
     return x[own], y.reshape(config.heads, -1, C)[own]
 
 
+def _one_a_head(config: LteConfig, state: LteState, x: Array) -> bool:
+    """Refuse a batch that the first layer cannot take; tell whether it has an axis of heads."""
+    first = config.spec[0]
+    if first["kind"] == "patchify":
+        each = x.ndim in (3, 5)  # flat, or channels, h, w
+    elif first["kind"] == "embedding":
+        each = x.ndim == 3 + (len(Embedding.inputs(first)) > 1)
+    else:
+        each = x.ndim == 3 + reads_tokens(config.spec)
+    if each and x.shape[0] != config.heads:
+        check_shape("x", x, (config.heads, "batch", *(f"i{j}" for j in range(x.ndim - 2))))
+    flat = x.reshape(-1, *x.shape[2:]) if each else x
+    check_input(config.spec, state.theta, flat)
+    if flat.shape[0] == 0:
+        raise InputError("x", "an empty batch", "at least one sample", "a loader at its end")
+    if x.dtype.kind not in "iu":
+        check_finite(x=x)
+    return each
+
+
 def step(
-    config: LteConfig, state: LteState, x: Array, y: Array, team: Team = ALONE
+    config: LteConfig,
+    state: LteState,
+    x: Array,
+    y: Array,
+    team: Team = ALONE,
+    *,
+    lr: float | None = None,
 ) -> tuple[LteState, StepRecord]:
     """One optimizer step of every head held here.  [LTE-2, LTE-3, LTE-8, LTE-10].
 
@@ -138,6 +162,8 @@ def step(
         A batch, as :func:`deal` takes it.
     team : Team
         In ``mhlora`` the factors travel after each step.
+    lr : float, optional
+        Learning rate of this step, in place of the optimizer's: a schedule. Not with LoKO.
 
     Returns
     -------
@@ -153,16 +179,19 @@ def step(
     """
     x, y = deal(config, state, x, y)
     if isinstance(config.optimizer, Loko):
+        if lr is not None:
+            raise InputError("lr", lr, "None with LoKO", "LoKO has no learning rate")
         after, record = _filter_step(config, state, x, y)
     else:
-        after, record = _gradient_step(config, state, x, y)
+        method = config.optimizer if lr is None else replace(config.optimizer, lr=lr)
+        after, record = _gradient_step(config, state, x, y, method)
     if config.mode == "mhlora":
         after = replace(after, merged=team.gather(after.theta, config.heads))
     return after, record
 
 
 def _gradient_step(
-    config: LteConfig, state: LteState, x: Array, y: Array
+    config: LteConfig, state: LteState, x: Array, y: Array, method: optimizers.OptimizerConfig
 ) -> tuple[LteState, StepRecord]:
     xp = namespace(state.theta)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused just below
@@ -173,8 +202,7 @@ def _gradient_step(
         raise NumericalError(
             "gradient", None, "The run diverged: take a smaller learning rate.", state.step
         )
-    assert not isinstance(config.optimizer, Loko)
-    theta, slots = _descend(state, g, config.optimizer)
+    theta, slots = _descend(state, g, method)
     after = replace(
         state,
         theta=theta,
@@ -280,6 +308,8 @@ def iterate(
     *,
     team: Team = ALONE,
     redraws: Redraws = None,
+    rates: Sequence[float] | None = None,
+    merge_at: Collection[int] | None = None,
     close: bool = False,
 ) -> Iterator[Event]:
     """Take steps, merges and resets in turn, each an :class:`Event`.  [LTE-3, LTE-5, LTE-6].
@@ -294,22 +324,51 @@ def iterate(
         Who holds what.
     redraws : callable, optional
         Number of the merge (from 1) -> the redrawn A of every site, (heads, r, i).
+    rates : sequence of float, optional
+        Learning rate of every step from the run's first, in place of the optimizer's.
+    merge_at : collection of int, optional
+        Steps (from 1) after which the merges come, in place of every ``merge_every``-th.
     close : bool
         Whether a last merge closes a run that ends between merges.
+
+    Raises
+    ------
+    InputError
+        As :func:`step`; if there are fewer rates than steps, or merges in ``mhlora``.
     """
     size = 1
-    due = config.mode == "lte"
+    if config.mode == "mhlora" and merge_at is not None:
+        raise InputError("merge_at", merge_at, "None with mode='mhlora'", "mhlora never merges")
+
+    def due() -> bool:
+        if config.mode == "mhlora":
+            return False
+        return state.step % config.merge_every == 0 if merge_at is None else state.step in merge_at
+
     for x, y in batches:
         team.log(state.step, "step")
-        state, record = step(config, state, x, y, team)
+        state, record = step(config, state, x, y, team, lr=_rate(rates, state.step))
         size = record.z.shape[-2]
         yield Event(kind="step", state=state, record=record)
-        if due and state.step % config.merge_every == 0:
+        if due():
             for event in _merge_events(config, state, team, redraws, size):
                 state = event.state
                 yield event
-    if close and due and state.step % config.merge_every:
+    if close and config.mode == "lte" and not due():
         yield from _merge_events(config, state, team, redraws, size)
+
+
+def _rate(rates: Sequence[float] | None, step: int) -> float | None:
+    if rates is None:
+        return None
+    if step >= len(rates):
+        raise InputError(
+            "rates",
+            f"{len(rates)} rates, none for step {step + 1}",
+            "one for every step of the run",
+            "a schedule shorter than the data",
+        )
+    return rates[step]
 
 
 def _merge_events(
@@ -338,6 +397,8 @@ def run(
     *,
     team: Team = ALONE,
     redraws: Redraws = None,
+    rates: Sequence[float] | None = None,
+    merge_at: Collection[int] | None = None,
     close: bool = False,
 ) -> tuple[LteState, Trace]:
     """Run over all batches and keep every event; repeats a recorded run of another's code.
@@ -351,7 +412,16 @@ def run(
     trace : Trace
     """
     trace = Trace()
-    for event in iterate(config, state, batches, team=team, redraws=redraws, close=close):
+    for event in iterate(
+        config,
+        state,
+        batches,
+        team=team,
+        redraws=redraws,
+        rates=rates,
+        merge_at=merge_at,
+        close=close,
+    ):
         trace.events.append(event)
         state = event.state
     return state, trace

@@ -21,6 +21,7 @@ from loko_ref.lte.config import Loko, LteConfig
 from loko_ref.lte.heads import Heads
 from loko_ref.lte.team import ALONE, Team, span
 from loko_ref.model import Model, init_model
+from loko_ref.spec import linears, map_linears
 
 __all__ = [
     "LteState",
@@ -34,6 +35,7 @@ __all__ = [
     "init",
     "merged_model",
     "shared_arrays",
+    "without_lora",
 ]
 
 
@@ -44,7 +46,7 @@ class LteState:
     Attributes
     ----------
     weights : mapping of str to array
-        Every W and b as last merged; a replica's is the mean of its copies.
+        Every W, b, norm and table as last merged; a replica's is the mean of its copies.
     base : mapping of str to array
         The same at the last reset (the initial ones before it), from which W telescopes.  [LTE-5]
     theta : array (own heads, n)
@@ -83,10 +85,14 @@ class LteState:
 
 
 def draw_weights(config: LteConfig, dtype: str = "float64") -> dict[str, np.ndarray]:
-    """Draw W (He, uniform) and b = 0 from the seed: the same for every mode and baseline."""
-    plain = [{k: v for k, v in layer.items() if k != "lora"} for layer in config.spec]
+    """Draw W (He, uniform), b = 0, and so on, from the seed: the same for every mode."""
     rng = np.random.default_rng([config.seed, 0])
-    return dict(init_model(rng, plain, dtype=dtype).weights)
+    return dict(init_model(rng, without_lora(config), dtype=dtype).weights)
+
+
+def without_lora(config: LteConfig) -> list[dict[str, Any]]:
+    """Give the spec of the network that is left when all branches are merged."""
+    return map_linears(config.spec, lambda layer: {k: v for k, v in layer.items() if k != "lora"})
 
 
 def draw_factors(
@@ -99,8 +105,8 @@ def draw_factors(
     """
     rng = np.random.default_rng([config.seed, 1, redraw, head])
     drawn: dict[str, np.ndarray] = {}
-    for layer in config.spec:
-        if layer["kind"] == "linear" and layer.get("lora"):
+    for layer in linears(config.spec):
+        if layer.get("lora"):
             site = layer["lora"]
             factors = lora.init_factors(
                 rng,
@@ -138,6 +144,7 @@ def init(
     batch: int = 1,
     dtype: str = "float64",
     team: Team = ALONE,
+    like: Array | None = None,
 ) -> LteState:
     """State before the first step.  [LTE-1].
 
@@ -146,7 +153,7 @@ def init(
     config : LteConfig
         The choices.
     weights : mapping of str to array, optional
-        Initial ``layer.W``, ``layer.b``; drawn from the seed by default.
+        Initial ``layer.W``, ``layer.b`` and so on; drawn from the seed by default.
     factors : mapping of str to array (heads, *shape), optional
         Initial ``layer.A``, ``layer.B``, ...; drawn from the seed by default.
     batch : int
@@ -155,6 +162,8 @@ def init(
         Of what is drawn.
     team : Team
         Says which heads are held here.
+    like : array, optional
+        Gives the library of what is drawn; NumPy by default.
 
     Raises
     ------
@@ -171,6 +180,8 @@ def init(
     own = span(config.heads, team.rank, team.size)
     everyone = slice(0, config.heads) if config.mode == "mhlora" else own
     held = dict(weights if weights is not None else draw_weights(config, dtype))
+    if weights is None and like is not None:
+        held = {name: asarray(value, like) for name, value in held.items()}
     _checked(config, held)
     like = next(iter(held.values()))
     xp = namespace(like)
@@ -250,8 +261,7 @@ def heads_of(config: LteConfig, state: LteState) -> Heads:
 
 def merged_model(config: LteConfig, weights: Mapping[str, Array]) -> Model:
     """Plain network of merged weights, for evaluation and as a start elsewhere."""
-    spec = [{k: v for k, v in layer.items() if k != "lora"} for layer in config.spec]
-    return Model(spec=spec, weights=dict(weights), trainable=tuple(weights))
+    return Model(spec=without_lora(config), weights=dict(weights), trainable=tuple(weights))
 
 
 def shared_arrays(config: LteConfig, state: LteState) -> dict[str, Array]:

@@ -142,13 +142,14 @@ def test_what_cannot_be_run_is_refused_with_a_reason(arguments, reason) -> None:
         call(*arguments)
 
 
-def test_layers_that_the_heads_do_not_have_are_refused_by_name() -> None:
+def test_a_spec_that_is_faulty_is_refused_by_name() -> None:
     spec = [
         {"kind": "linear", "name": "0", "in": 6, "out": 6, "lora": {"r": 2, "alpha": 4.0}},
         {"kind": "layernorm", "name": "1", "width": 6},
     ]
-    with pytest.raises(InputError, match=r"spec\[1\].kind: got 'layernorm'"):
-        lte.LteConfig(spec=spec, heads=2)
+    assert lte.LteConfig(spec=spec, heads=2).nested
+    with pytest.raises(InputError, match=r"spec\[1\].kind: got 'batchnorm'"):
+        lte.LteConfig(spec=[spec[0], {**spec[1], "kind": "batchnorm"}], heads=2)
     del spec[1]["width"]
     with pytest.raises(InputError, match="no width"):
         lte.LteConfig(spec=spec, heads=2)

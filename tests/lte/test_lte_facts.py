@@ -6,49 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lte_common import OPTIMIZERS, batches, config, lora_only, start
+from lte_common import CLOSE, OPTIMIZERS, batches, config, deltas, effective, lora_only, start
 
 from loko_ref import loko, lte, model, optimizers
 from loko_ref.layers.activation import softmax_forward
 from loko_ref.lte import heads as net
 from loko_ref.lte.state import heads_of
-
-# Unit roundoff times the length of the longest chain here (a few tens of steps, each a few hundred
-# terms, on values of order 1): differences by rounding stay below 1e-12 with a wide margin, while
-# every mistake tried moves the result by more than 1e-6.
-CLOSE = {"rtol": 1e-11, "atol": 1e-12}
-
-
-def effective(c: lte.LteConfig, s: lte.LteState, row: int) -> model.Model:
-    """A head's network as a plain one: every branch folded into W and b."""
-    view = heads_of(c, s)
-    weights = {}
-    for site in c.layout.sites.values():
-        p = {k: v[row] for k, v in c.layout.site(s.theta, site.name).items()}
-        if not site.lora:
-            weights |= {f"{site.name}.{k}": v for k, v in p.items()}
-            continue
-        W, b = (view.weights[f"{site.name}.{k}"] for k in ("W", "b"))
-        W = W[row] if W.ndim == 3 else W
-        b = b[row] if b.ndim == 2 else b
-        terms = [(1.0, p)]
-        if view.merged is not None:
-            old = c.layout.site(view.merged, site.name)
-            terms.append((-1.0, {k: v[row] for k, v in old.items()}))
-        for sign, q in terms:
-            W = W + sign * site.scale * q["B"] @ q["A"]
-            if "bA" in q:
-                b = b + sign * site.scale * (q["B"] @ q["bA"] + q["bB"])
-        weights |= {f"{site.name}.W": W, f"{site.name}.b": b}
-    return lte.merged_model(c, weights)
-
-
-def deltas(c: lte.LteConfig, s: lte.LteState, name: str) -> np.ndarray:
-    p = c.layout.site(s.theta, name)
-    return np.stack(
-        [c.layout.sites[name].scale * b @ a for a, b in zip(p["A"], p["B"], strict=True)]
-    )
-
 
 VARIANTS = [
     {"realisation": realisation, "reset": reset, "merging": merging}

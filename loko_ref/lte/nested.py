@@ -1,0 +1,190 @@
+"""The heads' networks of any spec, one head after another: attention, norms, tables, patches.
+
+Shapes: x (heads, batch, ...) each head's samples as the first layer takes them; z (heads, batch,
+C); dz (k..., heads, batch, C), any leading axes of cotangents; theta (heads, n); W (o, i) shared or
+(heads, o, i) a copy each; A (heads, r, i); B (heads, o, r); bA (heads, r); bB (heads, o).
+
+A head with a shared weight is a plain network (:mod:`loko_ref.model`) whose sites have rank 2 r:
+``delta - delta' = scale [B, -B'][A; A']``; mhlora is one whose sites have rank heads * r. So the
+layers are those of :mod:`loko_ref.kinds`, and a head's numbers depend on that head alone.  [LTE-12]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from loko_ref.arrays import Array, namespace
+from loko_ref.kinds import Ask, Context, backward, run
+from loko_ref.lte.config import LteConfig
+from loko_ref.spec import map_linears
+
+__all__ = ["View", "forward", "vjp"]
+
+
+class View(Protocol):
+    """What is read of the heads: see :class:`loko_ref.lte.heads.Heads`."""
+
+    @property
+    def theta(self) -> Array:
+        """Trainables (heads, n)."""
+
+    @property
+    def merged(self) -> Array | None:
+        """Trainables last merged (heads, n)."""
+
+    @property
+    def weights(self) -> Mapping[str, Array]:
+        """Weights that no head trains."""
+
+
+def _alone(config: LteConfig, heads: View, row: int) -> dict[str, Array]:
+    """Every array of one head's network.  [LTE-3, LTE-4, LTE-7].
+
+    With a shared weight ``A = [A; A']``, ``B = [B, -B']``, ``bA = [bA; bA']``, ``bB = bB - bB'``.
+    """
+    layout = config.layout
+    weights = {}
+    for name, value in heads.weights.items():
+        copied = value.ndim > config.template.weights[name].ndim
+        weights[name] = value[row] if copied else value
+    weights |= {name: layout.take(heads.theta[row], name) for name in layout.names}
+    if heads.merged is None:
+        return weights
+    xp = namespace(heads.theta)
+    for site in layout.sites.values():
+        if not site.lora:
+            continue
+        now, old = (layout.site(rows[row], site.name) for rows in (heads.theta, heads.merged))
+        both = {
+            "A": xp.concatenate([now["A"], old["A"]], axis=0),
+            "B": xp.concatenate([now["B"], -old["B"]], axis=1),
+        }
+        if "bA" in now:
+            both["bA"] = xp.concatenate([now["bA"], old["bA"]], axis=0)
+            both["bB"] = now["bB"] - old["bB"]
+        weights |= {f"{site.name}.{key}": value for key, value in both.items()}
+    return weights
+
+
+def _together(config: LteConfig, heads: View) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+    """Spec and arrays of the one network of mhlora: rank heads * r, scale by name.  [LTE-2].
+
+    ``A = [A[0]; A[1]; ...]``, ``B = [B[0], B[1], ...]``, ``bB = sum bB[head]``; ``mean`` is alpha /
+    (heads * r). A replica is one for all: the heads' copies are equal.
+    """
+    xp, layout = namespace(heads.theta), config.layout
+    N = heads.theta.shape[0]
+    weights = dict(heads.weights)
+    for site in layout.sites.values():
+        p = layout.site(heads.theta, site.name)
+        if not site.lora:
+            weights |= {f"{site.name}.{key}": value[0] for key, value in p.items()}
+            continue
+        o, r = p["B"].shape[1:]
+        joint = {
+            "A": p["A"].reshape(N * r, -1),
+            "B": xp.swapaxes(p["B"], 0, 1).reshape(o, N * r),
+        }
+        if "bA" in p:
+            joint |= {"bA": p["bA"].reshape(N * r), "bB": p["bB"].sum(axis=0)}
+        weights |= {f"{site.name}.{key}": value for key, value in joint.items()}
+
+    def widen(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not layer.get("lora") or config.scaling == "sum":
+            return layer
+        return {**layer, "lora": {**layer["lora"], "r": N * layer["lora"]["r"]}}
+
+    return map_linears(config.spec, widen), weights
+
+
+def forward(config: LteConfig, heads: View, x: Array) -> tuple[Array, list[Any]]:
+    """Compute every head's outputs; as :func:`loko_ref.lte.heads.forward`.  [LTE-12].
+
+    Parameters
+    ----------
+    config : LteConfig
+        The choices.
+    heads : Heads
+        Weights and factors.
+    x : array (heads, batch, ...); in mhlora (batch, ...)
+        Inputs, as the first layer takes them.
+
+    Returns
+    -------
+    z : array (heads, batch, C); in mhlora (batch, C)
+    cache : list
+        One entry a head (mhlora: one), for :func:`vjp`.
+    """
+    if config.mode == "mhlora":
+        spec, weights = _together(config, heads)
+        z, kept = run(spec, weights, x, Context())
+        return z, [kept]
+    outputs, caches = [], []
+    for row in range(heads.theta.shape[0]):
+        z, kept = run(config.spec, _alone(config, heads, row), x[row], Context())
+        outputs.append(z)
+        caches.append(kept)
+    return namespace(heads.theta).stack(outputs), caches
+
+
+def vjp(
+    config: LteConfig, heads: View, dz: Array, cache: list[Any], *, per_sample: bool = False
+) -> Array:
+    """Pull cotangents back to every head's trainables.  [LAY-9, LTE-12].
+
+    Parameters
+    ----------
+    config, heads, cache
+        As for :func:`forward`.
+    dz : array (k..., heads, batch, C); in mhlora (k, batch, C)
+        Cotangents of the outputs.
+    per_sample : bool
+        Whether to keep the batch axis.
+
+    Returns
+    -------
+    array (k..., heads, n), or (k..., heads, batch, n) with `per_sample`
+    """
+    xp, names = namespace(dz), config.layout.names
+    ask = Ask(frozenset(names), per_sample, need_dx=False)
+    if config.mode == "mhlora":
+        spec, _ = _together(config, heads)
+        _, found = backward(spec, dz, cache[0], ask)
+        parts = [_handed_out(config, heads, name, found[name]) for name in names]
+        return xp.concatenate(parts, axis=-1)
+    lead, rows = dz.shape[:-3], []
+    for row, kept in enumerate(cache):
+        dz_row = dz[..., row, :, :].reshape(-1, *dz.shape[-2:])  # (k, batch, C)
+        _, found = backward(config.spec, dz_row, kept, ask)
+        rows.append(xp.concatenate([_own(config, name, found[name]) for name in names], axis=-1))
+    out = xp.stack(rows, axis=1)  # (k, heads[, batch], n)
+    return out.reshape(*lead, *out.shape[1:])
+
+
+def _shape(config: LteConfig, name: str) -> tuple[int, ...]:
+    layer, key = name.rsplit(".", 1)
+    return config.layout.sites[layer].parts[key][1]
+
+
+def _own(config: LteConfig, name: str, value: Array) -> Array:
+    """Flatten (k[, batch], *shape); of [A; A'] and [B, -B'] the part before the factors merged."""
+    shape = _shape(config, name)
+    front: tuple[Any, ...] = (..., *(slice(size) for size in shape))
+    value = value[front]
+    return value.reshape(*value.shape[: -len(shape)], -1)
+
+
+def _handed_out(config: LteConfig, heads: View, name: str, value: Array) -> Array:
+    """Give each head its block of the joint branch's cotangent: (k, heads[, batch], size)."""
+    xp, key = namespace(value), name.rsplit(".", 1)[1]
+    N, shape = heads.theta.shape[0], _shape(config, name)
+    lead = value.shape[: -len(shape)]  # (k[, batch])
+    if key == "A" or key == "bA":
+        blocks = value.reshape(*lead, N, *shape)
+    elif key == "B":
+        o, r = shape
+        blocks = xp.moveaxis(value.reshape(*lead, o, N, r), -2, -3)
+    else:  # bB and the replicas are one for all heads
+        blocks = xp.broadcast_to(value[(*(slice(None) for _ in lead), None)], (*lead, N, *shape))
+    return xp.moveaxis(blocks.reshape(*lead, N, -1), len(lead), 1)
