@@ -270,9 +270,10 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
     name : str
         What the matrix is called, for the error.
     scaled_pivots : bool
-        Whether a factor without a significant digit is refused: the pivot ratio
-        ``L_jj^2 / S_jj`` (one minus a squared multiple correlation, so it does not depend on the
-        units of the outputs) must exceed m times machine epsilon.
+        Whether a numerically singular S is refused: the smallest eigenvalue of its correlation
+        matrix must exceed m times machine epsilon. It bounds from below every pivot ratio
+        ``L_jj^2 / S_jj``, in whatever order the outputs are taken, and does not depend on their
+        units.
 
     Returns
     -------
@@ -305,17 +306,19 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
             "with noise, or an indefinite input. Nothing was added to repair it.",
         ) from None
     if scaled_pivots and m > 0 and lib.name != "balls":  # a ball's factor is certified
-        ratio = float(xp.min(xp.diagonal(L) ** 2 / xp.diagonal(S)))
+        X = lib.solve_triangular(L, xp.diag(xp.sqrt(xp.diagonal(S))), False)  # (m, m)
         floor = m * epsilon(S)
-        if not ratio > floor:
-            lowest = float(eigvalsh(S)[0])
-            raise NumericalError(
-                name,
-                lowest,
-                f"{name} is numerically singular: pivot ratio {ratio:.3g} is not above "
-                f"m * eps = {floor:.3g}, so the update would have no correct digit. "
-                "Nothing was added to repair it.",
-            )
+        # X'X is the inverse of the correlation matrix; its trace bounds its largest eigenvalue
+        if not 1 / float((X * X).sum()) > floor:
+            scaled = 1 / float(lib.eigvalsh(X.T @ X)[-1])
+            if not scaled > floor:
+                raise NumericalError(
+                    name,
+                    float(eigvalsh(S)[0]),
+                    f"{name} is numerically singular: its correlation matrix has the smallest "
+                    f"eigenvalue {scaled:.3g}, not above m * eps = {floor:.3g}, so the update "
+                    "would have no correct digit. Nothing was added to repair it.",
+                )
     return L
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "check_covariance",
     "check_finite",
     "check_floats",
+    "check_format",
     "check_positive",
     "check_range",
     "check_shape",
@@ -89,6 +90,18 @@ def check_floats(**arrays: Any) -> None:
                 f"dtype {arrays[names[0]].dtype}, as {names[0]} has",
                 "arrays of mixed precision; nothing is widened or narrowed silently",
             )
+
+
+def check_format(argument: str, dtype: object) -> None:
+    """Require one of the floating formats, given by its name, as a dtype or as a scalar type."""
+    name = getattr(dtype, "name", getattr(dtype, "__name__", dtype))
+    if name not in FORMATS:
+        raise InputError(
+            argument,
+            repr(dtype),
+            "float64 or float32",
+            "another precision, or whole numbers: everything here computes in these two",
+        )
 
 
 def check_shape(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array, scalar
-from loko_ref.checks import check_choice, check_floats, check_range, check_shape
+from loko_ref.checks import check_choice, check_floats, check_format, check_range, check_shape
 from loko_ref.errors import InputError
 
 __all__ = ["FACTORS", "INITS", "delta", "delta_bias", "init_factors", "merge", "scale", "unmerge"]
@@ -73,6 +73,7 @@ def init_factors(
         ``A`` (r, i), ``B`` (o, r) and, with `bias`, ``bA`` (r,), ``bB`` (o,).
     """
     check_choice("init", init, INITS)
+    check_format("dtype", dtype)
     for name, value in (("i", i), ("o", o), ("r", r)):
         if not isinstance(value, int | np.integer) or value < 1:
             raise InputError(

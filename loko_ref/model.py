@@ -28,7 +28,7 @@ import numpy as np
 
 from loko_ref import lora
 from loko_ref.arrays import Array, asarray, namespace
-from loko_ref.checks import check_choice, check_finite, check_floats, check_shape
+from loko_ref.checks import check_choice, check_finite, check_floats, check_format, check_shape
 from loko_ref.errors import InputError
 from loko_ref.kinds import KINDS, Ask, Context, backward, run
 from loko_ref.kinds.base import width_in
@@ -217,6 +217,7 @@ def init_model(
         Gives the library; NumPy by default.
     """
     check_spec(spec)
+    check_format("dtype", dtype)
     weights: dict[str, Any] = {}
     for layer in spec:
         weights |= KINDS[layer["kind"]].init(layer, rng, init, dtype)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from loko_ref.errors import (
 )
 from loko_ref.kalman import dense, diagonal, noise, time
 from loko_ref.kalman import observation as obs
+from loko_ref.lora import init_factors
+from loko_ref.model import init_model, mlp_spec
 
 GOOD = {
     "theta": np.zeros(3),
@@ -161,6 +164,46 @@ def test_observations_refuse(change, message):
         obs.observe("glm", **(Z | change))
 
 
+HALF = np.array([[0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "y", "yhat", "message"),
+    [
+        ("sofmax", HALF, HALF, r"closest known name is 'softmax'"),
+        ("glm", HALF[0], HALF, r"y: got shape \(2,\); required shape \(batch, C\)"),
+        ("glm", HALF, HALF.T, r"yhat: got shape \(2, 1\).*= \(1, 2\).*transposed"),
+        ("glm", HALF.tolist(), HALF, r"y: got list; required an array"),
+        ("glm", HALF.astype("float32"), HALF, r"yhat: got dtype float64; required dtype float32"),
+        ("glm", np.array([[1, 0]]), HALF, r"y: got dtype int64"),
+        ("gaussian", HALF * np.nan, HALF, r"y: got nan at index \(0, 0\)"),
+        ("gaussian", HALF, HALF * np.inf, r"yhat: got inf"),
+        ("glm", 2 * HALF, HALF, r"y: got a row that is no distribution"),
+        ("softmax", HALF, 2 * HALF, r"yhat: got a row that is no distribution"),
+        ("logits", np.zeros((1, 0)), np.zeros((1, 0)), r"y: got no class"),
+    ],
+)
+def test_innovations_refuse(kind, y, yhat, message):
+    with pytest.raises(InputError, match=message):
+        obs.innovation(kind, y, yhat)
+    np.testing.assert_array_equal(obs.innovation("gaussian", 2 * HALF, HALF), HALF)
+
+
+def test_only_two_formats_are_drawn():
+    rng = np.random.default_rng(0)
+    for bad in ("float16", np.float16, np.dtype("float16"), "int64", int, None, "f4"):
+        for call in (
+            lambda d: init_model(rng, mlp_spec([2, 2]), dtype=d),
+            lambda d: init_model(rng, [{"kind": "relu"}], dtype=d),
+            lambda d: init_factors(rng, 2, 2, 1, dtype=d),
+        ):
+            with pytest.raises(InputError, match=r"dtype: got .*; required float64 or float32"):
+                call(bad)
+    for good in ("float32", np.float32, np.dtype("float32")):
+        assert init_model(rng, mlp_spec([2, 2]), dtype=good).dtype == np.float32
+        assert init_factors(rng, 2, 2, 1, dtype=good)["A"].dtype == np.float32
+
+
 def test_one_class_is_refused():
     """A softmax of one output is always 1."""
     for kind in ("softmax", "logits", "glm"):
@@ -211,10 +254,15 @@ def test_noise_refuses():
         ({"HpH": np.eye(3)}, 0.9, r"HpH: got shape \(3, 3\)"),
         ({"e": np.zeros(0), "R": np.eye(0), "HpH": np.eye(0)}, 0.9, r"e: got no output"),
         ({"R": np.eye(2) * np.nan}, 0.9, r"R: got nan"),
+        ({"R": SKEW}, 0.9, r"R: got max \|R - R'\| = 0.5; required a symmetric matrix"),
         ({"e": np.ones(2, "float32")}, 0.9, r"e: got dtype float32"),
     ]:
         with pytest.raises(InputError, match=message):
             noise.update("ema_innovation", **(a | change), beta=beta)
+    for kind in ("ema_innovation_hph", "ema_residual_hph"):
+        with pytest.raises(InputError, match=r"HpH: got max \|HpH - HpH'\| = 0.5"):
+            noise.update(kind, **(a | {"HpH": SKEW}), beta=0.9)
+    noise.update("ema_innovation", **(a | {"HpH": SKEW}), beta=0.9)  # which does not read it
     with pytest.raises(InputError, match=r"noise: got 'glm'"):
         noise.update("glm", **a, beta=0.9)
 
@@ -255,7 +303,7 @@ def test_overflow_is_told_and_not_passed_on(problem, size):
 
 
 def test_singular_s_is_told():
-    """Two equal rows of H, R below rounding: pivot ratio under m eps."""
+    """Two equal rows of H, R below rounding."""
     a = GOOD | {"H": np.ones((2, 3)), "R": np.eye(2) * 1e-17}
     with pytest.raises(NumericalError, match=r"S: smallest eigenvalue .*Nothing was added") as told:
         diagonal.update(**a)
@@ -271,15 +319,71 @@ def test_a_pivot_without_a_digit_is_refused(dtype):
     S = np.array([[1, 1], [1, 1 + unit]], dtype)
     for scale in (1.0, 2.0**20):  # in any units
         d = np.array([1, scale], dtype)
-        with pytest.raises(NumericalError, match=r"pivot ratio .* is not above m \* eps"):
+        with pytest.raises(NumericalError, match=r"correlation matrix .*, not above m \* eps"):
             arrays.cholesky(S * np.outer(d, d), "S")
     L = arrays.cholesky(S, "S", scaled_pivots=False)
     assert L[1, 1] > 0
     arrays.cholesky(np.array([[1, 1], [1, 1 + 8 * unit]], dtype), "S")
 
 
+def refused(S):
+    """Smallest eigenvalue of the correlation matrix, as the error tells it; None where S passes."""
+    try:
+        arrays.cholesky(S, "S")
+    except NumericalError as error:
+        return float(re.search(r"has the smallest eigenvalue (\S+),", str(error)).group(1))
+    return None
+
+
+@pytest.mark.parametrize("m", [2, 3, 5, 9, 20])
+@pytest.mark.parametrize("scale", [0.0, 4.0])
+def test_deficient_rank_is_refused(m, scale, dtype):
+    """S = G G' with fewer columns than rows: not one of 300 draws passes.  [KAL-8].
+
+    The smallest pivot in the given order alone lets 1 in 20 of them through.
+    """
+    rng = np.random.default_rng(m)
+    for _ in range(300):
+        G = rng.standard_normal((m, m - 1)) * 10.0 ** rng.uniform(-scale, scale, (m, 1))
+        S = (G @ G.T).astype(dtype)
+        with pytest.raises(NumericalError, match=r"^S: smallest eigenvalue"):
+            arrays.cholesky((S + S.T) / 2, "S")
+
+
+def with_smallest(rng, m, smallest):
+    """Correlation matrix with an eigenvalue near `smallest`, the others geometric up to 1."""
+    Q, _ = np.linalg.qr(rng.standard_normal((m, m)))
+    S = (Q * np.geomspace(1, smallest, m)) @ Q.T
+    d = 1 / np.sqrt(np.diagonal(S))
+    S = S * d[:, None] * d
+    return (S + S.T) / 2
+
+
+@pytest.mark.parametrize("m", [2, 5, 10, 40])
+def test_ill_conditioned_is_not_refused(m):
+    """Regular correlation matrices with a condition number up to 1e12 pass.  [KAL-8]."""
+    rng = np.random.default_rng(m)
+    for smallest in (1e-2, 1e-6, 1e-10, 1e-12):
+        for _ in range(30):
+            S = with_smallest(rng, m, smallest)
+            assert refused(S) is None, (smallest, np.linalg.cond(S))
+
+
+def test_neither_order_nor_units_decide():
+    """Singular by the first two outputs, or by the last two; in any units: the same number."""
+    rng = np.random.default_rng(0)
+    S = with_smallest(rng, 6, 1e-16)
+    first = refused(S)
+    assert first is not None
+    for _ in range(20):
+        order, d = rng.permutation(6), 2.0 ** rng.integers(-20, 20, 6)
+        other = refused(S[np.ix_(order, order)] * np.outer(d, d))
+        assert other is not None  # it is rounding by now: the size agrees, not the digits
+        assert 0.01 * first < other < 100 * first
+
+
 def test_scaled_rows_are_not_singular():
-    """The pivot ratio does not depend on the outputs' units: rows scaled over 1e12 pass."""
+    """The outputs' units do not matter: rows scaled over 1e12 pass."""
     d = np.array([1e-6, 1e6])
     a = GOOD | {"H": GOOD["H"] * d[:, None], "e": d, "R": np.diag(d**2)}
     plain = diagonal.update(**GOOD)

@@ -13,6 +13,7 @@ from support import close, eps, is_array, leaves, norm, readonly
 from loko_ref import jacobian, loko, model
 from loko_ref import strategies as st
 from loko_ref.errors import InputError, NumericalError
+from loko_ref.fast import prepare
 from loko_ref.kalman import dense, diagonal
 from loko_ref.loko import Batch, LokoConfig, LokoState
 from loko_ref.model import Model, init_model, mlp_spec
@@ -322,6 +323,11 @@ def test_softmax_keeps_e_h_r_in_the_contrast_space():
         ({"covariance": "full"}, r"covariance: got 'full'"),
         ({"diagonal": "decouplet"}, r"closest known name is 'decoupled'"),
         ({"form": "josef"}, r"closest known name is 'joseph'"),
+        (
+            {"covariance": "dense", "diagonal": "variational"},
+            r"diagonal: got 'variational'; required 'decoupled', the default, with .*dense",
+        ),
+        ({"form": "textbook"}, r"form: got 'textbook'; required 'joseph', the default, with"),
         ({"beta": 1.0}, r"beta: got 1.0; required a number in \[0, 1\)"),
         ({"beta": float("nan")}, r"beta: got nan"),
         ({"r0": 0.0}, r"r0: got 0.0; required a number in \(0, inf\)"),
@@ -473,6 +479,74 @@ def test_a_theta_that_overflows_names_the_step():
         pytest.raises(NumericalError, match=r"^step 0: theta: not finite\. The filter diverged"),
     ):
         loko.step(loko.init(config), far, config)
+
+
+def certain(dtype="float64", **options):
+    """A filter whose first prediction is class 0 of 2 to the last bit, and its first state."""
+    net = model.init_model(
+        np.random.default_rng(0), model.mlp_spec([2, 2], lora={"r": 1, "alpha": 1.0}), dtype=dtype
+    )
+    weights = {**net.weights, "0.b": np.array([900.0, 0.0], dtype)}
+    config = LokoConfig(model=model.Model(spec=net.spec, weights=weights), **options)
+    state = loko.init(config)
+    return config, LokoState(**{**vars(state), "step": 7})
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "dense"])
+@pytest.mark.parametrize("grow", [{"lam": 0.9}, {"q": 1e-3}])
+def test_a_filter_that_wound_up_is_told(covariance, grow, dtype):
+    """S has a zero row, e is not 0 there, P outgrew its prior: told with step and eigenvalue."""
+    config, state = certain(dtype, covariance=covariance, **grow)
+    x = np.ones((1, 2), dtype)
+    with pytest.raises(
+        NumericalError,
+        match=r"^step 7: S: smallest eigenvalue 0\. Class 1 of sample 0 was observed.* is 0 to the",
+    ) as told:
+        loko.step(state, Batch(x=x, y=np.array([1])), config)
+    assert (told.value.step, told.value.eigenvalue) == (7, 0.0)
+    with pytest.raises(NumericalError, match=r"^step 7: S:"):
+        loko.step(state, Batch(x=x, y=np.array([[0.75, 0.25]], dtype)), config)
+    # the certain event tells nothing: theta stays, P is what the time update made it
+    after, record = loko.step(state, Batch(x=x, y=np.array([0])), config)
+    assert not record.S.any()
+    np.testing.assert_array_equal(after.theta, state.theta)
+    got = after.p if covariance == "diagonal" else after.P
+    np.testing.assert_allclose(got, record.p_pred, rtol=8 * eps(state.theta))
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "dense"])
+def test_a_wrong_certainty_within_the_prior_takes_the_limit(covariance, dtype):
+    """Without windup it is p0 that asks for the full step p Z'e: it is taken.  [OBS-6, OBS-7]."""
+    config, state = certain(dtype, covariance=covariance)
+    batch = Batch(x=np.ones((1, 2), dtype), y=np.array([1]))
+    after, record = loko.step(state, batch, config)
+    _, Z = jacobian.jacobian(model.unpack(config.model, state.theta), batch.x)
+    full = 0.05 * Z.T @ record.e
+    assert np.abs(full).max() > 0.05
+    np.testing.assert_allclose(after.theta - state.theta, full, rtol=0, atol=32 * eps(state.theta))
+
+
+def test_the_fast_route_tells_the_same():
+    config, state = certain(lam=0.9)
+    batch = Batch(x=np.ones((1, 2)), y=np.array([1]))
+    with pytest.raises(NumericalError, match=r"^step 7: S: .*Class 1 of sample 0") as slow:
+        loko.step(state, batch, config)
+    with pytest.raises(NumericalError) as quick:
+        prepare(config).step(state, batch)
+    assert str(quick.value) == str(slow.value)
+
+
+@pytest.mark.parametrize("name", ["P", "p"])
+def test_a_covariance_that_overflows_names_the_step(name):
+    """Forgetting without observation: P grows by 1 / lam a step, until it is not finite."""
+    covariance = "dense" if name == "P" else "diagonal"
+    config, state = certain(covariance=covariance, p0=1e300, lam=1e-9)
+    batch = Batch(x=np.zeros((1, 2)), y=np.array([0]))
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        pytest.raises(NumericalError, match=rf"^step 7: {name}: not finite. {name} outgrew"),
+    ):
+        loko.step(state, batch, config)
 
 
 def test_a_spec_is_no_model():

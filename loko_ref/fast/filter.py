@@ -33,7 +33,7 @@ def root_inverse(S: Array, name: str) -> Array:
         return inverse_factor(cholesky(S, name))  # raises, and says why
     X = T * np.sqrt(S.diagonal())
     if not S.shape[0] * epsilon(S) * float(np.einsum("ij,ij->", X, X)) < 1:  # true for NaN
-        cholesky(S, name)
+        cholesky(S, name)  # looks closer
     return T
 
 

@@ -17,6 +17,7 @@ from loko_ref.fast.network import Network
 from loko_ref.kalman import observation as obs
 from loko_ref.kalman import time
 from loko_ref.loko import Batch, LokoConfig, LokoState, loss, targets
+from loko_ref.loko.measurement import check_windup
 from loko_ref.model import check_inputs
 
 __all__ = ["FastRecord", "Stepper", "prepare"]
@@ -248,7 +249,7 @@ class Stepper:
         c, Q = C - 1, self.Q
         if c == 0:
             return theta, p
-        obs.check_possible(yhat, e)
+        check_windup(yhat, e, p, theta, self.config)
         G = gram(Zs)  # (rows, rows)
         Qy = yhat @ Q.T  # (batch, c)
         J = (Q * yhat[:, None]) @ Q.T - Qy[:, :, None] * Qy[:, None]  # (batch, c, c): Q J Q'

@@ -25,6 +25,7 @@ from loko_ref.checks import (
     check_range,
     check_shape,
     check_some,
+    check_symmetric,
 )
 from loko_ref.errors import InputError
 from loko_ref.kalman.observation import OBSERVATIONS
@@ -108,7 +109,8 @@ def update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
     Raises
     ------
     InputError
-        If the name is unknown, beta is out of range, or m differs from R's.
+        If the name is unknown, beta is out of range, m differs from R's, or R or an HpH that is
+        read is not symmetric.
     """
     check_choice("noise", noise, ESTIMATORS[:-1])
     check_range("beta", beta, low=0, high=1, high_open=True)
@@ -119,6 +121,14 @@ def update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
     for name, array in (("R", R), ("HpH", HpH)):
         check_shape(name, array, ("m", "m"), {"m": m})
     check_finite(R=R, e=e, HpH=HpH)
+    check_symmetric("R", R)
+    if noise.endswith("_hph"):
+        check_symmetric("HpH", HpH)
+    return _update(noise, R, e, HpH, beta)
+
+
+def _update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
+    """Compute :func:`update` on arguments known to be good."""
     if noise == "fixed":
         return R
     sample = e[:, None] * e[None, :]  # (m, m)

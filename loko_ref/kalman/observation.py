@@ -37,6 +37,7 @@ __all__ = [
     "check_probabilities",
     "condition_on_simplex",
     "from_contrast",
+    "impossible",
     "innovation",
     "jacobian_product",
     "observe",
@@ -125,6 +126,30 @@ def check_probabilities(yhat: Array, e: Array) -> None:
     _check_distribution("yhat", yhat, "another precision's rounding")
 
 
+def impossible(yhat: Array, e: Array) -> tuple[int, int] | None:
+    """Find a class that was observed although its probability is exactly 0.  [OBS-7].
+
+    There the row of ``S = H P H' + J`` is 0 and the innovation is not.
+
+    Parameters
+    ----------
+    yhat : array (batch, C)
+        Class probabilities.
+    e : array (batch * C,)
+        Innovation y - yhat.
+
+    Returns
+    -------
+    (int, int) or None
+        Sample and class of the first.
+    """
+    seen = (yhat == 0) & (e.reshape(yhat.shape) != 0)  # (batch, C)
+    if not bool(seen.any()):
+        return None
+    sample, which = divmod(int(seen.reshape(-1).argmax()), yhat.shape[1])
+    return sample, which
+
+
 def _from_likeliest(yhat: Array, M: Array) -> Array:
     """``M - 1 c'`` sample by sample, c the likeliest class's row: (batch, C, k).  [OBS-2].
 
@@ -148,7 +173,32 @@ def innovation(observation: str, y: Array, yhat: Array) -> Array:
         taken as minus the sum of the others.
     y, yhat : array (batch, C)
         Observation and its prediction.
+
+    Returns
+    -------
+    array (batch, C)
+
+    Raises
+    ------
+    InputError
+        If a shape, a dtype, a value or the option is not as stated, or a row is no distribution
+        where one is needed.
     """
+    check_choice("observation", observation, OBSERVATIONS)
+    check_floats(y=y, yhat=yhat)
+    check_shape("y", y, ("batch", "C"))
+    batch, C = y.shape
+    check_shape("yhat", yhat, ("batch", "C"), {"batch": batch, "C": C})
+    check_finite(y=y, yhat=yhat)
+    if observation != "gaussian":
+        check_some("y", y.T, "class")
+        _check_distribution("y", y, "targets for observation='gaussian'")
+        _check_distribution("yhat", yhat, "another precision's rounding")
+    return _innovation(observation, y, yhat)
+
+
+def _innovation(observation: str, y: Array, yhat: Array) -> Array:
+    """Compute :func:`innovation` on arguments known to be good."""
     if observation == "gaussian":
         return y - yhat
     xp = namespace(y, yhat)
@@ -244,7 +294,7 @@ def observe(observation: str, z: Array, Z: Array, y: Array, *, center: bool = Fa
         H = jacobian_product(yhat, Z)  # (m, n)
     else:
         H = project(Z, C) if center else Z
-    e = innovation(observation, y, yhat)  # (batch, C)
+    e = _innovation(observation, y, yhat)  # (batch, C)
     return Observation(yhat=yhat.reshape(-1), e=e.reshape(-1), H=H)
 
 

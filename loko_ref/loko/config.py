@@ -55,9 +55,9 @@ class LokoConfig:
     covariance : {"diagonal", "dense"}
         LoKO's diagonal, or the full filter for small n.  [LOKO-4]
     diagonal : {"decoupled", "variational"}
-        Which diagonal is kept.
+        Which diagonal is kept; left at its default with a dense covariance.
     form : {"joseph", "textbook", "information", "sequential"}
-        Form of the dense update.
+        Form of the dense update; left at its default with a diagonal covariance.
     lam : float
         Forgetting factor, 0 < lam <= 1.
     q : float
@@ -105,6 +105,20 @@ class LokoConfig:
         check_choice("covariance", self.covariance, COVARIANCES)
         check_choice("diagonal", self.diagonal, diagonal.DIAGONALS)
         check_choice("form", self.form, dense.FORMS)
+        if self.covariance == "dense" and self.diagonal != "decoupled":
+            raise InputError(
+                "diagonal",
+                repr(self.diagonal),
+                "'decoupled', the default, with covariance='dense'",
+                "the dense filter keeps the whole P, so there is no diagonal to choose",
+            )
+        if self.covariance == "diagonal" and self.form != "joseph":
+            raise InputError(
+                "form",
+                repr(self.form),
+                "'joseph', the default, with covariance='diagonal'",
+                "covariance='dense' was left out: the diagonal filter has one form only",
+            )
         check_range("beta", self.beta, low=0, high=1, high_open=True)
         check_range("r0", self.r0, low=0, low_open=True, high_open=True)
         check_range("lam", self.lam, low=0, high=1, low_open=True)

@@ -18,7 +18,15 @@ from loko_ref.kalman import noise, time
 from loko_ref.kalman import observation as obs
 from loko_ref.layers.activation import log_softmax_forward
 from loko_ref.loko.config import LokoConfig
-from loko_ref.loko.measurement import Update, check_noise, covariance, measure, measure_glm, spread
+from loko_ref.loko.measurement import (
+    Update,
+    check_noise,
+    check_windup,
+    covariance,
+    measure,
+    measure_glm,
+    spread,
+)
 from loko_ref.loko.state import Batch, LokoRecord, LokoState, check_state
 from loko_ref.model import forward, unpack
 
@@ -59,7 +67,7 @@ def loss(z: Array, y: Array, observation: str) -> Array:
 
 
 def _check_bounded(**arrays: Array) -> None:
-    """Tell a run that diverged from bad input: neither outputs nor theta may overflow."""
+    """Tell a run that diverged from bad input: outputs, theta and R may not overflow."""
     for name, array in arrays.items():
         xp = namespace(array)
         if not bool(xp.isfinite(array).all()):
@@ -155,7 +163,15 @@ def _advance(
     theta = state.theta
     prior = state.P if config.covariance == "dense" else state.p
     assert prior is not None
+    name = "P" if config.covariance == "dense" else "p"
     p_pred = time.update(prior, config.lam, config.q)  # [KAL-1]
+    if not bool(namespace(p_pred).isfinite(p_pred).all()):
+        raise NumericalError(
+            name,
+            None,
+            f"{name} outgrew the dtype: with lam < 1 it grows by 1 / lam a step in every direction "
+            "that nothing observes. Take process noise q in place of lam, or lam nearer to 1.",
+        )
     _check_bounded(z=z, Z=Z)
     y = targets(labels, z, config.observation)
     seen = obs.observe(config.observation, z, Z, y, center=config.center)
@@ -164,29 +180,30 @@ def _advance(
 
     new: Update
     if config.observation == "glm":
-        new = measure_glm(theta, p_pred, Z, e, seen.yhat.reshape(z.shape), config)
+        yhat = seen.yhat.reshape(z.shape)
+        check_windup(yhat, e, p_pred, theta, config)
+        new = measure_glm(theta, p_pred, Z, e, yhat, config)
         R = None
-        R_used = obs.jacobian_product(
-            seen.yhat.reshape(z.shape), namespace(z).eye(e.shape[0], dtype=z.dtype)
-        )
+        R_used = obs.jacobian_product(yhat, namespace(z).eye(e.shape[0], dtype=z.dtype))
     else:
         R = check_noise(state.R, e, C, config)
         if config.timing == "before":
-            R = noise.update(str(config.noise), R, e, spread(H, p_pred), config.beta)
+            R = noise._update(str(config.noise), R, e, spread(H, p_pred), config.beta)
         R_used = R
         new = measure(theta, p_pred, H, e, R, C, config)
         if config.timing == "after":
             r, p_seen = e, p_pred
             if config.noise == "ema_residual_hph":
-                yhat_post = obs.predict(config.observation, outputs(new.theta))
+                _check_bounded(theta=new.theta)
+                z_post = outputs(new.theta)
+                _check_bounded(z=z_post)
+                yhat_post = obs.predict(config.observation, z_post)
                 r = obs.innovation(config.observation, y, yhat_post).reshape(-1)
                 p_seen = covariance(new)
-            R = noise.update(str(config.noise), R, r, spread(H, p_seen), config.beta)
+            R = noise._update(str(config.noise), R, r, spread(H, p_seen), config.beta)
 
-    _check_bounded(theta=new.theta)
-    posterior = covariance(new)
-    name = "P" if config.covariance == "dense" else "p"
-    after = LokoState(theta=new.theta, R=R, step=state.step + 1, **{name: posterior})
+    _check_bounded(theta=new.theta, **({} if R is None else {"R": R}))
+    after = LokoState(theta=new.theta, R=R, step=state.step + 1, **{name: covariance(new)})
     record = LokoRecord(
         p_pred=p_pred,
         z=z,

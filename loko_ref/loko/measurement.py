@@ -8,18 +8,27 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from loko_ref.arrays import Array, namespace
+from loko_ref.arrays import Array, epsilon, namespace
 from loko_ref.checks import (
     check_finite,
     check_floats,
     check_symmetric,
 )
-from loko_ref.errors import InputError
+from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman import dense, diagonal
 from loko_ref.kalman import observation as obs
 from loko_ref.loko.config import LokoConfig
+from loko_ref.loko.state import prior
 
-__all__ = ["Update", "check_noise", "covariance", "measure", "measure_glm", "spread"]
+__all__ = [
+    "Update",
+    "check_noise",
+    "check_windup",
+    "covariance",
+    "measure",
+    "measure_glm",
+    "spread",
+]
 
 Update: TypeAlias = dense.DenseUpdate | diagonal.DiagonalUpdate
 """What either filter yields."""
@@ -90,6 +99,53 @@ def _update(theta: Array, p: Array, H: Array, e: Array, R: Array, config: LokoCo
     if config.covariance == "dense":
         return dense._update(theta, p, H, e, R, config.form)
     return diagonal._update(theta, p, H, e, R, config.diagonal)
+
+
+def check_windup(yhat: Array, e: Array, p: Array, theta: Array, config: LokoConfig) -> None:
+    """Refuse a wrong certainty of a filter that forgot more than it knew.  [OBS-7].
+
+    Where a class has probability 0 to the last bit and is observed, S has a zero row and e is not
+    0 there: what is taken is the limit from ``yhat > 0``, a full step ``p Z' e``. With variances
+    within the prior's that is what p0 asks for. Beyond it the filter wound up: it grew variances
+    that no observation limits, and the step would leave every region where the linearisation holds.
+
+    Parameters
+    ----------
+    yhat : array (batch, C)
+        Class probabilities.
+    e : array (m,)
+        Innovation.
+    p : array (n,) or (n, n)
+        Variances, or covariance, after the time update.
+    theta : array (n,)
+        Prior mean.
+    config : LokoConfig
+        Its p0 is what p is compared with.
+
+    Raises
+    ------
+    NumericalError
+        With S's eigenvalue 0.
+    """
+    if config.lam == 1 and config.q == 0:
+        return
+    found = obs.impossible(yhat, e)
+    if found is None:
+        return
+    xp = namespace(p)
+    first = prior(config, theta)
+    now, first = (xp.diagonal(a) if a.ndim == 2 else a for a in (p, first))
+    growth = float((now / first).max())
+    if not growth > 1 + 64 * epsilon(p):  # the update's own rounding
+        return
+    raise NumericalError(
+        "S",
+        0.0,
+        f"Class {found[1]} of sample {found[0]} was observed, and its probability is 0 to the last "
+        f"bit: its row of S is 0, and the innovation is not. A variance has grown to {growth:.3g} "
+        "times its prior p0: with lam < 1 it grows by 1 / lam a step, with q by q, in every "
+        "direction that nothing observes. Take lam nearer to 1, or a smaller q.",
+    )
 
 
 def measure_glm(

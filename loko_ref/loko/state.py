@@ -27,7 +27,7 @@ from loko_ref.errors import InputError
 from loko_ref.loko.config import LokoConfig
 from loko_ref.model import pack, sites
 
-__all__ = ["Batch", "LokoRecord", "LokoState", "check_state", "init", "init_at"]
+__all__ = ["Batch", "LokoRecord", "LokoState", "check_state", "init", "init_at", "prior"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +106,7 @@ class Batch:
     y: Array
 
 
-def _prior(config: LokoConfig, theta: Array) -> Array:
+def prior(config: LokoConfig, theta: Array) -> Array:
     """p0 as an array (n,), or (n, n) where it was given so.  [LOKO-3]."""
     p0: Any = config.p0
     n = theta.shape[0]
@@ -159,7 +159,7 @@ def init_at(config: LokoConfig, theta: Array, batch: int = 1) -> LokoState:
     As :func:`init`, for filters that share a configuration, such as LTE's heads.
     """
     xp = namespace(theta)
-    p = _prior(config, theta)
+    p = prior(config, theta)
     m = batch * config.model.outputs
     R = None if config.observation == "glm" else config.r0 * xp.eye(m, dtype=theta.dtype)
     if config.covariance == "dense":

@@ -13,13 +13,15 @@ import time
 import numpy as np
 
 from loko_ref import balls, loko
+from loko_ref.errors import NumericalError
 from loko_ref.kalman import dense, diagonal
 from loko_ref.kalman import time as time_update
 from loko_ref.model import init_model, mlp_spec
 
 
 def asymmetry(S):
-    return float(np.max(np.abs(S - S.T)) / np.max(np.abs(S)))
+    size = np.max(np.abs(S))  # 0 where a prediction is certain to the last bit
+    return float(np.max(np.abs(S - S.T)) / size) if size else 0.0
 
 
 class Stream:
@@ -95,7 +97,7 @@ def certified(steps, checkpoints, kind="decoupled", bits=1024, lam=1.0, q=0.0, R
     return seen
 
 
-def drifting(steps, every=500, **options):
+def drifting(steps, every=500, watch=None, **options):
     """LoKO's own step on a network whose teacher drifts, with forgetting and process noise."""
     rng = np.random.default_rng(11)
     spec = mlp_spec([3, 4, 2], "tanh", {"r": 1, "alpha": 1.0})
@@ -117,6 +119,8 @@ def drifting(steps, every=500, **options):
                 (1, 2)
             )
         state, record = loko.step(state, loko.Batch(x=x, y=y), config)
+        if watch is not None:
+            watch(k, state, record)
         cov = getattr(state, big)
         p = cov if cov.ndim == 1 else np.diagonal(cov)
         assert np.all(p > 0), k
@@ -137,6 +141,39 @@ def drifting(steps, every=500, **options):
     return {"steps": steps, **worst, "p min": lowest, "halves": halves}
 
 
+def windup(steps, **options):
+    """Drift with a dense P and forgetting until it raises; what it says, and P along the gauge.
+
+    Each site's output B A does not change along (A, -B), so no H sees that direction and P grows
+    there by 1 / lam a step.  [BALL-8]
+    """
+    seen = {}
+
+    def watch(k, state, record):
+        if k % 4000 == 0 and k:
+            values, vectors = np.linalg.eigh(state.P)
+            gauge = gauges(state.theta)
+            inside = np.linalg.norm(np.linalg.qr(gauge.T)[0].T @ vectors[:, -1])
+            seen[k] = {"largest": float(values[-1]), "in the gauge": float(inside)}
+
+    try:
+        drifting(steps, watch=watch, covariance="dense", **options)
+    except NumericalError as error:
+        return {"step": error.step, "eigenvalue": error.eigenvalue, "says": str(error), "P": seen}
+    return {"step": None, "P": seen}
+
+
+def gauges(theta):
+    """Directions (2, n) that change no output of :func:`drifting`'s network: (A, -B) a site."""
+    found, at = [], 0
+    for a, b in ((3, 4), (4, 2)):
+        g = np.zeros_like(theta)
+        g[at : at + a], g[at + a : at + a + b] = theta[at : at + a], -theta[at + a : at + a + b]
+        found.append(g)
+        at += a + b
+    return np.array(found)
+
+
 def dense_small(steps, form, every=500):
     """Dense steps on the small stream with forgetting; returns the largest asymmetry of P."""
     stream = Stream()
@@ -152,10 +189,13 @@ def dense_small(steps, form, every=500):
     return worst
 
 
+GAUSSIAN = {"observation": "gaussian", "noise": "ema_innovation_hph"}
+RANDOM_WALK = {"covariance": "dense", "lam": 1.0}  # process noise alone, no forgetting
 DRIFTS = {
     "glm": {"observation": "glm"},
-    "gaussian": {"observation": "gaussian", "noise": "ema_innovation_hph"},
-    "glm, dense": {"observation": "glm", "covariance": "dense"},
+    "gaussian": GAUSSIAN,
+    "glm, dense": {"observation": "glm", **RANDOM_WALK},
+    "gaussian, dense": {**GAUSSIAN, **RANDOM_WALK},
 }
 
 
@@ -177,9 +217,11 @@ def main():
         count = int(1_000_000 * share)
         report(f"small, {kind}, {count} steps", lambda n=count, k=kind: small(n, k))
     for name, options in DRIFTS.items():
-        # dense: beyond 12,700 steps the filter itself runs away, see BALL-8
-        count = int((12_000 if "dense" in name else 100_000) * share)
+        count = int(100_000 * share)
         report(f"drifting, {name}", lambda n=count, o=options: drifting(n, **o))
+    count = int(100_000 * share)
+    report("windup, glm, dense, lam = 0.999", lambda n=count: windup(n, observation="glm"))
+    report("windup, gaussian, dense, lam = 0.999", lambda n=count: windup(n, **GAUSSIAN))
     for form in ("joseph", "textbook"):
         count = int(100_000 * share)
         report(f"dense, {form}", lambda n=count, f=form: {"asymmetry P": dense_small(n, f)})
