@@ -284,7 +284,11 @@ function activation(kind, value, slope) {
   return [vector(out), product(D, slope)]
 }
 
+const KINDS = ['linear', 'softmax', 'log_softmax', ...Object.keys(ELEMENTWISE)]
+
 function network(spec, weights, theta, x) {
+  const foreign = spec.find((layer) => !KINDS.includes(layer.kind))
+  if (foreign) throw new Unsupported(`no layer of kind ${foreign.kind}`)
   const n = theta.data.length
   const pieces = unpack(spec, theta)
   const [batch, width] = x.shape

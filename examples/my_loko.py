@@ -272,8 +272,14 @@ def activation_back(kind, d, x, y):
     return [g - v * total for g, v in zip(d, softmax(x), strict=True)]
 
 
+KINDS = ("linear", "relu", "tanh", "gelu", "softmax", "log_softmax")
+
+
 def run_sample(spec, weights, x):
     """Output of one sample, and each layer's (input, inner LoRA activation, output)."""
+    for layer in spec:
+        if layer["kind"] not in KINDS:
+            raise NotImplementedError(f"no layer of kind '{layer['kind']}'")
     trace = []
     for layer in spec:
         u = None

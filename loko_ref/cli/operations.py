@@ -16,12 +16,22 @@ def _literal(value: Any) -> str:
 
 
 def operations(
-    name: Annotated[str | None, typer.Argument(help="One operation; by default every one.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="One operation, or a glob such as 'observation.*'; by default every one."
+        ),
+    ] = None,
 ) -> None:
     """Describe the operations: inputs, options, outputs, shapes, defaults, formulas."""
-    from loko_ref.conformance.operations import CATALOGUE, OPERATIONS, get
+    from fnmatch import fnmatchcase
 
-    chosen = list(OPERATIONS.values()) if name is None else [get(name)]
+    from loko_ref.conformance.operations import CATALOGUE, OPERATIONS, get
+    from loko_ref.conformance.operations_network import LAYERS, SPEC
+
+    chosen = [o for key, o in OPERATIONS.items() if name is None or fnmatchcase(key, name)]
+    if name is not None and not chosen:
+        chosen = [get(name)]  # which names the closest
     if name is None:
         typer.echo(
             f"catalogue {CATALOGUE}\n\n"
@@ -56,3 +66,5 @@ def operations(
             labels = " ".join(f"[{label}]" for label in q.labels)
             typer.echo(f"    {q.name} {q.shape}: {q.formula}  {labels}  from {', '.join(q.feeds)}")
         typer.echo("")
+    if any(o.text == SPEC for operation in chosen for o in operation.options):
+        typer.echo(LAYERS)

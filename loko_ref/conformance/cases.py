@@ -117,6 +117,12 @@ class Case:
         defaults = {o.name: o.default for o in self.operation.options}
         return {**defaults, **self.recipe.options}
 
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Inputs that are whole numbers and have no roundoff: token ids."""
+        spec = self.options.get("spec")
+        return ("x",) if spec and spec[0]["kind"] == "embedding" else ()
+
     def inputs(self) -> dict[str, Any]:
         """Fresh arrays of the case's dtype; ``weights`` is a dict of arrays."""
         made = self.recipe.build(Draw(self.id.rsplit("/", 1)[0]), self.dtype)
@@ -160,6 +166,7 @@ def define(
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the catalogue, float64 before float32."""
     from loko_ref.conformance import (  # noqa: F401  (they register)
+        cases_attention,
         cases_filter,
         cases_lte,
         cases_model,

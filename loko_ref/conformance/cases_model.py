@@ -13,7 +13,7 @@ import numpy as np
 from loko_ref.conformance.cases import Draw, define
 from loko_ref.model import mlp_spec, param_shapes
 
-__all__: list[str] = []
+__all__ = ["loko_inputs", "lora", "network_weights"]
 
 Inputs = dict[str, Any]
 Spec = list[dict[str, Any]]
@@ -52,45 +52,48 @@ for _op in ("lora.delta", "lora.merge"):
 # ------------------------------------------------------------------------ model
 
 
-def _lora(r: int, alpha: float, bias: bool = False) -> dict[str, Any]:
+def lora(r: int, alpha: float, bias: bool = False) -> dict[str, Any]:
+    """Write LoRA's options as a spec has them."""
     return {"r": r, "alpha": alpha, "bias": bias}
 
 
-def _weights(draw: Draw, spec: Spec, size: float = 1.0) -> dict[str, Any]:
-    """Weights of order size / sqrt(width), no entry 0."""
+def network_weights(draw: Draw, spec: Spec) -> dict[str, Any]:
+    """Weights of order 1 / sqrt(width), no entry 0; a norm's gain 1 +- 0.4."""
     return {
-        name: draw(*shape, size=size * math.sqrt(3 / shape[-1]))
+        name: 1 + draw(*shape, size=0.4)
+        if name.endswith(".g")
+        else draw(*shape, size=math.sqrt(3 / shape[-1]))
         for name, shape in param_shapes(spec).items()
     }
 
 
-_MLP = mlp_spec([5, 6, 4, 3], "tanh", _lora(2, 5.0))
+_MLP = mlp_spec([5, 6, 4, 3], "tanh", lora(2, 5.0))
 _SPECS: dict[str, tuple[Spec, str]] = {
-    "linear": (mlp_spec([4, 3], lora=_lora(2, 3.0)), "alpha for alpha / r; A and B swapped"),
+    "linear": (mlp_spec([4, 3], lora=lora(2, 3.0)), "alpha for alpha / r; A and B swapped"),
     "tanh": (_MLP, "the scale left out of the Jacobian; a layer's cotangent lost"),
-    "relu": (mlp_spec([5, 6, 4, 3], "relu", _lora(2, 5.0)), "the mask of the wrong layer"),
-    "gelu": (mlp_spec([5, 6, 3], "gelu", _lora(2, 5.0)), "GELU by tanh in place of erf"),
-    "lora-bias": (mlp_spec([5, 4, 3], "tanh", _lora(2, 5.0, True)), "bA not scaled; order"),
-    "rank-one": (mlp_spec([4, 5, 3], "tanh", _lora(1, 4.0)), "r = 1: squeezed axes"),
-    "full-rank": (mlp_spec([4, 4, 4], "tanh", _lora(4, 2.0)), "square factors: a transpose fits"),
+    "relu": (mlp_spec([5, 6, 4, 3], "relu", lora(2, 5.0)), "the mask of the wrong layer"),
+    "gelu": (mlp_spec([5, 6, 3], "gelu", lora(2, 5.0)), "GELU by tanh in place of erf"),
+    "lora-bias": (mlp_spec([5, 4, 3], "tanh", lora(2, 5.0, True)), "bA not scaled; order"),
+    "rank-one": (mlp_spec([4, 5, 3], "tanh", lora(1, 4.0)), "r = 1: squeezed axes"),
+    "full-rank": (mlp_spec([4, 4, 4], "tanh", lora(4, 2.0)), "square factors: a transpose fits"),
     "some-sites": (
         [
             {"kind": "linear", "name": "in", "in": 4, "out": 5, "bias": True},
             {"kind": "tanh"},
             {"kind": "linear", "name": "mid", "in": 5, "out": 4, "bias": False}
-            | {"lora": _lora(2, 1.0)},
+            | {"lora": lora(2, 1.0)},
             {"kind": "relu"},
             {"kind": "linear", "name": "out", "in": 4, "out": 3, "bias": True}
-            | {"lora": _lora(1, 3.0)},
+            | {"lora": lora(1, 3.0)},
         ],
         "LoRA on some linears, a linear without bias, names that are words",
     ),
     "softmax-head": (
-        [*mlp_spec([4, 5, 3], "tanh", _lora(2, 4.0)), {"kind": "softmax"}],
+        [*mlp_spec([4, 5, 3], "tanh", lora(2, 4.0)), {"kind": "softmax"}],
         "the Jacobian of softmax left out",
     ),
     "log-softmax-head": (
-        [*mlp_spec([4, 5, 3], "tanh", _lora(2, 4.0)), {"kind": "log_softmax"}],
+        [*mlp_spec([4, 5, 3], "tanh", lora(2, 4.0)), {"kind": "log_softmax"}],
         "the Jacobian of log-softmax left out",
     ),
 }
@@ -101,15 +104,15 @@ for _op in ("model.forward", "model.jacobian"):
 
         @define(_op, _name, _hunts, spec=_spec)
         def _(draw: Draw, dtype: str, spec: Spec = _spec) -> Inputs:
-            return {"x": draw(1, spec[0]["in"]), "weights": _weights(draw, spec)}
+            return {"x": draw(1, spec[0]["in"]), "weights": network_weights(draw, spec)}
 
     @define(_op, "stacked", "outputs of a batch stacked class-major", spec=_MLP)
     def _(draw: Draw, dtype: str) -> Inputs:
-        return {"x": draw(4, 5), "weights": _weights(draw, _MLP)}
+        return {"x": draw(4, 5), "weights": network_weights(draw, _MLP)}
 
     @define(_op, "untrained", "B = 0: only B's part of the Jacobian is not 0", spec=_MLP)
     def _(draw: Draw, dtype: str) -> Inputs:
-        weights = _weights(draw, _MLP)
+        weights = network_weights(draw, _MLP)
         for key in weights:
             if key.endswith(".B"):
                 weights[key] = 0 * weights[key]
@@ -126,17 +129,19 @@ def _circulant(C: int, batch: int) -> np.ndarray[Any, Any]:
     return np.kron(np.eye(batch) + 0.125 * (np.ones((batch, batch)) - np.eye(batch)), block)
 
 
-def _loko(draw: Draw, spec: Spec, options: dict[str, Any], batch: int, steps: int = 0) -> Inputs:
+def loko_inputs(
+    draw: Draw, spec: Spec, options: dict[str, Any], batch: int, steps: int = 0
+) -> Inputs:
+    """Draw the inputs of a step or of a run, x of single vectors."""
     shapes = param_shapes(spec)
-    n = sum(
-        math.prod(s) for k, s in shapes.items() if k.rsplit(".", 1)[1] in ("A", "B", "bA", "bB")
-    )
+    factors = [k for k in shapes if k.rsplit(".", 1)[1] in ("A", "B", "bA", "bB")]
+    n = sum(math.prod(shapes[k]) for k in factors)
     C = next(k["out"] for k in reversed(spec) if k["kind"] == "linear")
     lead = (steps, batch) if steps else (batch,)
     gaussian = options.get("observation") == "gaussian"
-    weights = {k: a for k, a in _weights(draw, spec).items() if k.rsplit(".", 1)[1] in ("W", "b")}
+    weights = {k: a for k, a in network_weights(draw, spec).items() if k not in factors}
     x: Inputs = {
-        "x": draw(*lead, spec[0]["in"]),
+        "x": draw(*lead, spec[0].get("in", 1)),
         "y": draw(*lead, C) if gaussian else draw.one_hot(*lead, C=C),
         "theta": draw(n, size=0.6),
         "weights": weights,
@@ -166,10 +171,10 @@ def _at_start(x: Inputs, spec: Spec) -> Inputs:
     return x
 
 
-_NET = mlp_spec([4, 5, 3], "tanh", _lora(2, 3.0))
-_RELU = mlp_spec([6, 8, 5, 3], "relu", _lora(2, 4.0))
-_LINEAR = mlp_spec([4, 2], lora=_lora(2, 3.0))
-_BIAS = mlp_spec([4, 4, 3], "gelu", _lora(1, 2.0, True))
+_NET = mlp_spec([4, 5, 3], "tanh", lora(2, 3.0))
+_RELU = mlp_spec([6, 8, 5, 3], "relu", lora(2, 4.0))
+_LINEAR = mlp_spec([4, 2], lora=lora(2, 3.0))
+_BIAS = mlp_spec([4, 4, 3], "gelu", lora(1, 2.0, True))
 
 _SOFT = {"observation": "softmax", "noise": "ema_innovation_hph"}
 _LOGITS = {"observation": "logits", "noise": "ema_innovation"}
@@ -247,17 +252,17 @@ for _name, (_hunts, _spec, _options, _batch) in _STEPS.items():
         options: dict[str, Any] = _options,
         batch: int = _batch,
     ) -> Inputs:
-        return _loko(draw, spec, options, batch)
+        return loko_inputs(draw, spec, options, batch)
 
 
 @define("loko.step", "glm-untrained", "B = 0, as training begins", spec=_NET)
 def _(draw: Draw, dtype: str) -> Inputs:
-    return _at_start(_loko(draw, _NET, {}, 1), _NET)
+    return _at_start(loko_inputs(draw, _NET, {}, 1), _NET)
 
 
 @define("loko.step", "glm-saturated", "J inverted at a large margin", spec=_NET)
 def _(draw: Draw, dtype: str) -> Inputs:
-    x = _loko(draw, _NET, {}, 1)
+    x = loko_inputs(draw, _NET, {}, 1)
     x["weights"]["1.b"] = np.array([12.0, 0.0, -6.0]) / (1 if dtype == "float64" else 3)
     x["y"] = np.array([[0.0, 1.0, 0.0]])
     return x
@@ -294,4 +299,4 @@ for _name, (_hunts, _spec, _options, _batch, _count) in _RUNS.items():
         batch: int = _batch,
         steps: int = _count,
     ) -> Inputs:
-        return _loko(draw, spec, options, batch, steps)
+        return loko_inputs(draw, spec, options, batch, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases import Case
+from loko_ref.conformance.network import NETWORK, factors
 from loko_ref.conformance.tolerance import canonical, expected, tolerance
 
-__all__ = ["Divergence", "compare", "ratios"]
+__all__ = ["Divergence", "compare", "entry_of_theta", "ratios"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class Divergence:
         Error over tolerance; infinite for NaN and infinity.
     labels : tuple of str
         Derivation labels of the quantity.
+    entry : str
+        The LoRA factor's element that the index belongs to, ``0.q.A[1, 2]``; empty where none.
     """
 
     quantity: str
@@ -38,6 +42,29 @@ class Divergence:
     got: float
     ratio: float
     labels: tuple[str, ...]
+    entry: str = ""
+
+
+def entry_of_theta(case: Case, quantity: str, index: tuple[int, ...]) -> str:
+    """Name the entry of theta that an element of a quantity belongs to: ``0.q.A[1, 2]``.
+
+    The last axis of length n tells: a column of Z or H, a row of K. Empty for quantities without
+    one, and for operations that pack no theta by the spec.
+    """
+    if not case.operation.name.startswith(("model.", "loko.")):
+        return ""
+    output = next(o for o in case.operation.outputs if o.name == quantity)
+    axes = output.shape.strip("()").replace(" ", "").split(",")
+    if "n" not in axes:
+        return ""
+    at = index[len(axes) - 1 - axes[::-1].index("n")]
+    for layer in NETWORK["sites"](case.options["spec"]):
+        for key, shape in factors(layer).items():
+            if at < math.prod(shape):
+                inside = map(int, np.unravel_index(at, shape))
+                return f"{layer['name']}.{key}[{', '.join(map(str, inside))}]"
+            at -= math.prod(shape)
+    raise AssertionError("an index beyond theta")
 
 
 def ratios(case: Case, outputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -96,6 +123,7 @@ def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None
                     got=float(got[index]),
                     ratio=float(ratio[index]),
                     labels=case.operation.labels(name),
+                    entry=entry_of_theta(case, name, index),
                 ),
                 worst,
             )

@@ -54,7 +54,11 @@ def on_balls(case: Case, u: float = 0.0) -> dict[str, Any]:
     def made(a: Array) -> Any:
         return balls.inflate(a, u) if u else balls.balls(a)
 
-    return dict(case.operation.oracle(_convert(case.inputs(), made), case.options))
+    inputs = {
+        name: value if name in case.exact else _convert(value, made)
+        for name, value in case.inputs().items()
+    }
+    return dict(case.operation.oracle(inputs, case.options))
 
 
 @lru_cache(maxsize=1024)

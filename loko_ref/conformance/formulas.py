@@ -3,7 +3,7 @@
 The oracle's numbers come from the package's own rooms. This second, plainer route exists for two
 purposes: quantities can be disturbed one by one on their way (``tolerance``: how large may a
 rounding error grow?), and one formula can be exchanged for a wrong one (``mutants``: which known
-mistake does this?). A test holds it equal to the oracle.
+mistake does this?). A test holds it equal to the oracle. The network's are in ``network``.
 
 Shapes: theta, p (n,); P (n, n); z, yhat (batch, C) here; e (m,); Z, H (m, n); R, S (m, m);
 K (n, m). ``p_pred`` is (n,) or, with a dense covariance, (n, n).
@@ -11,45 +11,16 @@ K (n, m). ``p_pred`` is (n,) or, with a dense covariance, (n, n).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 import scipy.linalg
-import scipy.special
 
 from loko_ref.arrays import Array
+from loko_ref.conformance.network import NETWORK, forward, jacobian
+from loko_ref.conformance.values import Formula, Values, identity
 
 __all__ = ["FORMULAS", "Formula", "Values", "forward", "identity", "jacobian", "spread"]
-
-
-class Values(dict[str, Any]):
-    """Named inputs, options and quantities of one evaluation; ``v.S`` reads ``v["S"]``.
-
-    ``v.F`` is the table of formulas; ``v.keep(name, array)`` is called on each quantity as it
-    arises and may replace it.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def put(self, name: str, formula: str | None = None) -> Any:
-        """Compute a quantity by the formula of its name, or by `formula`, and keep it."""
-        self[name] = self.keep(name, self.F[formula or name](self))
-        return self[name]
-
-
-Formula = Callable[..., Any]
-
-
-def identity(name: str, value: Any) -> Any:
-    """Keep a quantity as it is."""
-    return value
 
 
 @cache
@@ -131,13 +102,6 @@ def _p_dense(v: Values) -> Array:
 # ------------------------------------------------------------ observation
 
 
-def _softmax(v: Values, z: Array) -> Array:
-    """``exp(z - lse)``: that route's error, u |lse|, is what a correct one may have."""
-    top = z.max(axis=-1, keepdims=True)
-    lse = top + np.log(np.exp(z - top).sum(axis=-1, keepdims=True))
-    return np.exp(z - v.keep("lse", lse))
-
-
 def _yhat(v: Values) -> Array:
     return v.z if v.observation == "gaussian" else v.F["softmax"](v, v.z)
 
@@ -177,11 +141,14 @@ def _ema_hph(v: Values) -> Array:
     return v.beta * v.R + (1 - v.beta) * (np.outer(v.r, v.r) + v.HpH)
 
 
-# ------------------------------------------------------------ LoRA, model
+def _residual(v: Values) -> Array:
+    """``y - h(theta+)`` (m,); h is ``v.outputs`` where LTE's heads have it.  [NOISE-4]."""
+    w = Values(v)
+    w["z"] = v.outputs(v.theta_post) if "outputs" in v else forward(w, v.theta_post)[0]
+    return (v.y - v.F["yhat"](w)).reshape(-1)
 
 
-def _scale(alpha: float, r: int) -> float:
-    return alpha / r
+# ------------------------------------------------------------------- LoRA
 
 
 def _delta(v: Values) -> Array:
@@ -192,151 +159,8 @@ def _merged(v: Values) -> Array:
     return v.W + v.F["delta"](v)
 
 
-def _gelu(v: Values, x: Array) -> tuple[Array, Array]:
-    """Value and derivative."""
-    Phi = 0.5 * (1 + v.keep("erf", scipy.special.erf(x / math.sqrt(2))))
-    return x * Phi, Phi + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-
-
-def _gelu_derivative(v: Values, x: Array) -> Array:
-    return v.F["gelu"](v, x)[1]
-
-
-def _tanh_derivative(y: Array) -> Array:
-    return 1 - y * y
-
-
-def _relu_derivative(x: Array) -> Array:
-    return (x > 0).astype(x.dtype)
-
-
-def _flatten(a: Array) -> Array:
-    """Flatten the last two axes (or the last of a bias) row-major, keep (batch, C)."""
-    return a.reshape(*a.shape[:2], -1)
-
-
-def _unflatten(flat: Array, shape: tuple[int, ...]) -> Array:
-    return flat.reshape(shape)
-
-
-def _order(names: list[str]) -> list[str]:
-    """Order of the factors of one site in theta."""
-    return names
-
-
-def _factors(layer: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    lora, i, o = layer["lora"], layer["in"], layer["out"]
-    shapes: dict[str, tuple[int, ...]] = {"A": (lora["r"], i), "B": (o, lora["r"])}
-    if lora.get("bias", False):
-        shapes |= {"bA": (lora["r"],), "bB": (o,)}
-    return shapes
-
-
-def _unpack(v: Values, theta: Array) -> dict[str, Array]:
-    """All weights, the factors taken from theta."""
-    weights, at = dict(v.weights), 0
-    for layer in v.F["sites"](v.spec):
-        shapes = _factors(layer)
-        for key in v.F["order"](list(shapes)):
-            size = math.prod(shapes[key])
-            weights[f"{layer['name']}.{key}"] = v.F["unflatten"](theta[at : at + size], shapes[key])
-            at += size
-    return weights
-
-
-def _sites(spec: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [layer for layer in spec if layer["kind"] == "linear" and layer.get("lora")]
-
-
-def forward(v: Values, theta: Array | None = None) -> tuple[Array, list[Any]]:
-    """Z (batch, C) and what each layer keeps.  [LAY-1, LAY-2, LAY-3]."""
-    weights = v.weights if theta is None else v.F["unpack"](v, theta)
-    x, caches = v.x, []
-    for layer in v.spec:
-        kind = layer["kind"]
-        if kind == "linear":
-            name = layer["name"]
-            w = {k.rsplit(".", 1)[1]: a for k, a in weights.items() if k.rsplit(".", 1)[0] == name}
-            y = x @ w["W"].T + w.get("b", 0.0)
-            u, scale = None, 0.0
-            if layer.get("lora"):
-                scale = v.F["scale"](layer["lora"]["alpha"], layer["lora"]["r"])
-                u = v.keep("u", x @ w["A"].T + w.get("bA", 0.0))
-                y = y + v.F["branch"](v, scale, u, w)
-            caches.append((x, u, w, scale))
-        elif kind == "gelu":
-            y = v.F["gelu"](v, x)[0]
-            caches.append(x)
-        elif kind == "relu":
-            y = v.F["relu"](x)
-            caches.append(x)
-        else:
-            y = v.F[kind](v, x)
-            caches.append(v.keep(kind, y))
-        x = v.keep("y" + kind, y)
-    return x, caches
-
-
-def _branch(v: Values, scale: float, u: Array, w: dict[str, Array]) -> Array:
-    """``scale (B u + bB)``."""
-    return scale * v.keep("v", u @ w["B"].T + w.get("bB", 0.0))
-
-
-def _relu(x: Array) -> Array:
-    return np.maximum(x, 0)
-
-
-def jacobian(v: Values, caches: list[Any], C: int) -> Array:
-    """Z (batch * C, n), backward with one cotangent an output.  [LAY-9, LAY-10]."""
-    batch = v.x.shape[0]
-    d = np.broadcast_to(np.eye(C), (batch, C, C))  # cotangents, last axis the layer's output
-    parts: dict[str, Array] = {}
-    for layer, kept in zip(reversed(v.spec), reversed(caches), strict=True):
-        kind = layer["kind"]
-        if kind == "linear":
-            x, u, w, scale = kept
-            name, dx = layer["name"], d @ w["W"]
-            if layer.get("lora"):
-                dv = v.F["jacobian_scale"](scale) * d
-                du = v.keep("du", dv @ w["B"])  # (batch, C, r)
-                parts[f"{name}.A"] = du[..., None] * x[:, None, None, :]
-                parts[f"{name}.B"] = dv[..., None] * u[:, None, None, :]
-                parts[f"{name}.bA"], parts[f"{name}.bB"] = du, dv
-                dx = dx + v.F["branch_back"](du @ w["A"])
-            d = v.keep("d", dx)
-        elif kind == "gelu":
-            d = d * v.F["gelu_derivative"](v, kept)[:, None, :]
-        elif kind == "relu":
-            d = d * v.F["relu_derivative"](kept)[:, None, :]
-        elif kind == "tanh":
-            d = d * v.F["tanh_derivative"](kept)[:, None, :]
-        elif kind == "softmax":
-            y = kept[:, None, :]
-            d = v.F["softmax_back"](y, d)
-        else:
-            d = d - np.exp(kept)[:, None, :] * d.sum(axis=-1, keepdims=True)
-    flat = [
-        v.F["flatten"](parts[f"{layer['name']}.{key}"])
-        for layer in v.F["sites"](v.spec)
-        for key in v.F["order"](list(_factors(layer)))
-    ]
-    Z: Array = v.F["stack"](np.concatenate(flat, axis=-1))  # (batch, C, n)
-    return Z
-
-
-def _residual(v: Values) -> Array:
-    """``y - h(theta+)`` (m,).  [NOISE-4]."""
-    w = Values(v)
-    w["z"] = forward(w, v.theta_post)[0]
-    return (v.y - v.F["yhat"](w)).reshape(-1)
-
-
-def _stack(Z: Array) -> Array:
-    """(batch, C, n) -> (batch * C, n), sample by sample.  [LAY-10]."""
-    return Z.reshape(-1, Z.shape[-1])
-
-
 FORMULAS: dict[str, Formula] = {
+    **NETWORK,
     "p_pred": _p_pred,
     "pHt": _pHt,
     "S": _S,
@@ -347,7 +171,6 @@ FORMULAS: dict[str, Formula] = {
     "p.decoupled": _p_decoupled,
     "p.variational": _p_variational,
     "p.dense": _p_dense,
-    "softmax": _softmax,
     "yhat": _yhat,
     "e": _e,
     "J": _J,
@@ -366,25 +189,7 @@ FORMULAS: dict[str, Formula] = {
     "covariance_seen": lambda v: v.p_pred,
     "covariance_residual": lambda v: v.p_post,
     "residual": _residual,
-    "scale": _scale,
     "delta": _delta,
     "W_post": _merged,
-    "gelu": _gelu,
-    "gelu_derivative": _gelu_derivative,
-    "branch": _branch,
-    "relu": _relu,
-    "softmax_back": lambda y, d: y * (d - (y * d).sum(axis=-1, keepdims=True)),
-    "tanh": lambda v, x: np.tanh(x),
-    "log_softmax": lambda v, x: np.asarray(scipy.special.log_softmax(x, axis=-1)),
-    "tanh_derivative": _tanh_derivative,
-    "relu_derivative": _relu_derivative,
-    "jacobian_scale": lambda scale: scale,
-    "branch_back": lambda d: d,
-    "flatten": _flatten,
-    "unflatten": _unflatten,
-    "order": _order,
-    "sites": _sites,
-    "unpack": _unpack,
-    "stack": _stack,
 }
 """Formula name -> function. A mutant is a table that differs in one entry."""

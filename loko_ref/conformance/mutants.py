@@ -133,7 +133,7 @@ def evaluate(
     keep: Any = _Lower(one.roundoff) if one.roundoff else identity
     if disturbance is not None:
         keep = _Disturb(zlib.crc32(case.id.encode()) + disturbance)
-        inputs = keep.inputs(inputs)
+        inputs = keep.inputs(inputs, case.exact)
     try:
         with np.errstate(all="ignore"):
             out = case.operation.plain(inputs, case.options, table, keep)

@@ -14,6 +14,7 @@ from typing import Any
 
 from loko_ref.conformance import oracle, plain
 from loko_ref.conformance.operations_lte import LTE
+from loko_ref.conformance.operations_network import FLAT, SPEC
 
 __all__ = ["CATALOGUE", "OPERATIONS", "Input", "Operation", "Option", "Output", "get"]
 
@@ -161,41 +162,36 @@ def _observation(kind: str) -> Operation:
     )
 
 
-_SPEC = _opt(
-    "spec",
-    None,
-    "the network, a list of layers in order, each a dict: "
-    '{"kind": "linear", "name": "0", "in": i, "out": o, "bias": true, '
-    '"lora": {"r": r, "alpha": alpha, "bias": false}} ("lora" may be missing or null: no branch), '
-    'or {"kind": "relu" | "tanh" | "gelu" | "softmax" | "log_softmax"}. A linear with LoRA is '
-    "y = W x + b + (alpha/r) (B (A x + bA) + bB); relu, tanh, gelu act element by element, relu's "
-    "derivative at 0 is 0, gelu is exact (erf); softmax and log_softmax act over the last axis. "
-    'With "bias": false there is no b; with the LoRA\'s no bA, bB',
-)
-_X = _i("x", "(batch, i)", "inputs")
+_SPEC = _opt("spec", None, SPEC)
+_INPUTS = "inputs; tokens (batch, t, i), images or token ids where the spec begins with such"
+_X = _i("x", "(batch, i)", _INPUTS)
 _WEIGHTS = _i(
     "weights",
     "mapping",
     'a mapping of name to array: "0.W" (o, i), "0.b" (o,), "0.A" (r, i), "0.B" (o, r), and with a '
-    'LoRA bias "0.bA" (r,), "0.bB" (o,), for the linear named "0", and so on',
+    'LoRA bias "0.bA" (r,), "0.bB" (o,), for the linear named "0", and so on; other kinds\' as '
+    "'layers of a spec' says",
 )
 _FROZEN = _i(
     "weights",
     "mapping",
     'a mapping of name to the frozen arrays alone: "0.W" (o, i), "0.b" (o,), and so on; the LoRA '
     "factors are in theta: linear by linear in the spec's order, A then B (then bA, bB), each "
-    "row-major",
+    "row-major; an attention's linears are its q, k, v, o. Norms and tables are frozen",
 )
+
+
+_NETWORK = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
 
 
 def _network(feeds: str) -> tuple[Output, Output]:
     return (
-        _o("z", "(batch, C)", "the outputs, layer by layer", "LAY-1 LAY-2 LAY-3", feeds),
+        _o("z", "(batch, C)", "the outputs, layer by layer", _NETWORK, feeds),
         _o(
             "Z",
             "(m, n)",
             "dz/dtheta, row b*C + j for output j of sample b; columns in packing order: linear by "
-            "linear, A then B (then bA, bB), each row-major",
+            "linear (an attention's q, k, v, o), A then B (then bA, bB), each row-major",
             "LAY-9 LAY-10 LORA-4",
             feeds,
         ),
@@ -286,7 +282,7 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
         name=name,
         text=text,
         inputs=(
-            _i("x", grow("(batch, i)"), "inputs"),
+            _i("x", grow("(batch, i)"), _INPUTS),
             _i("y", grow("(batch, C)"), "one-hot rows or probabilities; real rows for gaussian"),
             _i("theta", "(n,)", "prior mean, packed as under weights"),
             _i("p", "(n,)", "prior variances", "covariance='diagonal'"),
@@ -507,7 +503,7 @@ _ALL = (
 
 def _lte(entry: tuple[Any, ...]) -> Operation:
     name, text, inputs, options, outputs, expected, walk, stepwise = entry
-    spec = () if name == "lte.merge" else (_SPEC,)
+    spec = () if name == "lte.merge" else (_opt("spec", None, FLAT),)
     return Operation(
         name=name,
         text=text,

@@ -79,14 +79,19 @@ def merge(x: Arrays, o: Arrays) -> Out:
     return {"W": lora.merge(x["W"], x["A"], x["B"], o["alpha"])}
 
 
+def _read(x: Arrays, o: Arrays) -> Array:
+    """Return the network's input; token ids, which come as floats, as whole numbers."""
+    return x["x"].astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x["x"]
+
+
 def model_forward(x: Arrays, o: Arrays) -> Out:
-    """Run the network: z.  [LAY-1, LAY-2]."""
-    return {"z": forward(Model(spec=o["spec"], weights=x["weights"]), x["x"])[0]}
+    """Run the network: z.  [LAY-1, LAY-2, ATT-1, ATT-2]."""
+    return {"z": forward(Model(spec=o["spec"], weights=x["weights"]), _read(x, o))[0]}
 
 
 def model_jacobian(x: Arrays, o: Arrays) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
-    z, Z = jacobian(Model(spec=o["spec"], weights=x["weights"]), x["x"])
+    z, Z = jacobian(Model(spec=o["spec"], weights=x["weights"]), _read(x, o))
     return {"z": z, "Z": Z}
 
 
@@ -129,9 +134,9 @@ def loko_step(x: Arrays, o: Arrays) -> Out:
     """One step of LoKO.  [LOKO-1, LOKO-2]."""
     from loko_ref.model import unpack
 
-    config, state = _config(x, o)
-    _, out = _step(state, x["x"], x["y"], config)
-    out["Z"] = jacobian(unpack(config.model, x["theta"]), x["x"])[1]
+    (config, state), batch = _config(x, o), _read(x, o)
+    _, out = _step(state, batch, x["y"], config)
+    out["Z"] = jacobian(unpack(config.model, x["theta"]), batch)[1]
     return out
 
 
@@ -141,7 +146,7 @@ def loko_run(x: Arrays, o: Arrays) -> Out:
 
     config, state = _config(x, o)
     rows = []
-    for batch, y in zip(x["x"], x["y"], strict=True):
+    for batch, y in zip(_read(x, o), x["y"], strict=True):
         Z = jacobian(unpack(config.model, state.theta), batch)[1]
         state, out = _step(state, batch, y, config)
         rows.append(out | {"Z": Z})

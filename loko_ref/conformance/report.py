@@ -180,9 +180,10 @@ def failure(check: Check) -> str:
     digits = 17 if check.case.dtype == "float64" else 9
     off = "is not finite" if not math.isfinite(d.ratio) else f"{d.ratio:.3g} times its tolerance"
     labels = " ".join(f"[{label}]" for label in d.labels)
+    entry = f", at {d.entry}" if d.entry else ""
     return (
         f"first off: {place}: expected {d.expected:.{digits}g}, got {d.got:.{digits}g}: {off}  "
-        f"{labels}"
+        f"{labels}{entry}"
     )
 
 

@@ -66,7 +66,7 @@ stable in norm only (by eigenvalues) may err by many units in a small row and is
 SOLVED = ("K", "theta", "p", "P")
 """What a solve with S yields; not judged where the case is row-scaled.  [TOL-3]"""
 
-COVARIANCES = ("P_pred", "R_used", "S", "P", "R")
+COVARIANCES = ("P_pred", "R_used", "S", "P", "R", "R_step")
 """Symmetric outputs: the unit of entry (i, j) is at least u sqrt(diagonal_i diagonal_j)."""
 
 EXPLANATION = (
@@ -114,9 +114,10 @@ class _Disturb:
         noise = 2 * self._rng.random(np.shape(value)) - 1
         return value * (1 + DELTA * 3**0.5 * noise)
 
-    def inputs(self, value: Any) -> Any:
+    def inputs(self, value: Any, exact: tuple[str, ...] = ()) -> Any:
+        """Move every input but the exact ones."""
         if isinstance(value, Mapping):
-            return {name: self.inputs(item) for name, item in value.items()}
+            return {k: item if k in exact else self.inputs(item) for k, item in value.items()}
         return self("", value)
 
 
@@ -155,7 +156,7 @@ def unit(case: Case) -> Mapping[str, Unit]:
     total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
     for draw in range(DRAWS):
         disturb = _Disturb(zlib.crc32(case.id.encode()) + draw)
-        moved = plain(disturb.inputs(inputs), options, FORMULA_TABLE, disturb)
+        moved = plain(disturb.inputs(inputs, case.exact), options, FORMULA_TABLE, disturb)
         for name, value in moved.items():
             total[name] += (canonical(case, name, value - centre[name])) ** 2
     info = np.finfo(case.dtype)
