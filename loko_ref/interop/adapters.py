@@ -2,7 +2,8 @@
 
 Scale of a site: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rank-stabilised scaling; both
 r and alpha may be set module by module by patterns. The spec's alpha is chosen so that alpha / r
-is that scale.
+is that scale. The base model's biases are trained too, those of the sites (``bias: lora_only``) or
+all, the norms' among them (``all``), or none.
 """
 
 from __future__ import annotations
@@ -18,16 +19,23 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import to_host
+from loko_ref.checks import check_choice
 from loko_ref.errors import InputError
 from loko_ref.interop.checkpoints import Checkpoint, modules, read_json
 from loko_ref.interop.tensors import find_tensors, read_tensors, write_tensors
-from loko_ref.model import Model
+from loko_ref.model import Model, param_shapes
 from loko_ref.spec import linears, map_linears
 from loko_ref.storage import write_bytes
 
 __all__ = ["load_adapter", "save_adapter", "targeted"]
 
 PREFIX = "base_model.model."
+
+BIASES = ("none", "lora_only", "all")
+"""PEFT's ``bias``: which of the base model's biases an adapter holds."""
+
+UNUSED = (".original_module.", ".modules_to_save.")
+"""In the names of what ``bias: all`` stores beside a module of ``modules_to_save``: copies."""
 
 REFUSED = {
     "use_dora": "DoRA scales the weight's columns",
@@ -109,8 +117,9 @@ def _saved(config: Mapping[str, Any], module: str) -> bool:
 def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     """Put a PEFT LoRA adapter on a checkpoint.
 
-    What the adapter trains becomes the model's trainables: the factors, and the weights and biases
-    of ``modules_to_save``, in model order, each layer's W, b before its A, B.
+    What the adapter trains becomes the model's trainables: the factors, the weights and biases of
+    ``modules_to_save``, and the biases that ``bias`` names, in model order, each layer's W, b
+    before its A, B.
 
     Parameters
     ----------
@@ -146,17 +155,26 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     )
     last = [_at(v, age) for k, v in names.items() if k == "head.out"]
     weights, used, missing = dict(model.weights), set(), []
-    trainable: list[str] = []
+    trained: set[str] = set()
 
-    def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        full = PREFIX + name
-        if full not in tensors:
-            missing.append(full)
+    def take(shape: tuple[int, ...], *names: str) -> np.ndarray:
+        full = next((PREFIX + name for name in names if PREFIX + name in tensors), None)
+        if full is None:
+            missing.append(PREFIX + names[0])
             return np.zeros(shape, dtype)
         used.add(full)
         if tensors[full].shape != shape:
             raise InputError(full, f"shape {tensors[full].shape}", f"{shape}", "another base model")
         return tensors[full].astype(dtype)
+
+    def set_to(name: str, shape: tuple[int, ...], *theirs: str) -> None:
+        weights[name] = take(shape, *theirs)
+        trained.add(name)
+
+    def bias(ours: str, module: str) -> None:
+        if f"{ours}.b" in weights:  # on a site the base's own layer lies one deeper
+            theirs = (f"{module}.base_layer.bias", f"{module}.bias")
+            set_to(f"{ours}.b", weights[f"{ours}.b"].shape, *theirs)
 
     def change(layer: Mapping[str, Any]) -> Mapping[str, Any]:
         ours, i, o = layer["name"], layer["in"], layer["out"]
@@ -167,25 +185,30 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
             for key, suffix in (("W", "weight"), ("b", "bias")):
                 if f"{ours}.{key}" in weights:
                     shape = weights[f"{ours}.{key}"].shape
-                    weights[f"{ours}.{key}"] = take(f"{module}.{suffix}", shape)
-                    trainable.append(f"{ours}.{key}")
+                    set_to(f"{ours}.{key}", shape, f"{module}.{suffix}")
             return layer
+        if config.get("bias") == "all":
+            bias(ours, module)
         if not targeted(config, module, last):
             return layer
+        if config.get("bias") == "lora_only":
+            bias(ours, module)
         r = int(_pattern(config.get("rank_pattern"), module, config["r"]))
         alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
         site = {"r": r, "alpha": alpha * math.sqrt(r) if config.get("use_rslora") else alpha}
-        weights[f"{ours}.A"] = take(f"{module}.lora_A.weight", (r, i))
-        weights[f"{ours}.B"] = take(f"{module}.lora_B.weight", (o, r))
-        trainable.extend((f"{ours}.A", f"{ours}.B"))
+        set_to(f"{ours}.A", (r, i), f"{module}.lora_A.weight")
+        set_to(f"{ours}.B", (o, r), f"{module}.lora_B.weight")
         if config.get("lora_bias"):  # PEFT's bias is B's alone
             site["bias"] = True
             weights[f"{ours}.bA"] = np.zeros(r, dtype)
-            weights[f"{ours}.bB"] = take(f"{module}.lora_B.bias", (o,))
-            trainable.append(f"{ours}.bB")
+            set_to(f"{ours}.bB", (o,), f"{module}.lora_B.bias")
         return {**layer, "lora": site}
 
     spec = map_linears(model.spec, change)
+    if config.get("bias") == "all":
+        for ours in sorted(names.keys() - {layer["name"] for layer in linears(spec)}):
+            bias(ours, _at(names[ours], age))  # a norm
+        used |= {name for name in tensors if any(part in name for part in UNUSED)}
     surplus = sorted(tensors.keys() - used)
     if missing or surplus:
         raise InputError(
@@ -194,14 +217,15 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
             "the tensors that adapter_config.json's target_modules and modules_to_save name",
             "an adapter of another base model, or a damaged file",
         )
-    if not trainable:
+    if not trained:
         raise InputError(
             str(folder),
             f"target_modules {config.get('target_modules')}",
             f"names that the {checkpoint.family} model has",
             "an adapter of another base model",
         )
-    new = Model(spec=spec, weights=weights, trainable=tuple(trainable))
+    trainable = tuple(name for name in param_shapes(spec) if name in trained)
+    new = Model(spec=spec, weights=weights, trainable=trainable)
     return Checkpoint(model=new, family=checkpoint.family, config=checkpoint.config, adapter=config)
 
 
@@ -216,10 +240,7 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
     for key, why in REFUSED.items():
         if config.get(key):
             raise InputError(f"{where}: {key}", config[key], "its default", why)
-    if config.get("bias", "none") != "none":
-        raise InputError(
-            f"{where}: bias", config["bias"], "'none'", "the base model's biases are trained too"
-        )
+    check_choice(f"{where}: bias", config.get("bias", "none"), BIASES)
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), int | float):
             raise InputError(f"{where}: {key}", config.get(key), "a number", "a damaged file")
@@ -230,7 +251,8 @@ def save_adapter(
 ) -> None:
     """Write a model's LoRA factors as an adapter that ``peft`` loads.
 
-    Trainables that are no factors must be whole layers; they become ``modules_to_save``.
+    Trainables that are no factors must be whole layers, which become ``modules_to_save``, or the
+    biases of all sites (``bias: lora_only``), or all biases (``all``).
 
     Parameters
     ----------
@@ -287,6 +309,11 @@ def save_adapter(
         raise InputError(
             "trainable", extra, "linears only", "a table or norm, which is not written"
         )
+    bias, loose = _loose_biases(model, names)
+    for ours in loose:
+        module = _at(names[ours], age)
+        inner = ".base_layer" if module in ranks else ""
+        tensors[f"{PREFIX}{module}{inner}.bias"] = to_host(model.weights[f"{ours}.b"])
     r, alpha = (
         Counter(ranks.values()).most_common(1)[0][0],
         Counter(alphas.values()).most_common(1)[0][0],
@@ -308,7 +335,7 @@ def save_adapter(
         "lora_dropout": 0.0,
         "lora_bias": biased == {True},
         "use_rslora": False,
-        "bias": "none",
+        "bias": bias,
         "fan_in_fan_out": False,
         "target_modules": sorted(ranks),
         "rank_pattern": {re.escape(k): v for k, v in ranks.items() if v != r},
@@ -318,6 +345,25 @@ def save_adapter(
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     write_bytes(folder / "adapter_config.json", text.encode("utf-8"))
     write_tensors(folder / "adapter_model.safetensors", tensors)
+
+
+def _loose_biases(model: Model, names: Collection[str]) -> tuple[str, list[str]]:
+    """PEFT's word for the biases that are trained without their weight, and their layers."""
+    trained = set(model.trainable)
+    loose = [k for k in names if f"{k}.b" in trained and f"{k}.W" not in trained]
+    sites = {layer["name"] for layer in linears(model.spec) if layer.get("lora")}
+    held = {k for k in names if f"{k}.b" in model.weights and f"{k}.W" not in trained}
+    if not loose:
+        return "none", []
+    for word, those in (("lora_only", held & sites), ("all", held)):
+        if set(loose) == those:
+            return word, loose
+    raise InputError(
+        "trainable",
+        f"the biases of {loose[:8]}",
+        "those of every LoRA site, or all, or none",
+        "a choice that PEFT's configuration has no word for",
+    )
 
 
 def _top(module: str, family: str) -> str:

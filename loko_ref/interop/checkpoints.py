@@ -25,6 +25,15 @@ __all__ = ["FAMILIES", "Checkpoint", "load_classifier", "modules", "read_json"]
 
 FAMILIES = ("roberta", "bert", "vit", "deit")
 
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+"""transformers' name of an activation -> ours."""
+
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 """Tensors that old checkpoints hold and no model needs: counters, not weights."""
 
@@ -167,7 +176,8 @@ def build_spec(config: Mapping[str, Any], inputs: Sequence[str], outputs: int) -
     """Family and spec that a config.json describes; refuses what the oracle does not compute."""
     family = str(config.get("model_type"))
     check_choice("config.json: model_type", family, FAMILIES)
-    check_choice("config.json: hidden_act", config.get("hidden_act", "gelu"), ("gelu", "relu"))
+    activation = config.get("hidden_act", "gelu")
+    check_choice("config.json: hidden_act", activation, ACTIVATIONS)
     for architecture in config.get("architectures") or ():
         if architecture.endswith("WithTeacher"):
             raise InputError(
@@ -183,7 +193,7 @@ def build_spec(config: Mapping[str, Any], inputs: Sequence[str], outputs: int) -
         "ff": _want(config, "intermediate_size"),
         "outputs": outputs,
         "eps": _want(config, "layer_norm_eps", 1e-12),
-        "activation": config.get("hidden_act", "gelu"),
+        "activation": ACTIVATIONS[activation],
     }
     if family in ("vit", "deit"):
         image, patch = _want(config, "image_size"), _want(config, "patch_size")

@@ -6,7 +6,7 @@ Shapes: x (batch, i) or (batch, t, d) for tokens; dy with a leading axis of k co
 kind        keys (those in brackets may be left out)
 ==========  ================================================================================
 linear      name, in, out, [bias, lora]
-relu ...    none: relu, tanh, gelu, softmax, log_softmax
+relu ...    none: relu, tanh, gelu, gelu_tanh, softmax, log_softmax
 layernorm   name, width, [eps, affine]
 attention   name, heads, q, k, v, o (each a linear without name), [causal]
 residual    layers: y = x + layers(x)

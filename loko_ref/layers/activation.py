@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loko_ref.arrays import Array, erfc, keep, namespace, peak, pi, positive, root
+from loko_ref.arrays import Array, erfc, keep, namespace, peak, pi, positive, root, scalar
 
 __all__ = [
     "ACTIVATIONS",
     "gelu_forward",
+    "gelu_tanh_forward",
+    "gelu_tanh_vjp",
     "gelu_vjp",
     "log_softmax_forward",
     "log_softmax_vjp",
@@ -64,6 +66,27 @@ def gelu_vjp(dy: Array, cache: Array) -> Array:
     Phi = 0.5 * erfc(x * -root(0.5, x))
     phi = xp.exp(-0.5 * x * x) * (1 / root(2 * pi(x), x))
     return dy * (Phi + x * phi)
+
+
+def gelu_tanh_forward(x: Array) -> tuple[Array, Array]:
+    """``y = x (1 + tanh v) / 2``, v = sqrt(2 / pi) (x + 0.044715 x^3).  [LAY-11].
+
+    The cache is dy/dx. With s = exp(-2 |v|), (1 + tanh v) / 2 is 1 / (1 + s) where v > 0, else
+    s / (1 + s): for x far below 0, 1 + tanh v would lose its digits.
+    """
+    xp = namespace(x)
+    a, c = scalar(0.044715, x), root(2 / pi(x), x)
+    v = c * (x + a * x * x * x)
+    above = x.real > 0  # v has the sign of x
+    s = xp.exp(2 * xp.where(above, -v, v))
+    half = xp.where(above, xp.ones_like(s), s) / (1 + s)
+    slope = s / ((1 + s) * (1 + s)) * (c * (1 + 3 * a * x * x))
+    return x * half, half + 2 * x * slope
+
+
+def gelu_tanh_vjp(dy: Array, cache: Array) -> Array:
+    """``dx = ((1 + tanh v) / 2 + x v' / (2 cosh^2 v)) dy``.  [LAY-11]."""
+    return dy * cache
 
 
 def softmax_forward(x: Array) -> tuple[Array, Array]:
@@ -126,6 +149,7 @@ ACTIVATIONS: dict[str, tuple[Forward, Vjp]] = {
     "tanh": (tanh_forward, tanh_vjp),
     "relu": (relu_forward, relu_vjp),
     "gelu": (gelu_forward, gelu_vjp),
+    "gelu_tanh": (gelu_tanh_forward, gelu_tanh_vjp),
     "softmax": (softmax_forward, softmax_vjp),
     "log_softmax": (log_softmax_forward, log_softmax_vjp),
 }

@@ -5,6 +5,7 @@ float64. The bound is the issue's: 1e-11 of the norm of each array, factor by fa
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from loko_ref.interop import (  # noqa: E402
 from loko_ref.interop.checkpoints import modules  # noqa: E402
 from loko_ref.jacobian import jacobian  # noqa: E402
 from loko_ref.model import forward, sites  # noqa: E402
+from loko_ref.spec import walk  # noqa: E402
 
 TOL = 1e-11
 SIZE = {
@@ -80,6 +82,8 @@ CASES = {
     "regex": {"target_modules": r".*\.1\..*(key|k_proj|dense|fc1)"},
     "one layer": {"layers_to_transform": [1]},
     "bias of B": {"lora_bias": True},
+    "biases of the sites": {"bias": "lora_only"},
+    "all biases": {"bias": "all"},
 }
 
 
@@ -91,6 +95,8 @@ def adapt(net, family, seed=1, **options):
         for name, p in tuned.named_parameters():
             if "lora_" in name:
                 p.copy_(0.3 * torch.randn_like(p))
+            elif "bias" in options and p.requires_grad and "original_module" not in name:
+                p.add_(0.3 * torch.randn_like(p))  # the base was saved before
     return tuned
 
 
@@ -117,7 +123,6 @@ def compare(checkpoint, x, z_ref, J_ref):
     z, Z = jacobian(model, x)
     assert np.linalg.norm(z - z_ref) <= TOL * np.linalg.norm(z_ref)
     names = modules(checkpoint.family, SIZE["num_hidden_layers"])
-    assert len(J_ref) == len(model.trainable)
     part = {
         "A": "lora_A.default.weight",
         "B": "lora_B.default.weight",
@@ -125,15 +130,20 @@ def compare(checkpoint, x, z_ref, J_ref):
         "W": "weight",
         "b": "bias",
     }
-    flat = {k.replace("modules_to_save.default.", ""): v for k, v in J_ref.items()}
+    copies = {k: v for k, v in J_ref.items() if "original_module" not in k}
+    flat = {re.sub(r"(modules_to_save\.default|base_layer)\.", "", k): v for k, v in copies.items()}
+    assert len(flat) == len(model.trainable)
     at = 0
     for full in model.trainable:
         ours, key = full.rsplit(".", 1)
         ends = tuple(f".{m}.{part[key]}" for m in names[ours])
         (expected,) = (v for k, v in flat.items() if k.endswith(ends))
         size = model.weights[full].size
-        got = Z[:, at : at + size]
-        assert np.linalg.norm(got - expected) <= TOL * np.linalg.norm(expected), full
+        got, scale = Z[:, at : at + size], np.linalg.norm(expected)
+        if full.endswith(".k.b"):  # adds the same to all scores of a query: 0 but for rounding
+            scale = np.linalg.norm(Z)
+            assert np.linalg.norm(expected) <= TOL * scale
+        assert np.linalg.norm(got - expected) <= TOL * scale, full
         at += size
     assert at == model.n
 
@@ -147,6 +157,20 @@ def test_logits_and_jacobian(family, case, tmp_path, rng):
     tuned.save_pretrained(tmp_path / "adapter")
     base = load_classifier(tmp_path / "base")
     checkpoint = load_adapter(base, tmp_path / "adapter")
+    x, args = inputs(family, rng)
+    compare(checkpoint, x, *reference(tuned, args))
+
+
+@pytest.mark.parametrize("family", ["roberta", "vit"])
+@pytest.mark.parametrize("act", ["gelu_new", "gelu_pytorch_tanh", "relu"])
+def test_activations(family, act, tmp_path, rng):
+    net = build(family, hidden_act=act)
+    net.save_pretrained(tmp_path / "base")
+    tuned = adapt(net, family)
+    tuned.save_pretrained(tmp_path / "adapter")
+    checkpoint = load_adapter(load_classifier(tmp_path / "base"), tmp_path / "adapter")
+    kinds = {layer["kind"] for _, layer in walk(checkpoint.model.spec)}
+    assert ("relu" if act == "relu" else "gelu_tanh") in kinds
     x, args = inputs(family, rng)
     compare(checkpoint, x, *reference(tuned, args))
 
@@ -165,7 +189,10 @@ def test_head_among_the_trainables(family, tmp_path, rng):
 
 
 @pytest.mark.parametrize("family", ["roberta", "bert", "vit", "deit"])
-@pytest.mark.parametrize("case", ["plain", "rslora", "patterns", "bias of B"])
+@pytest.mark.parametrize(
+    "case",
+    ["plain", "rslora", "patterns", "bias of B", "biases of the sites", "all biases"],
+)
 def test_peft_loads_what_is_written(family, case, tmp_path, rng):
     net = build(family)
     net.save_pretrained(tmp_path / "base")

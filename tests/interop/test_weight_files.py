@@ -17,7 +17,7 @@ from loko_ref.interop import (
 )
 from loko_ref.interop.adapters import targeted
 from loko_ref.interop.checkpoints import Checkpoint, modules
-from loko_ref.model import add_lora, forward, init_model
+from loko_ref.model import Model, add_lora, forward, init_model
 
 SIZE = {"layers": 2, "width": 4, "heads": 2, "ff": 6, "outputs": 3}
 CONFIG = {
@@ -243,7 +243,8 @@ def test_adapter_round_trip_and_its_errors(tmp_path, rng):
     [
         {"peft_type": "IA3"},
         {"use_dora": True},
-        {"bias": "all"},
+        {"bias": "some"},
+        {"bias": "all"},  # the file has none
         {"fan_in_fan_out": True},
         {"r": None},
         {"target_modules": ["query_key_value"]},
@@ -255,6 +256,28 @@ def test_adapters_refused(tmp_path, rng, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError):
         load_adapter(base, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("word", ["lora_only", "all"])
+def test_biases_round_trip_and_others_are_refused(tmp_path, rng, word):
+    base, full = adapted(tmp_path, rng)
+    held = [k for k in full.model.weights if k.endswith(".b")]
+    chosen = ["0.q.b", "1.v.b"] if word == "lora_only" else held
+    weights = {k: w + 0.5 if k in chosen else w for k, w in full.model.weights.items()}
+
+    def trained(names):
+        order = [k for k in weights if k in (*names, *full.model.trainable)]
+        model = Model(spec=full.model.spec, weights=weights, trainable=tuple(order))
+        return Checkpoint(model=model, family="vit", config=base.config)
+
+    save_adapter(trained(chosen), tmp_path / "biased")
+    assert json.loads((tmp_path / "biased/adapter_config.json").read_text())["bias"] == word
+    again = load_adapter(base, tmp_path / "biased").model
+    assert set(again.trainable) == {*chosen, *full.model.trainable}
+    for key, array in weights.items():
+        assert (again.weights[key] == array).all(), key
+    with pytest.raises(InputError, match=r"the biases of \['0\.q'\]"):
+        save_adapter(trained(["0.q.b"]), tmp_path / "some")
 
 
 def test_targets():
