@@ -17,7 +17,13 @@ from typing import Any
 from loko_ref.checks import check_choice
 from loko_ref.errors import InputError
 
-__all__ = ["bert_spec", "blocks", "encoder_spec", "roberta_spec", "vit_spec"]
+__all__ = ["SMALL", "bert_spec", "blocks", "encoder_spec", "patch_side", "roberta_spec", "vit_spec"]
+
+SMALL: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "ff": 64}
+"""Size of the transformers that are trained from scratch here."""
+
+PATCHES = 8
+"""Most patches along a side of an image."""
 
 TARGETS = ("q", "k", "v", "o", "f1", "f2")
 """Linears of a block that may carry LoRA."""
@@ -286,3 +292,19 @@ def vit_spec(
         **options,
     )
     return [*stack, *encoder]
+
+
+def patch_side(side: int) -> int:
+    """Side of a patch: the smallest divisor that is no single pixel and leaves few patches.
+
+    Parameters
+    ----------
+    side : int
+        Pixels along the image, at least 2.
+
+    Examples
+    --------
+    >>> [patch_side(side) for side in (8, 28, 32)]
+    [2, 4, 4]
+    """
+    return next(d for d in range(2, side + 1) if side % d == 0 and side // d <= PATCHES)

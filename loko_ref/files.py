@@ -7,12 +7,13 @@ Nothing is downloaded, and nothing is unpickled.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import importlib
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,33 @@ from numpy.typing import NDArray
 from loko_ref.checks import check_choice
 from loko_ref.errors import InputError, MissingExtraError
 
-__all__ = ["read_cifar", "read_glue", "read_idx", "read_mnist", "tokenize"]
+__all__ = [
+    "GLUE",
+    "glue_rows",
+    "number_labels",
+    "read_cifar",
+    "read_glue",
+    "read_idx",
+    "read_mnist",
+    "tokenize",
+    "tokenizer_ids",
+]
 
-Images = NDArray[np.floating]
+Images = NDArray[Any]
 Labels = NDArray[np.int64]
+
+DTYPES = ("float64", "float32", "uint8")
+"""Of images: scaled to [0, 1], or the file's bytes."""
+
+GLUE = {
+    "MNLI": (("sentence1", "sentence2"), "gold_label"),
+    "MRPC": (("#1 String", "#2 String"), "Quality"),
+    "QNLI": (("question", "sentence"), "label"),
+    "QQP": (("question1", "question2"), "is_duplicate"),
+    "RTE or WNLI": (("sentence1", "sentence2"), "label"),
+    "SST-2": (("sentence",), "label"),
+}
+"""GLUE's tasks of classification: columns of the text, column of the label. CoLA has no header."""
 
 IDX = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -33,10 +57,17 @@ def _bytes(path: str | Path) -> bytes:
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError) as error:  # zlib's errors are OSErrors here
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(
-            str(path), f"{type(error).__name__}: {error}", "a readable file", "a wrong path"
+            str(path),
+            f"{type(error).__name__}: {error}",
+            "a readable file",
+            "a wrong path" if isinstance(error, FileNotFoundError) else "a damaged or cut file",
         ) from None
+
+
+def _scaled(raw: NDArray[Any], dtype: str) -> Images:
+    return raw if dtype == "uint8" else raw.astype(dtype) / 255
 
 
 def read_idx(path: str | Path) -> NDArray[np.generic]:
@@ -67,17 +98,30 @@ def read_idx(path: str | Path) -> NDArray[np.generic]:
 def read_mnist(
     images: str | Path, labels: str | Path, dtype: str = "float64"
 ) -> tuple[Images, Labels]:
-    """Read MNIST's (or Fashion-MNIST's) two files: (samples, 1, 28, 28) in [0, 1], and labels."""
-    check_choice("dtype", dtype, ("float64", "float32"))
+    """Read MNIST's (or Fashion-MNIST's) two files: (samples, 1, 28, 28) in [0, 1], and labels.
+
+    Parameters
+    ----------
+    images, labels : path-like
+        idx files of unsigned bytes, gzipped or not.
+    dtype : {"float64", "float32", "uint8"}
+        Of the images; ``uint8`` leaves them in [0, 255].
+    """
+    check_choice("dtype", dtype, DTYPES)
     x, y = read_idx(images), read_idx(labels)
+    for path, array in ((images, x), (labels, y)):
+        if array.dtype != np.uint8:
+            raise InputError(
+                str(path), f"an idx file of {array.dtype}", "unsigned bytes", "another data set"
+            )
     if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
         raise InputError(
-            "images, labels",
+            f"{images}, {labels}",
             f"shapes {x.shape} and {y.shape}",
             "(samples, h, w) and (samples,)",
             "images and labels of different parts, or exchanged",
         )
-    return x[:, None].astype(dtype) / 255, y.astype(np.int64)
+    return _scaled(x[:, None], dtype), y.astype(np.int64)
 
 
 def read_cifar(
@@ -91,10 +135,10 @@ def read_cifar(
         ``data_batch_1.bin`` and so on, or ``train.bin``; stacked in this order.
     classes : {10, 100}
         CIFAR-100 puts a coarse label before the fine one, which is the one returned.
-    dtype : {"float64", "float32"}
-        Of the images.
+    dtype : {"float64", "float32", "uint8"}
+        Of the images; ``uint8`` leaves them in [0, 255].
     """
-    check_choice("dtype", dtype, ("float64", "float32"))
+    check_choice("dtype", dtype, DTYPES)
     if classes not in (10, 100):
         raise InputError("classes", classes, "10 or 100", "another data set")
     before = 1 if classes == 10 else 2
@@ -107,7 +151,7 @@ def read_cifar(
                 str(path),
                 f"{len(data)} bytes",
                 f"a multiple of {row}",
-                "the pickled version of the set, or the other number of classes",
+                "a cut file, the pickled version of the set, or the other number of classes",
             )
         parts.append(np.frombuffer(data, np.uint8).reshape(-1, row))
     if not parts:
@@ -118,45 +162,115 @@ def read_cifar(
         raise InputError(
             "classes", classes, f"more than {labels.max()}", "a file of the other CIFAR"
         )
-    return both[:, before:].reshape(-1, 3, 32, 32).astype(dtype) / 255, labels
+    return _scaled(both[:, before:].reshape(-1, 3, 32, 32), dtype), labels
 
 
-def read_glue(
-    path: str | Path, text: str | Sequence[str] = "sentence", label: str = "label"
-) -> tuple[list[tuple[str, ...]], Labels]:
-    """Read a GLUE task's tsv with a header: texts (one or two a sample), and labels.
+def glue_rows(
+    path: str | Path, text: str | Sequence[str] | None = None, label: str | None = None
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Read a GLUE task's tsv: texts (one or two a sample), and labels as they stand.
 
     Parameters
     ----------
     path : path-like
         ``train.tsv`` or ``dev.tsv``.
-    text : str or sequence of str
-        Columns of the text: ``sentence`` (SST-2), or ``("sentence1", "sentence2")`` (RTE, MRPC).
-    label : str
-        Column of the label; words (``entailment``) are numbered in alphabetical order.
+    text, label : str or sequence of str, str
+        Columns; by default those of the task in ``GLUE`` whose columns the header has, or CoLA's
+        (four columns, the second 0 or 1, no header).
+
+    Raises
+    ------
+    InputError
+        If the file is missing, not UTF-8, has no known columns or no row, or a line is damaged.
     """
-    columns = [text] if isinstance(text, str) else list(text)
-    lines = _bytes(path).decode("utf-8-sig", errors="strict").splitlines()
-    rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        lines = _bytes(path).decode("utf-8-sig").split("\n")  # other line ends are text
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), str(error), "UTF-8", "a foreign or damaged file") from None
+    rows = [line.removesuffix("\r").split("\t") for line in lines]
+    if rows[-1] == [""]:
+        del rows[-1]
     if not rows:
-        raise InputError(str(path), "an empty file", "a header and rows", "a truncated file")
-    head = rows[0]
+        raise InputError(str(path), "an empty file", "rows of a GLUE task", "a cut file")
+    head, first = rows[0], 1
+    columns = [text] if isinstance(text, str) else list(text or ("sentence",))
+    if text is None and label is None:
+        if len(head) == 4 and head[1] in ("0", "1"):
+            head, first = ["source", "label", "mark", "sentence"], 0
+        columns, label = _columns(path, head)
+    label = label or "label"
     for name in (*columns, label):
         if name not in head:
             raise InputError(
                 str(path), f"columns {head}", f"a column '{name}'", "another task, or a test part"
             )
-    at, answer = [head.index(name) for name in columns], head.index(label)
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in enumerate(rows[first:], start=first + 1):
         if len(row) != len(head):
             raise InputError(
-                f"{path}, line {number}", f"{len(row)} columns", f"{len(head)}", "a damaged line"
+                f"{path}, line {number}",
+                f"{len(row)} columns",
+                f"{len(head)}",
+                "a damaged line, or a cut file",
             )
-    names = [row[answer] for row in rows[1:]]
-    numbered = all(name.lstrip("-").isdigit() for name in names)
+    if len(rows) == first:
+        raise InputError(str(path), "a header alone", "at least one row", "a cut file")
+    at, answer = [head.index(name) for name in columns], head.index(label)
+    body = rows[first:]
+    return [tuple(row[j] for j in at) for row in body], [row[answer] for row in body]
+
+
+def _columns(path: str | Path, head: Sequence[str]) -> tuple[list[str], str]:
+    """Columns of the first task that a header fits."""
+    for columns, label in GLUE.values():
+        if {*columns, label} <= set(head):
+            return list(columns), label
+    raise InputError(
+        str(path),
+        f"columns {', '.join(head)}"[:200],
+        f"those of {', '.join(GLUE)} or CoLA, with labels",
+        "a test part, which has no labels, a regression (STS-B), or no GLUE file",
+    )
+
+
+def number_labels(names: Sequence[str]) -> Labels:
+    """Turn labels into numbers: whole ones stay, words (``entailment``) go by the alphabet.
+
+    Parameters
+    ----------
+    names : sequence of str
+        One a sample; all parts of a set together, so that they share an order.
+
+    Raises
+    ------
+    InputError
+        If a number is negative.
+
+    Examples
+    --------
+    >>> number_labels(["not_entailment", "entailment"]), number_labels(["2", "0"])
+    (array([1, 0]), array([2, 0]))
+    """
     order = {name: j for j, name in enumerate(sorted(set(names)))}
-    labels = [int(name) if numbered else order[name] for name in names]
-    return [tuple(row[j] for j in at) for row in rows[1:]], np.array(labels, dtype=np.int64)
+    if not all(name.removeprefix("-").isdecimal() for name in order):
+        return np.array([order[name] for name in names], dtype=np.int64)
+    labels = np.array([int(name) for name in names], dtype=np.int64)
+    if labels.size and labels.min() < 0:
+        raise InputError("label", labels.min(), "0 or more", "a test part, which has no labels")
+    return labels
+
+
+def read_glue(
+    path: str | Path, text: str | Sequence[str] | None = None, label: str | None = None
+) -> tuple[list[tuple[str, ...]], Labels]:
+    """Read a GLUE task's tsv: texts (one or two a sample), and labels as numbers.
+
+    Parameters
+    ----------
+    path, text, label
+        As for :func:`glue_rows`; for a task not recognised name both columns.
+    """
+    samples, names = glue_rows(path, text, label)
+    return samples, number_labels(names)
 
 
 def tokenize(
@@ -175,21 +289,49 @@ def tokenize(
 
     Raises
     ------
+    InputError
+        If the file is missing or foreign, or has no token of padding.
     MissingExtraError
         If ``tokenizers`` is not installed.
     """
-    try:
-        library = importlib.import_module("tokenizers")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("raw text", "tokenizers", "interop") from error
-    path = Path(tokenizer)
-    if not path.is_file():
-        raise InputError("tokenizer", str(path), "a tokenizer.json", "a wrong path")
-    made = library.Tokenizer.from_file(str(path))
+    made, pad, _ = _tokenizer(tokenizer)
     made.enable_truncation(length)
-    pad = next((t for t in ("<pad>", "[PAD]") if made.token_to_id(t) is not None), None)
-    if pad is None:
-        raise InputError("tokenizer", str(path), "a token <pad> or [PAD]", "another model's")
     made.enable_padding(length=length, pad_id=made.token_to_id(pad), pad_token=pad)
     batch = made.encode_batch([s if len(s) > 1 else s[0] for s in samples])
     return np.array([encoding.ids for encoding in batch], dtype=np.int64)
+
+
+def tokenizer_ids(tokenizer: str | Path) -> tuple[int, int, tuple[int, ...]]:
+    """Rows of the table that a ``tokenizer.json`` asks for, the id of padding, the special ids.
+
+    Raises
+    ------
+    InputError, MissingExtraError
+        As for :func:`tokenize`.
+    """
+    made, pad, special = _tokenizer(tokenizer)
+    rows = max(made.get_vocab(with_added_tokens=True).values()) + 1
+    return rows, int(made.token_to_id(pad)), special
+
+
+def _tokenizer(tokenizer: str | Path) -> tuple[Any, str, tuple[int, ...]]:
+    """Load a tokenizer: the library's object, its token of padding, its special ids."""
+    try:
+        library = importlib.import_module("tokenizers")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("raw text by a tokenizer", "tokenizers", "interop") from error
+    path = Path(tokenizer)
+    if not path.is_file():
+        raise InputError("tokenizer", str(path), "a tokenizer.json", "a wrong path")
+    try:
+        made = library.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(
+            "tokenizer", f"{path}: {error}", "a tokenizer.json", "a damaged or foreign file"
+        ) from None
+    pad = next((t for t in ("<pad>", "[PAD]") if made.token_to_id(t) is not None), None)
+    if pad is None:
+        raise InputError("tokenizer", str(path), "a token <pad> or [PAD]", "another model's")
+    added = made.get_added_tokens_decoder()
+    special = {j for j, token in added.items() if token.special} | {made.token_to_id(pad)}
+    return made, pad, tuple(sorted(special))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loko_ref import data, loko, optimizers, texts
+from loko_ref import loko, optimizers, sources
 from loko_ref.checks import check_choice, check_range
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
@@ -22,6 +22,7 @@ __all__ = [
     "NETWORKS",
     "OPTIMIZERS",
     "P0",
+    "ROUTES",
     "RunConfig",
     "default_options",
     "default_shift",
@@ -39,6 +40,9 @@ NETWORKS = ("mlp", "vit", "encoder")
 """What is trained: a perceptron on features, a vision transformer on the patches of an image, an
 encoder of the RoBERTa kind on words."""
 
+ROUTES = ("readable", "fast")
+"""Which code takes LoKO's steps: :func:`loko_ref.loko.step`, or :mod:`loko_ref.fast`."""
+
 P0 = {"glm": 0.05, "softmax": 0.05, "logits": 0.5, "gaussian": 0.05}
 """Prior variance that LoKO takes by default, by observation model.
 
@@ -52,10 +56,11 @@ leave the region of the linearisation, and some seeds collapse or diverge. ``log
 
 
 def default_shift(name: str) -> str:
-    """Return the shift taken when none is named: ``rotate90`` for images, else ``invert``."""
-    if name in texts.TEXTS:
-        return "noise"
-    return "rotate90" if name == "digits" else "invert"
+    """Return the shift taken when none is named.
+
+    ``rotate90`` for images, ``noise`` for a text, else ``invert``.
+    """
+    return {"image": "rotate90", "text": "noise", "table": "invert"}[sources.kind_of(name)]
 
 
 def default_options(
@@ -124,18 +129,21 @@ class RunConfig:
         Who learns.
     options : mapping
         Its options; missing ones are filled in by :func:`default_options`.
-    data, shift, label_noise, seed, dtype
-        As in :func:`loko_ref.data.load`; the seed also seeds the base and LoRA's A. The shift is
-        :func:`default_shift` when not given.
+    data, shift, label_noise, seed, dtype, limit, tokenizer, length
+        As in :func:`loko_ref.sources.load`; the seed also seeds the base and LoRA's A. The shift
+        is :func:`default_shift` when not given.
     batch : int
         Samples a step; a remainder of the stream is left out.
     backend : {"numpy", "cupy"}
         Where the stream is learned; the base is always trained on the host.
     network : {"mlp", "vit", "encoder"}, optional
-        By default ``encoder`` for a text and ``mlp`` for all else; ``vit`` is for digits. LoRA goes
+        By default ``encoder`` for a text and ``mlp`` for all else; ``vit`` is for images. LoRA goes
         on every linear of an mlp, on q, v and the head's last layer of the others.
+    route : {"readable", "fast"}
+        Which code takes LoKO's steps: the same ones, up to rounding. ``fast`` runs a diagonal
+        covariance on NumPy.
     hidden : tuple of int, optional
-        Hidden widths of the base, with ``activation`` between; by default (128, 128) for digits
+        Hidden widths of the base, with ``activation`` between; by default (128, 128) for images
         and (32, 32) for the smaller tables.
     epochs, base_batch, base_lr : int, int, float
         Its training by AdamW.
@@ -155,7 +163,11 @@ class RunConfig:
     dtype: str = "float64"
     batch: int = 1
     backend: str = "numpy"
+    limit: int | None = None
+    tokenizer: str | None = None
+    length: int | None = None
     network: str | None = None
+    route: str = "readable"
     hidden: tuple[int, ...] | None = None
     activation: str = "relu"
     epochs: int = 30
@@ -168,41 +180,63 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Fill in what depends on the data set, and check what no deeper room checks."""
-        check_choice("data", self.data, (*data.DATASETS, *texts.TEXTS))
-        text = self.data in texts.TEXTS
+        kind = sources.kind_of(self.data)
         if self.network is None:
-            object.__setattr__(self, "network", "encoder" if text else "mlp")
+            object.__setattr__(self, "network", "encoder" if kind == "text" else "mlp")
         check_choice("network", self.network, NETWORKS)
-        if (self.network == "encoder") != text or (self.network == "vit" and self.data != "digits"):
+        fitting = {"text": ("encoder",), "image": ("mlp", "vit"), "table": ("mlp",)}[kind]
+        if self.network not in fitting:
             raise InputError(
                 "network",
                 repr(self.network),
-                "'encoder' for a text, 'vit' for digits, 'mlp' for digits and tables",
+                "'encoder' for a text, 'vit' or 'mlp' for images, 'mlp' for tables",
                 "a network that cannot read these data",
             )
         if self.shift is None:
             object.__setattr__(self, "shift", default_shift(self.data))
-        for name in ("batch", "epochs", "base_batch", "r", "evaluations"):
+        for name in ("batch", "epochs", "base_batch", "r", "evaluations", "limit", "length"):
             value = getattr(self, name)
+            if value is None and name in ("limit", "length"):
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(name, repr(value), "a whole number >= 1", "an empty batch or pass")
         check_choice("init", self.init, INITS)
         check_choice("backend", self.backend, ("numpy", "cupy"))  # balls enclose, and do not train
         check_choice("activation", self.activation, ACTIVATIONS)
         check_range("base_lr", self.base_lr, low=0, high_open=True)
-        options = default_options(self.optimizer, self.data == "diabetes", self.options)
+        real = sources.regression(self.data)
+        options = default_options(self.optimizer, real, self.options)
         object.__setattr__(self, "options", options)
-        hidden = self.hidden or ((128, 128) if self.data == "digits" else (32, 32))
+        hidden = self.hidden or ((128, 128) if kind == "image" else (32, 32))
         object.__setattr__(self, "hidden", tuple(hidden))
         if self.optimizer != "loko":
             BASELINES[self.optimizer](**options)  # checks the ranges
-        elif (options["observation"] == "gaussian") != (self.data == "diabetes"):
+        elif (options["observation"] == "gaussian") != real:
             raise InputError(
                 "observation",
                 repr(options["observation"]),
                 "'gaussian' for diabetes, another for sets with classes",
                 "an observation model of classes for real targets, or the reverse",
             )
+        self._check_route()
+
+    def _check_route(self) -> None:
+        """Refuse the fast route where there is only the readable one."""
+        check_choice("route", self.route, ROUTES)
+        if self.route == "readable":
+            return
+        for name, got, required in (
+            ("optimizer", self.optimizer, "loko"),
+            ("backend", self.backend, "numpy"),
+            ("covariance", self.options.get("covariance", "diagonal"), "diagonal"),
+        ):
+            if got != required:
+                raise InputError(
+                    "route",
+                    f"'fast' with {name} '{got}'",
+                    f"{name} '{required}', or 'readable'",
+                    "the fast route has a diagonal filter on NumPy and nothing else",
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; ``RunConfig(**config.as_dict())`` is the same run."""

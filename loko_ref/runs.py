@@ -102,7 +102,8 @@ def _unpack(entry: Entry, argument: str) -> tuple[Task, Progress]:
             argument,
             f"data with digest {task.dataset.digest()[:12]}",
             f"the data that the run began with, digest {entry.digest[:12]}",
-            "another release of scikit-learn or NumPy, which splits or bundles the set differently",
+            "other files, or another release of scikit-learn or NumPy, which splits or bundles the "
+            "set differently",
         )
     like = next(iter(task.model.weights.values()))
     kept: dict[str, Array] = {
@@ -293,7 +294,7 @@ def run_all(
 def _prepare(config: RunConfig, networks: dict[str, Mapping[str, NDArray[Any]]]) -> Task:
     """Prepare a task, training each base once although several optimizers start from it."""
     about = config.as_dict()
-    for name in ("optimizer", "options", "batch", "backend", "evaluations"):
+    for name in ("optimizer", "options", "batch", "backend", "evaluations", "route"):
         del about[name]
     key = repr(about)
     task = training.prepare(config, networks.get(key))

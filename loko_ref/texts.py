@@ -1,10 +1,11 @@
-"""Real English without a download: which chapter of Python's reference is a passage from?
+"""Text as whole numbers: words, a vocabulary, shifts; and real English without a download.
 
-Shapes: x (samples, 1 + length) of int64, token ids; y (samples,) of int64, the chapter.
+Shapes: x (samples, t) of int64, token ids; y (samples,) of int64, the class.
 
-The text is the standard library's ``pydoc_data.topics``. A passage is ``length`` words in a row; a
-sample is [CLS] and its words. Ids: 0 [CLS], 1 padding, 2 a word out of the vocabulary, then the
-most frequent words of the base part.
+The bundled set asks which chapter of Python's reference a passage is from: the text is the standard
+library's ``pydoc_data.topics``, a passage is 16 words in a row, a sample is [CLS] and its words.
+Ids: 0 [CLS], 1 padding, 2 a word out of the vocabulary, 3 the border of two texts (where samples
+are pairs), then the most frequent words of the base part.
 """
 
 from __future__ import annotations
@@ -12,15 +13,29 @@ from __future__ import annotations
 import importlib
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref.checks import check_choice, check_range
-from loko_ref.data import Dataset, Split
-from loko_ref.errors import InputError
+from loko_ref.checks import check_choice
+from loko_ref.data import Asked, Dataset, Split, assemble
 
-__all__ = ["CHAPTERS", "CLS", "PAD", "SHIFTS", "TEXTS", "UNKNOWN", "VOCABULARY", "encode", "load"]
+__all__ = [
+    "CHAPTERS",
+    "CLS",
+    "PAD",
+    "SEP",
+    "SHIFTS",
+    "TEXTS",
+    "UNKNOWN",
+    "VOCABULARY",
+    "encode",
+    "encode_samples",
+    "load",
+    "shift_tokens",
+    "vocabulary_of",
+]
 
 TEXTS = ("topics",)
 """Names of the text data sets."""
@@ -32,9 +47,9 @@ SHIFTS = ("noise", "permute", "invert", "none")
 """Noise exchanges 30 % of the words for others; permute reorders the words' ids, one order for all;
 invert reads a passage backwards."""
 
-CLS, PAD, UNKNOWN = 0, 1, 2
+CLS, PAD, UNKNOWN, SEP = 0, 1, 2, 3
 VOCABULARY = 500
-"""Rows of the table of tokens, special ids included."""
+"""Rows of the bundled text's table of tokens, special ids included."""
 
 LENGTH = 16
 NOISE = 0.3
@@ -49,6 +64,32 @@ def words(text: str) -> list[str]:
     ['the', 'try', 'statement', 'times']
     """
     return re.findall(r"[a-z]+", text.lower())
+
+
+def pieces(text: str) -> list[str]:
+    """Split into lower-case words, numbers and single marks.
+
+    Examples
+    --------
+    >>> pieces("It isn't, in 1999!")
+    ['it', 'isn', "'", 't', ',', 'in', '1999', '!']
+    """
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def vocabulary_of(passages: Iterable[Sequence[str]], first: int, rows: int) -> dict[str, int]:
+    """Give the most frequent words the numbers from `first` on, below `rows`.
+
+    By frequency, then by letter: the order of equal counts must not depend on the machine.
+
+    Examples
+    --------
+    >>> vocabulary_of([["b", "a"], ["c", "b"]], 3, 5)
+    {'b': 3, 'a': 4}
+    """
+    counts = Counter(word for passage in passages for word in passage)
+    known = sorted(counts, key=lambda word: (-counts[word], word))[: rows - first]
+    return {word: first + j for j, word in enumerate(known)}
 
 
 def encode(passages: list[list[str]], vocabulary: dict[str, int], length: int) -> NDArray[np.int64]:
@@ -71,22 +112,97 @@ def encode(passages: list[list[str]], vocabulary: dict[str, int], length: int) -
     return ids
 
 
-def _shift(rng: np.random.Generator, x: NDArray[np.int64], shift: str) -> NDArray[np.int64]:
-    first = UNKNOWN + 1
-    x, body = x.copy(), x[:, 1:]
+def encode_samples(
+    samples: Sequence[Sequence[Sequence[str]]], vocabulary: dict[str, int], length: int
+) -> NDArray[np.int64]:
+    """Turn samples of one or several texts into ids (samples, t), t <= `length`.
+
+    A sample is [CLS], the words of its texts with a border between two, and padding to the longest
+    sample. Where it is too long, the longest text loses its last word, as often as needed.
+
+    Parameters
+    ----------
+    samples : sequence
+        For each sample, for each of its texts, its words.
+    vocabulary : dict of str to int
+        Ids of the known words.
+    length : int
+        Most tokens a sample, [CLS] and borders included.
+
+    Examples
+    --------
+    >>> encode_samples([[["a", "b"], ["a"]], [["b"], ["c"]]], {"a": 4, "b": 5}, 8).tolist()
+    [[0, 4, 5, 3, 4], [0, 5, 3, 2, 1]]
+    """
+    rows = []
+    for texts in samples:
+        fit = [list(text) for text in texts]
+        while sum(map(len, fit)) + len(fit) > length and any(fit):
+            max(fit, key=len).pop()
+        row = [CLS]
+        for j, text in enumerate(fit):
+            row += [SEP] * (j > 0) + [vocabulary.get(word, UNKNOWN) for word in text]
+        rows.append(row)
+    ids = np.full((len(rows), max(map(len, rows), default=1)), PAD, dtype=np.int64)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = row
+    return ids
+
+
+def shift_tokens(
+    rng: np.random.Generator,
+    x: NDArray[np.int64],
+    shift: str,
+    *,
+    ordinary: NDArray[np.int64],
+    fixed: Sequence[int],
+) -> NDArray[np.int64]:
+    """Shift texts; a new array, or `x` itself for ``none``.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Draws the permutation or the noise.
+    x : array (samples, t)
+        Token ids.
+    shift : {"noise", "permute", "invert", "none"}
+        Exchange 30 % of the tokens for ordinary ones; reorder the ordinary ids, one order for all;
+        read each sample backwards.
+    ordinary : array
+        Ids of words.
+    fixed : sequence of int
+        Ids that stay where they are: [CLS], borders, padding.
+    """
+    check_choice("shift", shift, SHIFTS)
+    moves = ~np.isin(x, np.asarray(fixed))
     if shift == "noise":
-        hit = (rng.random(body.shape) < NOISE) & (body != PAD)
-        x[:, 1:] = np.where(hit, rng.integers(first, VOCABULARY, body.shape), body)
-    elif shift == "permute":
-        order = np.concatenate([np.arange(first), first + rng.permutation(VOCABULARY - first)])
-        x[:, 1:] = order[body]
-    elif shift == "invert":
-        x[:, 1:] = body[:, ::-1]
+        hit = (rng.random(x.shape) < NOISE) & moves
+        return np.where(hit, ordinary[rng.integers(0, len(ordinary), x.shape)], x)
+    if shift == "permute":
+        other = np.arange(max(int(x.max()), int(ordinary.max())) + 1)
+        other[ordinary] = rng.permutation(ordinary)
+        return other[x]
+    if shift == "invert":
+        x = x.copy()
+        for row, those in zip(x, moves, strict=True):
+            row[those] = row[those][::-1]
     return x
 
 
+def mover(
+    shift: str, ordinary: NDArray[np.int64], fixed: Sequence[int]
+) -> Callable[[np.random.Generator, NDArray[np.int64]], NDArray[np.int64]]:
+    """Give :func:`shift_tokens` as :func:`loko_ref.data.assemble` calls it."""
+    return lambda rng, x: shift_tokens(rng, x, shift, ordinary=ordinary, fixed=fixed)
+
+
 def load(
-    name: str = "topics", *, shift: str = "none", seed: int = 0, label_noise: float = 0.0
+    name: str = "topics",
+    *,
+    shift: str = "none",
+    seed: int = 0,
+    label_noise: float = 0.0,
+    limit: int | None = None,
 ) -> Dataset:
     """Cut the chapters into passages, split them by a seed, and shift stream and test part.
 
@@ -96,10 +212,8 @@ def load(
         Which text.
     shift : {"noise", "permute", "invert", "none"}
         Applied to stream and test.
-    seed : int
-        Seeds the split, the shift and the label noise; >= 0.
-    label_noise : float
-        Share of the stream's labels exchanged for another class, in [0, 1).
+    seed, label_noise, limit
+        As in :class:`loko_ref.data.Asked`.
 
     Returns
     -------
@@ -108,9 +222,7 @@ def load(
     """
     check_choice("data", name, TEXTS)
     check_choice("shift", shift, SHIFTS)
-    check_range("label_noise", label_noise, low=0, high=1, high_open=True)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError("seed", repr(seed), "a whole number >= 0", "a float or a missing seed")
+    asked = Asked(name=name, shift=shift, seed=seed, label_noise=label_noise, limit=limit)
     topics = importlib.import_module("pydoc_data.topics").topics
     passages, labels = [], []
     for label, chapter in enumerate(CHAPTERS):
@@ -119,30 +231,17 @@ def load(
         passages += cut
         labels += [label] * len(cut)
     y = np.array(labels, dtype=np.int64)
-    splitting, shifting, noising = (
-        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)
-    )
-    order = splitting.permutation(len(y))
-    base, stream, test = np.split(order, [len(y) // 2, len(y) // 2 + len(y) // 3])
-    counts = Counter(word for j in base for word in passages[j])
-    # by frequency, then by letter: the order of equal counts must not depend on the machine
-    known = sorted(counts, key=lambda word: (-counts[word], word))[: VOCABULARY - UNKNOWN - 1]
-    vocabulary = {word: UNKNOWN + 1 + j for j, word in enumerate(known)}
+    order = asked.rngs()[0].permutation(len(y))
+    halves = np.split(order, [len(y) // 2, len(y) // 2 + len(y) // 3])
+    base, stream, test = (part[:limit] for part in halves)
+    first = UNKNOWN + 1  # passages have no border
+    vocabulary = vocabulary_of((passages[j] for j in base), first, VOCABULARY)
     x = encode(passages, vocabulary, LENGTH)
-    later = np.concatenate([stream, test])
-    moved = _shift(shifting, x[later], shift)
-    stream_y = y[stream]
-    if label_noise:
-        hit = noising.random(len(stream_y)) < label_noise
-        other = (stream_y + noising.integers(1, len(CHAPTERS), len(stream_y))) % len(CHAPTERS)
-        stream_y = np.where(hit, other, stream_y)
-    return Dataset(
-        name=name,
-        shift=shift,
-        seed=seed,
+    return assemble(
+        asked,
+        *(Split(x=x[part], y=y[part]) for part in (base, stream, test)),
         classes=len(CHAPTERS),
-        unit=1.0,
-        base=Split(x=x[base], y=y[base]),
-        stream=Split(x=moved[: len(stream)], y=stream_y),
-        test=Split(x=moved[len(stream) :], y=y[test]),
+        move=mover(shift, np.arange(first, VOCABULARY), (CLS, PAD)),
+        vocabulary=VOCABULARY,
+        pad=PAD,
     )

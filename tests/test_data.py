@@ -78,12 +78,29 @@ def test_only_the_stream_has_label_noise_and_in_its_share():
 
 def test_rotate90_turns_the_image_and_four_turns_give_it_back(rng):
     x = rng.random((2, 64))
-    turned = shift_features(rng, x, "rotate90", side=8)
+    turned = shift_features(rng, x, "rotate90", image=(1, 8, 8))
     image, after = x[0].reshape(8, 8), turned[0].reshape(8, 8)
     assert all(after[7 - j, i] == image[i, j] for i in range(8) for j in range(8))
     for _ in range(3):
-        turned = shift_features(rng, turned, "rotate90", side=8)
+        turned = shift_features(rng, turned, "rotate90", image=(1, 8, 8))
     assert (turned == x).all()
+
+
+def test_colours_turn_together(rng):
+    x = rng.random((2, 3, 4, 4))
+    turned = shift_features(rng, x.reshape(2, 48), "rotate90", image=(3, 4, 4)).reshape(x.shape)
+    for channel in range(3):
+        assert (turned[:, channel] == np.rot90(x[:, channel], axes=(1, 2))).all()
+
+
+@pytest.mark.parametrize("name", ["digits", "diabetes"])
+def test_a_limit_cuts_each_part_of_the_same_split(name):
+    whole, few = load(name, seed=2), load(name, seed=2, limit=40)
+    assert [len(part) for part in (few.base, few.stream, few.test)] == [40, 40, 40]
+    if name == "digits":  # what is scaled by the base part changes with it
+        for part in ("base", "stream", "test"):
+            assert (getattr(few, part).x == getattr(whole, part).x[:40]).all()
+            assert (getattr(few, part).y == getattr(whole, part).y[:40]).all()
 
 
 def test_permute_is_one_permutation_for_stream_and_test():
@@ -100,7 +117,7 @@ def test_shifts_leave_their_input_untouched(rng):
     x = rng.random((3, 64))
     x.flags.writeable = False
     for shift in data.SHIFTS:
-        shift_features(rng, x, shift, side=8)
+        shift_features(rng, x, shift, image=(1, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +130,12 @@ def test_shifts_leave_their_input_untouched(rng):
         (lambda: load("digits", seed=1.0), "seed"),
         (lambda: load("digits", dtype="float16"), "dtype"),
         (lambda: load("digits", label_noise=1.0), "label_noise"),
+        (lambda: load("digits", limit=0), "limit"),
+        (lambda: load("digits", limit=2.5), "limit"),
+        (
+            lambda: shift_features(None, np.zeros((1, 6)), "rotate90", image=(1, 2, 3)),
+            "not square",
+        ),
         (lambda: load("diabetes", label_noise=0.1), "without classes"),
     ],
 )

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from loko_ref.errors import InputError, MissingExtraError
-from loko_ref.files import read_cifar, read_glue, read_idx, read_mnist, tokenize
+from loko_ref.files import (
+    number_labels,
+    read_cifar,
+    read_glue,
+    read_idx,
+    read_mnist,
+    tokenize,
+    tokenizer_ids,
+)
 
 
 def idx(array, code):
@@ -53,6 +61,25 @@ def test_damaged_idx(mnist, damage):
         read_idx(folder / "y")
 
 
+def test_a_cut_gzip_is_named(mnist):
+    folder, _, _ = mnist
+    whole = (folder / "x").read_bytes()
+    for cut in (whole[:-20], whole[:400] + b"\0" * 40 + whole[440:]):
+        (folder / "x").write_bytes(cut)
+        with pytest.raises(InputError, match=r"/x: got .*damaged or cut"):
+            read_idx(folder / "x")
+
+
+def test_bytes_are_left_alone_where_asked(mnist):
+    folder, x, _ = mnist
+    images, _ = read_mnist(folder / "x", folder / "y", dtype="uint8")
+    assert images.dtype == np.uint8
+    assert (images[:, 0] == x).all()
+    (folder / "x").write_bytes(idx(x.astype(">f4"), 0x0D))
+    with pytest.raises(InputError, match="unsigned bytes"):
+        read_mnist(folder / "x", folder / "y")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match="FileNotFoundError"):
         read_idx(tmp_path / "none")
@@ -73,23 +100,68 @@ def test_cifar(tmp_path, rng, classes):
         read_cifar([tmp_path / "a"], 110 - classes)
 
 
-def test_glue(tmp_path):
+TASKS = {
+    "SST-2": 'sentence\tlabel\nit is "fine\t1\nno\t0\n',
+    "CoLA": 'gj04\t1\t\tit is "fine\ngj04\t0\t*\tno\n',
+    "QNLI": "index\tquestion\tsentence\tlabel\n0\ta b?\tc\tnot_entailment\n1\td?\te\tentailment\n",
+    "MRPC": "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n"
+    "1\t7\t8\ta b?\tc\r\n0\t9\t1\td?\te\r\n",
+    "RTE": "index\tsentence1\tsentence2\tlabel\n0\ta b?\tc\tnot_entailment\n1\td?\te\tentailment",
+    "QQP": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    "3\t1\t2\ta b?\tc\t1\n4\t5\t6\td?\te\t0\n",
+    "MNLI": "index\tsentence1_parse\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    "0\t(\ta b?\tc\tneutral\tneutral\n1\t(\td?\te\tentailment\tentailment\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_glue(tmp_path, task):
     path = tmp_path / "train.tsv"
-    path.write_text('sentence\tlabel\nit is "fine\t1\nno\t0\n', encoding="utf-8")
+    path.write_bytes(TASKS[task].encode())
     texts, labels = read_glue(path)
-    assert texts == [('it is "fine',), ("no",)]
+    pairs = [("a b?", "c"), ("d?", "e")]
+    assert texts == ([('it is "fine',), ("no",)] if task in ("SST-2", "CoLA") else pairs)
     assert labels.tolist() == [1, 0]
-    path.write_text(
-        "index\tsentence1\tsentence2\tlabel\n0\ta b\tc\tnot_entailment\n1\td\te\tentailment\n"
-    )
-    texts, labels = read_glue(path, ("sentence1", "sentence2"))
-    assert texts == [("a b", "c"), ("d", "e")]
+
+
+def test_glue_columns_by_name_and_odd_line_ends(tmp_path):
+    path = tmp_path / "dev.tsv"
+    path.write_text("text\tanswer\nover\x85two\u2028lines\tyes\nb\tno\n", encoding="utf-8")
+    texts, labels = read_glue(path, "text", "answer")
+    assert texts == [("over\x85two\u2028lines",), ("b",)]
     assert labels.tolist() == [1, 0]
-    with pytest.raises(InputError, match="a column 'sentence'"):
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "empty file"),
+        (b"sentence\tlabel\n", "header alone"),
+        (b"sentence\tlabel\nx\n", "line 2.*damaged line"),
+        (b"sentence\tlabel\nx\t1\ny", "line 3"),
+        (b"index\tsentence\n0\tx\n", "test part"),
+        (b"index\tsentence1\tsentence2\tscore\n0\ta\tb\t3.2\n", "STS-B"),
+        (b"sentence\tlabel\nx\t-1\n", "test part"),
+        (b"sentence\tlabel\nx\xff\t1\n", "UTF-8"),
+    ],
+)
+def test_glue_refused(tmp_path, content, word):
+    path = tmp_path / "train.tsv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=word):
         read_glue(path)
-    path.write_text("sentence\tlabel\nx\n")
-    with pytest.raises(InputError, match="line 2"):
-        read_glue(path)
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("sentence\tlabel\nx\t1\n")
+    with pytest.raises(InputError, match="a column 'text'"):
+        read_glue(path, "text")
+
+
+def test_labels():
+    assert number_labels(["10", "9"]).tolist() == [10, 9]
+    assert number_labels(["b", "a", "10"]).tolist() == [2, 1, 0]
 
 
 def test_tokenize(tmp_path):
@@ -102,3 +174,11 @@ def test_tokenize(tmp_path):
     made.save(str(tmp_path / "tokenizer.json"))
     ids = tokenize([("a b c",), ("b", "a")], tmp_path / "tokenizer.json", 4)
     assert ids.tolist() == [[2, 3, 0, 1], [3, 2, 1, 1]]
+    assert tokenizer_ids(tmp_path / "tokenizer.json") == (4, 1, (1,))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="damaged or foreign"):
+        tokenize([("a",)], tmp_path / "tokenizer.json", 4)
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match="<pad>"):
+        tokenizer_ids(tmp_path / "tokenizer.json")

@@ -27,7 +27,7 @@ def soak(steps, **changed):
     options = {"observation": "softmax", "beta": 0.9}
     config = RunConfig(optimizer="loko", options=options, label_noise=0.1, **changed)
     task = training.prepare(config)
-    learner = training.learner(task)
+    learner = task.learner
     batches = [training.stream_batch(task, k) for k in range(task.steps)]
     state = loko.init(learner)
     C = task.dataset.outputs

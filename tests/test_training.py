@@ -14,7 +14,17 @@ import device
 import numpy as np
 import pytest
 
-from loko_ref import arrays, backends, loko, optimizers, runs, storage, training
+from loko_ref import (
+    arrays,
+    backends,
+    data,
+    loko,
+    optimizers,
+    pretraining,
+    runs,
+    storage,
+    training,
+)
 from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
 from loko_ref.jacobian import jacobian
 from loko_ref.model import unpack
@@ -160,13 +170,13 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path):
 def test_other_data_than_the_run_began_with_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "c.npz"
     runs.run_all([config("glm")], checkpoint=path, stop_after=3)
-    raw = training.data._raw
+    raw = data._raw
 
     def other_release(name):
         x, y = raw(name)
         return x + 1e-9, y
 
-    monkeypatch.setattr(training.data, "_raw", other_release)
+    monkeypatch.setattr(data, "_raw", other_release)
     with pytest.raises(InputError, match=r"data with digest.*another release of scikit-learn"):
         runs.run_all(resume=path)
 
@@ -219,13 +229,41 @@ def test_baselines_get_the_gradient_that_loko_weighs():
     batch = training.stream_batch(task, 0)
     learner = loko.LokoConfig(model=task.model, observation="logits")
     _, record = loko.step(loko.init(learner, batch=5), batch, learner)
-    z, g = training.loss_gradient(task.model, batch.x, batch.y, "logits")
+    z, g = pretraining.loss_gradient(task.model, batch.x, batch.y, "logits")
     Z = jacobian(task.model, batch.x)[1]
     want = -Z.T @ record.e / 5
     # sums of 15 products, taken in another order: 15 u on the sum of absolute values
     slack = 30 * np.finfo(float).eps * (np.abs(Z.T) @ np.abs(record.e) / 5)
     assert (np.abs(g - want) <= slack).all()
     assert (z == record.z).all()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(
+    "name", ["glm", "glm variational", "softmax", "softmax after", "logits", "logits residual"]
+)
+def test_both_routes_end_the_run_alike(tmp_path, name, batch):
+    """The same states up to rounding; the fast run resumes bit for bit too."""
+    readable = runs.run_all([config(name, batch=batch)])[0]
+    given = config(name, batch=batch, route="fast")
+    (whole,) = runs.run_all([given])
+    for key, a in readable.arrays.items():
+        b = whole.arrays[key]
+        assert b.dtype == a.dtype
+        # 50 steps, each equal to about 1e-13, of a filter that contracts
+        assert np.abs(a - b).max() <= 1e-9 * np.abs(a).max(), key
+    assert whole.curve[-1].online == readable.curve[-1].online
+    runs.run_all([given], checkpoint=tmp_path / "c.npz", stop_after=5)
+    (resumed,) = runs.run_all([given], resume=tmp_path / "c.npz")
+    assert_same_end(whole, resumed)
+
+
+def test_the_fast_route_is_taken_where_it_is_asked_for(monkeypatch):
+    asked = []
+    prepare = pretraining.fast.prepare
+    monkeypatch.setattr(pretraining.fast, "prepare", lambda c: asked.append(c) or prepare(c))
+    runs.run_all([config("glm"), config("glm", route="fast"), config("adamw")])
+    assert len(asked) == 1  # once a run, not once a step
 
 
 def test_every_run_starts_from_the_same_network():
@@ -304,7 +342,16 @@ def test_defaults_are_torch_s_and_the_filter_s_own():
         ({"optimizer": "loko", "options": {"observation": "probit"}}, "observation"),
         ({"optimizer": "loko", "options": {"observation": "gaussian"}}, "real targets"),
         ({"optimizer": "loko", "data": "diabetes", "options": {"observation": "glm"}}, "diabetes"),
-        ({"optimizer": "loko", "data": "mnist"}, "data"),
+        ({"optimizer": "loko", "data": "mnist"}, "'mnist:DIR'"),
+        ({"optimizer": "loko", "data": "minst:x"}, "closest known name is 'mnist'"),
+        ({"optimizer": "loko", "limit": 0}, "limit"),
+        ({"optimizer": "loko", "route": "quick"}, "route"),
+        ({"optimizer": "adamw", "route": "fast"}, "optimizer 'adamw'"),
+        ({"optimizer": "loko", "route": "fast", "backend": "cupy"}, "backend 'cupy'"),
+        (
+            {"optimizer": "loko", "route": "fast", "options": {"covariance": "dense"}},
+            "covariance 'dense'",
+        ),
         ({"optimizer": "loko", "batch": 0}, "batch"),
         ({"optimizer": "loko", "batch": 2.0}, "batch"),
         ({"optimizer": "loko", "activation": "swish"}, "activation"),
@@ -328,7 +375,7 @@ def test_faulty_calls_are_refused_by_name(tmp_path):
     task = training.prepare(config("glm"))
     x = task.dataset.stream.x[:1]
     with pytest.raises(InputError, match=r"labels in \[0, 2\]"):
-        training.loss_gradient(task.model, x, np.array([3]), "softmax")
+        pretraining.loss_gradient(task.model, x, np.array([3]), "softmax")
 
 
 def test_nothing_is_mutated():

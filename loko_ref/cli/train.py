@@ -18,6 +18,7 @@ from loko_ref.cli.options import describe, parse_optimizers, parse_variants
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.runconfig import BASELINES, RunConfig
 from loko_ref.runs import Entry
+from loko_ref.sources import regression
 
 __all__ = ["SCHEMA", "train"]
 
@@ -29,13 +30,23 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits (default), breast_cancer, wine, iris, diabetes (regression), or topics "
-            "(English text)."
+            help="digits (default), breast_cancer, wine, iris, diabetes (regression), topics "
+            "(English text); or files of yours: mnist:DIR, cifar10:DIR, cifar100:DIR, "
+            "glue:FILE.tsv, glue:DIR."
         ),
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(help="mlp (default), vit (digits in 2 x 2 patches), encoder (topics)."),
+        typer.Option(help="mlp (default), vit (images in patches), encoder (text; its default)."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many samples in each of base, stream and test.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="glue: a tokenizer.json, in place of the built-in words.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="glue: most tokens a sample. Default 64.")
     ] = None,
     shift: Annotated[
         str | None,
@@ -74,6 +85,10 @@ def train(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float64 (default) or float32.")] = None,
     backend: Annotated[str | None, typer.Option(help="numpy (default) or cupy.")] = None,
+    route: Annotated[
+        str | None,
+        typer.Option(help="LoKO's steps by the readable (default) or the fast code, on NumPy."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help=f"Write the results (schema {SCHEMA}).")
     ] = None,
@@ -106,6 +121,9 @@ def train(
     about: dict[str, Any] = {
         "data": data,
         "network": network,
+        "limit": limit,
+        "tokenizer": tokenizer,
+        "length": length,
         "shift": shift,
         "batch": batch,
         "label_noise": label_noise,
@@ -114,9 +132,9 @@ def train(
     }
     about = {key: value for key, value in about.items() if value is not None}
     configs: list[RunConfig] | None = None
-    chosen = (optimizer, variant, seed, p0, lr)
+    chosen = (optimizer, variant, seed, p0, lr, route)
     if resume is None or about or any(value is not None for value in chosen):
-        configs = _configs(about, optimizer, variant, seed, p0, lr)
+        configs = _configs(about, optimizer, variant, seed, p0, lr, route)
         get_backend(configs[0].backend)  # before the base is trained
     entries = _watched(configs, checkpoint, checkpoint_every, resume, stop_after)
 
@@ -151,6 +169,7 @@ def _configs(
     seed: list[int] | None,
     p0: float | None,
     lr: list[str] | None,
+    route: str | None,
 ) -> list[RunConfig]:
     """Lay out the runs: for each seed, each optimizer, each variant of LoKO."""
     learners: list[tuple[str, dict[str, Any]]] = []
@@ -165,9 +184,9 @@ def _configs(
             given = {} if p0 is None else {"p0": p0}
             learners.append((name, given | choice | options))
     names = {name for name, _ in named}
-    if "loko" not in names and (variant or p0 is not None):
+    if "loko" not in names and (variant or p0 is not None or route is not None):
         raise InputError(
-            "--variant" if variant else "--p0",
+            "--variant" if variant else "--p0" if p0 is not None else "--route",
             "options of LoKO",
             "--optimizer loko among the optimizers",
             "LoKO was left out",
@@ -177,7 +196,13 @@ def _configs(
             "--lr", f"a rate for {name}", "a rate for one that runs", "it was left out"
         )
     return [
-        RunConfig(optimizer=name, options=options, seed=s, **about)
+        RunConfig(
+            optimizer=name,
+            options=options,
+            seed=s,
+            route=route if route is not None and name == "loko" else "readable",
+            **about,
+        )
         for s in (seed if seed is not None else SEEDS)
         for name, options in learners
     ]
@@ -240,7 +265,7 @@ def _watched(
 
 
 def _label(config: RunConfig) -> str:
-    return describe(config.optimizer, config.options, config.data == "diabetes")
+    return describe(config.optimizer, config.options, regression(config.data))
 
 
 def _name(entry: Entry) -> str:
@@ -257,7 +282,7 @@ def _grouped(entries: list[Entry]) -> dict[str, list[Entry]]:
 def _table(entries: list[Entry]) -> Table:
     """One row a run; below, the mean over the seeds."""
     config = entries[0].config
-    kind = "rmse" if config.data == "diabetes" else "accuracy"
+    kind = "rmse" if regression(config.data) else "accuracy"
     short = "RMSE" if kind == "rmse" else "accuracy"
     digits = ".1f" if kind == "rmse" else ".3f"
     table = Table(title=f"{config.data}, {config.shift}, batch {config.batch}, {config.dtype}")
@@ -313,4 +338,4 @@ def _plot(entries: list[Entry], kind: str) -> bytes:
     config = entries[0].config
     curves = {name: [e.curve for e in some] for name, some in _grouped(entries).items()}
     title = f"{config.data}: trained unshifted, streamed under the shift '{config.shift}'"
-    return draw(curves, title=title, regression=config.data == "diabetes", kind=kind)
+    return draw(curves, title=title, regression=regression(config.data), kind=kind)

@@ -166,7 +166,7 @@ def explain(
         raise InputError(
             "steps", skip + steps, f"at most {task.steps} in all", "a stream that is shorter"
         )
-    learner = training.learner(task)
+    learner = task.learner
     state = loko.init(learner, batch=config.batch)
     for number in range(skip + steps):
         batch = training.stream_batch(task, number)
