@@ -3,6 +3,8 @@
 Check it with ``loko-ref verify examples/jax_loko.py``.
 """
 
+import functools
+import json
 import math
 
 import jax
@@ -16,6 +18,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "softmax": jax.nn.softmax,
     "log_softmax": jax.nn.log_softmax,
 }
@@ -110,9 +113,15 @@ class Network:
         return x.mean(axis=0, where=None if self.mask is None else self.mask[:, None])
 
 
-def network(theta, x, weights, spec):
-    """Outputs of one sample (C,)."""
-    return Network(theta, weights)(spec, x)
+@functools.cache
+def compiled(spec):
+    """``(theta, x, weights) -> z (batch, C), Z (batch, C, n)`` of a spec in JSON."""
+
+    def network(theta, row, weights):
+        return Network(theta, weights)(json.loads(spec), row)
+
+    both = jax.vmap(lambda *a: (network(*a), jax.jacfwd(network)(*a)), (None, 0, None))
+    return jax.jit(both)
 
 
 def estimate(noise, R, e, HpH, beta):
@@ -127,9 +136,9 @@ def step(x, y, theta, weights, spec, observation, noise, timing, beta, covarianc
     if covariance != "diagonal" or center:
         raise NotImplementedError("covariance='dense', center")
     p_pred = p / lam + q
-    z = jax.vmap(lambda row: network(theta, row, weights, spec))(x)
+    network = compiled(json.dumps(spec))
+    z, Z = network(theta, x, weights)
     batch, C = z.shape
-    Z = jax.vmap(lambda row: jax.jacfwd(network)(theta, row, weights, spec))(x)
     Z = Z.reshape(batch * C, -1)
     yhat = z if observation == "gaussian" else jax.nn.softmax(z, axis=-1)
     J = jax.scipy.linalg.block_diag(*(jnp.diag(row) - jnp.outer(row, row) for row in yhat))
@@ -158,7 +167,7 @@ def step(x, y, theta, weights, spec, observation, noise, timing, beta, covarianc
     out |= {"R_used": R_used, "S": S, "K": K, "theta": theta_new, "p": p_new}
     if observation != "glm":
         if timing == "after" and noise == "ema_residual_hph":
-            z_new = jax.vmap(lambda row: network(theta_new, row, weights, spec))(x)
+            z_new, _ = network(theta_new, x, weights)
             yhat = z_new if observation == "gaussian" else jax.nn.softmax(z_new, axis=-1)
             e, HpH = (y - yhat).reshape(-1), (H * p_new) @ H.T
         out["R"] = R_used if timing == "before" else estimate(noise, R, e, HpH, beta)

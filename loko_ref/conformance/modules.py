@@ -205,6 +205,7 @@ def build_module(spec: Spec, weights: Mapping[str, Array]) -> Any:
         "relu": functional.relu,
         "tanh": torch.tanh,
         "gelu": functional.gelu,
+        "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
         "softmax": lambda x: torch.softmax(x, dim=-1),
         "log_softmax": lambda x: torch.log_softmax(x, dim=-1),
     }

@@ -128,6 +128,12 @@ class Network:
     def gelu(self, layer, x, T):
         return gelu(x), T * gelu_slope(x)[..., None]
 
+    def gelu_tanh(self, layer, x, T):
+        c = np.sqrt(2 / self.dtype.type(np.pi))
+        a = c * (x + 0.044715 * x**3)
+        slope = (1 + np.tanh(a)) / 2 + x / (2 * np.cosh(a) ** 2) * c * (1 + 0.134145 * x * x)
+        return x * (1 + np.tanh(a)) / 2, T * slope[..., None]
+
     def softmax(self, layer, x, T):
         y = softmax(x)
         return y, y[..., None] * (T - ein("...i,...in->...n", y, T)[..., None, :])
