@@ -1,13 +1,25 @@
 """The command line: ``loko-ref COMMAND``; each command stands in a module of its own.
 
-Exit codes: 0 all well, 1 the command ran and found something wrong, 2 it could not run.
+Exit codes: 0 all well, 1 the command ran and found something wrong, 2 it could not run, 141 its
+reader went away (as `head` does), which is nobody's fault and said by nobody.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
+
+BROKEN_PIPE = 141
+"""128 + SIGPIPE: what a shell reports of a command that a closed pipe ended."""
+
+
+def _hush() -> None:
+    """Let what is still buffered go nowhere: the interpreter flushes it as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def main() -> None:
@@ -26,3 +38,11 @@ def main() -> None:
     except (BackendError, InputError, MissingExtraError, NumericalError) as error:
         print(f"loko-ref: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        _hush()
+        raise SystemExit(BROKEN_PIPE) from None
+    except SystemExit as stop:  # click and rich turn a broken pipe into an exit with code 1
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        _hush()
+        raise SystemExit(BROKEN_PIPE) from None

@@ -39,7 +39,10 @@ def certify(
     from loko_ref.balls import precision
     from loko_ref.conformance import certify as room
     from loko_ref.conformance.cases import Case, select
+    from loko_ref.storage import check_target, write_bytes
 
+    if json is not None:
+        check_target("--json", json)
     if limit < 128:
         raise InputError("--limit", limit, "bits >= 128", "the starting precision is 128")
     with precision(128):  # names the extra where python-flint is missing
@@ -106,6 +109,6 @@ def certify(
         highlight=False,
     )
     if json is not None:
-        json.write_text(dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_bytes(json, (dumps(result, indent=1) + "\n").encode(), "--json")
     if result["contained"] != result["quantities"]:
         raise typer.Exit(1)

@@ -69,6 +69,14 @@ def verify(
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds a check may take.")] = 60.0,
+    large: Annotated[
+        int | None,
+        typer.Option(
+            "--large",
+            help="With --cmd: bytes from which a tensor goes by file, where the harness reads "
+            "files (1048576; 0 sends all by file).",
+        ),
+    ] = None,
 ) -> None:
     """Check an implementation against the oracle.
 
@@ -85,10 +93,17 @@ def verify(
     from loko_ref.conformance.naming import name_mistakes
     from loko_ref.conformance.page import write as write_page
     from loko_ref.conformance.subprocess_target import Command
+    from loko_ref.conformance.terminal import print_report
     from loko_ref.conformance.verify import run
+    from loko_ref.storage import check_target
 
     if not timeout > 0:
         raise InputError("--timeout", timeout, "seconds > 0", "a sign")
+    for flag, path in (("--json", json), ("--junit", junit), ("--html", html)):
+        if path is not None:
+            check_target(flag, path)
+    if large is not None and (cmd is None or large < 0):
+        raise InputError("--large", large, "bytes >= 0, with --cmd", "only a command reads files")
     if trace is not None:
         if target is not None or cmd is not None:
             raise InputError("--trace", "TARGET or --cmd too", "one of them", "two ways to verify")
@@ -116,10 +131,10 @@ def verify(
     if cmd is None:
         implementation, shown = load(str(target)), str(target)
     else:
-        implementation, shown = Command(cmd), f"--cmd {shlex.quote(cmd)}"
-    console = Console()
+        implementation, shown = Command(cmd, large=large), f"--cmd {shlex.quote(cmd)}"
+    console, err = Console(), Console(stderr=True)
     with (
-        Progress(console=Console(stderr=True), transient=True) as bar,
+        Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
         implementation if isinstance(implementation, Command) else contextlib.nullcontext(),
     ):
         task = bar.add_task("verifying", total=len(cases))
@@ -127,13 +142,13 @@ def verify(
             implementation, cases, timeout=timeout, progress=lambda check: bar.advance(task)
         )
     mistakes = name_mistakes(checks)
-    report.print_report(console, shown, checks, implementation.notes, mistakes)
-    if json is not None:
+    if json is not None:  # files first: who reads the terminal's report may stop early (head)
         report.write_json(json, report.as_json(shown, checks, implementation.notes, mistakes))
     if junit is not None:
         write(junit, shown, checks, mistakes, expected)
     if html is not None:
         write_page(html, shown, checks, implementation.notes, mistakes, expected)
+    print_report(console, shown, checks, implementation.notes, mistakes)
     for key in expectations.unexpected_passes(checks, expected):
         typer.echo(f"UNEXPECTED PASS {key}: was expected to fail: {expected[key]}")
     for check in checks:
@@ -158,6 +173,7 @@ def _recording(
     from loko_ref.conformance import trace as walk
     from loko_ref.conformance.naming import name_mistakes
     from loko_ref.conformance.page import write as write_page
+    from loko_ref.conformance.terminal import print_report
     from loko_ref.conformance.verify import summarise
 
     read = recording.read(trace, option)
@@ -167,11 +183,11 @@ def _recording(
     shown += "".join(f" --option {shlex.quote(item)}" for item in option)
     first = walk.first(checks)
     notes = [*read.notes, *([first] if first is not None else [])]
-    report.print_report(Console(), shown, checks, notes, mistakes)
     if json is not None:
         report.write_json(json, report.as_json(shown, checks, notes, mistakes))
     if junit is not None:
         xml.write(junit, shown, checks, mistakes, {})
     if html is not None:
         write_page(html, shown, checks, notes, mistakes, {})
+    print_report(Console(), shown, checks, notes, mistakes)
     return summarise(checks).exit_code

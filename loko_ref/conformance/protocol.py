@@ -23,6 +23,7 @@ from loko_ref.errors import InputError
 from loko_ref.interop.tensors import read_tensors, write_tensors
 
 __all__ = [
+    "LARGE",
     "LINE_LIMIT",
     "PROTOCOL",
     "SPECIFICATION",
@@ -49,14 +50,16 @@ SPECIFICATION = f"""\
 {PROTOCOL}: how loko-ref verifies an implementation in any language
 
 loko-ref starts your command once and talks to it over stdin and stdout, one JSON object a line
-(UTF-8, ended by \\n). Write nothing else to stdout; stderr is free, its end is shown when you fail.
+(UTF-8, ended by \\n). Write nothing else to stdout; stderr is free, its first and last lines are
+shown when you fail.
 Flush after each line. Requests come one at a time: the next is sent when you have answered.
 
 TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
         data: the elements row-major, little-endian, base64 with padding. A scalar's shape is [].
         Or, for a large one: {{"dtype", "shape", "file": "name.safetensors", "tensor": "name"}},
-        a file in the folder that hello names. You are sent such only if you say "files": true;
-        you may answer with one only then.
+        a file in the folder that hello names (F64 or F32, as dtype says). You are sent such only
+        if you say "files": true; you may answer with one only then, under a plain file name of
+        your own. Files are deleted when a request has been answered.
 
 1. hello. You are sent
    {{"type": "hello", "protocol": "{PROTOCOL}", "catalogue": "{CATALOGUE}",
@@ -204,10 +207,10 @@ def _from_file(
         raise ProtocolError(f"{where}: {type(error).__name__}: {error}"[:300]) from None
     if tensor not in tensors:
         raise ProtocolError(f"{where}: {name!r:.80} holds no tensor {tensor!r:.80}")
-    array = np.array(tensors[tensor])
+    array = tensors[tensor]
     if str(array.dtype) != dtype or array.shape != shape:
-        raise ProtocolError(f"{where}: the file holds {array.dtype}{array.shape}")
-    return array
+        raise ProtocolError(f"{where}: the file holds {array.dtype}{array.shape}, not as announced")
+    return np.array(array)
 
 
 def canary(dtype: str) -> Array:
@@ -274,15 +277,29 @@ def request(
     inputs: Mapping[str, Any],
     options: Mapping[str, Any],
     files: Path | None = None,
+    least: int | None = None,
 ) -> dict[str, Any]:
-    """Build a run message; large tensors go by a file in `files`, where there is one."""
+    """Build a run message.
+
+    Parameters
+    ----------
+    number : int
+        The request's id.
+    operation, inputs, options
+        What to run.
+    files : path, optional
+        Folder for large tensors; without one none goes by file.
+    least : int, optional
+        Bytes from which a tensor is large; ``LARGE`` by default.
+    """
     large: dict[str, Array] = {}
+    least = LARGE if least is None else least
     name = f"run-{number}.safetensors"
 
     def put(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {inner: put(f"{key}.{inner}", item) for inner, item in value.items()}
-        if files is None or value.nbytes < LARGE:
+        if files is None or value.nbytes < least:
             return encode(value)
         large[key] = value
         shape = list(value.shape)

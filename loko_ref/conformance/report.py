@@ -1,35 +1,26 @@
-"""What a verification says: JSON for machines, a page in the terminal for people."""
+"""What a verification says, as JSON, and one failed check in plain words."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import shlex
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.naming import Mistake
 from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.conformance.tolerance import EXPLANATION, unit
-from loko_ref.conformance.verify import Check, Summary, summarise
+from loko_ref.conformance.verify import Check, summarise
 from loko_ref.errors import InputError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-__all__ = ["SCHEMA", "as_json", "failure", "print_report", "write_json"]
+__all__ = ["SCHEMA", "as_json", "failure", "how_found", "write_json"]
 
 SCHEMA = "loko-ref/verify/1"
-
-
-IN_FULL = 3
-"""Failures of an operation that are printed with what they hunt and how to repeat them."""
 
 
 def _number(value: float | str | None) -> float | str | None:
@@ -185,98 +176,3 @@ def failure(check: Check) -> str:
         f"first off: {place}: expected {d.expected:.{digits}g}, got {d.got:.{digits}g}: {off}  "
         f"{labels}{entry}"
     )
-
-
-def print_report(
-    console: Console,
-    target: str,
-    checks: Sequence[Check],
-    notes: Sequence[str] = (),
-    mistakes: Mapping[str, Sequence[Mistake]] | None = None,
-) -> None:
-    """Print a table by operation, each failure, what reproduces it, and how tolerances arose."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    summary = summarise(checks)
-    table = Table(title=f"loko-ref verify {escape(target)}", title_justify="left")
-    table.add_column("operation", no_wrap=True)
-    for head in ("ran", "passed", "failed", "unsupported", "error/tol."):
-        table.add_column(head, justify="right")
-    for name in dict.fromkeys(check.case.operation.name for check in checks):
-        part = [check for check in checks if check.case.operation.name == name]
-        counts = summarise(part)
-        worst = max((c.worst for c in part if c.status != "unsupported"), default=0.0)
-        mark = "red" if counts.failed else "green" if counts.ran else "yellow"
-        table.add_row(
-            f"[{mark}]{name}[/]",
-            *map(str, (counts.ran, counts.passed, counts.failed, counts.unsupported)),
-            f"{worst:.2g}" if any(c.quantities for c in part) else "",
-        )
-    console.print(table)
-    for note in notes:
-        console.print(f"[yellow]note[/] {escape(note)}")
-    shown: dict[str, int] = {}
-    for check in (c for c in checks if c.status == "failed"):
-        name = check.case.operation.name
-        shown[name] = shown.get(name, 0) + 1
-        console.print(f"[red]FAILED[/] {escape(check.case.id)}", soft_wrap=True)
-        console.print(f"  {escape(failure(check))}", soft_wrap=True, highlight=False)
-        if check.forced is not None:
-            console.print(f"  {escape(check.forced.text)}", soft_wrap=True, highlight=False)
-        for mistake in (mistakes or {}).get(check.case.id, ())[:2]:
-            console.print(
-                f"  reproduced by [bold]{mistake.mutant.id}[/]: {escape(mistake.text)}",
-                soft_wrap=True,
-            )
-        if shown[name] <= IN_FULL:
-            console.print(f"  this case hunts: {escape(check.case.hunts)}", soft_wrap=True)
-            quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
-            again = f"loko-ref verify {quoted} --only {shlex.quote(check.case.id)}"
-            console.print(f"  alone: {escape(again)}", soft_wrap=True, highlight=False)
-    if mistakes is not None and summary.failed:
-        _print_mistakes(console, mistakes)
-    reasons: dict[tuple[str, str], int] = {}
-    for check in checks:
-        if check.status == "unsupported":
-            key = (check.case.operation.name, str(check.reason))
-            reasons[key] = reasons.get(key, 0) + 1
-    for (name, reason), count in reasons.items():
-        text = f"{name} ({count}): {reason}"
-        console.print(f"[yellow]unsupported[/] {escape(text)}", soft_wrap=True)
-    console.print(f"\n{EXPLANATION}", style="dim")
-    ran = [check for check in checks if check.status != "unsupported"]
-    for how, count in Counter(how_found(check.case) for check in ran).most_common():
-        console.print(f"{count} cases: {how}", style="dim", highlight=False)
-    console.print(_verdict(summary))
-
-
-def _print_mistakes(console: Console, mistakes: Mapping[str, Sequence[Mistake]]) -> None:
-    """Name the mistakes that explain most, each once."""
-    from rich.markup import escape
-
-    leading: dict[str, Mistake] = {}
-    for fits in mistakes.values():
-        if fits:
-            leading.setdefault(fits[0].mutant.id, fits[0])
-    for mistake in sorted(leading.values(), key=lambda m: m.contradicted - m.explained):
-        m = mistake.mutant
-        count = f"it reproduces {mistake.explained} of {mistake.failed} wrong results"
-        console.print(f"\n[bold]{m.id}[/] {escape(mistake.text)}: {count}", soft_wrap=True)
-        console.print(f"  {escape(m.explanation)}", soft_wrap=True)
-        console.print(f"  look at: {escape(m.look)}", soft_wrap=True, highlight=False)
-    unnamed = sum(not fits for fits in mistakes.values())
-    if unnamed:
-        console.print(f"\nNo known mistake reproduces {unnamed} of the wrong results.")
-
-
-def _verdict(summary: Summary) -> str:
-    counts = (
-        f"{summary.ran} ran, {summary.passed} passed, {summary.failed} failed, "
-        f"{summary.unsupported} unsupported"
-    )
-    if summary.failed:
-        return f"[bold red]WRONG[/] {counts}"
-    if not summary.ran:
-        return f"[bold yellow]NOTHING RAN[/] {counts}"
-    return f"[bold green]all that ran passed[/]: {counts}"

@@ -1,7 +1,8 @@
 """An implementation in any language: a command that speaks ``loko-ref/protocol/1``.
 
-Time-out per request, restart after a crash, stderr kept, garbage on stdout quoted: each is a
-finding of the one check in which it happens, and the next check finds a fresh process.
+Time-out per request, restart after a crash, stderr's first and last lines kept, garbage on stdout
+quoted: each is a finding of the one check in which it happens, and the next check finds a fresh
+process.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ START_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
 """Seconds that it has to exit after stop."""
 
+LINES = 4
+"""Lines of stderr that are quoted from its beginning, and as many from its end."""
+
+ROOM = 400
+"""Characters that either end may take."""
+
 
 class Ended(Exception):
     """The process ended, or did not answer in time."""
@@ -44,7 +51,7 @@ class Ended(Exception):
 
 
 class _Process:
-    """One run of the command: lines in, lines out, stderr's tail."""
+    """One run of the command: lines in, lines out, stderr's two ends."""
 
     def __init__(self, arguments: list[str]) -> None:
         self.child = subprocess.Popen(
@@ -56,7 +63,9 @@ class _Process:
         )
         self.lines: queue.Queue[bytes | None] = queue.Queue()
         self.outgoing: queue.Queue[bytes | None] = queue.Queue()
-        self.errors: deque[str] = deque(maxlen=20)
+        self.begun: list[str] = []  # stderr's first lines
+        self.ended: deque[str] = deque(maxlen=LINES)
+        self.hidden = False  # whether there were lines between
         self.threads = [
             threading.Thread(target=work, daemon=True)
             for work in (self._read, self._read_errors, self._write)
@@ -77,7 +86,12 @@ class _Process:
         assert self.child.stderr is not None
         with contextlib.suppress(ValueError, OSError):
             while line := self.child.stderr.readline(4096):
-                self.errors.append(line.decode("utf-8", "backslashreplace").rstrip())
+                text = line.decode("utf-8", "backslashreplace").rstrip()
+                if len(self.begun) < LINES:
+                    self.begun += [text] if text else []
+                elif text:
+                    self.hidden |= len(self.ended) == LINES
+                    self.ended.append(text)
 
     def _write(self) -> None:
         assert self.child.stdin is not None
@@ -96,7 +110,7 @@ class _Process:
         except queue.Empty:
             raise Ended("timeout", f"did not answer within {timeout:g} s") from None
         if line is None:
-            raise Ended("crashed", f"{self.how_it_ended()}{self.tail()}")
+            raise Ended("crashed", self.how_it_ended())
         if len(line) > protocol.LINE_LIMIT:
             raise ProtocolError(f"a line of more than {protocol.LINE_LIMIT} bytes")
         return protocol.parse(line)
@@ -111,10 +125,16 @@ class _Process:
                 return f"was killed by {signal.Signals(-code).name}"
         return f"exited with code {code}"
 
-    def tail(self) -> str:
+    def said(self) -> str:
+        """Quote stderr: all of it where it is short, else how it begins and how it ends."""
         self.threads[1].join(0.2)
-        text = " | ".join(list(self.errors)[-4:])
-        return f"; stderr ends: {text[-400:]}" if text else ""
+        begun, ended = " | ".join(self.begun), " | ".join(self.ended)
+        if not begun:
+            return ""
+        whole = f"{begun} | {ended}" if ended else begun
+        if not self.hidden and len(whole) <= 2 * ROOM:
+            return f"; stderr: {whole}"
+        return f"; stderr begins: {begun[:ROOM]}; stderr ends: {(ended or begun)[-ROOM:]}"
 
     def kill(self) -> None:
         """End the process and its children, by its own group."""
@@ -138,6 +158,18 @@ class Command:
     ----------
     command : str
         As it would be typed; split as a shell splits, no shell runs.
+    large : int, optional
+        Bytes from which a tensor goes by file, where the harness reads files;
+        ``protocol.LARGE`` by default.
+
+    Attributes
+    ----------
+    operations, dtypes : list of str
+        What it offers.
+    files : bool
+        Whether it reads tensors from files.
+    folder : path
+        Where these lie while a request runs.
 
     Raises
     ------
@@ -145,8 +177,9 @@ class Command:
         If it cannot be started, does not say hello, or loses bits of the canary.
     """
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, large: int | None = None) -> None:
         self.target = command
+        self._large = large
         try:
             self._arguments = shlex.split(command)
         except ValueError as error:
@@ -159,7 +192,7 @@ class Command:
         self._number = 0
         self.operations: list[str] = []
         self.dtypes: list[str] = []
-        self._files = False
+        self.files = False
         try:
             self._start()
         except (Ended, ProtocolError, OSError) as error:
@@ -192,16 +225,20 @@ class Command:
         try:
             process.send(protocol.hello(str(self.folder)))
             answer = process.receive(START_TIMEOUT)
-            self.operations, self.dtypes, self._files = protocol.check_hello(answer, self.folder)
-        except (Ended, ProtocolError):
-            self._drop()
-            raise
+            self.operations, self.dtypes, self.files = protocol.check_hello(answer, self.folder)
+        except Ended as error:
+            raise Ended(error.kind, f"{error}{self._drop()}") from None
+        except ProtocolError as error:
+            raise ProtocolError(f"{error}{self._drop()}") from None
         return process
 
-    def _drop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
+    def _drop(self) -> str:
+        """End the process, if there is one; return what it said on stderr."""
+        process, self._process = self._process, None
+        if process is None:
+            return ""
+        process.kill()
+        return process.said()
 
     def close(self) -> int | None:
         """Send stop; kill what does not go. Returns its exit code, None if it had to be killed."""
@@ -217,10 +254,28 @@ class Command:
         return code
 
     def ask(self, message: dict[str, Any], timeout: float | None) -> dict[str, Any]:
-        """Send one message and wait for the answer, in a fresh process where there is none."""
+        """Send one message and wait for the answer, in a fresh process where there is none.
+
+        Raises
+        ------
+        Ended, ProtocolError
+            If there is no answer; the process is gone then, and the error quotes its stderr.
+        """
         process = self._process or self._start()
-        process.send(message)
-        return process.receive(timeout)
+        try:
+            process.send(message)
+            return process.receive(timeout)
+        except Ended as error:
+            raise Ended(error.kind, f"{error}{self._drop()}") from None
+        except ProtocolError as error:
+            raise ProtocolError(f"{error}{self._drop()}") from None
+
+    def _clear(self) -> None:
+        """Delete the files of a request, whoever wrote them."""
+        with contextlib.suppress(OSError):
+            for path in self.folder.iterdir():
+                if path.is_symlink() or not path.is_dir():
+                    path.unlink()
 
     def run(self, case: Case, timeout: float | None = None) -> Answer:
         """Run one case; whatever goes wrong is its finding."""
@@ -235,20 +290,21 @@ class Command:
             case.operation.name,
             case.inputs(),
             case.options,
-            self.folder if self._files else None,
+            self.folder if self.files else None,
+            self._large,
         )
         try:
             return self._answer(case, number, self.ask(message, timeout))
         except Ended as error:
-            self._drop()
             return Answer(finding=Finding(kind=error.kind, message=str(error)))
-        except ProtocolError as error:
-            self._drop()
-            return Answer(finding=Finding(kind="protocol", message=str(error)))
+        except ProtocolError as error:  # of a tensor: the process may still be there
+            text = f"{error}{self._drop()}"
+            return Answer(finding=Finding(kind="protocol", message=text))
         except OSError as error:
-            self._drop()
-            message_ = f"could not be started again: {error}"
-            return Answer(finding=Finding(kind="crashed", message=message_))
+            text = f"could not be started again: {error}"
+            return Answer(finding=Finding(kind="crashed", message=text))
+        finally:
+            self._clear()
 
     def _answer(self, case: Case, number: int, message: dict[str, Any]) -> Answer:
         kind = message["type"]
@@ -269,5 +325,5 @@ class Command:
                 f"an answer that is no result, unsupported or error: "
                 f"{protocol.quote(json.dumps(message))}"
             )
-        folder = self.folder if self._files else None
+        folder = self.folder if self.files else None
         return check({k: protocol.decode(v, k, folder) for k, v in outputs.items()}, case)

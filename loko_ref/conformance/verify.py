@@ -89,7 +89,7 @@ def judge(case: Case, answer: Answer) -> Check:
         return Check(case=case, status="failed", finding=answer.finding, quantities=judged)
     if not judged:
         reason = "no output of this case can be judged in this dtype"
-        return Check(case=case, status="unsupported", reason=reason)
+        return Check(case=case, status="unsupported", reason=reason, outputs=answer.outputs)
     return Check(case=case, status="passed", worst=worst, quantities=judged, outputs=answer.outputs)
 
 

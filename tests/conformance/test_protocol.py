@@ -16,10 +16,13 @@ import pytest
 
 from loko_ref.conformance import protocol
 from loko_ref.conformance.cases import select
+from loko_ref.conformance.own import own_case
 from loko_ref.conformance.protocol import ProtocolError
 from loko_ref.conformance.subprocess_target import Command
 from loko_ref.conformance.verify import run, summarise
 from loko_ref.errors import InputError
+from loko_ref.interop.tensors import read_tensors
+from loko_ref.layers.activation import ACTIVATIONS
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -27,6 +30,16 @@ EXAMPLES = HERE.parents[1] / "examples"
 
 def python(*arguments):
     return shlex.join([sys.executable, *map(str, arguments)])
+
+
+def flat(pattern):
+    """Cases without nested layers, which a harness may decline."""
+    kinds = {"linear", *ACTIVATIONS}
+    return [
+        c
+        for c in select(pattern)
+        if {layer["kind"] for layer in c.options.get("spec") or ()} <= kinds
+    ]
 
 
 def trouble(name):
@@ -68,7 +81,7 @@ def test_specification_is_printed():
 
 def test_python_harness():
     with Command(python(EXAMPLES / "harness.py", EXAMPLES / "my_loko.py")) as command:
-        checks = run(command, select("kalman.*") + select("loko.step/glm/*") + select("model.*"))
+        checks = run(command, select("kalman.*") + select("loko.step/glm/*") + flat("model.*"))
     assert {c.status for c in checks} == {"passed"}
 
 
@@ -103,7 +116,7 @@ def test_javascript_harness():
         pytest.skip("node is not installed")
     path = shlex.join(["node", str(EXAMPLES / "harness.js")])
     with Command(path) as command:
-        offered = [c for name in command.operations for c in select(name)]
+        offered = [c for name in command.operations for c in flat(name)]
         checks = run(command, offered)
     assert any(c.case.operation.name == "loko.step" for c in checks)
     assert {c.status for c in checks} == {"passed"}
@@ -115,7 +128,7 @@ def test_javascript_harness():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("exits", "exited with code 3; stderr ends: cannot find my library"),
+        ("exits", "exited with code 3; stderr: cannot find my library"),
         (
             "canary",
             "canary.float64: element 1 (-0.0) was sent as bits 0x8000000000000000 and came back "
@@ -150,8 +163,19 @@ def test_no_command(command):
 
 
 MISBEHAVIOUR = {
-    "garbage": ("protocol", "a line on stdout that is no JSON", "'computing delta ...'"),
-    "crash": ("crashed", "was killed by SIGABRT; stderr ends: assertion failed: rank > 0", ""),
+    "garbage": (
+        "protocol",
+        "a line on stdout that is no JSON",
+        "'computing delta ...'; stderr: cannot open the log",
+    ),
+    "dies": (
+        "crashed",
+        "exited with code 101; stderr begins: panicked at rank.rs:7 | frame 0 | frame 1 | frame 2; "
+        "stderr ends: frame 297 | frame 298 | frame 299 | bye",
+        "",
+    ),
+    "chatters": ("crashed", "code 101; stderr begins: xxx", "xxx; stderr ends: yyy"),
+    "crash": ("crashed", "was killed by SIGABRT; stderr: assertion failed: rank > 0", ""),
     "hang": ("timeout", "did not answer within 1 s", ""),
     "error": ("raised", "reported an error: out of memory", ""),
     "wrong-id": ("protocol", "an answer to request 3 in place of 2", ""),
@@ -160,6 +184,22 @@ MISBEHAVIOUR = {
     "nan": ("protocol", "NaN is no JSON number", ""),
     "huge": ("protocol", "a line of more than 65536 bytes", ""),
     "escape": ("protocol", "file '../../etc/passwd' is no plain name in the folder of hello", ""),
+    "no-files": ("protocol", "file 'mine.safetensors' is no plain name in the folder of hello", ""),
+    "file-absolute": ("protocol", "mine.safetensors' is no plain name in the folder of hello", ""),
+    "file-parent": ("protocol", "mine.safetensors' is no plain name in the folder of hello", ""),
+    "file-missing": ("protocol", "mine.safetensors: got no such file", ""),
+    "file-folder": ("protocol", "mine.safetensors: got no such file", ""),
+    "file-pipe": ("protocol", "mine.safetensors: got no such file", ""),
+    "file-link": ("protocol", "file 'mine.safetensors' is a link", ""),
+    "file-truncated": ("protocol", "from 0 up to 40", "a truncated file"),
+    "file-longer": ("protocol", "got 56 bytes of data; required 48", ""),
+    "file-empty": ("protocol", "got 0 bytes; required at least 8", ""),
+    "file-head": ("protocol", "a head of ", "a truncated or foreign file"),
+    "file-no-json": ("protocol", "JSONDecodeError", "required a JSON head"),
+    "file-pickle": ("protocol", "got a pickled file", ""),
+    "file-name": ("protocol", "'mine.safetensors' holds no tensor 'delta'", ""),
+    "file-dtype": ("protocol", "the file holds float32(2, 3), not as announced", ""),
+    "file-shape": ("protocol", "the file holds float64(3, 2), not as announced", ""),
 }
 
 
@@ -174,6 +214,70 @@ def test_misbehaviour_is_one_finding_and_the_rest_goes_on(name, monkeypatch):
     assert checks[1].finding.kind == kind
     assert message in checks[1].finding.message
     assert more in checks[1].finding.message
+    assert len(checks[1].finding.message) < 1500
+
+
+def test_a_tensor_by_file_that_is_right_passes():
+    """The harness of trouble itself, where its trouble is none."""
+    cases = [c for c in select("lora.delta", "float64") if c.recipe.name in ("tiny", "random")]
+    with Command(trouble("file-none")) as command:
+        checks = run(command, [cases[0], cases[1], cases[0]])
+    assert [c.status for c in checks] == ["passed"] * 3
+
+
+@pytest.fixture
+def tensors_read(monkeypatch):
+    """Name of the file of each tensor that came by one."""
+    names = []
+
+    def spy(path):
+        names.append(path.name)
+        return read_tensors(path)
+
+    monkeypatch.setattr(protocol, "read_tensors", spy)
+    return names
+
+
+def test_python_harness_by_file(tensors_read):
+    """Every input and every output by a safetensors file, both dtypes, mappings too."""
+    with Command(python(EXAMPLES / "harness.py", EXAMPLES / "my_loko.py"), large=0) as command:
+        assert command.files
+        cases = select("lora.*") + select("kalman.diagonal_update/random*")
+        cases += select("loko.step/glm/*") + select("model.forward/linear/*")
+        checks = run(command, cases)
+        assert list(command.folder.iterdir()) == []
+    assert {c.status for c in checks} == {"passed"}
+    assert len(tensors_read) == sum(len(c.outputs) for c in checks)
+
+
+def test_only_large_tensors_go_by_file(tensors_read):
+    """Small inputs as text, the product of 600 x 600 (2.88 MB) by file."""
+    arrays = {"A": np.ones((2, 600)) / 3, "B": np.ones((600, 2)) / 7}
+    case = own_case("lora.delta", arrays, alpha=3.0)
+    with Command(python(EXAMPLES / "harness.py", EXAMPLES / "my_loko.py")) as command:
+        (check,) = run(command, [case])
+    assert check.status == "passed"
+    assert tensors_read == ["answer-1.safetensors"]
+
+
+def test_a_harness_that_reads_no_files_is_sent_none():
+    with Command(trouble("no-files"), large=0) as command:
+        assert not command.files
+        (check,) = run(command, select("lora.delta/tiny/float64"))
+    assert check.status == "passed"
+
+
+def test_cli_by_file():
+    harness = python(EXAMPLES / "harness.py", EXAMPLES / "my_loko.py")
+    result = cli("verify", "--cmd", harness, "--only", "lora.*", "--large", "0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    result = cli("protocol", "--cmd", harness)
+    assert result.returncode == 0, result.stdout
+    assert "ok    tensors by file: kalman.dense_update/tiny/float64 is answered" in result.stdout
+    for wrong in (("verify", EXAMPLES / "my_loko.py", "--large", "0"), ("verify", "--large", "-1")):
+        result = cli(*wrong)
+        assert result.returncode == 2
+        assert "--large: got" in result.stderr
 
 
 def test_what_it_does_not_offer_is_unsupported():

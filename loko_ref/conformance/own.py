@@ -1,0 +1,155 @@
+"""Inputs of one's own, judged as the catalogue's cases are: for property tests, and for debugging.
+
+    from loko_ref.conformance.own import agree
+
+    agree(my_update, "kalman.diagonal_update", {"theta": theta, "p": p, "H": H, "e": e, "R": R})
+
+The tolerance is computed from these very inputs: conditioning, cancellation and dtype are in it.
+[TOL-1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from loko_ref.conformance.cases import DTYPES, Case, Recipe
+from loko_ref.conformance.implementation import call
+from loko_ref.conformance.operations import Operation, get
+from loko_ref.conformance.report import failure
+from loko_ref.conformance.verify import Check, judge
+from loko_ref.errors import InputError, unknown_option
+
+__all__ = ["OWN", "agree", "check", "own_case"]
+
+OWN = "own"
+"""Where a case of the catalogue has its name, one of these has this."""
+
+
+def _dtype(value: Any) -> set[str]:
+    """Names of the floating dtypes in an input."""
+    if isinstance(value, Mapping):
+        return set().union(*map(_dtype, value.values()))
+    dtype = np.asarray(value).dtype
+    return {str(dtype)} if dtype.kind == "f" else set()
+
+
+def _sorted(
+    operation: Operation, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell inputs from options by their names."""
+    taken = {i.name for i in operation.inputs}
+    known = {o.name for o in operation.options}
+    for name in arguments.keys() - taken - known:
+        raise unknown_option(f"an argument of {operation.name}", name, [*taken, *known])
+    needed = [i.name for i in operation.inputs if not i.optional]
+    needed += [o.name for o in operation.options if o.default is None]
+    for name in needed:
+        if name not in arguments:
+            raise InputError(
+                operation.name,
+                f"no '{name}'",
+                f"arguments {', '.join(needed)}",
+                "an input left out; 'loko-ref operations' describes them",
+            )
+    return (
+        {k: v for k, v in arguments.items() if k in taken},
+        {k: v for k, v in arguments.items() if k in known},
+    )
+
+
+def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Case:
+    """Make a case of inputs of one's own; its id is ``operation/own/dtype``.
+
+    Parameters
+    ----------
+    operation : str
+        A name of the catalogue.
+    arguments : mapping
+        Inputs, and perhaps options, by their names there. Floating arrays have one dtype, float64
+        or float32.
+    **options
+        Options that differ from their defaults.
+
+    Raises
+    ------
+    InputError
+        If an argument is unknown or missing, or the dtypes are mixed.
+
+    Examples
+    --------
+    >>> own_case("kalman.time_update", {"p": np.ones(3)}, lam=0.5).options
+    {'lam': 0.5, 'q': 0.0}
+    """
+    entry = get(operation)
+    inputs, chosen = _sorted(entry, {**arguments, **options})
+    dtypes = _dtype(inputs)
+    if len(dtypes) != 1 or not dtypes <= set(DTYPES):
+        raise InputError(
+            operation, f"dtypes {sorted(dtypes)}", "all float64 or all float32", "mixed precision"
+        )
+    (dtype,) = dtypes
+    recipe = Recipe(
+        operation=operation,
+        name=OWN,
+        hunts="inputs of one's own",
+        build=lambda draw, dtype: inputs,
+        options=chosen,
+        dtypes=(dtype,),
+    )
+    return Case(id=f"{operation}/{OWN}/{dtype}", recipe=recipe, dtype=dtype)
+
+
+def check(
+    function: Callable[..., Any], operation: str, arguments: Mapping[str, Any], **options: Any
+) -> Check:
+    """Call a function on inputs of one's own and judge what it returns.
+
+    Parameters
+    ----------
+    function : callable
+        Takes inputs and options as keywords, as every operation of an implementation does. It is
+        given copies.
+    operation, arguments, options
+        As for :func:`own_case`.
+
+    Returns
+    -------
+    Check
+        ``loko_ref.conformance.naming.name_mistakes([check])`` names a known mistake.
+
+    Raises
+    ------
+    InputError, NumericalError
+        If the oracle itself refuses the inputs.
+    """
+    case = own_case(operation, arguments, **options)
+    with np.errstate(all="ignore"):
+        return judge(case, call(function, case))
+
+
+def agree(
+    function: Callable[..., Any], operation: str, arguments: Mapping[str, Any], **options: Any
+) -> Check:
+    """Assert that a function agrees with the oracle on inputs of one's own.
+
+    Parameters and errors as for :func:`check`.
+
+    Returns
+    -------
+    Check
+        Passed; or ``unsupported``, where conditioning leaves no digit to judge.  [TOL-3]
+
+    Raises
+    ------
+    AssertionError
+        If it does not; names the first quantity that is off. Also if it declines.
+    """
+    outcome = check(function, operation, arguments, **options)
+    if outcome.status == "failed":
+        raise AssertionError(f"{outcome.case.id}: {failure(outcome)}")
+    if outcome.status == "unsupported" and not outcome.outputs:
+        raise AssertionError(f"{outcome.case.id}: {outcome.reason}")
+    return outcome

@@ -1,0 +1,160 @@
+"""The terminal's report: equal failures in one block, a wrong implementation in one screen."""
+
+import io
+import json
+
+import numpy as np
+from rich.console import Console
+
+from loko_ref.conformance import report, terminal
+from loko_ref.conformance.cases import all_cases, select
+from loko_ref.conformance.implementation import Answer, Finding, Implementation
+from loko_ref.conformance.mutants import all_mutants, as_implementation
+from loko_ref.conformance.naming import name_mistakes
+from loko_ref.conformance.tolerance import expected
+from loko_ref.conformance.verify import judge, run
+
+ONE_SCREEN = 60
+
+
+def printed(checks, mistakes=None, notes=(), target="mine.py"):
+    stream = io.StringIO()
+    terminal.print_report(Console(file=stream, width=100), target, checks, notes, mistakes)
+    return stream.getvalue()
+
+
+def mutant(key, cases):
+    one = next(m for m in all_mutants() if m.id == key)
+    checks = run(Implementation(target=key, functions=as_implementation(one, one.example)), cases)
+    return checks, name_mistakes(checks)
+
+
+def answered(case, change):
+    """Judge the oracle's own outputs, changed."""
+    outputs = {k: np.array(v).astype(case.dtype) for k, v in expected(case).items()}
+    return judge(case, Answer(outputs=change(outputs)))
+
+
+def finding(case, kind, message, quantity=None):
+    return judge(case, Answer(finding=Finding(kind=kind, message=message, quantity=quantity)))
+
+
+def test_one_mistake_is_one_block_over_operations():
+    cases = select("lora.*") + select("kalman.diagonal_update", "float64")
+    checks, mistakes = mutant("SCALE-ALPHA", cases)
+    failed = [c for c in checks if c.status == "failed"]
+    groups = terminal.group(checks, mistakes)
+    assert sum(len(g.checks) for g in groups) == len(failed) > 10
+    assert {g.mistake.mutant.id for g in groups} == {"SCALE-ALPHA"}
+    assert [g.what for g in groups] == ["delta is off first", "W is off first"]
+    text = printed(checks, mistakes)
+    assert text.count("SCALE-ALPHA alpha for alpha / r: it reproduces") == 1
+    assert "SCALE-ALPHA again" in text
+    assert text.count("\n    look at: scale = alpha / r") == 1
+    assert "  in: lora.delta " in text
+    assert len(text.splitlines()) < ONE_SCREEN
+    # the JSON report has them all, with their mistakes
+    document = report.as_json("mine.py", checks, (), mistakes)
+    listed = [c for c in document["checks"] if c["status"] == "failed"]
+    assert [c["id"] for c in listed] == [c.case.id for c in failed]
+    assert all(c["mistakes"][0]["id"] == "SCALE-ALPHA" for c in listed)
+
+
+def test_the_one_shown_is_the_smallest_in_float64():
+    checks, mistakes = mutant("S-NO-R", select("kalman.diagonal_update"))
+    (first, *_) = terminal.group(checks, mistakes)
+    assert first.shown.case.id == "kalman.diagonal_update/tiny/float64"
+    text = printed(checks, mistakes)
+    others = [c.case.id for c in first.checks if c is not first.shown]
+    assert f"  also: {', '.join(others[:4])}, and {len(others) - 4} more\n" in text
+    alone = "alone: loko-ref verify mine.py --only kalman.diagonal_update/tiny/float64"
+    assert text.count(alone) == 1
+
+
+def test_everything_wrong_is_one_screen():
+    def wrong(name):
+        def function(**keywords):
+            raise RuntimeError(f"{name} is not there")
+
+        return function
+
+    cases = list({c.operation.name: c for c in reversed(all_cases())}.values())  # one of each
+    names = [c.operation.name for c in cases]
+    target = Implementation(target="x", functions={name: wrong(name) for name in names})
+    checks = run(target, cases)
+    text = printed(checks, {})
+    assert len(terminal.group(checks)) == len(names) > 15
+    blocks = [line for line in text.splitlines() if line.startswith("FAILED")]
+    assert len(blocks) == len(names)
+    assert sum("such as" in line for line in blocks) == len(names) - terminal.BLOCKS
+    assert text.count("  alone: ") == terminal.BLOCKS
+    table = len(names) + 5
+    assert len(text.splitlines()) - table < ONE_SCREEN + len(names)
+
+
+def test_without_a_name_each_operation_is_a_kind_of_its_own():
+    pick = select("kalman.diagonal_update/random/float64") + select("kalman.dense_update/random/*")
+    checks = [answered(c, lambda out: {**out, "K": out["K"] * 1.5}) for c in pick]
+    groups = terminal.group(checks, {c.case.id: [] for c in checks})
+    assert [(g.what, len(g.checks), g.mistake) for g in groups] == [
+        ("K is off first", 1, None),
+        ("K is off first", 2, None),
+    ]
+    assert "No known mistake reproduces 3 of the wrong results." in printed(
+        checks, {c.case.id: [] for c in checks}
+    )
+
+
+def test_findings_are_told_apart_by_their_words_not_their_numbers():
+    cases = select("kalman.diagonal_update", "float64")[:6]
+    checks = [
+        finding(cases[0], "crashed", "exited with code 3; stderr: bad pointer 0x7ffe12 at 17"),
+        finding(cases[1], "crashed", "exited with code 3; stderr: bad pointer 0x7ffea9 at 8"),
+        finding(cases[2], "crashed", "was killed by SIGSEGV"),
+        finding(cases[3], "shape", "K has shape (3, 12), not (12, 3)", "K"),
+        finding(cases[4], "shape", "K has shape (6, 60), not (60, 6)", "K"),
+        finding(cases[5], "timeout", "did not answer within 1 s"),
+    ]
+    assert [(g.what, len(g.checks)) for g in terminal.group(checks)] == [
+        ("the command ended", 2),
+        ("the command ended", 1),
+        ("K has another shape", 2),
+        ("no answer in time", 1),
+    ]
+    text = printed(checks)
+    assert "bad pointer 0x7ffe12 at 17" in text
+    assert "FAILED 1 check: no answer in time" in text
+
+
+def test_what_did_not_come_back_is_said():
+    (case,) = select("kalman.diagonal_update/random/float64")
+    check = answered(case, lambda out: {"theta": out["theta"] + 1, "p": out["p"]})
+    assert "not returned, and before it in the dataflow: S, K\n" in printed([check])
+    whole = answered(case, lambda out: {**out, "theta": out["theta"] + 1})
+    assert "not returned" not in printed([whole])
+
+
+def test_nothing_ran_has_no_table():
+    cases = select("lora.*")
+    checks = [judge(c, Answer(declined="not yet")) for c in cases]
+    text = printed(checks, {}, ["a note"])
+    assert "┃" not in text
+    assert f"unsupported not yet ({len(cases)}): lora.delta 10, lora.merge 10\n" in text
+    assert "note a note" in text
+    assert "tolerance" not in text
+    assert text.endswith(f"NOTHING RAN 0 ran, 0 passed, 0 failed, {len(cases)} unsupported\n")
+
+
+def test_markup_in_messages_is_no_markup():
+    (case,) = select("lora.delta/tiny/float64")
+    message = "raised KeyError: '[/red]' [bold]x[/bold] [link=http://a]"
+    text = printed([finding(case, "raised", message)], target="[red]mine[/red].py")
+    assert message in text
+    assert "[red]mine[/red].py" in text
+    json.dumps(report.as_json("x", [finding(case, "raised", message)]))
+
+
+def test_a_run_has_its_teacher_forced_walk():
+    checks, mistakes = mutant("S-JITTER", select("loko.run/gaussian-residual/float64"))
+    assert terminal.group(checks, mistakes)[0].mistake.mutant.id == "S-JITTER"
+    assert "teacher-forced" in printed(checks, mistakes)
