@@ -16,7 +16,12 @@ _OUT = "Output"
 
 
 def lte(
-    data: Annotated[str, typer.Option(help="Bundled data set.", rich_help_panel=_RUN)] = "digits",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="As of loko-ref train: digits, topics, mnist:DIR ...", rich_help_panel=_RUN
+        ),
+    ] = "digits",
     heads: Annotated[int, typer.Option(help="Number of heads.", rich_help_panel=_RUN)] = 4,
     rank: Annotated[int, typer.Option(help="Rank of each head.", rich_help_panel=_RUN)] = 4,
     merge_every: Annotated[
@@ -34,11 +39,39 @@ def lte(
     ] = 0,
     hidden: Annotated[str, typer.Option(help="Hidden widths.", rich_help_panel=_RUN)] = "128,128",
     activation: Annotated[
-        str, typer.Option(help="Between the linears.", rich_help_panel=_RUN)
-    ] = "relu",
+        str | None,
+        typer.Option(help="By default relu (mlp) or gelu (the others).", rich_help_panel=_RUN),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="mlp (default), vit (images, in patches), encoder (texts).", rich_help_panel=_RUN
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=NUMBER of a transformer: layers, width, heads, ff, patch; repeatable.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Linears with LoRA: a name, or its end, such as q; repeatable. Default: all.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many samples in each part of the data.", rich_help_panel=_RUN
+        ),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="float64 or float32.", rich_help_panel=_RUN)
     ] = "float64",
+    backend: Annotated[str, typer.Option(help="numpy or cupy.", rich_help_panel=_RUN)] = "numpy",
     alpha: Annotated[
         float | None, typer.Option(help="LoRA's alpha; by default 2 r.", rich_help_panel=_RUN)
     ] = None,
@@ -88,6 +121,10 @@ def lte(
         bool,
         typer.Option(help="No LoRA on the last linear: a replica layer.", rich_help_panel=_VARIANT),
     ] = False,
+    replicas: Annotated[
+        str,
+        typer.Option(help="Layers without LoRA: train or frozen.", rich_help_panel=_VARIANT),
+    ] = "train",
     baseline: Annotated[
         list[str] | None,
         typer.Option(help="Compare with full, lora (repeatable).", rich_help_panel=_OUT),
@@ -113,25 +150,26 @@ def lte(
     Under ``mpiexec -n P python -m mpi4py -m loko_ref lte ...`` the heads are spread over P ranks,
     with the same result, bit for bit.
     """
-    from loko_ref.lte import command, mpi
+    asked = dict(locals())
+    asked |= {k: asked[k] or [] for k in ("option", "baseline", "size", "targets")}
+
+    from loko_ref.lte import command, mpi, outcome
     from loko_ref.lte.team import Alone
 
-    asked = {k: v for k, v in locals().items() if k not in ("command", "mpi", "Alone")}
-    asked |= {"option": option or [], "baseline": baseline or []}
     team = mpi.connect() if mpi.launched() is not None else Alone()
 
     def prepare() -> Any:
-        from loko_ref.data import load
+        from loko_ref.sources import load
         from loko_ref.storage import check_target
 
         for name, suffixes in (("json_file", ()), ("details", ()), ("plot", (".svg",))):
             if asked[name] is not None and team.rank == 0:
                 check_target(name.removesuffix("_file"), asked[name], *suffixes)
-        source = load(data, seed=seed, dtype=dtype)
+        source = load(data, seed=seed, dtype=dtype, limit=limit)
         return command.prepare(asked, source, team)
 
     def work(job: Any) -> Any:
-        return command.execute(job, team)
+        return outcome.execute(job, team)
 
     if isinstance(team, mpi.MpiTeam):
         group = team
@@ -144,12 +182,12 @@ def lte(
     else:
         job = prepare()
         end = work(job)
-    report, more = command.report(job, end)
-    typer.echo(command.text(report, more))
+    report, more = outcome.report(job, end)
+    typer.echo(outcome.text(report, more))
     _write(json_file, report)
     _write(details, more)
     if plot is not None:
-        command.plot(plot, more)
+        outcome.plot(plot, more)
 
 
 def _write(path: Path | None, content: Any) -> None:

@@ -1,36 +1,43 @@
-"""What ``loko-ref lte`` does, apart from reading its arguments: prepare, train, compare, report.
+"""From the arguments of ``loko-ref lte`` to a run that is ready: network, data, optimizer, state.
 
-Shapes: W (o, i); s (min(o, i),); curves are lists of numbers.
+Shapes: x (samples, i), or (samples, t) ids of a text; W (o, i).
 """
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from loko_ref import model, storage
-from loko_ref.arrays import Array
-from loko_ref.checks import check_choice, check_range
-from loko_ref.errors import InputError, MissingExtraError, unknown_option
-from loko_ref.lte import checkpoint
-from loko_ref.lte import diagnostics as diag
-from loko_ref.lte.config import OPTIMIZERS, LteConfig
-from loko_ref.lte.experiment import BASELINES, Data, History, baseline_config, evaluate, train
-from loko_ref.lte.serial import Event
-from loko_ref.lte.state import LteState, fingerprint, init
-from loko_ref.lte.team import ALONE, Alone, Team
+import numpy as np
 
-__all__ = ["LEARNING_RATES", "End", "Job", "execute", "plot", "prepare", "report", "text"]
+from loko_ref.architectures import SMALL, patch_side, roberta_spec, vit_spec
+from loko_ref.arrays import Array, get_backend
+from loko_ref.checks import check_choice, check_range
+from loko_ref.errors import InputError, unknown_option
+from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.lte import checkpoint
+from loko_ref.lte.config import OPTIMIZERS, LteConfig
+from loko_ref.lte.experiment import BASELINES, Data, History
+from loko_ref.lte.state import LteState, init
+from loko_ref.lte.team import Team
+from loko_ref.spec import linears, map_linears, mlp_spec
+
+__all__ = ["LEARNING_RATES", "NETWORKS", "SIZE", "Job", "network", "prepare"]
 
 LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.01, "adamw": 0.002}
 """Defaults, found on digits; LoKO has p0 in its place."""
 
 P0 = 0.01
 """LoKO's prior variance here: from scratch, the larger one for fine-tuning overshoots."""
+
+NETWORKS = ("mlp", "vit", "encoder")
+"""A perceptron on features; a vision transformer on patches; an encoder of the RoBERTa kind."""
+
+SIZE = (*SMALL, "patch")
+"""Of the transformers: blocks, width of a token, heads of the attention, width of the feed-forward;
+side of a patch."""
 
 _SAME = (
     "mode",
@@ -45,10 +52,19 @@ _SAME = (
     "seed",
     "heads",
     "merge_every",
+    "replicas",
 )
 
 
 class _Source(Protocol):
+    """What is read of a :class:`loko_ref.data.Dataset`."""
+
+    @property
+    def image(self) -> tuple[int, int, int] | None: ...
+    @property
+    def vocabulary(self) -> int | None: ...
+    @property
+    def pad(self) -> int | None: ...
     @property
     def classes(self) -> int | None: ...
     @property
@@ -76,20 +92,6 @@ class Job:
     batch: int
     checkpoint: Path | None
     baselines: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class End:
-    """A run that is over."""
-
-    weights: Mapping[str, Array]
-    factors: Array
-    history: History
-    loss: float
-    evaluation: tuple[float, float | None]
-    steps: int
-    merges: int
-    digest: str
 
 
 def _optimizer(name: str, lr: float | None, options: list[str], regression: bool) -> Any:
@@ -131,6 +133,102 @@ def _widths(text: str, i: int, o: int) -> list[int]:
         ) from None
 
 
+def _size(items: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = dict(SMALL)
+    for item in items:
+        key, _, value = item.partition("=")
+        if key not in SIZE:
+            raise unknown_option("size", key, SIZE)
+        if not value.isdigit() or int(value) < 1:
+            raise InputError("size", repr(item), "NAME=NUMBER, at least 1", "a missing number")
+        found[key] = int(value)
+    return found
+
+
+def network(asked: Mapping[str, Any], source: _Source) -> list[dict[str, Any]]:
+    """Build the spec that was asked for, with LoRA where it was asked for.
+
+    Parameters
+    ----------
+    asked : mapping
+        ``network``, ``hidden``, ``activation``, ``size``; ``rank``, ``alpha``, ``lora_bias``,
+        ``targets``, ``dense_last``.
+    source : Dataset
+        Says what the inputs are, and how many outputs there are.
+
+    Raises
+    ------
+    InputError
+        If the network cannot read the data, or a rank exceeds a dimension.
+    """
+    text = source.vocabulary is not None
+    name = asked["network"] or ("encoder" if text else "mlp")
+    check_choice("network", name, NETWORKS)
+    if (name == "encoder") != text or (name == "vit" and source.image is None):
+        raise InputError(
+            "network",
+            repr(name),
+            "'encoder' for a text, 'vit' for images, 'mlp' for images and tables",
+            "a network that cannot read these data",
+        )
+    size = _size(asked["size"])
+    side = size.pop("patch", None)
+    size["outputs"] = source.outputs
+    activation = asked["activation"] or ("relu" if name == "mlp" else "gelu")
+    check_choice("activation", activation, ACTIVATIONS)
+    if name == "mlp":
+        widths = _widths(asked["hidden"], source.base.x.shape[1], source.outputs)
+        for width in widths:
+            check_range("hidden", width, low=1)
+        spec = mlp_spec(widths, activation)
+    elif name == "vit":
+        assert source.image is not None
+        patch = [patch_side(pixels) if side is None else side for pixels in source.image[1:]]
+        spec = vit_spec(image=source.image, patch=patch, activation=activation, **size)
+    else:
+        assert source.vocabulary is not None
+        assert source.pad is not None
+        spec = roberta_spec(
+            vocab=source.vocabulary,
+            positions=source.base.x.shape[1] + source.pad + 1,
+            pad=source.pad,
+            types=0,
+            activation=activation,
+            **size,
+        )
+    return _with_lora(spec, asked, regression=source.classes is None)
+
+
+def _with_lora(
+    spec: list[dict[str, Any]], asked: Mapping[str, Any], *, regression: bool
+) -> list[dict[str, Any]]:
+    """Put LoRA on the linears asked for; all of them by default."""
+    r = asked["rank"]
+    alpha = 2.0 * r if asked["alpha"] is None else asked["alpha"]
+    names = [layer["name"] for layer in linears(spec)]
+    ends = {name.rsplit(".", 1)[-1] for name in names} | set(names)
+    for target in asked["targets"]:
+        check_choice("targets", target, sorted(ends))
+
+    def put(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        name, cap = layer["name"], min(layer["in"], layer["out"])
+        if asked["targets"] and not {name, name.rsplit(".", 1)[-1]} & set(asked["targets"]):
+            return layer
+        if name == names[-1] and (asked["dense_last"] or regression):
+            return layer  # one output: nothing is low-rank about it; a replica layer
+        if r > cap:
+            raise InputError(
+                "rank",
+                r,
+                f"at most {cap}, the smaller side of layer {name}",
+                "a rank larger than a dimension; --dense-last leaves the last linear without "
+                "LoRA, --targets names those that get it",
+            )
+        return {**layer, "lora": {"r": r, "alpha": float(alpha), "bias": asked["lora_bias"]}}
+
+    return map_linears(spec, put)
+
+
 def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
     """Turn the command's arguments into a run, from its start or from a checkpoint.
 
@@ -148,14 +246,12 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
     InputError
         If an argument cannot be used, or a checkpoint is not of this run.
     """
-    import numpy as np
-
     for name in asked["baseline"]:
         check_choice("baseline", name, BASELINES)
     check_range("steps", asked["steps"], low=1)
     check_choice("data_split", asked["data_split"], ("chunks", "replicated"))
-    r = asked["rank"]
-    alpha = 2.0 * r if asked["alpha"] is None else asked["alpha"]
+    check_choice("backend", asked["backend"], ("numpy", "cupy"))  # balls enclose, and do not train
+    like = get_backend(asked["backend"]).asarray(np.zeros(1, asked["dtype"]))
     regression = source.classes is None
     data = Data(
         x=np.concatenate([source.base.x, source.stream.x]),
@@ -163,25 +259,8 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
         x_test=source.test.x,
         y_test=source.test.y,
     )
-    widths = _widths(asked["hidden"], data.x.shape[1], source.outputs)
-    for width in widths:
-        check_range("hidden", width, low=1)
-    spec = model.mlp_spec(widths, asked["activation"])
-    linears = [layer for layer in spec if layer["kind"] == "linear"]
-    for layer in linears[:-1] if asked["dense_last"] else linears:
-        cap = min(layer["in"], layer["out"])
-        if regression and layer is linears[-1]:
-            continue  # one output: nothing is low-rank about it; a replica layer
-        if r > cap:
-            raise InputError(
-                "rank",
-                r,
-                f"at most {cap}, the smaller side of layer {layer['name']}",
-                "a rank larger than a dimension; --dense-last leaves the last linear without LoRA",
-            )
-        layer["lora"] = {"r": r, "alpha": float(alpha), "bias": asked["lora_bias"]}
     config = LteConfig(
-        spec=spec,
+        spec=network(asked, source),
         optimizer=_optimizer(asked["optimizer"], asked["lr"], asked["option"], regression),
         data="replicated" if asked["mode"] == "mhlora" else asked["data_split"],
         loss="mse" if regression else "cross_entropy",
@@ -201,10 +280,11 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
         )
     each = batch // config.heads if config.data == "chunks" else batch
     run = {"data": source.digest(), "batch": batch, "dtype": asked["dtype"]}
-    state = init(config, batch=each, dtype=asked["dtype"], team=team)
+    run["backend"] = asked["backend"]
+    state = init(config, batch=each, dtype=asked["dtype"], team=team, like=like)
     start, history = state.weights, History()
     if asked["resume"] is not None:
-        state, history = checkpoint.load(asked["resume"], config, run, team)
+        state, history = checkpoint.load(asked["resume"], config, run, team, like)
         if state.step > asked["steps"]:
             raise InputError(
                 "steps",
@@ -225,233 +305,3 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
         checkpoint=asked["checkpoint"],
         baselines=tuple(dict.fromkeys(asked["baseline"])),
     )
-
-
-class _Bar:
-    """A progress bar on a terminal's stderr; nothing elsewhere."""
-
-    def __init__(self, title: str, steps: int, done: int, team: Team) -> None:
-        self.bar: Any = None
-        if team.rank == 0 and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self.bar = Progress(console=Console(stderr=True), transient=True)
-            self.task = self.bar.add_task(title, total=steps, completed=done)
-            self.bar.start()
-
-    def __call__(self, event: Event) -> None:
-        if self.bar is not None and event.kind == "step":
-            self.bar.advance(self.task)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-
-def execute(job: Job, team: Team) -> End:
-    """Train to the end, saving at each merge where asked to."""
-    config = job.config
-
-    def save(state: LteState, history: History) -> None:
-        if job.checkpoint is not None:
-            checkpoint.save(job.checkpoint, config, state, history, job.run, team)
-
-    bar = _Bar(f"lte, {config.heads} heads", job.steps, job.state.step, team)
-    try:
-        state = train(
-            config,
-            job.state,
-            job.data,
-            steps=job.steps,
-            batch=job.batch,
-            team=team,
-            history=job.history,
-            merged=save,
-            stepped=bar,
-        )
-    finally:
-        bar.close()
-    return _end(config, state, job.data, job.history, team)
-
-
-def _end(config: LteConfig, state: LteState, data: Data, history: History, team: Team) -> End:
-    import numpy as np
-
-    loss, _ = evaluate(config, state, data.x, data.y)
-    rows = state.merged if config.mode == "mhlora" else None
-    if rows is None:  # not the algorithm's: the factors of all heads, for the angles
-        rows = np.concatenate(team.collect(np.asarray(state.theta)))
-    return End(
-        weights=diag.effective_weights(config, state),
-        factors=rows,
-        history=history,
-        loss=loss,
-        evaluation=evaluate(config, state, data.x_test, data.y_test),
-        steps=state.step,
-        merges=state.merges,
-        digest=fingerprint(config, state, team),
-    )
-
-
-def _spectra(config: LteConfig, end: End, start: Mapping[str, Array]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, site in config.layout.sites.items():
-        W, W_0 = end.weights[f"{name}.W"], start[f"{name}.W"]
-        s = diag.update_spectrum(W, W_0)
-        found[name] = {
-            "rank": diag.numerical_rank(W, W_0),
-            "effective_rank": diag.effective_rank(s),
-            "singular_values": s.tolist(),
-        }
-        if site.lora and config.heads > 1:
-            A = config.layout.take(end.factors, f"{name}.A")
-            found[name]["angles"] = diag.principal_angles(A).tolist()
-    return found
-
-
-def _summary(config: LteConfig, end: End, spectra: Mapping[str, Any], sent: int) -> dict[str, Any]:
-    return {
-        "test_accuracy": end.evaluation[1],
-        "loss": end.loss,
-        "steps": end.steps,
-        "merges": end.merges,
-        "bytes_sent": sent,
-        "rank_of_update": max(v["rank"] for v in spectra.values()),
-        "state_sha256": end.digest,
-    }
-
-
-def _curves(name: str, end: End, spectra: Mapping[str, Any]) -> dict[str, Any]:
-    told = end.history.evaluations
-    return {
-        "name": name,
-        "loss": end.history.loss,
-        "evaluations": [{"step": a, "loss": b, "accuracy": c} for a, b, c in told],
-        "layers": spectra,
-    }
-
-
-def report(job: Job, end: End) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run the baselines, and put everything into JSON data.
-
-    Returns
-    -------
-    result : dict
-        Schema ``loko-ref/lte/1``. ``loss`` is the mean over the training set at the end;
-        ``rank_of_update`` the largest numerical rank of W - W_0 over the layers; ``bytes_sent``
-        the logical bytes of factors (and replicas), for a baseline those of data-parallel training
-        on as many workers as there are heads.
-    details : dict
-        Schema ``loko-ref/lte-details/1``: curves, spectra, principal angles.
-    """
-    config = job.config
-    spectra = _spectra(config, end, job.start)
-    result = {"schema": "loko-ref/lte/1"} | _summary(config, end, spectra, end.history.sent)
-    runs = [_curves("mhlora" if config.mode == "mhlora" else "lte", end, spectra)]
-    baselines = []
-    for name in job.baselines:
-        other = baseline_config(config, name)
-        state = init(other, weights=job.start, batch=job.batch, dtype=str(job.data.x.dtype))
-        history = History()
-        bar = _Bar(f"baseline {name}", job.steps, 0, ALONE)
-        try:
-            state = train(
-                other,
-                state,
-                job.data,
-                steps=job.steps,
-                batch=job.batch,
-                team=Alone(),
-                history=history,
-                stepped=bar,
-            )
-        finally:
-            bar.close()
-        done = _end(other, state, job.data, history, ALONE)
-        found = _spectra(other, done, job.start)
-        sent = job.steps * config.heads * other.layout.n * state.theta.itemsize
-        baselines.append({"name": name} | _summary(other, done, found, sent))
-        runs.append(_curves(name, done, found))
-    result["baselines"] = baselines
-    details = {
-        "schema": "loko-ref/lte-details/1",
-        "config": config.as_json(),
-        "run": {"batch": job.batch, "steps": job.steps},
-        "runs": runs,
-    }
-    return result, details
-
-
-def text(result: Mapping[str, Any], details: Mapping[str, Any]) -> str:
-    """Lay out the result for a terminal."""
-    heads = [{"name": details["runs"][0]["name"]} | dict(result), *result["baselines"]]
-    lines = [
-        f"{'run':10} {'test acc.':>9} {'loss':>10} {'steps':>6} {'merges':>6} {'MB sent':>9}"
-        f" {'rank':>5}"
-    ]
-    for row in heads:
-        accuracy = "-" if row["test_accuracy"] is None else f"{row['test_accuracy']:.4f}"
-        lines.append(
-            f"{row['name']:10} {accuracy:>9} {row['loss']:10.6f} {row['steps']:6d} "
-            f"{row['merges']:6d} {row['bytes_sent'] / 1e6:9.3f} {row['rank_of_update']:5d}"
-        )
-    lines.append("")
-    lines.append("layer: rank, effective rank, first singular values of W - W_0; angles of the A")
-    for name, layer in details["runs"][0]["layers"].items():
-        s = " ".join(f"{v:.3g}" for v in layer["singular_values"][:5])
-        line = f"{name:5}  {layer['rank']:4d} {layer['effective_rank']:7.2f}   {s}"
-        angles = [a for pair in layer.get("angles", []) for a in pair]
-        if angles:
-            line += f"   {min(angles):.1f} to {max(angles):.1f} degrees"
-        lines.append(line)
-    lines.append(f"state_sha256 {result['state_sha256']}")
-    return "\n".join(lines)
-
-
-def plot(path: Path, details: Mapping[str, Any]) -> None:
-    """Draw the loss and accuracy curves, the spectra of W - W_0 and the heads' angles, as SVG.
-
-    Raises
-    ------
-    MissingExtraError
-        If matplotlib is not installed.
-    """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("a plot", "matplotlib", "data") from error
-    with rc_context({"svg.hashsalt": "loko-ref", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(10, 7), layout="constrained")
-        axes = figure.subplots(2, 2)
-        for run in details["runs"]:
-            at = [e["step"] for e in run["evaluations"]]
-            axes[0, 0].plot(at, [e["loss"] for e in run["evaluations"]], label=run["name"])
-            if run["evaluations"][0]["accuracy"] is not None:
-                axes[0, 1].plot(at, [e["accuracy"] for e in run["evaluations"]], label=run["name"])
-        axes[0, 0].set(title="test loss", xlabel="step", yscale="log")
-        axes[0, 1].set(title="test accuracy", xlabel="step")
-        styles = ("-", "--", ":", "-.")
-        for k, run in enumerate(details["runs"]):
-            for j, (name, layer) in enumerate(run["layers"].items()):
-                s = [v for v in layer["singular_values"] if v > 1e-12]
-                axes[1, 0].plot(
-                    range(1, len(s) + 1),
-                    s,
-                    styles[k % 4],
-                    color=f"C{j}",
-                    label=f"{run['name']}, layer {name}",
-                )
-        axes[1, 0].set(title="singular values of W - W_0", xlabel="number", yscale="log")
-        layers = details["runs"][0]["layers"]
-        for j, (name, layer) in enumerate(layers.items()):
-            angles = sorted(a for pair in layer.get("angles", []) for a in pair)
-            axes[1, 1].plot(angles, color=f"C{j}", label=f"layer {name}")
-        axes[1, 1].set(title="principal angles between the heads' A (degrees)", xlabel="sorted")
-        for ax in axes.flat:
-            if ax.get_legend_handles_labels()[0]:
-                ax.legend(fontsize=7)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    storage.write_bytes(path, buffer.getvalue())

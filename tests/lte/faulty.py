@@ -13,7 +13,7 @@ real = serial.step
 def failing(kind, rank, at):
     """The step, made to fail in one way on one rank."""
 
-    def step(config, state, x, y, team):
+    def step(config, state, x, y, team, **more):
         if team.rank == rank and state.step == at:
             if kind == "raise":
                 raise RuntimeError("made to fail")
@@ -25,7 +25,7 @@ def failing(kind, rank, at):
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "diverge":
                 state.theta[...] = float("nan")
-        return real(config, state, x, y, team)
+        return real(config, state, x, y, team, **more)
 
     return step
 

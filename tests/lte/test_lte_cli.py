@@ -30,6 +30,7 @@ def call(*arguments: str):
     return result.output
 
 
+TINY = [f"--size={k}" for k in ("layers=1", "width=8", "heads=2", "ff=12")]
 SMALL = ["--hidden", "24,16", "--batch", "16", "--rank", "3", "--steps", "20"]
 
 
@@ -85,8 +86,11 @@ def test_the_json_has_the_promised_form_and_the_run_learns(tmp_path) -> None:
             "0.01",
         ],
         ["--steps", "21"],
+        ["--network", "vit", *TINY, "--reset", "AB", "--lora-bias", "--dtype", "float32"],
+        ["--network", "vit", *TINY, "--targets", "q", "--targets", "0.f1", "--optimizer", "loko"],
+        ["--data", "topics", *TINY, "--mode", "mhlora", "--replicas", "frozen", "--limit", "60"],
     ],
-    ids=lambda a: "-".join(a).replace("--", ""),
+    ids=lambda a: "-".join(k for k in a if "size" not in k).replace("--", ""),
 )
 def test_variants_run_and_repeat_to_the_same_hash(arguments, tmp_path) -> None:
     hashes = set()
@@ -114,6 +118,51 @@ def test_a_run_resumes_from_the_command_line_to_the_same_json(tmp_path) -> None:
     assert again.read_text() == whole.read_text()
 
 
+def test_a_transformer_learns_from_scratch_beside_its_baselines(tmp_path) -> None:
+    file, details, plot = (tmp_path / name for name in ("a.json", "d.json", "p.svg"))
+    out = call(
+        *("--network", "vit", "--size", "layers=1", "--size", "width=16", "--size", "ff=24"),
+        *("--steps", "72", "--lr", "0.005", "--baseline", "full", "--baseline", "lora"),
+        *("--json", str(file), "--details", str(details), "--plot", str(plot)),
+    )
+    found, told = json.loads(file.read_text()), json.loads(details.read_text())
+    rows = [found, *found["baselines"]]
+    assert all(row["test_accuracy"] > 0.3 for row in rows)
+    linears = ["patch", *(f"0.{k}" for k in ("q", "k", "v", "o", "f1", "f2")), "head.out"]
+    assert [list(run["layers"]) for run in told["runs"]] == [linears] * 3
+    assert found["rank_of_update"] == 16
+    assert found["baselines"][1]["rank_of_update"] == 4
+    # norms, [CLS] and positions travel with the factors: 8 bytes, 4 heads, 9 merges
+    r, d, ff = 4, 16, 24
+    factors = r * ((4 + d) + 4 * 2 * d + 2 * (d + ff) + (d + 10))
+    assert found["bytes_sent"] == 9 * 8 * 4 * (factors + 3 * 2 * d + d + 17 * d)
+    assert "head.out" in out
+
+
+def test_the_backend_asked_for_is_given_or_refused(monkeypatch, tmp_path) -> None:
+    sys.path.insert(0, str(ROOT / "tests"))
+    import device
+
+    from loko_ref import backends
+
+    with pytest.raises(InputError, match="backend: got 'balls'"):
+        call(*SMALL, "--backend", "balls")
+    backends._cupy.cache_clear()
+    device.fake_cupy(monkeypatch)
+    vit = ["--network", "vit", *TINY, "--steps", "12", "--batch", "16", "--rank", "2"]
+    for k, arguments in enumerate((SMALL, [*SMALL, "--mode", "mhlora"], vit)):
+        hashes = []
+        for backend in ("numpy", "cupy"):
+            file = tmp_path / f"{k}{backend}.json"
+            more = ("--baseline", "lora", "--checkpoint", str(tmp_path / f"{k}{backend}"))
+            call(*arguments, "--backend", backend, "--json", str(file), *more)
+            hashes.append(file.read_text())
+        assert hashes[0] == hashes[1]
+        with pytest.raises(InputError, match="backend = 'cupy'"):
+            call(*arguments, "--resume", str(tmp_path / f"{k}cupy"))
+    backends._cupy.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -134,6 +183,15 @@ def test_a_run_resumes_from_the_command_line_to_the_same_json(tmp_path) -> None:
         (["--plot", "x.png"], "svg"),
         (["--json", "/nowhere/at/all.json"], "json"),
         (["--resume", "/nowhere"], "complete checkpoint"),
+        (["--network", "vti"], "closest known name is 'vit'"),
+        (["--network", "encoder"], "cannot read these data"),
+        (["--data", "wine", "--network", "vit"], "cannot read these data"),
+        (["--network", "vit", "--size", "depth=2"], "size"),
+        (["--network", "vit", "--size", "layers=two"], "NAME=NUMBER"),
+        (["--network", "vit", "--size", "patch=3"], "a divisor of the image"),
+        (["--network", "vit", "--rank", "8"], "at most 4, the smaller side of layer patch"),
+        (["--targets", "3"], "targets"),
+        (["--replicas", "no"], "replicas: got 'no'"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

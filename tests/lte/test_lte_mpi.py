@@ -59,6 +59,10 @@ VARIANTS = {
         "--lora-bias",
     ],
     "mhlora": ["--mode", "mhlora", "--optimizer", "adagrad"],
+    "vit": [
+        *("--network", "vit", "--reset", "AB", "--realisation", "copies"),
+        *(f"--size={k}" for k in ("layers=1", "width=8", "heads=2", "ff=12")),
+    ],
 }
 _serial: dict[str, str] = {}
 
@@ -94,6 +98,7 @@ def test_every_number_of_ranks_gives_the_serial_runs_json(which, ranks, tmp_path
     "name",
     [
         "loko",
+        "vit",
         pytest.param("sgd", marks=in_the_long_part),
         pytest.param("mhlora", marks=in_the_long_part),
     ],
