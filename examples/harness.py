@@ -12,7 +12,6 @@ import base64
 import importlib.util
 import inspect
 import json
-import math
 import os
 import struct
 import sys

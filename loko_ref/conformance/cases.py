@@ -21,9 +21,12 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.operations import OPERATIONS, Operation
 
-__all__ = ["DTYPES", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
+__all__ = ["DTYPES", "OWN", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
 
 DTYPES = ("float64", "float32")
+
+OWN = "own"
+"""Name of a case that is not the catalogue's: inputs of one's own."""
 
 
 class Draw:

@@ -15,17 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.conformance.cases import DTYPES, Case, Recipe
+from loko_ref.conformance.cases import DTYPES, OWN, Case, Recipe
 from loko_ref.conformance.implementation import call
 from loko_ref.conformance.operations import Operation, get
 from loko_ref.conformance.report import failure
 from loko_ref.conformance.verify import Check, judge
 from loko_ref.errors import InputError, unknown_option
 
-__all__ = ["OWN", "agree", "check", "own_case"]
-
-OWN = "own"
-"""Where a case of the catalogue has its name, one of these has this."""
+__all__ = ["agree", "check", "own_case"]
 
 
 def _dtype(value: Any) -> set[str]:

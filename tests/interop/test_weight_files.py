@@ -114,6 +114,22 @@ def test_configurations_refused(tmp_path, rng, change, where):
         load_classifier(tmp_path)
 
 
+@pytest.mark.parametrize("length", [640, 1152])
+def test_a_head_whose_length_reads_as_a_pickles_magic_is_no_pickle(tmp_path, rng, length):
+    """640 is 80 02, 1152 is 80 04 in little-endian bytes: pickle's protocols 2 and 4."""
+    path, tensors = tmp_path / "model.safetensors", {"w": rng.standard_normal((2, 3))}
+    write_tensors(path, tensors, {"note": ""})
+    (bare,) = struct.unpack("<Q", path.read_bytes()[:8])
+    write_tensors(path, tensors, {"note": "x" * (length - bare)})
+    raw = path.read_bytes()
+    assert struct.unpack("<Q", raw[:8]) == (length,)
+    assert raw[:2] in (b"\x80\x02", b"\x80\x04")
+    assert (read_tensors(path)["w"] == tensors["w"]).all()
+    path.write_bytes(raw[:2] + b"K\x01.")  # the same two bytes, and the pickle of 1
+    with pytest.raises(InputError, match="pickled"):
+        read_tensors(path)
+
+
 def test_pickles_are_refused(tmp_path, rng):
     saved(tmp_path, rng)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
