@@ -6,16 +6,16 @@ Shapes as in ``operations``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from loko_ref import lte
-from loko_ref.arrays import scalar
-from loko_ref.conformance.lte_plain import FACTORS, slot_names
+from loko_ref import lte, model
+from loko_ref.conformance.lte_formulas import in_order
 from loko_ref.lte import heads as net
+from loko_ref.lte.serial import deal
 from loko_ref.lte.state import heads_of
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 
@@ -32,10 +32,10 @@ def _seen(config: lte.LteConfig, state: lte.LteState) -> Any:
     for name, site in config.layout.sites.items():
         p = config.layout.site(view.theta, name)
         if not site.lora:
-            parts.append(p["W"])
+            parts += [p["W"]] if "W" in p else []
             continue
         W = view.weights[f"{name}.W"]
-        scale = scalar(site.scale, W)
+        scale = site.scale_beside(W)
         W = W + scale * (p["B"] @ p["A"])
         if view.merged is not None:
             q = config.layout.site(view.merged, name)
@@ -48,6 +48,30 @@ def _redraw(redraws: Arrays, merge: int) -> Out:
     return {k: v[merge - 1] for k, v in redraws.items()}
 
 
+def _factors(config: lte.LteConfig) -> list[str]:
+    return [k for k in config.layout.names if config.layout.sites[k.rsplit(".", 1)[0]].lora]
+
+
+def _state(config: lte.LteConfig, state: lte.LteState) -> Out:
+    """Every state array of the heads, by the catalogue's names."""
+    out: Out = {**state.slots, "theta": state.theta}
+    if state.R is not None:
+        out["R"] = state.R
+    if config.mode == "mhlora":
+        return out
+    if config.realisation == "copies":
+        rows = [a.reshape(config.heads, -1) for a in state.copies.values()]
+        return out | {"copies": np.concatenate(rows, axis=1)}
+    merged = np.zeros_like(state.theta) if state.merged is None else state.merged
+    rows = [config.layout.take(merged, k).reshape(config.heads, -1) for k in _factors(config)]
+    return out | {"merged": np.concatenate(rows, axis=1)}
+
+
+def _read(x: Any, o: Arrays) -> Any:
+    """Give the network's inputs; token ids, which come as floats, as whole numbers."""
+    return x.astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x
+
+
 def run(x: Arrays, o: Arrays) -> Out:
     """Give the expected numbers of ``lte.run``, by :mod:`loko_ref.lte`."""
     config, state = _package(x, o)
@@ -55,44 +79,80 @@ def run(x: Arrays, o: Arrays) -> Out:
     drawn: Callable[[int], Out] | None = None
     if redraws is not None:
         drawn = partial(_redraw, redraws)
+    given = list(zip(_read(x["x"], o), x["y"], strict=True))
     rows: list[Out] = []
-    for event in lte.iterate(config, state, zip(x["x"], x["y"], strict=True), redraws=drawn):
+    ends: list[lte.LteState] = []
+    for event in lte.iterate(
+        config,
+        state,
+        given,
+        redraws=drawn,
+        rates=o["rates"] or None,
+        merge_at=o["merge_at"] or None,
+    ):
         if event.record is not None:
-            z, loss = event.record.z, event.record.loss
-            if o["mode"] == "mhlora":  # one network: the plain route has a row a head
-                z, loss = np.stack([z] * o["heads"]), np.repeat(loss, o["heads"])
-            rows.append({"z": z, "loss": loss, "gradient": event.record.gradient})
-        now = event.state
-        out = rows[-1]
-        out |= {k: now.slots[k] for k in slot_names(o)}
-        out["theta"] = now.theta
-        out["W"] = np.concatenate([now.weights[k].reshape(-1) for k in x["weights"]])
+            rows.append(_step(config, state, event.record, given[len(rows)]))
+            ends.append(state)
+        state = ends[-1] = event.state
+        now, out = _state(config, state), rows[-1]
+        if event.kind == "step" and o["mode"] == "lte":
+            out |= {f"{k}_step": a for k, a in now.items() if k not in ("merged", "copies")}
+        if event.kind != "reset" and o["reset"] != "none":
+            names = ("theta", "p", "merged", "copies")
+            out |= {f"{k}_merge": now[k] for k in names if k in now}
+        out |= now
+    for out, end in zip(rows, ends, strict=True):
+        out["W"] = np.concatenate([end.weights[k].reshape(-1) for k in x["weights"]])
         if o["mode"] == "lte":
-            out["seen"] = _seen(config, now)
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            out["seen"] = _seen(config, end)
+        if "evaluation" in x:
+            out |= _evaluated(config, end, _read(x["evaluation"], o))
+    sorted_rows = [in_order(row) for row in rows]
+    return {name: np.stack([row[name] for row in sorted_rows]) for name in sorted_rows[0]}
+
+
+def _step(config: lte.LteConfig, state: lte.LteState, record: Any, batch: Any) -> Out:
+    """Give what a step shows of itself; with LoKO the Jacobian at the state before it."""
+    z, loss = record.z, record.loss
+    if config.mode == "mhlora":  # one network: the plain route has a row a head
+        z, loss = np.stack([z] * config.heads), np.repeat(loss, config.heads)
+    if record.gradient is not None:
+        return {"z": z, "loss": loss, "gradient": record.gradient}
+    x, _ = deal(config, state, *batch)
+    return {"z": z, "loss": loss, "Z": net.jacobian(config, heads_of(config, state), x)[1]}
+
+
+def _evaluated(config: lte.LteConfig, state: lte.LteState, x: Any) -> Out:
+    """Run the main network: as last merged, and as a merge now would have it.  [LTE-13]."""
+    if config.mode == "mhlora":
+        return {"z_now": net.forward(config, heads_of(config, state), x)[0]}
+    now = lte.merge(config, state).weights
+    return {
+        "z_main": model.forward(lte.merged_model(config, state.weights), x)[0],
+        "z_now": model.forward(lte.merged_model(config, now), x)[0],
+    }
+
+
+def _optimizer(x: Arrays, o: Arrays) -> Any:
+    kinds: dict[str, Any] = {"sgd": SGD, "adagrad": AdaGrad, "adamw": AdamW, "loko": lte.Loko}
+    kind = kinds[o["optimizer"]]
+    named = {f.name: o[f.name] for f in fields(kind) if f.name in o}
+    return kind(**named, **({"p0": x["p"]} if kind is lte.Loko else {}))
 
 
 def _package(x: Arrays, o: Arrays) -> tuple[Any, Any]:
     """Build the package's configuration and first state for a case."""
-    common = {"lr": o["lr"], "weight_decay": o["weight_decay"]}
-    optimizer: SGD | AdaGrad | AdamW
-    if o["optimizer"] == "sgd":
-        optimizer = SGD(momentum=o["momentum"], **common)
-    elif o["optimizer"] == "adagrad":
-        optimizer = AdaGrad(eps=o["eps"], **common)
-    else:
-        optimizer = AdamW(beta1=o["beta1"], beta2=o["beta2"], eps=o["eps"], **common)
-    chosen = ("mode", "reset", "optimizer_state", "scaling", "data", "reduction", "loss")
+    own = {f.name for f in fields(lte.LteConfig)} - {"optimizer"}
     config = lte.LteConfig(
-        spec=o["spec"],
-        heads=o["heads"],
-        merge_every=o["merge_every"],
         merging="incremental",
-        optimizer=optimizer,
-        **{name: o[name] for name in chosen},
+        optimizer=_optimizer(x, o),
+        **{name: value for name, value in o.items() if name in own},
     )
-    factors = {k: v for k, v in x["factors"].items() if k.rsplit(".", 1)[1] in FACTORS}
-    return config, lte.init(config, weights=x["weights"], factors=factors)
+    wanted = _factors(config)
+    factors = {k: x["factors"][k] for k in wanted}
+    whole = o["mode"] == "mhlora" or o["data"] == "replicated"
+    batch = x["x"].shape[1] // (1 if whole else o["heads"])
+    return config, lte.init(config, weights=x["weights"], factors=factors, batch=batch)
 
 
 def forward(x: Arrays, o: Arrays) -> Out:
@@ -105,7 +165,7 @@ def forward(x: Arrays, o: Arrays) -> Out:
 
     old = rows(x["merged"]) if "merged" in x else None
     view = net.Heads(theta=rows(x["factors"]), merged=old, weights=x["weights"])
-    return {"z": net.forward(config, view, x["x"])[0]}
+    return {"z": net.forward(config, view, _read(x["x"], o))[0]}
 
 
 def merge(x: Arrays, o: Arrays) -> Out:

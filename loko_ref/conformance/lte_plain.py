@@ -1,10 +1,10 @@
-"""LTE's operations by their plain formulas, head by head, replaceable by name.
+"""LTE's operations head by head, by ``lte_formulas``: nothing here is stacked.
 
-Beside :mod:`loko_ref.conformance.formulas`, and for the same purposes: disturbing quantities, and
-exchanging one formula for a wrong one. Nothing here is stacked: each head's effective weight is
-formed, and the factors' gradients follow from the full weight's.
+One head's network is in ``lte_network``; the filter is that of ``plain``, the descents those of
+``descent``.
 
-Shapes: W, G (o, i); b (o,); A (r, i); B (o, r) of one head; x (batch, i); z (batch, C).
+Shapes: W (o, i); b (o,); factors, copies (heads, ...); theta, p (n,) of one head; R (m, m);
+x (batch, ...); z (batch, C).
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.conformance.lte_formulas import LTE_FORMULAS, in_order, slot_names
+from loko_ref.conformance.lte_network import (
+    FACTORS,
+    derivatives,
+    layers,
+    outputs,
+    pack,
+    seen,
+    site,
+    trained,
+)
+from loko_ref.conformance.plain import measured
+from loko_ref.conformance.values import Values
 
-__all__ = [
-    "LTE_FORMULAS",
-    "lte_forward",
-    "lte_merge",
-    "lte_run",
-    "slot_names",
-]
+__all__ = ["FACTORS", "LTE_FORMULAS", "lte_forward", "lte_merge", "lte_run"]
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -30,138 +36,13 @@ Keep = Callable[[str, Any], Any]
 Table = Mapping[str, Callable[..., Any]]
 
 
-def _delta(p: Arrays, scale: float) -> Any:
-    """``scale B A``."""
-    return scale * (p["B"] @ p["A"])
-
-
-def _shift(p: Arrays, scale: float) -> Any:
-    """``scale (B bA + bB)``, 0 without branch biases."""
-    return scale * (p["B"] @ p["bA"] + p["bB"]) if "bB" in p else 0.0
-
-
-def _slices(a: Any, heads: int) -> list[Any]:
-    """Contiguous chunks of a batch."""
-    return np.split(a, heads)
-
-
-def _sgd(theta: Any, g: Any, s: dict[str, Any], t: int, o: Arrays) -> tuple[Any, dict[str, Any]]:
-    g = g + o["weight_decay"] * theta
-    if o["momentum"]:
-        g = g if t == 1 else o["momentum"] * s["momentum"] + g
-        return theta - o["lr"] * g, {"momentum": g}
-    return theta - o["lr"] * g, {}
-
-
-def _adagrad(
-    theta: Any, g: Any, s: dict[str, Any], t: int, o: Arrays
-) -> tuple[Any, dict[str, Any]]:
-    g = g + o["weight_decay"] * theta
-    total = s.get("sum", 0.0) + g * g
-    return theta - o["lr"] * g / (np.sqrt(total) + o["eps"]), {"sum": total}
-
-
-def _adamw(theta: Any, g: Any, s: dict[str, Any], t: int, o: Arrays) -> tuple[Any, dict[str, Any]]:
-    m = o["beta1"] * s.get("exp_avg", 0.0) + (1 - o["beta1"]) * g
-    v = o["beta2"] * s.get("exp_avg_sq", 0.0) + (1 - o["beta2"]) * g * g
-    theta = theta * (1 - o["lr"] * o["weight_decay"])
-    step = (m / (1 - o["beta1"] ** t)) / (np.sqrt(v / (1 - o["beta2"] ** t)) + o["eps"])
-    return theta - o["lr"] * step, {"exp_avg": m, "exp_avg_sq": v}
-
-
-def _wiped(slots: Any, t: int, o: Arrays) -> tuple[Any, int]:
-    """Optimizer state after a merge: kept, or begun anew."""
-    return ([{} for _ in slots], 0) if o["optimizer_state"] == "reset" else (slots, t)
-
-
-LTE_FORMULAS: dict[str, Callable[..., Any]] = {
-    "lte.scale": lambda alpha, r: alpha / r,
-    "lte.chunks": _slices,
-    # what a head sees: its weight, given what it learned and what of that was merged  [LTE-3]
-    "lte.seen": lambda W, now, old: W + now - old,
-    # whose factors the gradients are taken at
-    "lte.at": lambda p, old: p,
-    # a head's cotangent, given its own mean's  [LTE-8]
-    "lte.reduce": lambda dz, heads, reduction: dz / heads if reduction == "all" else dz,
-    "lte.mse": lambda z, y: 2 * (z - y) / y.size,
-    # the merge  [LTE-5, LTE-7]
-    "lte.merged": lambda W, now, old: W + sum(now) / len(now) - sum(old) / len(old),
-    "lte.delta": _delta,
-    "lte.shift": _shift,
-    "lte.replica": lambda copies: sum(copies) / len(copies),
-    "lte.remembered": lambda p, factors, reset: None if reset else p,
-    "lte.due": lambda t, every: t % every == 0,
-    "lte.state": _wiped,
-    "lte.mhlora": lambda deltas, scaling: sum(deltas) / (len(deltas) if scaling == "mean" else 1),
-    "lte.sgd": _sgd,
-    "lte.adagrad": _adagrad,
-    "lte.adamw": _adamw,
-}
-"""Name -> plain formula."""
-
-FACTORS = ("A", "B", "bA", "bB")
-
-
-def _linears(o: Arrays) -> list[Mapping[str, Any]]:
-    return [layer for layer in o["spec"] if layer["kind"] == "linear"]
-
-
-def _site(values: Arrays, name: str, head: int) -> dict[str, Any]:
-    found = {k: values[f"{name}.{k}"] for k in (*FACTORS, "W", "b") if f"{name}.{k}" in values}
-    return {k: v[head] for k, v in found.items()}
-
-
-def _effective(v: Arrays, o: Arrays, F: Table, keep: Keep, head: int) -> dict[str, tuple[Any, Any]]:
-    """Weight and bias that a head sees, layer by layer."""
-    seen = {}
-    for layer in _linears(o):
-        name = layer["name"]
-        if not layer.get("lora"):
-            p = _site(v["factors"], name, head)
-            seen[name] = (p["W"], p["b"])
-            continue
-        W, b = v["weights"][f"{name}.W"], v["weights"][f"{name}.b"]
-        s = F["lte.scale"](layer["lora"]["alpha"], layer["lora"]["r"])
-        heads = v["factors"][f"{name}.A"].shape[0]
-        if o["mode"] == "mhlora":
-            every = [_site(v["factors"], name, h) for h in range(heads)]
-            W = W + F["lte.mhlora"]([F["lte.delta"](p, s) for p in every], o["scaling"])
-            b = b + F["lte.mhlora"]([F["lte.shift"](p, s) for p in every], o["scaling"])
-        else:
-            p = _site(v["factors"], name, head)
-            old = v.get("merged")
-            q = {k: np.zeros_like(a) for k, a in p.items()}
-            if old is not None:
-                q = _site(old, name, head)
-            W = F["lte.seen"](W, F["lte.delta"](p, s), F["lte.delta"](q, s))
-            b = F["lte.seen"](b, F["lte.shift"](p, s), F["lte.shift"](q, s))
-        seen[name] = (keep("W_seen", W), keep("b_seen", b))
-    return seen
-
-
-def _network(
-    seen: Mapping[str, tuple[Any, Any]], o: Arrays, x: Any, keep: Keep
-) -> tuple[Any, list[Any]]:
-    caches: list[Any] = []
-    for layer in o["spec"]:
-        if layer["kind"] == "linear":
-            W, b = seen[layer["name"]]
-            caches.append(x)
-            x = x @ W.T + b
-        else:
-            x, kept = ACTIVATIONS[layer["kind"]][0](x)
-            caches.append(kept)
-        x = keep("h", x)
-    return x, caches
-
-
 def lte_forward(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Every head's outputs (mhlora: the one network's).  [LTE-2, LTE-3]."""
+    s = {**x, "heads": o["heads"]}
     if o["mode"] == "mhlora":
-        return {"z": _network(_effective(x, o, F, keep, 0), o, x["x"], keep)[0]}
+        return {"z": outputs(seen(s, o, F, keep, 0), o, F, keep, x["x"])[0]}
     rows = [
-        _network(_effective(x, o, F, keep, head), o, part, keep)[0]
-        for head, part in enumerate(x["x"])
+        outputs(seen(s, o, F, keep, head), o, F, keep, part)[0] for head, part in enumerate(x["x"])
     ]
     return {"z": np.stack(rows)}
 
@@ -176,161 +57,288 @@ def lte_merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     before = [keep("delta", F["lte.delta"](q, s)) for q in old]
     W = keep("W", F["lte.merged"](x["W"], now, before))
     reset = o["reset"] != "none"
-    after = [{"A": q["A"], "B": np.zeros_like(q["B"])} for q in p] if reset else p
-    memory = [F["lte.remembered"](q, r, reset) for q, r in zip(p, after, strict=True)]
+    after = [{"A": q["A"], "B": F["lte.zeroed"](q["B"])} for q in p] if reset else p
+    memory = [F["lte.remembered"](q, r, reset) for q, r in zip(p, old, strict=True)]
     zero = np.zeros_like(x["W"])
-    seen = [
+    found = [
         F["lte.seen"](W, F["lte.delta"](q, s), zero if m is None else F["lte.delta"](m, s))
         for q, m in zip(after, memory, strict=True)
     ]
-    return {"W": W, "seen": keep("seen", np.stack(seen))}
+    return {"W": W, "seen": keep("seen", np.stack(found))}
 
 
-def _gradient(
-    v: Arrays, o: Arrays, F: Table, keep: Keep, head: int, x: Any, y: Any
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Find outputs, loss and gradients of one head's trainables.  [LTE-3, LTE-8]."""
-    seen = _effective(v, o, F, keep, head)
-    z, caches = _network(seen, o, x, keep)
-    heads = v["heads"]
-    if o["loss"] == "mse":
-        loss, dz = ((z - y) ** 2).mean(), F["lte.mse"](z, y)
-    else:
-        log = z - z.max(axis=1, keepdims=True)
-        log = log - np.log(np.exp(log).sum(axis=1, keepdims=True))
-        loss, dz = -(y * log).sum() / len(y), (np.exp(log) - y) / len(y)
-    if o["mode"] == "lte":
-        dz = F["lte.reduce"](dz, heads, o["reduction"])
-    dz = keep("dz", dz)
-    found: dict[str, Any] = {}
-    for layer, kept in zip(reversed(o["spec"]), reversed(caches), strict=True):
-        if layer["kind"] != "linear":
-            dz = keep("dz", ACTIVATIONS[layer["kind"]][1](dz, kept))
-            continue
-        name = layer["name"]
-        G, gb = keep("G", dz.T @ kept), keep("gb", dz.sum(axis=0))
-        if layer.get("lora"):
-            p = _site(v["factors"], name, head)
-            old = _site(v["merged"], name, head) if v.get("merged") is not None else None
-            p = F["lte.at"](p, old)
-            s = F["lte.scale"](layer["lora"]["alpha"], layer["lora"]["r"])
-            if o["mode"] == "mhlora":
-                s = F["lte.mhlora"]([s if h == head else 0.0 for h in range(heads)], o["scaling"])
-            found[f"{name}.A"] = s * (p["B"].T @ G)
-            found[f"{name}.B"] = s * (G @ p["A"].T)
-            if "bB" in p:
-                found[f"{name}.B"] = found[f"{name}.B"] + s * np.outer(gb, p["bA"])
-                found[f"{name}.bA"], found[f"{name}.bB"] = s * (p["B"].T @ gb), s * gb
-        else:
-            found |= {f"{name}.W": G, f"{name}.b": gb}
-        dz = keep("dz", dz @ seen[name][0])
-    return z, loss, found
+# ---------------------------------------------------------------------------------- a run
 
 
 def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
-    """Take steps, merges and resets; the state after each step and what follows it.  [LTE-1]."""
-    heads = o["heads"]
-    weights: dict[str, Any] = dict(x["weights"])
-    merged: Any = None
-    factors: dict[str, Any] = {}
-    for layer in _linears(o):  # a layer without LoRA: a copy a head  [LTE-7]
-        name = layer["name"]
-        if layer.get("lora"):
-            factors |= {k: x["factors"][k] for p in FACTORS if (k := f"{name}.{p}") in x["factors"]}
-        else:
-            factors |= {k: np.stack([weights[k]] * heads) for k in (f"{name}.W", f"{name}.b")}
-    names = list(factors)
-    sizes = [factors[k][0].size for k in names]
-    shapes = [factors[k].shape[1:] for k in names]
-    slots: list[dict[str, Any]] = [{} for _ in range(heads)]
-    t = merges = 0
+    """Take steps, merges and resets; every state array after each of them.  [LTE-1]."""
+    v = _start(x, o, F, keep)
     rows: list[Out] = []
-
-    def pack(values: Arrays, head: int) -> Any:
-        return np.concatenate([np.reshape(values[k][head], -1) for k in names])
-
     for at, (bx, by) in enumerate(zip(x["x"], x["y"], strict=True), start=1):
-        v = {"weights": weights, "factors": factors, "merged": merged, "heads": heads}
-        whole = o["mode"] == "mhlora" or o["data"] == "replicated"
-        xs = [bx] * heads if whole else F["lte.chunks"](bx, heads)
-        ys = [by] * heads if whole else F["lte.chunks"](by, heads)
-        z, loss, g = [], [], []
-        for head in range(heads):
-            zh, lh, gh = _gradient(v, o, F, keep, head, xs[head], ys[head])
-            z.append(zh)
-            loss.append(lh)
-            g.append(keep("gradient", np.concatenate([gh[k].reshape(-1) for k in names])))
-        t += 1
-        new = []
-        for head in range(heads):
-            theta, slots[head] = F[f"lte.{o['optimizer']}"](
-                pack(factors, head), g[head], slots[head], t, o
-            )
-            slots[head] = {k: keep(k, a) for k, a in slots[head].items()}
-            new.append(keep("theta", theta))
-        out = {"z": np.stack(z), "loss": np.array(loss), "gradient": np.stack(g)}
-        cuts = np.cumsum(sizes)[:-1]
-        split = [np.split(row, cuts) for row in new]
-        factors = {
-            k: np.stack([row[j].reshape(shape) for row in split])
-            for j, (k, shape) in enumerate(zip(names, shapes, strict=True))
-        }
-        if o["mode"] == "lte" and F["lte.due"](at, o["merge_every"]):
-            merges += 1
-            before, replicas = factors, dict(factors)
-            for layer in _linears(o):
-                name = layer["name"]
-                if not layer.get("lora"):
-                    for key in (f"{name}.W", f"{name}.b"):
-                        weights = weights | {key: F["lte.replica"](list(factors[key]))}
-                        replicas[key] = np.stack([weights[key]] * heads)
-                    continue
-                s = F["lte.scale"](layer["lora"]["alpha"], layer["lora"]["r"])
-                now = [_site(factors, name, h) for h in range(heads)]
-                old = [
-                    {k: np.zeros_like(a) for k, a in q.items()}
-                    if merged is None
-                    else _site(merged, name, h)
-                    for h, q in enumerate(now)
-                ]
-                for key, part in ((f"{name}.W", "lte.delta"), (f"{name}.b", "lte.shift")):
-                    if key.endswith("b") and f"{name}.bB" not in factors:
-                        continue
-                    added = [[F[part](q, s) for q in side] for side in (now, old)]
-                    weights = weights | {key: keep(key, F["lte.merged"](weights[key], *added))}
-            factors = replicas
-            reset = o["reset"] != "none"
-            if reset:
-                factors = dict(factors)
-                for key in names:
-                    part = key.rsplit(".", 1)[1]
-                    if part in ("B", "bB") or (o["reset"] == "AB" and part == "bA"):
-                        factors[key] = np.zeros_like(factors[key])
-                    elif o["reset"] == "AB" and part == "A":
-                        factors[key] = x["redraws"][key][merges - 1]
-            merged = F["lte.remembered"](before, factors, reset)
-            slots, t = F["lte.state"](slots, t, o)
-        kept = {k: [s.get(k) for s in slots] for k in slot_names(o)}
-        width = len(new[0])
-        out |= {
-            k: np.stack([np.zeros(width) if a is None else a for a in rows_])
-            for k, rows_ in kept.items()
-        }
-        out["theta"] = np.stack([pack(factors, head) for head in range(heads)])
-        out["W"] = np.concatenate([np.reshape(a, -1) for a in weights.values()])
+        v["at"], reset = at, o["reset"] != "none"
+        out = _step(v, bx, by)
+        before = v.weights
         if o["mode"] == "lte":
-            v = {"weights": weights, "factors": factors, "merged": merged, "heads": heads}
-            seen = [_effective(v, o, F, keep, head) for head in range(heads)]
-            flat = [[np.reshape(W, -1) for W, _ in one.values()] for one in seen]
-            out["seen"] = np.stack([np.concatenate(one) for one in flat])
-        rows.append(out)
+            after = _state(v)
+            out |= {f"{k}_step": a for k, a in after.items() if k not in ("merged", "copies")}
+            due = at in o["merge_at"] if o["merge_at"] else F["lte.due"](at, o["merge_every"])
+            factors = v.factors
+            if due:
+                _merge(v)
+            if reset:
+                after = _state(v)
+                names = ("theta", "p", "merged", "copies")
+                out |= {f"{k}_merge": after[k] for k in names if k in after}
+            if due and reset:
+                _reset(v, factors)
+        out |= _state(v)
+        out["W"] = np.concatenate([np.reshape(a, -1) for a in v.weights.values()])
+        if o["mode"] == "lte":
+            out["seen"] = _all_seen(v)
+        if "evaluation" in x:
+            out |= _evaluated(v, before)
+        rows.append(in_order(out))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def slot_names(o: Arrays) -> tuple[str, ...]:
-    """Names of the optimizer's slots."""
+def _start(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Values:
+    """Begin: weights, all heads' trainables, copies, optimizer."""
+    names = trained(o, x["weights"])
+    factors = {}
+    for name in names:  # a layer without LoRA: a copy a head  [LTE-7]
+        replica = name in x["weights"]
+        factors[name] = (
+            np.stack([x["weights"][name]] * o["heads"]) if replica else x["factors"][name]
+        )
+    v = Values(o, F=F, keep=keep, given=x, names=names, weights=dict(x["weights"]))
+    v |= {"factors": factors, "merged": None, "copies": None, "t": 0, "merges": 0}
+    if o["realisation"] == "copies":
+        v["copies"] = _copied(v, None)
+    v["slots"] = [_fresh(v) for _ in range(o["heads"])]
+    return v
+
+
+def _fresh(v: Values) -> Out:
+    """Begin one head's optimizer state."""
+    n = len(pack(v.factors, v.names, 0))
+    if v.optimizer != "loko":
+        first = v.initial_accumulator_value if v.optimizer == "adagrad" else 0.0
+        return {name: np.full(n, first) for name in slot_names(v)}
+    whole = v.mode == "mhlora" or v.data == "replicated"
+    m = v.given["y"][0].size // (1 if whole else v.heads)
+    R = {} if v.noise == "glm" else {"R": v.r0 * np.eye(m)}
+    return {"p": v.given["p"], **R}
+
+
+def _step(v: Values, bx: Any, by: Any) -> Out:
+    """One step of every head from the same state."""
+    heads = range(v.heads)
+    whole = v.mode == "mhlora" or v.data == "replicated"
+    xs = [bx] * v.heads if whole else v.F["lte.chunks"](bx, v.heads)
+    ys = [by] * v.heads if whole else v.F["lte.chunks"](by, v.heads)
+    v["t"] += 1
+    found = [(_filter if v.optimizer == "loko" else _descend)(v, h, xs[h], ys[h]) for h in heads]
+    rows = [theta for theta, _ in found]
+    cuts = np.cumsum([v.factors[k][0].size for k in v.names])[:-1]
+    split = [np.split(row, cuts) for row in rows]
+    v["factors"] = {
+        k: np.stack([row[j].reshape(v.factors[k].shape[1:]) for row in split])
+        for j, k in enumerate(v.names)
+    }
+    seen_by = found[0][1]
+    return {name: np.stack([out[name] for _, out in found]) for name in seen_by}
+
+
+def _loss(v: Values, z: Any, y: Any) -> tuple[Any, Any]:
+    """One head's mean loss and its cotangent.  [LTE-8]."""
+    if v.loss == "mse":
+        return ((z - y) ** 2).mean(), v.F["lte.mse"](z, y)
+    top = z.max(axis=1, keepdims=True)
+    lse = top + np.log(np.exp(z - top).sum(axis=1, keepdims=True))
+    log = z - v.keep("lse", lse)
+    return -(y * log).sum() / len(y), (np.exp(log) - y) / len(y)
+
+
+def _descend(v: Values, head: int, x: Any, y: Any) -> tuple[Any, Out]:
+    """SGD, AdaGrad or AdamW along the head's gradient.  [OPT-1, OPT-2, OPT-3]."""
+    z, net = outputs(seen(v, v, v.F, v.keep, head), v, v.F, v.keep, x)
+    loss, dz = _loss(v, z, y)
+    if v.mode == "lte":
+        dz = v.F["lte.reduce"](dz, v.heads, v.reduction)
+    d = v.keep("dz", dz)[:, None, :]
+    g = v.keep("gradient", derivatives(v, v, v.F, net, d, head).sum(axis=(0, 1)))
+    w = Values(v, g=g, theta=pack(v.factors, v.names, head), slot=v.slots[head], new={})
+    w["lr"] = v.F["lte.rate"](v, v["at"])
+    for name in slot_names(v):
+        w.new[name] = v.keep(name, v.F[f"{v.optimizer}.{name}"](w))
+    v.slots[head] = w.new
+    theta = v.keep("theta", v.F[f"{v.optimizer}.theta"](w))
+    return theta, {"z": z, "loss": np.asarray(loss), "gradient": g}
+
+
+def _filter(v: Values, head: int, x: Any, y: Any) -> tuple[Any, Out]:
+    """LoKO on the head's own network, with its own p and R.  [LTE-10]."""
+    C, theta = y.shape[1], pack(v.factors, v.names, head)
+    z, net = outputs(seen(v, v, v.F, v.keep, head), v, v.F, v.keep, x)
+    d = np.broadcast_to(np.eye(C), (len(z), C, C))
+    Z = v.keep("Z", derivatives(v, v, v.F, net, d, head).reshape(len(z) * C, -1))
+    if head == 0:
+        v["R_before"] = [s.get("R") for s in v.slots]
+
+    def at(moved: Any) -> Any:
+        parts, start = dict(v.factors), 0
+        for k in v.names:
+            size = v.factors[k][0].size
+            parts[k] = parts[k].copy()
+            parts[k][head] = moved[start : start + size].reshape(parts[k].shape[1:])
+            start += size
+        s = {**v, "factors": parts}
+        return outputs(seen(s, v, v.F, v.keep, head), v, v.F, v.keep, x)[0]
+
+    which = v.F["lte.filter_of"](head)
+    table = {**v.F, "e": lambda w: v.F["lte.innovation"](v.F["e"](w), v.heads)}
+    w = Values(v, F=table, x=x, y=y, theta=theta, z=z, Z=Z, outputs=at, covariance="diagonal")
+    w["p"] = v.slots[which]["p"]
+    if v.noise != "glm":
+        w["R"] = v.F["lte.R_of"](v.R_before, which) if which == head else v.slots[which]["R"]
+    w.put("p_pred")
+    out = measured(w)
+    v.slots[which] = {k: out[k] for k in ("p", "R") if k in out}
+    loss, _ = _loss(v, z, y)
+    return out["theta"], {"z": z, "loss": np.asarray(loss), "Z": Z}
+
+
+def _state(v: Values) -> Out:
+    """Give every state array but the shared weights, all heads together."""
+    heads = range(v.heads)
+    out = {name: np.stack([s[name] for s in v.slots]) for name in slot_names(v)}
+    out["theta"] = np.stack([pack(v.factors, v.names, head) for head in heads])
+    if v.optimizer == "loko":
+        for name in ("p", "R") if v.noise != "glm" else ("p",):
+            out[name] = np.stack([v.slots[v.F["lte.filter_of"](h)][name] for h in heads])
+    if v.mode == "lte" and v.copies is None:
+        lora = [k for k in v.names if k not in v.weights]
+        memory = v.merged or {k: np.zeros_like(v.factors[k]) for k in lora}
+        out["merged"] = np.stack([pack(memory, lora, head) for head in heads])
+    elif v.mode == "lte":
+        out["copies"] = np.stack([pack(v.copies, list(v.copies), head) for head in heads])
+    return out
+
+
+def _all_seen(v: Values) -> Any:
+    rows = []
+    for head in range(v.heads):
+        dense = seen(v, v, v.F, v.keep, head)
+        shown = [
+            dense[f"{layer['name']}.W"]
+            for layer in layers(v.spec)
+            if layer.get("lora") or f"{layer['name']}.W" in v.names
+        ]
+        rows.append(np.concatenate([W.reshape(-1) for W in shown]))
+    return np.stack(rows)
+
+
+# ------------------------------------------------------------------------ merge, reset, evaluate
+
+
+def _scales(v: Values) -> list[tuple[str, float, list[tuple[str, str]]]]:
+    """Name each linear with LoRA, its scale, and which of W, b are merged, by which formula."""
+    found = []
+    for layer in layers(v.spec):
+        if layer.get("lora"):
+            scale = v.F["lte.scale"](layer["lora"]["alpha"], layer["lora"]["r"])
+            parts = [("W", "lte.delta"), ("b", "lte.shift")]
+            found.append((layer["name"], scale, parts[: 2 if layer["lora"].get("bias") else 1]))
+    return found
+
+
+def _copied(v: Values, memory: Any) -> Out:
+    """Each head's weight copies: ``W - delta`` of what is remembered, W where nothing is."""
+    copies: Out = {}
+    for name, scale, parts in _scales(v):
+        for key, part in parts:
+            W = v.weights[f"{name}.{key}"]
+            rows = [W] * v.heads
+            if memory is not None:
+                every = [site(memory, name, h) for h in range(v.heads)]
+                rows = [v.F["lte.copied"](W, v.F[part](q, scale)) for q in every]
+            copies[f"{name}.{key}"] = v.keep("copies", np.stack(rows))
+    return copies
+
+
+def _merge(v: Values) -> None:
+    """W and the replicas' means, what is remembered, the optimizer's state.  [LTE-5, LTE-7]."""
+    F, heads = v.F, range(v.heads)
+    weights, factors = dict(v.weights), dict(v.factors)
+    for name in v.names:
+        if name in weights:
+            weights[name] = F["lte.replica"](list(factors[name]))
+            factors[name] = np.stack([weights[name]] * v.heads)
+    for name, scale, parts in _scales(v):
+        for key, part in parts:
+            place = f"{name}.{key}"
+            W, zero = weights[place], np.zeros_like(weights[place])
+            now = [F[part](site(v.factors, name, h), scale) for h in heads]
+            old = [zero for _ in heads]
+            if v.copies is not None:  # a head sees W_copy + delta: what it adds to W
+                now = [v.copies[place][h] + now[h] - W for h in heads]
+            elif v.merged is not None:
+                old = [F[part](site(v.merged, name, h), scale) for h in heads]
+            weights[place] = v.keep(place, F["lte.merged"](W, now, old))
+    memory = F["lte.remembered"](v.factors, v.merged, False)
+    v |= {"weights": weights, "factors": factors, "merged": memory, "merges": v.merges + 1}
+    if v.copies is not None:
+        v["copies"] = _copied(v, memory)
+    slots, v["t"] = F["lte.state"](v.slots, v.t, v)
+    v["slots"] = [{**_fresh(v), **s} for s in slots]
+    if v.optimizer == "loko":
+        kept = F["lte.p_merged"]([s["p"] for s in v.slots], v.filter_merge)
+        v["slots"] = [{**s, "p": p} for s, p in zip(v.slots, kept, strict=True)]
+
+
+def _reset(v: Values, before: Arrays) -> None:
+    """B = 0, A kept or redrawn; nothing remembers the merge.  [LTE-6]."""
+    factors, hit = dict(v.factors), []
+    for name in v.names:
+        part = name.rsplit(".", 1)[1]
+        gone = part in ("B", "bB") if name not in v.weights else False
+        if v.reset == "AB" and part == "A":
+            factors[name] = v.F["lte.redrawn"](factors[name], v.given["redraws"][name], v.merges)
+        elif gone or (v.reset == "AB" and part == "bA"):
+            factors[name] = v.F["lte.zeroed"](factors[name])
+        anew = gone or (v.reset == "AB" and part in ("A", "bA"))
+        hit.append(np.full(factors[name][0].size, anew))
+    v |= {"factors": factors, "merged": v.F["lte.remembered"](before, v.merged, True)}
+    if v.copies is not None:
+        v["copies"] = _copied(v, v.merged)
+    if v.optimizer == "loko":
+        where = np.concatenate(hit)
+        v["slots"] = [
+            {**s, "p": v.F["lte.p_reset"](s["p"], v.given["p"], where, v.filter_merge)}
+            for s in v.slots
+        ]
+
+
+def _evaluated(v: Values, before: Arrays) -> Out:
+    """Run the main network on given inputs: as last merged, as a merge now would.  [LTE-13]."""
+    x, every = v.given["evaluation"], [seen(v, v, v.F, v.keep, h) for h in range(v.heads)]
+    if v.mode == "mhlora":
+        return {"z_now": outputs(every[0], v, v.F, v.keep, x)[0]}
+    main, now = dict(v.weights), dict(v.weights)
+    places: dict[str, Any] = {
+        name: [a - v.weights[name] for a in v.factors[name]]
+        for name in v.names
+        if name in v.weights
+    }
+    for name, scale, parts in _scales(v):
+        for key, part in parts:
+            sites = [site(v.factors, name, h) for h in range(v.heads)]
+            places[f"{name}.{key}"] = [v.F[part](p, scale) for p in sites]
+    for name, deltas in places.items():
+        W = v.weights[name]
+        now[name] = v.keep(name, v.F["lte.now"](W, [dense[name] for dense in every], deltas))
+        main[name] = v.F["lte.main"](W, before[name], now[name])
     return {
-        "sgd": ("momentum",) if o["momentum"] else (),
-        "adagrad": ("sum",),
-        "adamw": ("exp_avg", "exp_avg_sq"),
-    }[o["optimizer"]]
+        "z_main": outputs(main, v, v.F, v.keep, x)[0],
+        "z_now": outputs(now, v, v.F, v.keep, x)[0],
+    }

@@ -20,7 +20,15 @@ from loko_ref.conformance.cases import Case
 from loko_ref.conformance.formulas import identity
 from loko_ref.conformance.tolerance import FORMULA_TABLE, _Disturb, _inputs, _wide
 
-__all__ = ["Changes", "Mutant", "all_mutants", "as_implementation", "evaluate", "mutant"]
+__all__ = [
+    "Changes",
+    "Mutant",
+    "all_mutants",
+    "as_implementation",
+    "evaluate",
+    "formulas_of",
+    "mutant",
+]
 
 Changes = Mapping[str, Callable[..., Any]]
 """Formula name -> the wrong formula."""
@@ -95,7 +103,7 @@ def mutant(
 @cache
 def all_mutants() -> tuple[Mutant, ...]:
     """Every mutant, in the order of the dataflow."""
-    for part in ("filter", "time", "observation", "noise", "lte", "model"):
+    for part in ("filter", "time", "observation", "noise", "lte", "lte_run", "model"):
         import_module(f"loko_ref.conformance.mutants_{part}")  # which registers its own
     return tuple(_MUTANTS.values())
 
@@ -109,6 +117,23 @@ class _Lower:
     def __call__(self, name: str, value: Any) -> Any:
         fraction, exponent = np.frexp(value)
         return np.ldexp(np.round(np.ldexp(fraction, self._bits)), exponent - self._bits)
+
+
+@lru_cache(maxsize=1024)
+def formulas_of(case: Case) -> frozenset[str]:
+    """Name the formulas that a case calls: a mutant of others alone changes nothing in it."""
+    called: set[str] = set()
+
+    def noted(name: str, formula: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            called.add(name)
+            return formula(*arguments, **keywords)
+
+        return call
+
+    table = {name: noted(name, formula) for name, formula in FORMULA_TABLE.items()}
+    case.operation.plain(_wide(_inputs(case)), case.options, table, identity)
+    return frozenset(called)
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,7 @@
 """Mistakes in LTE: the heads, the merge, the resets, the optimizers across merges.
 
-Shapes as in ``lte_plain``.
+Those in what a run holds beside (LoKO in the heads, weight copies, evaluation) are in
+``mutants_lte_run``. Shapes as in ``lte_plain``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.conformance.lte_plain import LTE_FORMULAS
+from loko_ref.conformance.lte_formulas import LTE_FORMULAS
 from loko_ref.conformance.mutants import mutant
 
 __all__: list[str] = []
@@ -57,14 +58,14 @@ mutant(
     "B is reset, A_merged and B_merged are not: heads see W - delta', and the next merge takes the "
     "last one out again. The authors' published code does this.",
     "A_merged, B_merged = A, 0",
-    {"lte.remembered": lambda p, factors, reset: p},
+    {"lte.remembered": lambda p, old, reset: p},
 )
 mutant(
     "LTE-REMEMBERS-NOTHING",
     "LTE: what was merged is never remembered",
     "The factors last merged stay 0: heads count their merged part twice, and so does each merge.",
     "A_merged, B_merged = A, B",
-    {"lte.remembered": lambda p, factors, reset: None},
+    {"lte.remembered": lambda p, old, reset: None},
 )
 mutant(
     "LTE-GRADIENT-AT-DIFFERENCE",

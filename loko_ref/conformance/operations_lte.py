@@ -43,7 +43,7 @@ _FACTORS = (
 _WEIGHTS = (
     "weights",
     "mapping",
-    'the shared "0.W" (o, i), "0.b" (o,), and so on, of every linear',
+    'the shared "0.W" (o, i), "0.b" (o,), and so on, of every linear; of other layers their own',
     "",
 )
 
@@ -108,115 +108,281 @@ MERGE: tuple[Any, ...] = (
     False,
 )
 
+_INPUTS = (
+    (
+        "x",
+        "(steps, batch, i)",
+        "inputs of each step, all heads' together: each sample as the first layer takes it",
+        "",
+    ),
+    ("y", "(steps, batch, C)", "one-hot rows, or real rows for mse", ""),
+    _WEIGHTS,
+    _FACTORS,
+    (
+        "redraws",
+        "mapping",
+        'for each linear with LoRA "0.A" (merges, heads, r, i): A after each merge',
+        "reset='AB'",
+    ),
+    (
+        "p",
+        "(n,)",
+        "prior variances of every head, packed as theta: where its filter begins, and begins anew",
+        "optimizer='loko'",
+    ),
+    (
+        "evaluation",
+        "(samples, i)",
+        "inputs that the main network is run on after every step",
+        "where it is asked for",
+    ),
+)
+
+_CHOICES: tuple[Any, ...] = (
+    _HEADS,
+    _MODE,
+    _SCALING,
+    (
+        "realisation",
+        "shared",
+        "shared: one W and the factors last merged; copies: a weight copy a head, W - delta after "
+        "a merge, W at the start and after a reset. In exact arithmetic both are one",
+        ("shared", "copies"),
+    ),
+    ("merge_every", 8, "a merge after steps T, 2 T, ...", ()),
+    (
+        "merge_at",
+        [],
+        "the steps, counted from 1, after which a merge comes, in place of merge_every; [] is none "
+        "given",
+        (),
+    ),
+    _RESET,
+    (
+        "optimizer_state",
+        "keep",
+        "keep: momenta, p, R survive a merge; reset: a merge begins them anew (and the step count)",
+        ("keep", "reset"),
+    ),
+    (
+        "replicas",
+        "train",
+        "layers without LoRA. train: a copy of each array a head, averaged at a merge; frozen: "
+        "as they are given",
+        ("train", "frozen"),
+    ),
+    (
+        "data",
+        "chunks",
+        "chunks: head h gets the h-th contiguous part of the batch; replicated: all of it",
+        ("chunks", "replicated"),
+    ),
+    (
+        "reduction",
+        "all",
+        "all: the mean over all heads' losses is descended; own: each head its own mean. LoKO "
+        "descends no loss: nothing is divided there",
+        ("all", "own"),
+    ),
+    (
+        "loss",
+        "cross_entropy",
+        "mean over samples of the cross-entropy, or mse: mean of (z - y)^2 over all entries",
+        ("cross_entropy", "mse"),
+    ),
+    (
+        "optimizer",
+        "adamw",
+        "in each head: as optimizer.*, or loko, as loko.run with covariance diagonal, y - yhat and "
+        "the Jacobian being the head's own; in mhlora each head filters the common y - yhat with "
+        "its own columns of the Jacobian, the other heads held where they were",
+        ("adamw", "adagrad", "sgd", "loko"),
+    ),
+)
+
+_DESCENT: tuple[Any, ...] = (
+    ("lr", 1e-3, "learning rate", ()),
+    ("rates", [], "the learning rate of each step, in place of lr; [] is none given", ()),
+    ("momentum", 0.0, "sgd", ()),
+    ("dampening", 0.0, "sgd", ()),
+    ("nesterov", False, "sgd", ()),
+    ("lr_decay", 0.0, "adagrad, counted from where its state was begun", ()),
+    ("initial_accumulator_value", 0.0, "adagrad", ()),
+    ("beta1", 0.9, "adamw", ()),
+    ("beta2", 0.999, "adamw", ()),
+    ("eps", 1e-8, "adamw, adagrad", ()),
+    ("weight_decay", 0.0, "adamw: decoupled; others: added to the gradient", ()),
+)
+
+_LOKO: tuple[Any, ...] = (
+    (
+        "observation",
+        "glm",
+        "loko: gaussian goes with loss mse, the others with cross_entropy",
+        ("glm", "softmax", "logits", "gaussian"),
+    ),
+    (
+        "noise",
+        "glm",
+        "loko: estimator of R, as in loko.run",
+        ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph", "glm"),
+    ),
+    ("timing", "before", "loko: as in loko.run", ("before", "after")),
+    ("beta", 0.95, "loko: weight of the past in R's average", ()),
+    ("r0", 1.0, "loko: R begins, and begins anew, as r0 I", ()),
+    ("diagonal", "decoupled", "loko: as in loko.run", ("decoupled", "variational")),
+    ("lam", 1.0, "loko: forgetting, p_pred = p / lam + q", ()),
+    ("q", 0.0, "loko: process noise", ()),
+    ("center", False, "loko, for logits: centre H over each sample's classes", ()),
+    (
+        "filter_merge",
+        "keep",
+        "loko: p at a merge that keeps the state. keep: nothing; shrink: p / heads; prior: at a "
+        "reset the entries that it sets anew get their prior variances. R stays",
+        ("keep", "shrink", "prior"),
+    ),
+)
+
+
+def _slots(suffix: str, when: str) -> tuple[tuple[str, ...], ...]:
+    named = [("momentum", "sgd", 1), ("sum", "adagrad", 2), ("exp_avg", "adamw", 3)]
+    named.append(("exp_avg_sq", "adamw", 3))
+    return tuple(
+        (f"{name}{suffix}", "(steps, heads, n)", f"{who}'s slot {when}", f"OPT-{k}", "gradient")
+        for name, who, k in named
+    )
+
+
+_NOT_MERGED = "; where none is due, as after the step"
+_OUTPUTS = (
+    (
+        "z",
+        "(steps, heads, batch, C)",
+        "outputs before the step (mhlora: the same for every head)",
+        "LTE-2 LTE-3 LTE-4",
+        "x weights factors",
+    ),
+    ("loss", "(steps, heads)", "each head's own mean loss before the step", "LTE-8", "z y"),
+    (
+        "Z",
+        "(steps, heads, m, n)",
+        "loko: dz/dtheta before the step, row b*C + j, columns as theta; at the full A and B",
+        "LTE-3 LTE-10",
+        "x weights factors",
+    ),
+    (
+        "gradient",
+        "(steps, heads, n)",
+        "gradient of what the head descends, packed as theta; at the full A and B; not with loko",
+        "LTE-3 LTE-8",
+        "z y factors",
+    ),
+    *_slots("_step", "after the step"),
+    (
+        "theta_step",
+        "(steps, heads, n)",
+        "after the step, before a merge, packed as theta; not for mhlora, nor the others on _step",
+        "LTE-1",
+        "gradient",
+    ),
+    ("p_step", "(steps, heads, n)", "loko: variances after the step", "LTE-10", "Z z y p"),
+    ("R_step", "(steps, heads, m, m)", "loko: R after the step (not glm)", "LTE-10", "Z z y"),
+    (
+        "W",
+        "(steps, w)",
+        "after step and merge: the shared weights in the order given, each row-major",
+        "LTE-5 LTE-7",
+        "theta_step",
+    ),
+    *_slots("", "after step and merge"),
+    (
+        "theta_merge",
+        "(steps, heads, n)",
+        "with a reset: after the merge, before the reset" + _NOT_MERGED,
+        "LTE-7",
+        "theta_step W",
+    ),
+    (
+        "p_merge",
+        "(steps, heads, n)",
+        "loko with a reset: after the merge, before the reset" + _NOT_MERGED,
+        "LTE-10",
+        "p_step",
+    ),
+    (
+        "merged_merge",
+        "(steps, heads, f)",
+        "shared, with a reset: merged before the reset" + _NOT_MERGED,
+        "LTE-5",
+        "theta_step",
+    ),
+    (
+        "copies_merge",
+        "(steps, heads, c)",
+        "copies, with a reset: copies before the reset" + _NOT_MERGED,
+        "LTE-4",
+        "W theta_step",
+    ),
+    (
+        "theta",
+        "(steps, heads, n)",
+        "after step, merge, reset: layer by layer; of a linear with LoRA A, B, bA, bB, each "
+        "row-major; of one without W, b, a copy a head, averaged at a merge (of a norm g, b; of "
+        "tables token, position, type; with replicas frozen none of these)",
+        "LTE-1 LTE-6 LTE-7",
+        "gradient Z",
+    ),
+    ("p", "(steps, heads, n)", "loko: after step, merge, reset", "LTE-10", "p_step"),
+    ("R", "(steps, heads, m, m)", "loko: after step and merge (not glm)", "LTE-10", "R_step"),
+    (
+        "merged",
+        "(steps, heads, f)",
+        "shared: after step, merge, reset: the factors last merged, packed as theta without its "
+        "replicas; all 0 before the first merge and after a reset",
+        "LTE-3 LTE-5 LTE-6",
+        "theta_step",
+    ),
+    (
+        "copies",
+        "(steps, heads, c)",
+        "copies: after step, merge, reset: linear by linear with LoRA the head's own W, then b "
+        "where the branch has biases",
+        "LTE-4 LTE-6",
+        "W theta_step",
+    ),
+    (
+        "seen",
+        "(steps, heads, w)",
+        "after step, merge and reset: the weight that each head sees, W + delta - delta' "
+        "(of a trained linear without LoRA its copy), linear by linear, each row-major; not for "
+        "mhlora",
+        "LTE-3 LTE-4 LTE-6",
+        "W theta",
+    ),
+    (
+        "z_main",
+        "(steps, samples, C)",
+        "with evaluation: outputs of the network of W, after step and merge; not for mhlora",
+        "LTE-5 LTE-13",
+        "evaluation W",
+    ),
+    (
+        "z_now",
+        "(steps, samples, C)",
+        "with evaluation, after step, merge and reset: outputs of the network that a merge now "
+        "would give: W + mean over heads of (delta - delta'), means of the copies of layers "
+        "without LoRA; for mhlora the one network's",
+        "LTE-2 LTE-13",
+        "evaluation W theta",
+    ),
+)
+
 RUN: tuple[Any, ...] = (
     "lte.run",
     "LTE on recorded data: a step for each leading entry of x, y, merges and resets when due",
-    (
-        ("x", "(steps, batch, i)", "inputs of each step, all heads' together", ""),
-        ("y", "(steps, batch, C)", "one-hot rows, or real rows for mse", ""),
-        _WEIGHTS,
-        _FACTORS,
-        (
-            "redraws",
-            "mapping",
-            'for each linear with LoRA "0.A" (merges, heads, r, i): A after each merge',
-            "reset='AB'",
-        ),
-    ),
-    (
-        _HEADS,
-        _MODE,
-        _SCALING,
-        ("merge_every", 8, "a merge after steps T, 2 T, ...", ()),
-        _RESET,
-        (
-            "optimizer_state",
-            "keep",
-            "keep: momenta survive a merge; reset: a merge begins them anew (and the step count)",
-            ("keep", "reset"),
-        ),
-        (
-            "data",
-            "chunks",
-            "chunks: head h gets the h-th contiguous part of the batch; replicated: all of it",
-            ("chunks", "replicated"),
-        ),
-        (
-            "reduction",
-            "all",
-            "all: the mean over all heads' losses is descended; own: each head its own mean",
-            ("all", "own"),
-        ),
-        (
-            "loss",
-            "cross_entropy",
-            "mean over samples of the cross-entropy, or mse: mean of (z - y)^2 over all entries",
-            ("cross_entropy", "mse"),
-        ),
-        ("optimizer", "adamw", "as optimizer.*, in each head", ("adamw", "adagrad", "sgd")),
-        ("lr", 1e-3, "learning rate", ()),
-        ("momentum", 0.0, "sgd", ()),
-        ("beta1", 0.9, "adamw", ()),
-        ("beta2", 0.999, "adamw", ()),
-        ("eps", 1e-8, "adamw, adagrad", ()),
-        ("weight_decay", 0.0, "adamw: decoupled; others: added to the gradient", ()),
-    ),
-    (
-        (
-            "z",
-            "(steps, heads, batch, C)",
-            "outputs before the step (mhlora: the same for every head)",
-            "LTE-2 LTE-3",
-            "x weights factors",
-        ),
-        ("loss", "(steps, heads)", "each head's own mean loss before the step", "LTE-8", "z y"),
-        (
-            "gradient",
-            "(steps, heads, n)",
-            "gradient of what the head descends, packed as theta; at the full A and B",
-            "LTE-3 LTE-8",
-            "z y factors",
-        ),
-        ("momentum", "(steps, heads, n)", "sgd's slot after step and merge", "OPT-1", "gradient"),
-        ("sum", "(steps, heads, n)", "adagrad's slot after step and merge", "OPT-2", "gradient"),
-        (
-            "exp_avg",
-            "(steps, heads, n)",
-            "adamw's slot after step and merge",
-            "OPT-3",
-            "gradient",
-        ),
-        (
-            "exp_avg_sq",
-            "(steps, heads, n)",
-            "adamw's slot after step and merge",
-            "OPT-3",
-            "gradient",
-        ),
-        (
-            "theta",
-            "(steps, heads, n)",
-            "after step, merge, reset: linear by linear, A, B, bA, bB, each row-major; of a "
-            "linear without LoRA W, b, a copy a head, averaged at a merge",
-            "LTE-1 LTE-6 LTE-7",
-            "gradient",
-        ),
-        (
-            "W",
-            "(steps, w)",
-            "after step and merge: the shared weights in the order given, each row-major",
-            "LTE-5 LTE-7",
-            "theta",
-        ),
-        (
-            "seen",
-            "(steps, heads, w)",
-            "after step, merge and reset: the weight that each head sees, W + delta - delta' "
-            "(without LoRA its copy), linear by linear, each row-major; not for mhlora",
-            "LTE-3 LTE-6",
-            "W theta",
-        ),
-    ),
+    _INPUTS,
+    (*_CHOICES, *_DESCENT, *_LOKO),
+    _OUTPUTS,
     lte_oracle.run,
     lte_plain.lte_run,
     True,

@@ -20,6 +20,7 @@ __all__ = [
     "diagonal_update",
     "loko_run",
     "loko_step",
+    "measured",
     "merge",
     "model_forward",
     "model_jacobian",
@@ -103,15 +104,19 @@ def _gain_name(observation: str) -> str:
 def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """One step of LoKO.  [LOKO-1, LOKO-2]."""
     v = _values(x, o, F, keep)
-    dense = v.covariance == "dense"
-    cov = "P" if dense else "p"
+    cov = "P" if v.covariance == "dense" else "p"
     v["p"] = v[cov]
     v.put("p_pred")
     z, caches = forward(v, v.theta)
     v["z"] = z
     v["Z"] = keep("Z", jacobian(v, caches, z.shape[1]))
-    out = {f"{cov}_pred": v.p_pred, "z": v.z, "Z": v.Z}
-    out["yhat"] = v.put("yhat").reshape(-1)
+    return {f"{cov}_pred": v.p_pred, "z": v.z, "Z": v.Z} | measured(v)
+
+
+def measured(v: Values) -> Out:
+    """Update by outputs z and their Jacobian Z: from yhat to R.  [LOKO-1]."""
+    dense, keep = v.covariance == "dense", v.keep
+    out = {"yhat": v.put("yhat").reshape(-1)}
     out["e"], out["H"] = v.put("e"), v.put("H", f"H.{v.observation}")
     v["r"], v["prior"] = v.F["innovation_seen"](v), v.F["covariance_seen"](v)
     refresh = f"R.{v.noise}"
@@ -126,7 +131,7 @@ def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     out["S"] = v.put("S")
     out["K"] = v.put("K", _gain_name(v.observation))
     out["theta"] = v.put("theta_post")
-    out[cov] = v.put("p_post", "p.dense" if dense else f"p.{v.diagonal}")
+    out["P" if dense else "p"] = v.put("p_post", "p.dense" if dense else f"p.{v.diagonal}")
     if v.observation == "glm":
         return out
     out["R"] = v.R_used
