@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,13 +14,29 @@ def mutants(
     score: Annotated[
         bool, typer.Option("--score", help="Verify every mutant: is it caught, is it named?")
     ] = False,
+    calibration: Annotated[
+        bool,
+        typer.Option("--calibration", help="Measure how far right and wrong stand apart."),
+    ] = False,
+    correct: Annotated[
+        list[str] | None,
+        typer.Option("--correct", help="With --calibration: a correct implementation (TARGET)."),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     only: Annotated[str | None, typer.Option("--only", help="Ids that match this glob.")] = None,
+    case: Annotated[
+        str | None,
+        typer.Option("--case", help="With --calibration: cases or operations of this glob."),
+    ] = None,
 ) -> None:
     """List the known mistakes that a failed check is compared with.
 
     With --score each is turned into an implementation and verified; exit code 0 if all are caught
     and named first (or their group is stated), else 1.
+
+    With --calibration the largest errors of correct implementations (two that are built in, and
+    those given) are set beside the mistakes', in tolerances; exit code 0 if every correct one
+    stays below 1 and every mistake that occurs in the cases is seen in some dtype, else 1.
     """
     from fnmatch import fnmatchcase
 
@@ -32,10 +48,21 @@ def mutants(
     from loko_ref.conformance.mutants import all_mutants
     from loko_ref.conformance.report import write_json
     from loko_ref.errors import InputError
+    from loko_ref.storage import check_target
 
+    if json is not None:
+        check_target("--json", json)
+    if score and calibration:
+        raise InputError("--score", "--calibration too", "one of them", "two different questions")
+    if (correct or case is not None) and not calibration:
+        name, got = ("--correct", correct) if correct else ("--case", case)
+        raise InputError(name, got, "--calibration beside it", "--calibration was left out")
     chosen = [m for m in all_mutants() if only is None or fnmatchcase(m.id, only)]
     if not chosen:
         raise InputError("only", repr(only), "a glob that matches a mutant's id", "misspelt")
+    if calibration:
+        good = _calibrate(chosen, correct or [], case, json)
+        raise typer.Exit(0 if good else 1)
     if not score:
         listing = [
             {"id": m.id, "name": m.name, "explanation": m.explanation, "look": m.look}
@@ -70,3 +97,38 @@ def mutants(
         write_json(json, document)
     good = all(o.failed and (o.first == o.id or o.id in stated) for o in outcomes)
     raise typer.Exit(0 if good else 1)
+
+
+def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Path | None) -> bool:
+    """Measure, print the table and write it; tell whether right and wrong stand apart."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from loko_ref.conformance import calibration as room
+    from loko_ref.conformance.cases import select
+    from loko_ref.conformance.implementation import load
+    from loko_ref.conformance.report import write_json
+
+    cases = select(glob)
+    targets = [*room.built_in(), *(load(target) for target in correct)]
+    right, wrong = [], []
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("correct code", total=len(cases) * len(targets))
+        for target in targets:
+            right += room.of_correct(target, cases, progress=lambda: bar.advance(task))
+        for one in bar.track(chosen, description="known mistakes"):
+            wrong += room.of_mutant(one, cases)
+    document = room.as_json(cases, right, wrong)
+    if json is not None:
+        write_json(json, document)
+    for line in room.lines(document):
+        typer.echo(line)
+    unseen = {one.name for one in wrong} - {one.name for one in wrong if one.worst > 1}
+    return all(one.worst <= 1 for one in right) and not unseen

@@ -14,7 +14,8 @@ def schema(
     name: Annotated[
         str,
         typer.Argument(
-            help="verify (verify --json), mutants (mutants --json), vectors (manifest.json)."
+            help="verify (verify --json), mutants (mutants --json), calibration (mutants "
+            "--calibration --json), vectors (manifest.json)."
         ),
     ],
 ) -> None:

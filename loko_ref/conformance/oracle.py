@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref import loko, lora, optimizers
-from loko_ref.arrays import Array, asarray
+from loko_ref.arrays import Array, asarray, namespace
 from loko_ref.jacobian import jacobian
 from loko_ref.kalman import dense, diagonal, noise, time
 from loko_ref.kalman import observation as obs
@@ -59,7 +59,7 @@ def observation(kind: str, x: Arrays, o: Arrays) -> Out:
     seen = obs.observe(kind, x["z"], x["Z"], x["y"], center=o.get("center", False))
     out = {"yhat": seen.yhat, "e": seen.e, "H": seen.H}
     if kind == "glm":
-        eye = asarray(np.eye(seen.e.shape[0]), x["z"])
+        eye = namespace(x["z"]).eye(seen.e.shape[0], dtype=x["z"].dtype)
         out["R"] = obs.jacobian_product(seen.yhat.reshape(x["z"].shape), eye)
     return out
 

@@ -10,8 +10,8 @@ from loko_ref.errors import unknown_option
 
 __all__ = ["NAMES", "load"]
 
-NAMES = ("verify", "mutants", "vectors")
-"""Of the report, of the mutants' list or score, of the golden vectors' manifest."""
+NAMES = ("verify", "mutants", "calibration", "vectors")
+"""Of the report, the mutants' list or score, their calibration, the golden vectors' manifest."""
 
 
 def load(name: str) -> dict[str, Any]:
