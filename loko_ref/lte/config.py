@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref import lora
-from loko_ref.arrays import Array
+from loko_ref.arrays import Array, is_numpy
 from loko_ref.checks import check_choice, check_range
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
@@ -94,7 +94,7 @@ class Site:
 
     def scale_beside(self, like: Array) -> Any:
         """Give alpha / r as it stands beside `like`: a float, or what encloses it.  [LORA-2]."""
-        return lora.scale(self.alpha, self.r, like)
+        return self.scale if is_numpy(like) else lora.scale(self.alpha, self.r, like)
 
 
 @dataclass(frozen=True, kw_only=True)

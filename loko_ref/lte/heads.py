@@ -123,7 +123,7 @@ def _site_forward(
     u, v = _branch(x, p)
     if heads.merged is not None:
         v -= _branch(x, layout.site(heads.merged, site.name))[1]
-    y += site.scale * v
+    y += site.scale_beside(v) * v
     return y, (x, u)
 
 
@@ -163,7 +163,7 @@ def _site_vjp(
             total(dy, part["b"])
         return dy @ p["W"] if need_dx else None
     assert u is not None
-    dv = dy if site.scale == 1 else site.scale * dy  # (..., heads, batch, o)
+    dv = dy if site.scale == 1 else site.scale_beside(dy) * dy  # (..., heads, batch, o)
     outer(dv, u, part["B"])
     if "bB" in part:
         total(dv, part["bB"])
@@ -272,26 +272,18 @@ def vjp(
     return out
 
 
-def mhlora_params(config: LteConfig, heads: Heads, site: Site) -> tuple[dict[str, Array], float]:
-    """All heads of a site as one LoRA branch of rank heads * r.  [LTE-2].
+def mhlora_params(config: LteConfig, heads: Heads, site: Site) -> tuple[dict[str, Array], Any]:
+    """All heads of a site as one LoRA branch of rank heads * r, and its scale.  [LTE-2].
 
-    ``sum_head B[head] A[head] = [B[0] ... ] [A[0]; ...]``; scale / heads, or scale, by name.
+    The scale is alpha / r / heads, or alpha / r, by name.
     """
-    xp = namespace(heads.theta)
-    N = heads.theta.shape[0]
-    p = config.layout.site(heads.theta, site.name)
-    if not site.lora:  # the heads' copies are equal: they got equal gradients from equal starts
-        return {key: value[0] for key, value in p.items()}, 1.0
-    keys = ("W", "b")
-    params = {
-        k: heads.weights[f"{site.name}.{k}"] for k in keys if f"{site.name}.{k}" in heads.weights
-    }
-    o, r = p["B"].shape[1:]
-    params["A"] = p["A"].reshape(N * r, -1)
-    params["B"] = xp.swapaxes(p["B"], 0, 1).reshape(o, N * r)
-    if "bA" in p:
-        params["bA"], params["bB"] = p["bA"].reshape(N * r), p["bB"].sum(axis=0)
-    return params, site.scale / N if config.scaling == "mean" else site.scale
+    params = nested.joint(config, heads, site)
+    if not site.lora:
+        return params, 1.0
+    held = {k: f"{site.name}.{k}" for k in ("W", "b")}
+    params = {k: heads.weights[name] for k, name in held.items() if name in heads.weights} | params
+    scale = site.scale_beside(heads.theta)
+    return params, scale / heads.theta.shape[0] if config.scaling == "mean" else scale
 
 
 def _mhlora_vjp(
@@ -307,22 +299,9 @@ def _mhlora_vjp(
     """Cotangents of the concatenated branch, handed out to the heads.  [LTE-2]."""
     need = ("A", "B", "bA", "bB") if site.lora else ("W", "b")
     dx, found = linear.vjp(dz, kept, need, per_sample=per_sample, need_dx=need_dx)
-    N = heads.theta.shape[0]
-    part = config.layout.site(out, site.name)  # (k, heads[, batch], *shape)
-    xp = namespace(out)
-    lead = out.shape[0:1] + out.shape[2:-1]  # (k[, batch])
     for key, value in found.items():
-        if key == "A":
-            split = value.reshape(*lead, N, *part["A"].shape[-2:])
-        elif key == "B":
-            o, r = part["B"].shape[-2:]
-            split = xp.moveaxis(value.reshape(*lead, o, N, r), -2, -3)
-        elif key == "bA":
-            split = value.reshape(*lead, N, part["bA"].shape[-1])
-        else:  # bB and the replicas are one for all heads
-            part[key][...] = value[:, None]
-            continue
-        part[key][...] = xp.moveaxis(split, len(lead), 1)
+        own, _ = site.parts[key]
+        out[..., own] = nested.handed_out(config, heads, f"{site.name}.{key}", value)
     return dx
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from loko_ref.arrays import Array, asarray, namespace, scalar
+from loko_ref.arrays import Array, asarray, namespace
 from loko_ref.checks import check_shape
 from loko_ref.lte.config import LteConfig, Site
 from loko_ref.lte.state import LteState, draw_factors, fresh_copies, fresh_optimizer
@@ -58,7 +58,7 @@ def merge_weights(
         With ``mean(scale(B bA + bB))`` added where the branch has biases.
     """
     xp = namespace(W)
-    s = scalar(site.scale, W) / config.heads
+    s = site.scale_beside(W) / config.heads
     B, A = _stacked(now, s)
     if old is not None:
         B_old, A_old = _stacked(old, -s)
@@ -146,12 +146,12 @@ def _copies_after(
     for name in state.copies:
         layer, key = name.rsplit(".", 1)
         site = config.layout.sites[layer]
-        p = config.layout.site(theta, layer)
+        p, scale = config.layout.site(theta, layer), site.scale_beside(theta)
         if key == "W":
-            copies[name] = weights[name] - site.scale * (p["B"] @ p["A"])
+            copies[name] = weights[name] - scale * (p["B"] @ p["A"])
         else:
             shift = (p["B"] @ p["bA"][..., None])[..., 0] + p["bB"]
-            copies[name] = weights[name] - site.scale * shift
+            copies[name] = weights[name] - scale * shift
     return copies
 
 

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from loko_ref.arrays import Array, namespace
 from loko_ref.kinds import Ask, Context, backward, run
-from loko_ref.lte.config import LteConfig
+from loko_ref.lte.config import LteConfig, Site
 from loko_ref.spec import map_linears
 
-__all__ = ["View", "forward", "vjp"]
+__all__ = ["View", "forward", "handed_out", "joint", "vjp"]
 
 
 class View(Protocol):
@@ -67,28 +67,35 @@ def _alone(config: LteConfig, heads: View, row: int) -> dict[str, Array]:
     return weights
 
 
+def joint(config: LteConfig, heads: View, site: Site) -> dict[str, Array]:
+    """All heads' factors of a site as those of one branch of rank heads * r.  [LTE-2].
+
+    ``A = [A[0]; A[1]; ...]``, ``B = [B[0], B[1], ...]``, ``bB = sum bB[head]``. A replica is one
+    for all: the heads' copies are equal, since they got equal gradients from equal starts.
+    """
+    N, p = heads.theta.shape[0], config.layout.site(heads.theta, site.name)
+    if not site.lora:
+        return {key: value[0] for key, value in p.items()}
+    o, r = p["B"].shape[1:]
+    xp = namespace(heads.theta)
+    found = {
+        "A": p["A"].reshape(N * r, -1),
+        "B": xp.swapaxes(p["B"], 0, 1).reshape(o, N * r),
+    }
+    if "bA" in p:
+        found |= {"bA": p["bA"].reshape(N * r), "bB": p["bB"].sum(axis=0)}
+    return found
+
+
 def _together(config: LteConfig, heads: View) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     """Spec and arrays of the one network of mhlora: rank heads * r, scale by name.  [LTE-2].
 
-    ``A = [A[0]; A[1]; ...]``, ``B = [B[0], B[1], ...]``, ``bB = sum bB[head]``; ``mean`` is alpha /
-    (heads * r). A replica is one for all: the heads' copies are equal.
+    ``mean`` is alpha / (heads * r).
     """
-    xp, layout = namespace(heads.theta), config.layout
-    N = heads.theta.shape[0]
-    weights = dict(heads.weights)
-    for site in layout.sites.values():
-        p = layout.site(heads.theta, site.name)
-        if not site.lora:
-            weights |= {f"{site.name}.{key}": value[0] for key, value in p.items()}
-            continue
-        o, r = p["B"].shape[1:]
-        joint = {
-            "A": p["A"].reshape(N * r, -1),
-            "B": xp.swapaxes(p["B"], 0, 1).reshape(o, N * r),
-        }
-        if "bA" in p:
-            joint |= {"bA": p["bA"].reshape(N * r), "bB": p["bB"].sum(axis=0)}
-        weights |= {f"{site.name}.{key}": value for key, value in joint.items()}
+    N, weights = heads.theta.shape[0], dict(heads.weights)
+    for site in config.layout.sites.values():
+        parts = joint(config, heads, site)
+        weights |= {f"{site.name}.{key}": value for key, value in parts.items()}
 
     def widen(layer: Mapping[str, Any]) -> Mapping[str, Any]:
         if not layer.get("lora") or config.scaling == "sum":
@@ -151,7 +158,7 @@ def vjp(
     if config.mode == "mhlora":
         spec, _ = _together(config, heads)
         _, found = backward(spec, dz, cache[0], ask)
-        parts = [_handed_out(config, heads, name, found[name]) for name in names]
+        parts = [handed_out(config, heads, name, found[name]) for name in names]
         return xp.concatenate(parts, axis=-1)
     lead, rows = dz.shape[:-3], []
     for row, kept in enumerate(cache):
@@ -175,8 +182,22 @@ def _own(config: LteConfig, name: str, value: Array) -> Array:
     return value.reshape(*value.shape[: -len(shape)], -1)
 
 
-def _handed_out(config: LteConfig, heads: View, name: str, value: Array) -> Array:
-    """Give each head its block of the joint branch's cotangent: (k, heads[, batch], size)."""
+def handed_out(config: LteConfig, heads: View, name: str, value: Array) -> Array:
+    """Give each head its block of the cotangent of a joint array.  [LTE-2].
+
+    Parameters
+    ----------
+    config, heads
+        As for :func:`forward`.
+    name : str
+        ``layer.part``.
+    value : array (k[, batch], ...)
+        Cotangent of what :func:`joint` gives under this name.
+
+    Returns
+    -------
+    array (k, heads[, batch], size)
+    """
     xp, key = namespace(value), name.rsplit(".", 1)[1]
     N, shape = heads.theta.shape[0], _shape(config, name)
     lead = value.shape[: -len(shape)]  # (k[, batch])

@@ -11,6 +11,7 @@ import importlib.util
 from pathlib import Path
 
 from loko_ref import balls, lte
+from loko_ref.architectures import encoder_spec
 from loko_ref.layers import attention, embedding, norm
 from loko_ref.lte.heads import Heads, gradient, jacobian
 from loko_ref.lte.merging import merge
@@ -116,6 +117,23 @@ def test_lte_forward_gradient_and_jacobian(rng, changes):
     if heads.merged is not None:
         inputs["merged"] = heads.merged + 0.1 * rng.standard_normal(heads.merged.shape)
     agree(run, inputs)
+
+
+@pytest.mark.parametrize("mode", ["lte", "mhlora"])
+def test_lte_on_a_transformer(rng, mode):
+    spec = encoder_spec(layers=1, width=4, heads=2, ff=3, outputs=2, lora={"r": 1, "alpha": 0.3})
+    config = lte.LteConfig(spec=spec, heads=3, mode=mode)
+    theta = 0.3 * rng.standard_normal((3, config.layout.n))
+    lead = (2,) if mode == "mhlora" else (3, 2)
+
+    def run(x, y, theta, weights, merged=None):
+        now = Heads(theta=theta, merged=merged, weights=weights)
+        z, loss, g = gradient(config, now, x, y)
+        return {"z": z, "loss": loss, "g": g}
+
+    inputs = {"x": rng.standard_normal((*lead, 3, 4)), "y": np.eye(2)[rng.integers(0, 2, lead)]}
+    inputs |= {"theta": theta, "weights": dict(lte.init(config).weights)}
+    agree(run, inputs | ({"merged": theta + 0.1} if mode == "lte" else {}))
 
 
 @pytest.mark.parametrize("merging", ["telescoped", "incremental"])

@@ -3,6 +3,8 @@
 A float64 constant in place of an enclosed one would be off by some 1e-17; 1e-60 is asked.  [BALL-2]
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,8 +17,11 @@ from loko_ref.arrays import one_minus_power
 from loko_ref.kalman import noise, observation, time
 from loko_ref.layers import attention
 from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.lte import heads, nested
 from loko_ref.lte.config import LteConfig
-from loko_ref.lte.merging import merge_weights
+from loko_ref.lte.heads import Heads
+from loko_ref.lte.merging import merge, merge_weights
+from loko_ref.lte.state import init
 from loko_ref.model import Model, forward, mlp_spec
 
 
@@ -85,7 +90,38 @@ def test_lte_merge_divides_by_the_heads():
     same(W[0, 0], arb(1) / 3)
 
 
-def test_adamw():
+def test_lte_merge_and_copies_take_the_scale_as_a_quotient():
+    config = LteConfig(
+        spec=mlp_spec([4, 4], lora={"r": 3, "alpha": 0.1, "bias": True}),
+        heads=1,
+        realisation="copies",
+    )
+    state = init(config)
+    theta, zeros = balls.balls(np.ones((1, config.layout.n))), balls.balls(np.zeros((4, 4)))
+    weights = {"0.W": zeros, "0.b": zeros[0]}
+    copies = {k: v[None] for k, v in weights.items()}
+    state = replace(state, theta=theta, weights=weights, base=weights, copies=copies, slots={})
+    after = merge(config, state)
+    scale = arb(0.1) / 3
+    same(after.weights["0.W"][0, 0], scale * 3)
+    same(after.weights["0.b"][0], scale * 4)  # B bA + bB
+    same(after.copies["0.W"][0, 0, 0], scale * 3 - scale * 3)
+    same(after.copies["0.b"][0, 0], scale * 4 - scale * 4)
+
+
+@pytest.mark.parametrize("mode", ["lte", "mhlora"])
+def test_lte_scale_is_a_quotient(mode):
+    spec = mlp_spec([4, 4], lora={"r": 3, "alpha": 0.1})
+    config = LteConfig(spec=spec, heads=1, mode=mode)
+    weights = {"0.W": balls.balls(np.zeros((4, 4))), "0.b": balls.balls(np.zeros(4))}
+    view = Heads(theta=balls.balls(np.ones((1, 24))), merged=None, weights=weights)
+    x = balls.balls(np.eye(1, 4))
+    scale = arb(0.1) / 3
+    for route in (heads, nested):
+        z, cache = route.forward(config, view, x if mode == "mhlora" else x[None])
+        same(z.reshape(-1)[0], scale * 3)
+        g = route.vjp(config, view, balls.balls(np.ones((1, *z.shape))), cache)
+        same(g.reshape(-1)[0], scale * 4)  # of A's first entry, B' dy x'
     config = optimizers.AdamW(lr=0.1, beta1=0.3, beta2=0.7, eps=1e-8, weight_decay=0.1)
     state = optimizers.init(one(1.0), config)
     for _ in range(2):
