@@ -301,12 +301,13 @@ def test_the_examples_run(tmp_path, capsys, monkeypatch) -> None:
     out = capsys.readouterr().out
     assert " 1024" in out
     assert "<svg" in drawn.read_text(encoding="utf-8")
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "examples/lte_replay.py")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "largest difference" in ended.stdout
+    for flags, said in (([], "9 steps agree"), (["--fault"], "reproduced by LTE-RESET-FORGETS")):
+        ended = subprocess.run(
+            [sys.executable, str(ROOT / "examples/lte_replay.py"), *flags],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count(said) == 2, ended.stdout  # AdaGrad, LoKO
