@@ -41,6 +41,20 @@ def test_drifting_problem(name):
         assert found[key] <= 64 * 2.0**-53, (key, found)
 
 
+def test_a_dense_filter_that_forgets_what_no_class_shows_raises():
+    """P grows by 1 / lam a step along what softmax cannot see, and the run ends with an error."""
+    found = soak.windup(5_000, lam=0.98)
+    assert (found["quantity"], found["eigenvalue"]) == ("S", 0.0)
+    assert 100 < found["step"] < 5_000
+    assert found["says"].startswith(f"step {found['step']}: S: smallest eigenvalue 0. Class ")
+    first, *_, last = found["P"].items()
+    for _, seen in (first, last):
+        assert seen["common"] > 1 - 1e-6
+    # 1e-6 of q a step is added, and multiplied on
+    growth = last[1]["largest"][0] / first[1]["largest"][0]
+    assert growth == pytest.approx(0.98 ** (first[0] - last[0]), rel=0.01)
+
+
 @pytest.mark.parametrize("form", ["joseph", "textbook"])
 def test_dense_covariance_stays_symmetric(form):
     assert soak.dense_small(20_000 if LONG else 1_000, form, every=100) <= 16 * 2.0**-53
