@@ -201,6 +201,7 @@ _RUN |= {
     ),
     "evaluated-mhlora": (_BIASED, {**_SGD, "mode": "mhlora"}, "evaluated by one head alone"),
     "loko": (_NET, {**_LOKO}, "one filter for all heads; p begun anew at a merge; e / heads"),
+    "loko-reset": (_NET, {**_LOKO, "reset": "AB"}, "variances that a reset touches unasked"),
     "loko-shrink": (
         _BIASED,
         {

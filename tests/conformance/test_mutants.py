@@ -21,15 +21,20 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 MUTANTS = all_mutants()
 BY_ID = {m.id: m for m in MUTANTS}
-# of the long runs the short ones suffice here; `loko-ref mutants --score` takes all
+# of the long runs the short ones suffice here, of LTE's one of each kind; `loko-ref mutants
+# --score` takes all
+FEW = {
+    "loko.run": ("glm-stacked", "logits-after", "gaussian-residual"),
+    "lte.run": (
+        *("sgd", "adamw", "adamw-fresh", "reset-B", "biased", "mse", "mhlora", "mhlora-sum"),
+        *("copies", "copies-reset-AB", "rates", "evaluated", "evaluated-reset"),
+        *("loko", "loko-reset", "loko-shrink", "loko-prior", "loko-fresh"),
+    ),
+}
 CASES = [
     c
     for c in all_cases()
-    if c.dtype == "float64"
-    and (
-        c.operation.name != "loko.run"
-        or c.recipe.name in ("glm-stacked", "logits-after", "gaussian-residual")
-    )
+    if c.dtype == "float64" and c.recipe.name in FEW.get(c.operation.name, (c.recipe.name,))
 ]
 
 
