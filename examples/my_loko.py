@@ -212,16 +212,28 @@ def factors(layer):
     return shapes + ([("bA", (r,)), ("bB", (o,))] if layer["lora"].get("bias") else [])
 
 
-def has_lora(layer):
-    return layer["kind"] == "linear" and bool(layer.get("lora"))
+def projections(layer):
+    """An attention's linears under their full names."""
+    return {key: layer[key] | {"name": f"{layer['name']}.{key}"} for key in "qkvo"}
+
+
+def sites(spec):
+    """The linears with LoRA, in packing order."""
+    found = []
+    for layer in spec:
+        if layer["kind"] == "residual":
+            found += sites(layer["layers"])
+        elif layer["kind"] == "attention":
+            found += [linear for linear in projections(layer).values() if linear.get("lora")]
+        elif layer["kind"] == "linear" and layer.get("lora"):
+            found.append(layer)
+    return found
 
 
 def with_theta(spec, weights, theta):
     """The frozen weights, and the factors cut out of theta row by row."""
     weights, at = dict(weights), 0
-    for layer in spec:
-        if not has_lora(layer):
-            continue
+    for layer in sites(spec):
         for key, shape in factors(layer):
             if len(shape) == 1:
                 value = theta[at : at + shape[0]]
@@ -235,6 +247,65 @@ def with_theta(spec, weights, theta):
     return weights
 
 
+# A layer works on a list of vectors: the tokens of one sample, or one vector where there are none.
+# forward: (layer, weights, rows, sample) -> (rows, kept); sample["mask"] says which tokens count.
+# back: (layer, weights, kept, d, pieces) -> d, the cotangent of each vector; pieces, by name, gets
+# the derivative by each factor.
+
+
+def plus(x, y):
+    return [a + b for a, b in zip(x, y, strict=True)]
+
+
+def linear(layer, weights, rows, sample):
+    """y = W x + b + scale (B u + bB), u = A x + bA."""
+    w = {k: weights.get(f"{layer['name']}.{k}") for k in ("W", "b", "A", "B", "bA", "bB")}
+    out, inner = [], []
+    for x in rows:
+        y = matvec(w["W"], x)
+        if w["b"] is not None:
+            y = plus(y, w["b"])
+        if layer.get("lora"):
+            scale = layer["lora"]["alpha"] / layer["lora"]["r"]
+            u = matvec(w["A"], x)
+            if w["bA"] is not None:
+                u = plus(u, w["bA"])
+            v = matvec(w["B"], u)
+            if w["bB"] is not None:
+                v = plus(v, w["bB"])
+            y = [a + scale * b for a, b in zip(y, v, strict=True)]
+            inner.append(u)
+        out.append(y)
+    return out, (rows, inner)
+
+
+def branch_cotangent(scale, d):
+    """y = W x + b + scale v: what the branch's v gets of y's cotangent d."""
+    return [scale * g for g in d]
+
+
+def linear_back(layer, weights, kept, d, pieces):
+    rows, inner = kept
+    name, out = layer["name"], []
+    Wt = transpose(weights[f"{name}.W"])
+    for t, g in enumerate(d):
+        dx = matvec(Wt, g)
+        if layer.get("lora"):
+            scale = layer["lora"]["alpha"] / layer["lora"]["r"]
+            dv = branch_cotangent(scale, g)
+            du = matvec(transpose(weights[f"{name}.B"]), dv)
+            piece = [p * v for p in du for v in rows[t]] + [p * v for p in dv for v in inner[t]]
+            if layer["lora"].get("bias"):
+                piece += du + dv
+            pieces[name] = plus(pieces[name], piece) if name in pieces else piece  # over tokens
+            dx = plus(dx, matvec(transpose(weights[f"{name}.A"]), du))
+        out.append(dx)
+    return out
+
+
+ROOT = math.sqrt(2 / math.pi)
+
+
 def activation(kind, x):
     if kind == "tanh":
         return [math.tanh(v) for v in x]
@@ -242,6 +313,8 @@ def activation(kind, x):
         return [max(v, 0.0) for v in x]
     if kind == "gelu":
         return [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]
+    if kind == "gelu_tanh":
+        return [v * 0.5 * (1 + math.tanh(ROOT * (v + 0.044715 * v**3))) for v in x]
     y = softmax(x)
     if kind == "softmax":
         return y
@@ -250,87 +323,231 @@ def activation(kind, x):
     return [v - top - log for v in x]
 
 
-def activation_back(kind, d, x, y):
-    """Cotangent of the input; x input, y output."""
+def slope(kind, x, y):
+    """Derivative of an elementwise activation; x input, y output."""
     if kind == "tanh":
-        return [g * (1 - v * v) for g, v in zip(d, y, strict=True)]
+        return 1 - y * y
     if kind == "relu":
-        return [g if v > 0 else 0.0 for g, v in zip(d, x, strict=True)]
+        return 1.0 if x > 0 else 0.0
     if kind == "gelu":
-        return [
-            g
-            * (
-                0.5 * (1 + math.erf(v / math.sqrt(2)))
-                + v * math.exp(-v * v / 2) / math.sqrt(2 * math.pi)
-            )
-            for g, v in zip(d, x, strict=True)
+        density = math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+        return 0.5 * (1 + math.erf(x / math.sqrt(2))) + x * density
+    t = math.tanh(ROOT * (x + 0.044715 * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * ROOT * (1 + 3 * 0.044715 * x * x)
+
+
+def activate(layer, weights, rows, sample):
+    out = [activation(layer["kind"], x) for x in rows]
+    return out, (rows, out)
+
+
+def softmax_back(y, d):
+    mean = sum(g * v for g, v in zip(d, y, strict=True))
+    return [v * (g - mean) for g, v in zip(d, y, strict=True)]
+
+
+def activate_back(layer, weights, kept, d, pieces):
+    kind, out = layer["kind"], []
+    for x, y, g in zip(*kept, d, strict=True):
+        if kind == "softmax":
+            out.append(softmax_back(y, g))
+        elif kind == "log_softmax":
+            total = sum(g)
+            out.append([p - v * total for p, v in zip(g, softmax(x), strict=True)])
+        else:
+            out.append([p * slope(kind, a, b) for p, a, b in zip(g, x, y, strict=True)])
+    return out
+
+
+def layernorm(layer, weights, rows, sample):
+    """g nu + b, nu = (x - mean) / sqrt(var + eps)."""
+    d = layer["width"]
+    gain = weights.get(f"{layer['name']}.g", [1.0] * d)
+    shift = weights.get(f"{layer['name']}.b", [0.0] * d)
+    out, kept = [], []
+    for x in rows:
+        mean = sum(x) / d
+        centred = [v - mean for v in x]
+        s = 1 / math.sqrt(sum(v * v for v in centred) / d + layer.get("eps", 1e-5))
+        nu = [v * s for v in centred]
+        out.append([a * v + b for a, v, b in zip(gain, nu, shift, strict=True)])
+        kept.append((nu, s, gain))
+    return out, kept
+
+
+def layernorm_back(layer, weights, kept, d, pieces):
+    out = []
+    for (nu, s, gain), g in zip(kept, d, strict=True):
+        dnu = [a * b for a, b in zip(gain, g, strict=True)]
+        mean = sum(dnu) / len(nu)
+        along = sum(a * b for a, b in zip(dnu, nu, strict=True)) / len(nu)
+        out.append([s * (a - mean - b * along) for a, b in zip(dnu, nu, strict=True)])
+    return out
+
+
+def attention(layer, weights, rows, sample):
+    """Head by head, query by query: y = a v, a = softmax(q k' / sqrt c) over the keys it sees."""
+    linears, kept, out = projections(layer), {}, {}
+    for key in "qkv":
+        out[key], kept[key] = linear(linears[key], weights, rows, sample)
+    t, width = len(rows), len(out["q"][0])
+    c = width // layer["heads"]
+    mixed, shares = zeros(t, width), {}
+    for h in range(layer["heads"]):
+        own = range(h * c, (h + 1) * c)
+        for j in range(t):
+            last = j + 1 if layer.get("causal") else t
+            seen = [k for k in range(last) if sample["mask"] is None or sample["mask"][k]]
+            s = [sum(out["q"][j][i] * out["k"][k][i] for i in own) / math.sqrt(c) for k in seen]
+            share = shares[h, j] = dict(zip(seen, softmax(s) if seen else [], strict=True))
+            for i in own:
+                mixed[j][i] = sum(a * out["v"][k][i] for k, a in share.items())
+    y, kept["o"] = linear(linears["o"], weights, mixed, sample)
+    return y, (kept, out, shares)
+
+
+def attention_back(layer, weights, kept, d, pieces):
+    caches, out, shares = kept
+    linears = projections(layer)
+    d = linear_back(linears["o"], weights, caches["o"], d, pieces)
+    t, width = len(d), len(d[0])
+    c = width // layer["heads"]
+    back = {key: zeros(t, width) for key in "qkv"}
+    for (h, j), share in shares.items():
+        own = range(h * c, (h + 1) * c)
+        da = [sum(d[j][i] * out["v"][k][i] for i in own) for k in share]
+        ds = softmax_back(list(share.values()), da)
+        for (k, a), g in zip(share.items(), ds, strict=True):
+            for i in own:
+                back["v"][k][i] += a * d[j][i]
+                back["q"][j][i] += g * out["k"][k][i] / math.sqrt(c)
+                back["k"][k][i] += g * out["q"][j][i] / math.sqrt(c)
+    parts = [linear_back(linears[k], weights, caches[k], back[k], pieces) for k in "qkv"]
+    return add(add(parts[0], parts[1]), parts[2])
+
+
+def residual(layer, weights, rows, sample):
+    y, trace = forward(layer["layers"], weights, rows, sample)
+    return add(rows, y), trace
+
+
+def residual_back(layer, weights, kept, d, pieces):
+    return add(d, backward(layer["layers"], weights, kept, d, pieces))
+
+
+def embedding(layer, weights, x, sample):
+    """Token, position and type; sets the mask."""
+    names = layer.get("inputs") or ["ids"]
+    given = {"ids": x} if len(names) == 1 else dict(zip(names, x, strict=True))
+    given = {key: [int(v) for v in row] for key, row in given.items()}
+    ids, pad, start = given["ids"], layer.get("pad"), layer.get("start")
+    real = [pad is None or v != pad for v in ids]
+    if "mask" in given:
+        sample["mask"] = [v != 0 for v in given["mask"]]
+    elif pad is not None:
+        sample["mask"] = real
+    types = given.get("types", [0] * len(ids))
+    rows = []
+    for j, token in enumerate(ids):
+        at = j
+        if start is not None:
+            at = start + (sum(real[: j + 1]) if real[j] else 0)
+        name = layer["name"]
+        y = plus(weights[f"{name}.token"][token], weights[f"{name}.position"][at])
+        rows.append(plus(y, weights[f"{name}.type"][types[j]]) if layer.get("types") else y)
+    return rows, None
+
+
+def patchify(layer, weights, x, sample):
+    (channels, h, w), (ph, pw) = layer["image"], layer["patch"]
+    pixels = x
+    while isinstance(pixels[0], list):
+        pixels = flat(pixels)
+    return [
+        [
+            pixels[(k * h + top + i) * w + left + j]
+            for k in range(channels)
+            for i in range(ph)
+            for j in range(pw)
         ]
-    if kind == "softmax":
-        mean = sum(g * v for g, v in zip(d, y, strict=True))
-        return [v * (g - mean) for g, v in zip(d, y, strict=True)]
-    total = sum(d)
-    return [g - v * total for g, v in zip(d, softmax(x), strict=True)]
+        for top in range(0, h, ph)
+        for left in range(0, w, pw)
+    ], None
 
 
-KINDS = ("linear", "relu", "tanh", "gelu", "softmax", "log_softmax")
+def prepend(layer, weights, rows, sample):
+    tokens = weights[f"{layer['name']}.token"]
+    if sample["mask"] is not None:
+        sample["mask"] = [True] * len(tokens) + sample["mask"]
+    return tokens + rows, len(tokens)
 
 
-def run_sample(spec, weights, x):
-    """Output of one sample, and each layer's (input, inner LoRA activation, output)."""
+def positions(layer, weights, rows, sample):
+    table = weights[f"{layer['name']}.position"]
+    return add(rows, table[: len(rows)]), None
+
+
+def pool(layer, weights, rows, sample):
+    """One vector: a weighted sum of the tokens."""
+    mask = sample["mask"] or [True] * len(rows)
+    share = [m / sum(mask) for m in mask]
+    if layer["how"] == "cls":
+        share = [float(j == 0) for j in range(len(rows))]
+    return matmul([share], rows), share
+
+
+def pool_back(layer, weights, share, d, pieces):
+    return [[a * g for g in d[0]] for a in share]
+
+
+def through(layer, weights, kept, d, pieces):
+    return d
+
+
+ACTIVATIONS = ("relu", "tanh", "gelu", "gelu_tanh", "softmax", "log_softmax")
+KINDS = {
+    "linear": (linear, linear_back),
+    "layernorm": (layernorm, layernorm_back),
+    "attention": (attention, attention_back),
+    "residual": (residual, residual_back),
+    "embedding": (embedding, through),
+    "patchify": (patchify, through),
+    "prepend": (prepend, lambda layer, weights, count, d, pieces: d[count:]),
+    "positions": (positions, through),
+    "pool": (pool, pool_back),
+    **dict.fromkeys(ACTIVATIONS, (activate, activate_back)),
+}
+
+
+def forward(spec, weights, rows, sample):
+    trace = []
     for layer in spec:
         if layer["kind"] not in KINDS:
             raise NotImplementedError(f"no layer of kind '{layer['kind']}'")
-    trace = []
-    for layer in spec:
-        u = None
-        if layer["kind"] == "linear":
-            name = layer["name"]
-            y = matvec(weights[f"{name}.W"], x)
-            if f"{name}.b" in weights:
-                y = [a + b for a, b in zip(y, weights[f"{name}.b"], strict=True)]
-            if has_lora(layer):
-                scale = layer["lora"]["alpha"] / layer["lora"]["r"]
-                u = matvec(weights[f"{name}.A"], x)
-                if f"{name}.bA" in weights:
-                    u = [a + b for a, b in zip(u, weights[f"{name}.bA"], strict=True)]
-                v = matvec(weights[f"{name}.B"], u)
-                if f"{name}.bB" in weights:
-                    v = [a + b for a, b in zip(v, weights[f"{name}.bB"], strict=True)]
-                y = [a + scale * b for a, b in zip(y, v, strict=True)]
-        else:
-            y = activation(layer["kind"], x)
-        trace.append((x, u, y))
-        x = y
-    return x, trace
+        rows, kept = KINDS[layer["kind"]][0](layer, weights, rows, sample)
+        trace.append(kept)
+    return rows, trace
 
 
-def branch_cotangent(scale, d):
-    """y = W x + b + scale v: what the branch's v gets of y's cotangent d."""
-    return [scale * g for g in d]
+def backward(spec, weights, trace, d, pieces):
+    for layer, kept in zip(reversed(spec), reversed(trace), strict=True):
+        d = KINDS[layer["kind"]][1](layer, weights, kept, d, pieces)
+    return d
+
+
+def run_sample(spec, weights, x):
+    """Output of one sample, and what each layer keeps."""
+    raw = spec[0]["kind"] in ("embedding", "patchify")
+    rows = x if raw or isinstance(x[0], list) else [x]
+    (out,), trace = forward(spec, weights, rows, {"mask": None})
+    return out, trace
 
 
 def jacobian_row(spec, weights, trace, d):
     """Derivative of <d, output> by every factor, in packing order."""
-    pieces = []
-    for layer, (x, u, y) in zip(reversed(spec), reversed(trace), strict=True):
-        if layer["kind"] != "linear":
-            d = activation_back(layer["kind"], d, x, y)
-            continue
-        name = layer["name"]
-        dx = matvec(transpose(weights[f"{name}.W"]), d)
-        if has_lora(layer):
-            scale = layer["lora"]["alpha"] / layer["lora"]["r"]
-            dv = branch_cotangent(scale, d)
-            du = matvec(transpose(weights[f"{name}.B"]), dv)
-            piece = [g * v for g in du for v in x] + [g * v for g in dv for v in u]
-            if layer["lora"].get("bias"):
-                piece += du + dv
-            pieces.append(piece)
-            dx = [
-                a + b for a, b in zip(dx, matvec(transpose(weights[f"{name}.A"]), du), strict=True)
-            ]
-        d = dx
-    return [v for piece in reversed(pieces) for v in piece]
+    pieces = {}
+    backward(spec, weights, trace, [d], pieces)
+    return [v for layer in sites(spec) for v in pieces[layer["name"]]]
 
 
 def network(spec, weights, x):

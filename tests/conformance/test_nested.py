@@ -3,6 +3,8 @@
 import itertools
 import math
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from loko_ref.conformance import operations_network, report, tolerance
 from loko_ref.conformance.cases import DTYPES, all_cases, select
 from loko_ref.conformance.formulas import FORMULAS as F
 from loko_ref.conformance.formulas import identity
-from loko_ref.conformance.implementation import Answer, load
+from loko_ref.conformance.implementation import Answer, Implementation, load
 from loko_ref.conformance.operations import OPERATIONS
+from loko_ref.conformance.subprocess_target import Command
 from loko_ref.conformance.verify import judge, run, summarise
 from loko_ref.kinds import KINDS
 from loko_ref.model import init_model
@@ -172,13 +175,13 @@ def interleaved(x, heads):
 def careless(v, s, seen):
     s = s.astype(np.float32 if ROUND else np.float64)
     w = np.exp(np.where(seen, s, -np.inf))
-    return w / w.sum(axis=-1, keepdims=True)
+    return (w / w.sum(axis=-1, keepdims=True),)
 
 
 def like_a_framework(v, s, seen):
     s = np.where(seen, s, -np.inf)
     w = np.exp(s - s.max(axis=-1, keepdims=True))
-    return w / w.sum(axis=-1, keepdims=True)
+    return (w / w.sum(axis=-1, keepdims=True),)
 
 
 def gelu_tanh(v, x):
@@ -219,7 +222,7 @@ HUNTS = {
     "upside down": ("attention-causal", {"causal": lambda t: np.tri(t, dtype=bool).T}),
     "own key hidden": ("attention-causal", {"causal": lambda t: np.tri(t, k=-1, dtype=bool)}),
     "overflow": ("attention-saturated", {"attend": careless}),
-    "softmax of one moves": ("attention-one-token", {"attend_back": lambda a, da: a * da}),
+    "softmax of one moves": ("attention-one-token", {"attend_back": lambda da, a: a * da}),
     "over d - 1": ("layernorm", norm(lambda x: x.var(axis=-1, ddof=1, keepdims=True), root)),
     "no gain back": ("layernorm", {"norm_back": lambda nu, s, g, d: F["norm_back"](nu, s, 1, d)}),
     "eps outside": ("layernorm-plain", norm(variance, lambda var, eps: 1 / (np.sqrt(var) + eps))),
@@ -303,7 +306,31 @@ def test_a_wrong_entry_is_named_by_its_factor():
 
 
 def test_who_does_not_know_a_kind_declines():
-    done = run(load(str(EXAMPLES / "my_loko.py")), NESTED)
+    right = load(str(EXAMPLES / "my_loko.py")).functions
+
+    def flat_alone(*, spec, **rest):
+        for layer in spec:
+            if layer["kind"] not in FLAT:
+                raise NotImplementedError(f"no layer of kind '{layer['kind']}'")
+        return right["model.jacobian"](spec=spec, **rest)
+
+    target = Implementation(target="flat", functions={"model.jacobian": flat_alone})
+    cases = [case for case in all_cases() if case.operation.name == "model.jacobian"]
+    done = run(target, cases)
+    assert {check.case.id for check in done if check.status == "unsupported"} == {
+        case.id for case in cases if case in NESTED
+    }
+    assert {check.status for check in done if check.case not in NESTED} == {"passed"}
+    summary = summarise(done)
+    assert summary.unsupported == len(done) - summary.passed > 40
+    reason = "it declines (NotImplementedError: no layer of kind 'attention')"
+    assert reason in {check.reason for check in done}
+
+
+def test_a_harness_that_does_not_know_a_kind_declines():
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    with Command(shlex.join(["node", str(EXAMPLES / "harness.js")])) as command:
+        done = run(command, select("loko.step/transformer*"))
     assert {check.status for check in done} == {"unsupported"}
-    assert summarise(done).passed == 0
-    assert done[0].reason == "it declines (NotImplementedError: no layer of kind 'attention')"
+    assert {check.reason.split("kind ")[1] for check in done} >= {"residual", "embedding"}

@@ -51,15 +51,9 @@ def test_no_false_alarm(path):
     mine = [c for c in all_cases() if c.operation.name in implementation.functions]
     assert {c.operation.name.split(".")[0] for c in mine} >= {"kalman", "model", "loko"}
     done = run(implementation, mine)
-    assert [c.case.id for c in done if c.status == "failed"] == []
-    declined = [c.reason for c in done if c.status == "unsupported"]
-    if path.name == "my_loko.py":  # it knows no transformers, and says so
-        assert len(declined) < len(done) / 2
-        assert {r.split(":")[1].split("'")[0] for r in declined} == {" no layer of kind "}
-    else:
-        assert declined == []
+    assert [c.case.id for c in done if c.status != "passed"] == []
     assert summarise(done).exit_code == 0
-    assert len(done) - len(declined) >= 40
+    assert len(done) >= 40
     # room to spare: another correct implementation stays inside too
     assert max(c.worst for c in done) < 0.7
 
