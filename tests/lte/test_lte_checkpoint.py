@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lte_common import OPTIMIZERS, config, lora_only, together
+from lte_common import OPTIMIZERS, config, lora_only, stack, together
 
-from loko_ref import lte
+from loko_ref import lte, storage
 from loko_ref.errors import InputError
 from loko_ref.lte import checkpoint
 from loko_ref.lte.experiment import Data, History, train
@@ -56,14 +56,15 @@ CASES = {
     "B": {"reset": "B", "merging": "incremental"},
     "mhlora": {"mode": "mhlora"},
     "fresh": {"optimizer_state": "reset"},
+    "stack": {"realisation": "copies", "reset": "B"},
 }
+MAKE = {"mhlora": lora_only, "stack": stack}
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_resumed_run_ends_with_the_same_bits_on_any_number_of_ranks(case, optimizer, tmp_path):
-    make = lora_only if case == "mhlora" else config
-    c = make(optimizer=OPTIMIZERS[optimizer], **CASES[case])
+    c = MAKE.get(case, config)(optimizer=OPTIMIZERS[optimizer], **CASES[case])
     want, curves = whole(c)
     for writers, readers in ((1, 3), (3, 2), (2, 1)):
         place = tmp_path / f"{writers}{readers}"
@@ -167,6 +168,18 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_choice_that_differs(chang
     name = next(iter(change))
     with pytest.raises(InputError, match=f"{name} = "):
         whole(replace(c, **change), resume=tmp_path)
+
+
+def test_a_set_from_before_there_was_a_choice_was_made_with_its_default(tmp_path) -> None:
+    c = config()
+    whole(c, directory=tmp_path, steps=4)
+    shared = tmp_path / "merge-00000002" / "shared.npz"
+    arrays, metadata = storage.load(shared, schema=checkpoint.SCHEMA)
+    del metadata["config"]["replicas"]
+    storage.save(shared, arrays, metadata, schema=checkpoint.SCHEMA)
+    assert whole(c, resume=tmp_path)[0] == whole(c)[0]
+    with pytest.raises(InputError, match="replicas = 'train'"):
+        whole(replace(c, replicas="frozen"), resume=tmp_path)
 
 
 def test_an_empty_directory_is_no_checkpoint(tmp_path) -> None:
