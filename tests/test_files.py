@@ -64,7 +64,7 @@ def test_damaged_idx(mnist, damage):
 def test_a_cut_gzip_is_named(mnist):
     folder, _, _ = mnist
     whole = (folder / "x").read_bytes()
-    for cut in (whole[:-20], whole[:400] + b"\0" * 40 + whole[440:]):
+    for cut in (whole[:-20], whole[:400] + b"\0" * 40 + whole[440:], whole[:10] + b"\xff" * 90):
         (folder / "x").write_bytes(cut)
         with pytest.raises(InputError, match=r"/x: got .*damaged or cut"):
             read_idx(folder / "x")

@@ -303,6 +303,16 @@ def test_loko_beats_adamw_each_at_its_documented_default_over_seeds_0_1_2():
     assert mean["loko"] > 0.7
 
 
+@pytest.mark.parametrize("data", ["iris", "diabetes"])
+def test_a_test_part_is_evaluated_in_pieces_and_whole_alike(monkeypatch, data):
+    task = training.prepare(RunConfig(optimizer="adamw", **(SMALL | {"data": data})))
+    theta = training.begin(task).state.theta
+    whole = training.evaluate(task, theta)
+    monkeypatch.setattr(training, "EVALUATED", 7)
+    assert len(task.dataset.test) > 7
+    assert training.evaluate(task, theta) == pytest.approx(whole, rel=1e-12)
+
+
 def test_regression_learns():
     given = RunConfig(optimizer="loko", data="diabetes", seed=0)
     task = training.prepare(given)
