@@ -28,13 +28,13 @@ _MIXED = mlp_spec([5, 6, 3], "tanh", _lora(2, 3.0))
 del _MIXED[2]["lora"]
 _DEEP = [
     layer
-    for j, kind in enumerate(("relu", "softmax", "log_softmax", ""))
+    for j, kind in enumerate(("relu", "softmax", "gelu_tanh", "log_softmax", ""))
     for layer in (
         {
             "kind": "linear",
             "name": str(j),
-            "in": (5, 6, 4, 6)[j],
-            "out": (6, 4, 6, 3)[j],
+            "in": (5, 6, 4, 6, 5)[j],
+            "out": (6, 4, 6, 5, 3)[j],
             "bias": j != 1,
             "lora": _lora(2, 3.0),
         },
@@ -65,6 +65,13 @@ _ENCODER: list[dict[str, Any]] = [
 ]
 
 
+def _ids(draw: Draw, *shape: int) -> Any:
+    """Token ids below 7; 0 is padding, but at the first place."""
+    x = np.floor(3.5 + 3.5 * draw(*shape))
+    x[..., 0] = np.maximum(x[..., 0], 1)
+    return x
+
+
 def _replicas(spec: list[dict[str, Any]], weights: Inputs, frozen: bool) -> list[Any]:
     """Arrays of the layers without LoRA, where they are trained."""
     low_rank = {layer["name"] for layer in linears(spec) if layer.get("lora")}
@@ -87,6 +94,8 @@ _FORWARD: dict[str, tuple[Any, dict[str, Any], bool, str]] = {
     "biased": (_BIASED, {}, True, "branch biases left out of the branch or of the correction"),
     "mhlora": (_NET, {"mode": "mhlora"}, False, "1 / heads left out"),
     "mhlora-sum": (_BIASED, {"mode": "mhlora", "scaling": "sum"}, False, "1 / heads put in"),
+    "replica": (_MIXED, {}, True, "a layer without LoRA left out"),
+    "transformer": (_ENCODER, {}, True, "an attention's factors left out"),
 }
 
 for _name, (_spec, _options, _late, _hunts) in _FORWARD.items():
@@ -96,7 +105,10 @@ for _name, (_spec, _options, _late, _hunts) in _FORWARD.items():
         draw: Draw, dtype: str, spec: Any = _spec, o: Any = _options, late: bool = _late
     ) -> Inputs:
         weights, factors = _parts(draw, spec, 3)
-        x = draw(4, 5) if o.get("mode") == "mhlora" else draw(3, 4, 5)
+        if spec is _ENCODER:
+            x = _ids(draw, 3, 4, 4)
+        else:
+            x = draw(4, 5) if o.get("mode") == "mhlora" else draw(3, 4, 5)
         old = {"merged": _parts(draw, spec, 3)[1]} if late else {}
         return {"x": x, "weights": weights, "factors": factors, **old}
 
@@ -291,8 +303,7 @@ for _name, (_spec, _options, _hunts) in _RUN.items():
         mse = o.get("loss") == "mse"
         y = draw(steps, batch, 3) if mse else draw.one_hot(steps, batch, C=3)
         if spec is _ENCODER:
-            x = np.floor(3.5 + 3.5 * draw(steps, batch, 4))
-            x[..., 0] = np.maximum(x[..., 0], 1)  # at least one token is real
+            x = _ids(draw, steps, batch, 4)
         else:
             x = draw(steps, batch, 5)
         made = {"x": x, "y": y, "weights": weights, "factors": factors}

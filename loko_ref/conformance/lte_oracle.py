@@ -157,7 +157,13 @@ def _package(x: Arrays, o: Arrays) -> tuple[Any, Any]:
 
 def forward(x: Arrays, o: Arrays) -> Out:
     """Give the expected numbers of ``lte.forward``, by :mod:`loko_ref.lte`."""
-    config = lte.LteConfig(spec=o["spec"], heads=o["heads"], mode=o["mode"], scaling=o["scaling"])
+    config = lte.LteConfig(
+        spec=o["spec"],
+        heads=o["heads"],
+        mode=o["mode"],
+        scaling=o["scaling"],
+        replicas="frozen",  # what has no factors is in the weights
+    )
 
     def rows(values: Arrays) -> Any:
         flat = [np.reshape(values[k], (o["heads"], -1)) for k in config.layout.names]

@@ -14,7 +14,7 @@ from typing import Any
 
 from loko_ref.conformance import oracle, plain
 from loko_ref.conformance.operations_lte import LTE
-from loko_ref.conformance.operations_network import FLAT, SPEC
+from loko_ref.conformance.operations_network import SPEC
 
 __all__ = ["CATALOGUE", "OPERATIONS", "Input", "Operation", "Option", "Output", "get"]
 
@@ -503,7 +503,7 @@ _ALL = (
 
 def _lte(entry: tuple[Any, ...]) -> Operation:
     name, text, inputs, options, outputs, expected, walk, stepwise = entry
-    spec = () if name == "lte.merge" else (_opt("spec", None, FLAT),)
+    spec = () if name == "lte.merge" else (_SPEC,)
     return Operation(
         name=name,
         text=text,

@@ -37,7 +37,8 @@ _FACTORS = (
     "factors",
     "mapping",
     'all heads\' LoRA factors: "0.A" (heads, r, i), "0.B" (heads, o, r), and with a LoRA bias '
-    '"0.bA" (heads, r), "0.bB" (heads, o), for the linear named "0", and so on',
+    '"0.bA" (heads, r), "0.bB" (heads, o), for the linear named "0" (an attention\'s "0.q"), and '
+    "so on",
     "",
 )
 _WEIGHTS = (
@@ -51,7 +52,12 @@ FORWARD: tuple[Any, ...] = (
     "lte.forward",
     "every head's outputs with a shared weight: W x + b + branch(factors) - branch(merged)",
     (
-        ("x", "(heads, batch, i); mhlora: (batch, i)", "inputs, each head's own samples", ""),
+        (
+            "x",
+            "(heads, batch, i); mhlora: (batch, i)",
+            "inputs, each head's own samples, each as the first layer takes it",
+            "",
+        ),
         _WEIGHTS,
         _FACTORS,
         (
