@@ -37,7 +37,10 @@ def lte(
     seed: Annotated[
         int, typer.Option(help="Seeds split, weights, factors, order.", rich_help_panel=_RUN)
     ] = 0,
-    hidden: Annotated[str, typer.Option(help="Hidden widths.", rich_help_panel=_RUN)] = "128,128",
+    hidden: Annotated[
+        str | None,
+        typer.Option(help="Hidden widths of an mlp; by default 128,128.", rich_help_panel=_RUN),
+    ] = None,
     activation: Annotated[
         str | None,
         typer.Option(help="By default relu (mlp) or gelu (the others).", rich_help_panel=_RUN),

@@ -24,7 +24,7 @@ from loko_ref.lte.state import LteState, init
 from loko_ref.lte.team import Team
 from loko_ref.spec import linears, map_linears, mlp_spec
 
-__all__ = ["LEARNING_RATES", "NETWORKS", "SIZE", "Job", "network", "prepare"]
+__all__ = ["HIDDEN", "LEARNING_RATES", "NETWORKS", "SIZE", "Job", "network", "prepare"]
 
 LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.01, "adamw": 0.002}
 """Defaults, found on digits; LoKO has p0 in its place."""
@@ -34,6 +34,9 @@ P0 = 0.01
 
 NETWORKS = ("mlp", "vit", "encoder")
 """A perceptron on features; a vision transformer on patches; an encoder of the RoBERTa kind."""
+
+HIDDEN = "128,128"
+"""Hidden widths of the perceptron, where none are named."""
 
 SIZE = (*SMALL, "patch")
 """Of the transformers: blocks, width of a token, heads of the attention, width of the feed-forward;
@@ -171,13 +174,21 @@ def network(asked: Mapping[str, Any], source: _Source) -> list[dict[str, Any]]:
             "'encoder' for a text, 'vit' for images, 'mlp' for images and tables",
             "a network that cannot read these data",
         )
+    surplus = "size" if name == "mlp" else "hidden"
+    if asked[surplus]:
+        raise InputError(
+            surplus,
+            repr(asked[surplus]),
+            f"nothing with network '{name}'",
+            "--hidden has the widths of a perceptron, --size those of a transformer",
+        )
     size = _size(asked["size"])
     side = size.pop("patch", None)
     size["outputs"] = source.outputs
     activation = asked["activation"] or ("relu" if name == "mlp" else "gelu")
     check_choice("activation", activation, ACTIVATIONS)
     if name == "mlp":
-        widths = _widths(asked["hidden"], source.base.x.shape[1], source.outputs)
+        widths = _widths(asked["hidden"] or HIDDEN, source.base.x.shape[1], source.outputs)
         for width in widths:
             check_range("hidden", width, low=1)
         spec = mlp_spec(widths, activation)

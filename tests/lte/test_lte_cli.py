@@ -31,7 +31,8 @@ def call(*arguments: str):
 
 
 TINY = [f"--size={k}" for k in ("layers=1", "width=8", "heads=2", "ff=12")]
-SMALL = ["--hidden", "24,16", "--batch", "16", "--rank", "3", "--steps", "20"]
+SHORT = ["--batch", "16", "--rank", "3", "--steps", "20"]
+SMALL = ["--hidden", "24,16", *SHORT]
 
 
 def test_the_json_has_the_promised_form_and_the_run_learns(tmp_path) -> None:
@@ -96,7 +97,7 @@ def test_variants_run_and_repeat_to_the_same_hash(arguments, tmp_path) -> None:
     hashes = set()
     for k in range(2):
         file = tmp_path / f"{k}.json"
-        call(*SMALL, *arguments, "--json", str(file))
+        call(*(SHORT if TINY[0] in arguments else SMALL), *arguments, "--json", str(file))
         found = json.loads(file.read_text())
         hashes.add(found["state_sha256"])
         assert np.isfinite(found["loss"])
@@ -187,6 +188,8 @@ def test_the_backend_asked_for_is_given_or_refused(monkeypatch, tmp_path) -> Non
         (["--network", "encoder"], "cannot read these data"),
         (["--data", "wine", "--network", "vit"], "cannot read these data"),
         (["--network", "vit", "--size", "depth=2"], "size"),
+        (["--size", "layers=2"], "nothing with network 'mlp'"),
+        (["--network", "vit", "--hidden", "9"], "nothing with network 'vit'"),
         (["--network", "vit", "--size", "layers=two"], "NAME=NUMBER"),
         (["--network", "vit", "--size", "patch=3"], "a divisor of the image"),
         (["--network", "vit", "--rank", "8"], "at most 4, the smaller side of layer patch"),
