@@ -90,8 +90,8 @@ def _ids(*rows: Any) -> Read:
 
 
 def _near_constant(draw: Draw, dtype: str) -> Any:
-    """Rows of a common offset, ten thousand (float64) or thirty-two times their spread."""
-    offset, spread = (1024.0, 0.125) if dtype == "float64" else (8.0, 0.25)
+    """Rows of a common offset, ten thousand (float64) or some hundred times their spread."""
+    offset, spread = (1024.0, 0.125) if dtype == "float64" else (64.0, 0.25)
     return offset + draw(2, 5, size=spread)
 
 
@@ -195,6 +195,12 @@ _BOTH: dict[str, tuple[Spec, Read, str, Change]] = {
         _text(pool="mean", causal=True),
         _ids([0, 0, 3, 1], [4, 6, 2, 2]),
         "NaN from a query that sees no key",
+        _as_it_is,
+    ),
+    "text-first-hidden": (
+        _TEXT,
+        _ids([0, 5, 2, 3], [0, 0, 6, 1]),
+        "the mask on the queries in place of the keys: [CLS] is padding and still sees",
         _as_it_is,
     ),
     "image": (
