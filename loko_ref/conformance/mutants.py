@@ -27,6 +27,7 @@ __all__ = [
     "as_implementation",
     "evaluate",
     "formulas_of",
+    "idle",
     "mutant",
 ]
 
@@ -66,6 +67,11 @@ class Mutant:
 
 _MUTANTS: dict[str, Mutant] = {}
 
+_PARTS = (
+    *("filter", "time", "observation", "noise", "lte", "lte_run"),
+    *("norm", "attention", "block", "ends", "model"),
+)
+
 
 def mutant(
     key: str,
@@ -103,7 +109,7 @@ def mutant(
 @cache
 def all_mutants() -> tuple[Mutant, ...]:
     """Every mutant, in the order of the dataflow."""
-    for part in ("filter", "time", "observation", "noise", "lte", "lte_run", "model"):
+    for part in _PARTS:
         import_module(f"loko_ref.conformance.mutants_{part}")  # which registers its own
     return tuple(_MUTANTS.values())
 
@@ -134,6 +140,11 @@ def formulas_of(case: Case) -> frozenset[str]:
     table = {name: noted(name, formula) for name, formula in FORMULA_TABLE.items()}
     case.operation.plain(_wide(_inputs(case)), case.options, table, identity)
     return frozenset(called)
+
+
+def idle(one: Mutant, case: Case) -> bool:
+    """Tell whether a case calls none of the formulas that a mutant changes."""
+    return not one.roundoff and formulas_of(case).isdisjoint(one.changes(one.example))
 
 
 @lru_cache(maxsize=4096)

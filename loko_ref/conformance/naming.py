@@ -15,7 +15,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases import Case
-from loko_ref.conformance.mutants import Mutant, all_mutants, evaluate, formulas_of
+from loko_ref.conformance.mutants import Mutant, all_mutants, evaluate, idle
 from loko_ref.conformance.tolerance import DELTA, canonical, expected, factor, tolerance
 from loko_ref.conformance.verify import Check
 
@@ -202,7 +202,7 @@ def fit(
         return None
     if one.roundoff:
         return _precision(one, case, outputs)
-    if _idle(one, case):
+    if idle(one, case):
         return None
     if one.sizes:
         starts = ([size] if size is not None else []) + (list(one.sizes) if anew else [])
@@ -216,8 +216,15 @@ def fit(
     steps = first.index[0] + 2 if case.operation.name == "loko.run" else None
     ratio = _ratio(case, outputs, out, tolerance(case), steps)
     if ratio > 1:
+        u = float(np.finfo(case.dtype).eps) / 2
+
+        def largest(name: str, bound: Array) -> Array:
+            """Give a tolerance for all of an output: where the oracle has 0, the mutant may not."""
+            own = u * np.max(np.abs(out.get(name, bound)), initial=0.0)
+            return np.asarray(max(np.max(bound, initial=0.0), own))
+
         size_of = {
-            name: None if bound is None else np.asarray(np.max(bound, initial=0.0))
+            name: None if bound is None else largest(name, bound)
             for name, bound in tolerance(case).items()
         }
         if _ratio(case, outputs, out, size_of, steps) > PREFILTER:
@@ -226,16 +233,11 @@ def fit(
     return Mistake(mutant=one, size=size, ratio=ratio) if ratio <= 1 else None
 
 
-def _idle(one: Mutant, case: Case) -> bool:
-    """Tell whether a case calls none of the formulas that a mutant changes."""
-    return formulas_of(case).isdisjoint(one.changes(one.example))
-
-
 def _contradicts(one: Mutant, check: Check, size: float | None) -> bool:
     """Tell whether a mutant would have failed a check that passed."""
     if one.roundoff:
         return float(np.finfo(check.case.dtype).eps) / 2 < one.roundoff
-    if _idle(one, check.case):
+    if idle(one, check.case):
         return False
     out = evaluate.__wrapped__(one, check.case, size) if one.sizes else evaluate(one, check.case)
     if out is None:

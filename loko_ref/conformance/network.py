@@ -51,25 +51,26 @@ def _attention(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Arr
     q, k, values = by_head
     s = v.keep("s", v.F["scores"](v, q, k))
     seen = v.F["seen"](v, v.mask, x.shape[1], layer.get("causal", False))
-    a = v.keep("a", v.F["attend"](v, s, np.broadcast_to(seen, s.shape)))
+    a, *more = v.F["attend"](v, s, np.broadcast_to(seen, s.shape))
+    a = v.keep("a", a)
     y = v.keep("ya", v.F["merge_heads"](a @ values))
     y, kept["o"] = linear(v, linears["o"], weights, y)
-    return y, (kept, q, k, values, a)
+    return y, (kept, q, k, values, a, *more)
 
 
 def _attention_back(v: Values, layer: Layer, kept: Any, d: Array, parts: Parts) -> Array:
     """``dvalues = a' dy``, ``da = dy values'``, then ds, dq, dk and the projections.  [ATT-2]."""
     caches, *by_head = kept
-    q, k, values, a = (array[:, None] for array in by_head)
+    q, k, values, a, *more = (array[:, None] for array in by_head)
     linears = projections(layer)
     d = linear_back(v, linears["o"], caches["o"], d, parts)
-    dy = v.F["split_heads"](d, layer["heads"])  # (batch, C, heads, t, c)
+    dy = v.F["merge_back"](v, d, layer["heads"])  # (batch, C, heads, t, c)
     da, dvalues = v.F["values_back"](a, values, dy)
-    ds = v.keep("ds", v.F["attend_back"](a, da))
+    ds = v.keep("ds", v.F["attend_back"](da, a, *more))
     dq, dk = v.F["scores_back"](v, q, k, ds)
     dx = np.zeros(())
     for key, one in (("q", dq), ("k", dk), ("v", dvalues)):
-        one = v.keep("d" + key, v.F["merge_heads"](one))
+        one = v.keep("d" + key, v.F["split_back"](v, one))
         dx = dx + linear_back(v, linears[key], caches[key], one, parts)
     return dx
 
@@ -100,14 +101,17 @@ def _seen(v: Values, mask: Array | None, t: int, causal: bool) -> Array:
     return seen & v.F["causal"](t) if causal else seen
 
 
-def _attend(v: Values, s: Array, seen: Array) -> Array:
-    """``exp(s - lse)`` over the keys seen; 0 elsewhere, and for who sees none.  [ATT-3]."""
+def _attend(v: Values, s: Array, seen: Array) -> tuple[Array, ...]:
+    """Attend: ``a = exp(s - lse)`` over the keys seen, else 0, and for who sees none.  [ATT-3].
+
+    What stands behind a, nothing here, is kept for ``attend_back``.
+    """
     s = np.where(seen, s, -np.inf)
     top = s.max(axis=-1, keepdims=True)
     top = np.where(np.isfinite(top), top, 0.0)
     total = np.exp(s - top).sum(axis=-1, keepdims=True)
     lse = top + np.log(np.where(total > 0, total, 1.0))
-    return np.asarray(np.exp(s - v.keep("lse", lse)))
+    return (np.asarray(np.exp(s - v.keep("lse", lse))),)
 
 
 def _values_back(a: Array, values: Array, dy: Array) -> tuple[Array, Array]:
@@ -155,7 +159,7 @@ def _back(v: Values, spec: Sequence[Layer], caches: list[Any], d: Array, parts: 
 
 def forward(v: Values, theta: Array | None = None) -> tuple[Array, list[Any]]:
     """Return z (batch, C) and what each layer keeps."""
-    v["mask"] = None
+    v |= {"mask": None, "spec": v.F["layers"](v.spec)}
     weights = v.weights if theta is None else v.F["unpack"](v, theta)
     return _run(v, v.spec, weights, v.x)
 
@@ -213,17 +217,20 @@ def _unpack(v: Values, theta: Array) -> dict[str, Array]:
 NETWORK: dict[str, Formula] = {
     **LEAVES_FORMULAS,
     "split_heads": _split_heads,
+    "split_back": lambda v, d: v.F["merge_heads"](d),
     "merge_heads": _merge_heads,
+    "merge_back": lambda v, d, heads: v.F["split_heads"](d, heads),
     "score_scale": lambda c: 1 / math.sqrt(c),
     "scores": _scores,
     "scores_back": _scores_back,
     "seen": _seen,
     "causal": lambda t: np.tri(t, dtype=bool),
     "attend": _attend,
-    "attend_back": lambda a, da: a * (da - (a * da).sum(axis=-1, keepdims=True)),
+    "attend_back": lambda da, a: a * (da - (a * da).sum(axis=-1, keepdims=True)),
     "values_back": _values_back,
     "add": lambda x, y: x + y,
     "add_back": lambda d, inner: d + inner,
+    "layers": lambda spec: spec,
     "sites": _sites,
     "order": lambda names: names,
     "flatten": lambda a: a.reshape(*a.shape[:2], -1),

@@ -173,7 +173,7 @@ def _embedding(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Arr
     v["mask"] = v.F["mask"](given.get("mask"), None if pad is None else real)
     rows = v.F["position_rows"](real, layer.get("start"))
     table = {key: weights.get(f"{layer['name']}.{key}") for key in ("token", "position", "type")}
-    y = table["token"][ids] + v.F["embed_position"](table["position"], rows)  # type: ignore[index]
+    y = v.F["embed_token"](table["token"], ids) + v.F["embed_position"](table["position"], rows)
     if table["type"] is not None:
         y = y + v.F["embed_type"](table["type"], given.get("types", np.zeros_like(ids)))
     return y, None
@@ -253,7 +253,7 @@ LEAVES: dict[str, Kind] = {
     "layernorm": (_layernorm, _layernorm_back),
     "embedding": (_embedding, _through),
     "patchify": (_patchify, _through),
-    "prepend": (_prepend, lambda v, layer, count, d, parts: d[:, :, count:]),
+    "prepend": (_prepend, lambda v, layer, count, d, parts: v.F["join_back"](d, count)),
     "positions": (_positions, _through),
     "pool": (_pool, _pool_back),
 }
@@ -280,10 +280,12 @@ LEAVES_FORMULAS: dict[str, Formula] = {
     "norm_back": _norm_back,
     "mask": lambda given, real: real if given is None else given != 0,
     "position_rows": _position_rows,
+    "embed_token": lambda table, ids: table[ids],
     "embed_position": lambda table, rows: table[rows],
     "embed_type": lambda table, types: table[types],
     "patches": _patches,
     "join": lambda head, x: np.concatenate([head, x], axis=1),
+    "join_back": lambda d, count: d[:, :, count:],
     "pool.cls": _pool_cls,
     "pool.mean": lambda mask: mask / mask.sum(axis=1, keepdims=True),
 }

@@ -13,7 +13,14 @@ import pytest
 from loko_ref.conformance import report, score
 from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.implementation import Implementation, load
-from loko_ref.conformance.mutants import all_mutants, as_implementation, evaluate, mutant
+from loko_ref.conformance.mutants import (
+    Mutant,
+    all_mutants,
+    as_implementation,
+    evaluate,
+    idle,
+    mutant,
+)
 from loko_ref.conformance.naming import fit, name_mistakes
 from loko_ref.conformance.verify import run
 
@@ -39,7 +46,7 @@ CASES = [
 
 
 def test_catalogue():
-    assert len(MUTANTS) >= 60
+    assert len(MUTANTS) >= 200
     assert len(BY_ID) == len(MUTANTS)
     for m in MUTANTS:
         assert m.name
@@ -63,12 +70,21 @@ def test_caught_and_named_first(one):
 
 def test_the_mutation_machinery_itself_changes_nothing():
     """With no formula changed, the noisy implementation that the score is made of passes."""
-    from loko_ref.conformance.mutants import Mutant
-
     none = Mutant(id="NONE", name="", explanation="", look="", changes=lambda size: {})
     checks = run(Implementation(target="none", functions=as_implementation(none)), all_cases())
     assert {c.status for c in checks} == {"passed"}
     assert name_mistakes(checks) == {}
+
+
+@pytest.mark.parametrize("key", ["SCORES-UNSCALED", "NORM-AXIS", "RELU-LEAKY", "ADAMW-L2"])
+def test_where_a_mutant_is_idle_it_is_right_code_to_the_bit(key):
+    one, none = BY_ID[key], Mutant(id="N", name="", explanation="", look="", changes=lambda _: {})
+    still = [c for c in CASES if idle(one, c)]
+    assert 0 < len(still) < len(CASES)
+    for case in still[::5]:
+        right, got = evaluate(none, case), evaluate(one, case, one.example)
+        assert all(np.array_equal(right[name], got[name]) for name in right)
+    assert not any(idle(BY_ID["SINGLE"], c) for c in CASES)  # it changes what every formula gives
 
 
 @pytest.mark.parametrize(
