@@ -92,7 +92,8 @@ layers of a spec
     NAME.position (count, width): row j is added to token j = 0, 1, ...; t <= count  [ATT-4]
 
   pool: how, "cls" or "mean"
-    cls: the first token; mean: the mean of the tokens that count by the mask  [ATT-6]
+    cls: the first token; mean: the mean of the tokens that count by the mask (one at least does)
+    [ATT-6]
 
   theta: the factors A, B (then bA, bB) of one linear, each row-major, then the next linear's, in
   the order of the spec; an attention's are q, k, v, o; a residual's layers stand where it

@@ -40,6 +40,7 @@ def _first(check: Check) -> dict[str, Any] | None:
             "got": _number(d.got),
             "ratio": d.ratio if math.isfinite(d.ratio) else None,
             "labels": list(d.labels),
+            **({"entry": d.entry} if d.entry else {}),
         }
     if check.finding is not None and check.finding.quantity is not None:
         f = check.finding

@@ -7,10 +7,11 @@ import shlex
 import shutil
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
-from loko_ref.conformance import operations_network, report, tolerance
+from loko_ref.conformance import operations_network, report, schema, tolerance
 from loko_ref.conformance.cases import DTYPES, all_cases, select
 from loko_ref.conformance.formulas import FORMULAS as F
 from loko_ref.conformance.formulas import identity
@@ -295,6 +296,9 @@ def test_a_wrong_entry_is_named_by_its_factor():
     assert check.divergence.index == (2, 27)
     assert check.divergence.entry == "0.v.B[1, 1]"
     assert report.failure(check).endswith("[LORA-4], at 0.v.B[1, 1]")
+    document = report.as_json("t", [check], (), {case.id: ()})
+    jsonschema.validate(document, schema.load("verify"))
+    assert document["checks"][0]["first_divergence"]["entry"] == "0.v.B[1, 1]"
     (case,) = select("loko.run/transformer/float64")
     outputs = {name: value.copy() for name, value in tolerance.expected(case).items()}
     outputs["K"][3, 5, 0] += 1
