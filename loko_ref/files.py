@@ -285,16 +285,21 @@ def tokenize(
     tokenizer : path-like
         ``tokenizer.json`` of the checkpoint.
     length : int
-        Tokens a sample.
+        Tokens a sample, more than the special ones.
 
     Raises
     ------
     InputError
-        If the file is missing or foreign, or has no token of padding.
+        If the file is missing or foreign, or has no token of padding, or the length is too small.
     MissingExtraError
         If ``tokenizers`` is not installed.
     """
     made, pad, _ = _tokenizer(tokenizer)
+    own = max(made.num_special_tokens_to_add(len(sample) > 1) for sample in samples)
+    if length <= own:
+        raise InputError(
+            "length", length, f"more than {own}, a sample's special tokens", "too short a limit"
+        )
     made.enable_truncation(length)
     made.enable_padding(length=length, pad_id=made.token_to_id(pad), pad_token=pad)
     batch = made.encode_batch([s if len(s) > 1 else s[0] for s in samples])

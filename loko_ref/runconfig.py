@@ -194,6 +194,8 @@ class RunConfig:
             )
         if self.shift is None:
             object.__setattr__(self, "shift", default_shift(self.data))
+        if self.tokenizer is not None:  # a path becomes JSON
+            object.__setattr__(self, "tokenizer", str(self.tokenizer))
         for name in ("batch", "epochs", "base_batch", "r", "evaluations", "limit", "length"):
             value = getattr(self, name)
             if value is None and name in ("limit", "length"):

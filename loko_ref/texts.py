@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from loko_ref.checks import check_choice
 from loko_ref.data import Asked, Dataset, Split, assemble
+from loko_ref.errors import InputError
 
 __all__ = [
     "CHAPTERS",
@@ -127,7 +128,12 @@ def encode_samples(
     vocabulary : dict of str to int
         Ids of the known words.
     length : int
-        Most tokens a sample, [CLS] and borders included.
+        Most tokens a sample, [CLS] and borders included, and at least one word.
+
+    Raises
+    ------
+    InputError
+        If there is no room for a word.
 
     Examples
     --------
@@ -136,8 +142,12 @@ def encode_samples(
     """
     rows = []
     for texts in samples:
+        if length <= len(texts):
+            raise InputError(
+                "length", length, f"more than {len(texts)}, [CLS] and borders", "too short a limit"
+            )
         fit = [list(text) for text in texts]
-        while sum(map(len, fit)) + len(fit) > length and any(fit):
+        while sum(map(len, fit)) + len(fit) > length:
             max(fit, key=len).pop()
         row = [CLS]
         for j, text in enumerate(fit):

@@ -191,6 +191,18 @@ def test_labels_in_words_are_numbered_once_for_both_files(tmp_path):
     assert sources.load(f"glue:{tmp_path}").test.y.tolist() == [1]
 
 
+def test_a_length_without_room_for_a_word_is_refused(tmp_path):
+    roberta_tokenizer(tmp_path / "tokenizer.json")
+    mrpc(tmp_path / "train.tsv")
+    name, tokenizer = f"glue:{tmp_path / 'train.tsv'}", tmp_path / "tokenizer.json"
+    for length, given in ((2, None), (4, tokenizer)):  # [CLS] and a border; <s>, three </s>
+        with pytest.raises(InputError, match=f"more than {length}"):
+            sources.load(name, length=length, tokenizer=given)
+        assert sources.load(name, length=length + 1, tokenizer=given).base.x.shape[1] == length + 1
+    config = RunConfig(optimizer="loko", data=name, tokenizer=tokenizer)
+    assert RunConfig(**json.loads(json.dumps(config.as_dict()))) == config
+
+
 def test_long_texts_are_cut_and_shifts_leave_borders(tmp_path):
     mrpc(tmp_path / "train.tsv")
     name = f"glue:{tmp_path / 'train.tsv'}"
