@@ -71,6 +71,14 @@ def lte(
             help="At most so many samples in each part of the data.", rich_help_panel=_RUN
         ),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="glue: a tokenizer.json, not the built-in words.", rich_help_panel=_RUN),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(help="glue: most tokens a sample. Default 64.", rich_help_panel=_RUN),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="float64 or float32.", rich_help_panel=_RUN)
     ] = "float64",
@@ -168,7 +176,7 @@ def lte(
         for name, suffixes in (("json_file", ()), ("details", ()), ("plot", (".svg",))):
             if asked[name] is not None and team.rank == 0:
                 check_target(name.removesuffix("_file"), asked[name], *suffixes)
-        source = load(data, seed=seed, dtype=dtype, limit=limit)
+        source = load(data, seed=seed, dtype=dtype, limit=limit, tokenizer=tokenizer, length=length)
         return command.prepare(asked, source, team)
 
     def work(job: Any) -> Any:

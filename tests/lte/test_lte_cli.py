@@ -104,6 +104,20 @@ def test_variants_run_and_repeat_to_the_same_hash(arguments, tmp_path) -> None:
     assert len(hashes) == 1
 
 
+def test_a_text_of_ones_own_is_trained_on(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    words = np.array(["a", "fine", "dull", "film", "plot", "no"])
+    rows = [f"{' '.join(rng.choice(words, 6))}\t{k % 2}" for k in range(40)]
+    tsv = tmp_path / "train.tsv"
+    tsv.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    file = tmp_path / "a.json"
+    glue = ["--data", f"glue:{tsv}", "--length", "5", *TINY, "--rank", "2", "--batch", "8"]
+    call(*glue, "--steps", "9", "--json", str(file))
+    assert json.loads(file.read_text())["merges"] == 2
+    with pytest.raises(InputError, match="length"):
+        call(*SMALL, "--length", "5")
+
+
 def test_a_last_merge_closes_a_run_between_two(tmp_path) -> None:
     for steps, merges in ((16, 2), (17, 3), (24, 3)):
         file = tmp_path / f"{steps}.json"
