@@ -8,6 +8,9 @@ Every product is a stacked ``matmul``, which calls BLAS once a head: the bits of
 not depend on how many others stand beside it. Flattening the heads into one product is quicker for
 a large shared weight, and changes the bits with the split for some shapes: it is taken only where a
 probe shows that it gives the stacked product's bits.  [LTE-9]
+
+That is for flat networks; on others (:attr:`loko_ref.lte.config.LteConfig.nested`) the heads are
+computed one after another, by :mod:`loko_ref.lte.nested`, and x is what their first layer takes.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ class Heads:
     merged : array (heads, n) or None
         With a shared weight: the trainables last merged (0 at first, and after a reset).
     weights : mapping of str to array
-        Shared ``layer.W`` (o, i) and ``layer.b`` (o,); or with copies (heads, o, i), (heads, o).
+        Shared ``layer.W`` (o, i), ``layer.b`` (o,) and so on; or with copies (heads, o, i),
+        (heads, o).
     """
 
     theta: Array
@@ -191,7 +195,7 @@ def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]
     heads : Heads
         Weights and factors.
     x : array (heads, batch, i); in mhlora (batch, i)
-        Inputs.
+        Inputs; in place of i what the first layer takes.
 
     Returns
     -------

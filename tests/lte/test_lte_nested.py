@@ -316,7 +316,7 @@ CASES = {
     "copies": {"realisation": "copies", "merging": "incremental"},
     "B": {"reset": "B", "replicas": "frozen"},
     "AB": {"reset": "AB", "realisation": "copies", "optimizer_state": "reset"},
-    "mhlora": {"mode": "mhlora", "replicas": "frozen"},
+    "mhlora": {"mode": "mhlora"},
 }
 
 
@@ -329,9 +329,10 @@ def end(c: lte.LteConfig, steps: int, team=None, dtype: str = "float64"):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_split_gives_the_same_bits(case, optimizer) -> None:
-    options = {"p0": 0.005} if case == "mhlora" else {"p0": 0.02}
-    chosen = lte.Loko(**options) if optimizer == "loko" else OPTIMIZERS[optimizer]
-    c = stack(optimizer=chosen, heads=4, **CASES[case])
+    options = {"optimizer": OPTIMIZERS[optimizer], "heads": 4} | CASES[case]
+    if case == "mhlora" and optimizer == "loko":
+        options |= {"optimizer": lte.Loko(p0=0.005), "replicas": "frozen"}
+    c = stack(**options)
     want, serial = end(c, 3)
     for size in (2, 3, 4):
         found = together(size, lambda team: end(c, 3, team))
