@@ -54,7 +54,7 @@ _ENCODER: list[dict[str, Any]] = [
                 "name": "attend",
                 "heads": 2,
                 "q": {"in": 4, "out": 4, "lora": _lora(1, 2.0)},
-                "k": {"in": 4, "out": 4},
+                "k": {"in": 4, "out": 4, "bias": False},  # its gradient would be 0  [LTE-12]
                 "v": {"in": 4, "out": 4, "lora": _lora(1, 2.0, bias=True)},
                 "o": {"in": 4, "out": 4},
             },

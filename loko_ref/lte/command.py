@@ -27,10 +27,7 @@ from loko_ref.spec import linears, map_linears, mlp_spec
 __all__ = ["HIDDEN", "LEARNING_RATES", "NETWORKS", "SIZE", "Job", "network", "prepare"]
 
 LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.01, "adamw": 0.002}
-"""Defaults, found on digits; LoKO has p0 in its place."""
-
-P0 = 0.01
-"""LoKO's prior variance here: from scratch, the larger one for fine-tuning overshoots."""
+"""Defaults, found on digits; LoKO has p0 in its place, :class:`loko_ref.lte.config.Loko`'s own."""
 
 NETWORKS = ("mlp", "vit", "encoder")
 """A perceptron on features; a vision transformer on patches; an encoder of the RoBERTa kind."""
@@ -103,7 +100,6 @@ def _optimizer(name: str, lr: float | None, options: list[str], regression: bool
     known = [f.name for f in fields(kind)]
     chosen: dict[str, Any] = {}
     if name == "loko":
-        chosen["p0"] = P0
         if regression:
             chosen["observation"] = "gaussian"
         if lr is not None:
