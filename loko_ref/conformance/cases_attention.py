@@ -75,6 +75,11 @@ _PRE = _block()
 _TEXT = _text()
 _ROBERTA = _text(roberta_spec)
 _CHANNELS = _text(pad=None, inputs=["ids", "types", "mask"])
+_LEARNT = _text(pool="mean", dense=False)
+_LEARNT[2:2] = [
+    {"kind": "prepend", "name": "learnt", "width": 4, "count": 2},
+    {"kind": "positions", "name": "places", "width": 4, "count": 8},
+]
 _VIT = _image((2, 4, 4), (2, 2))
 _DEIT = _image((1, 4, 6), (2, 3), tokens=2, pool="mean")
 
@@ -201,6 +206,13 @@ _BOTH: dict[str, tuple[Spec, Read, str, Change]] = {
         _TEXT,
         _ids([0, 5, 2, 3], [0, 0, 6, 1]),
         "the mask on the queries in place of the keys: [CLS] is padding and still sees",
+        _as_it_is,
+    ),
+    "text-learnt-tokens": (
+        _LEARNT,
+        _ids([5, 2, 3, 1], [5, 6, 0, 0]),
+        "a mask that does not move on with tokens put first, or hides them; fewer tokens than "
+        "positions",
         _as_it_is,
     ),
     "image": (

@@ -247,6 +247,14 @@ HUNTS = {
     "no types": ("text-channels", {"embed_type": lambda table, types: 0.0}),
     "mask not read": ("text-channels", {"mask": lambda given, real: real}),
     "nan": ("text-left-padded", {"attend": like_a_framework}),
+    "mask stays": (
+        "text-learnt-tokens",
+        {"seen": lambda v, mask, t, causal: F["seen"](v, np.roll(mask, -2, axis=1), t, causal)},
+    ),
+    "learnt tokens hidden": (
+        "text-learnt-tokens",
+        {"pool.mean": lambda mask: F["pool.mean"](mask & (np.arange(6) > 1))},
+    ),
     "columns": ("image", patches(lambda at: at[::-1])),
     "channels last": ("image", patches(lambda at: at, last=True)),
     "[CLS] last": ("image", {"join": lambda head, x: np.concatenate([x, head], axis=1)}),
