@@ -31,10 +31,10 @@ FLOORS = [
     {"model"},
     {"jacobian", "interop"},
     {"loko"},
-    {"fast", "lte", "strategies", "runconfig"},
+    {"fast", "lte", "runconfig"},
     {"pretraining"},
     {"bench", "training", "conformance"},
-    {"runs", "study"},
+    {"runs", "study", "strategies"},
     {"cli"},
     {"__main__"},
 ]

@@ -19,7 +19,7 @@ def test_property_test_of_a_filter(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert "10 passed" in done.stdout
 
 
 def test_property_test_catches_a_wrong_filter(tmp_path):
@@ -39,4 +39,6 @@ def test_property_test_catches_a_wrong_filter(tmp_path):
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAILED test_my_filter.py::test_agrees_with_the_reference" in done.stdout
-    assert "2 passed" in done.stdout
+    assert "kalman.diagonal_update/own/float64: first off: p[0]: expected " in done.stdout
+    assert "FAILED test_my_filter.py::test_has_every_fact[rescaled]" in done.stdout
+    assert "FAILED test_my_filter.py::test_dtype_is_kept" not in done.stdout

@@ -8,6 +8,8 @@ from support import is_array, leaves
 
 from loko_ref import loko, model
 from loko_ref import strategies as st
+from loko_ref.conformance.own import agree, own_case
+from loko_ref.conformance.tolerance import expected
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman import observation as obs
 
@@ -140,3 +142,91 @@ def test_a_writing_implementation_is_caught_on_the_spot():
 def test_bad_conditioning():
     with pytest.raises(InputError, match=r"cond: got 0.5; required a number >= 1"):
         least(st.spd_matrices(2, cond=0.5), lambda S: True)
+
+
+@given(st.transformer_specs(), hs.data())
+def test_transformers_chain_and_read_what_is_drawn_for_them(spec, data):
+    assert any(layer["kind"] in ("residual", "patchify", "embedding") for layer in spec)
+    net = data.draw(st.transformers(max_layers=1))
+    batch = data.draw(st.batches(net, observation="glm"))
+    z = model.forward(net, batch.x)[0]
+    assert z.shape == (len(batch.y), net.outputs)
+    assert np.isfinite(z).all()
+    kept(net.weights, str(net.dtype))
+    assert not batch.x.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"), [("features", "residual"), ("text", "embedding"), ("image", "patchify")]
+)
+def test_a_kind_of_transformer_is_taken_as_given(kind, first):
+    assert least(st.transformer_specs(kinds=(kind,)), lambda spec: True)[0]["kind"] == first
+    with pytest.raises(InputError, match="the closest known name is 'text'"):
+        least(st.transformer_specs(kinds=("texts",)), lambda spec: True)
+
+
+def test_every_way_of_a_text_is_drawn():
+    """A mask channel, types, padding, RoBERTa's rule: each occurs."""
+    text = st.transformer_specs(kinds=("text",), max_layers=1)
+    for wanted in (
+        lambda e: "mask" in e.get("inputs", ()),
+        lambda e: "types" in e.get("inputs", ()),
+        lambda e: e.get("start") == 1,
+        lambda e: e.get("pad") is None,
+    ):
+        spec = least(text, lambda spec, wanted=wanted: wanted(spec[0]))
+        assert wanted(spec[0])
+
+
+STEPS = {"flat": None, "transformers": st.transformers(max_layers=1, max_width=2)}
+
+
+@pytest.mark.parametrize("networks", STEPS)
+@given(hs.data())
+def test_step_problems_are_loko_steps_of_the_catalogue(networks, data):
+    """The package's own step, given what the catalogue says, agrees with the plain route."""
+    problem = data.draw(st.step_problems(networks=STEPS[networks], cond=10.0))
+    kept(problem.state)
+
+    def step(**arguments):
+        new, record = loko.step(problem.state, problem.batch, problem.config)
+        out = {"yhat": record.yhat, "e": record.e, "S": record.S, "theta": new.theta}
+        return out | ({"p": new.p} if new.P is None else {"P": new.P})
+
+    agree(step, "loko.step", problem.arguments())
+
+
+@pytest.mark.parametrize("kind", obs.OBSERVATIONS)
+@given(hs.data())
+def test_observation_problems_are_the_catalogues(kind, data):
+    problem = data.draw(st.observation_problems(observation=kind))
+    kept(problem)
+    if kind != "gaussian":
+        sums = problem.y.sum(axis=1)
+        assert np.abs(sums - 1).max() <= 8 * np.finfo(problem.y.dtype).eps
+
+    def observe(z, Z, y):
+        seen = obs.observe(kind, z, Z, y)
+        return {"yhat": seen.yhat, "e": seen.e, "H": seen.H}
+
+    agree(observe, f"observation.{kind}", problem.arguments())
+
+
+@given(st.lte_runs())
+def test_lte_runs_are_runs_of_the_catalogue(run):
+    kept([run.weights, run.factors, run.redraws, run.x, run.y])
+    state, trace = run.run()
+    steps = [event for event in trace.events if event.kind == "step"]
+    assert (state.step, len(steps)) == (len(run.x), len(run.x))
+    case = own_case("lte.run", run.arguments())
+    assert case.options["heads"] == run.config.heads
+    wanted = expected(case)
+    rtol = 1e-10 if run.x.dtype == np.float64 else 1e-3  # both are the package's, in two precisions
+    np.testing.assert_allclose(state.theta, wanted["theta"][-1], rtol=rtol, atol=rtol)
+
+
+@given(st.lte_runs(heads=2, reset="AB", mode="lte", max_steps=2))
+def test_lte_runs_take_what_is_fixed(run):
+    assert (run.config.heads, run.config.reset) == (2, "AB")
+    assert set(run.redraws) == {name for name in run.factors if name.endswith(".A")}
+    assert run.arguments()["optimizer"] in ("sgd", "adagrad", "adamw")

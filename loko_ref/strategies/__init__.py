@@ -30,6 +30,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("loko_ref.strategies", "hypothesis", "test") from error
 
+from loko_ref.strategies import facts
+from loko_ref.strategies.heads import LteRun, lte_runs
 from loko_ref.strategies.matrices import (
     arrays,
     cond_limit,
@@ -39,26 +41,27 @@ from loko_ref.strategies.matrices import (
     spd_matrices,
     variances,
 )
-from loko_ref.strategies.networks import (
-    batches,
-    configs,
-    factors,
-    models,
-    states,
-)
+from loko_ref.strategies.networks import factors, models
 from loko_ref.strategies.problems import (
     DenseProblem,
     DiagonalProblem,
     GlmProblem,
+    ObservationProblem,
     dense_problems,
     diagonal_problems,
     glm_problems,
+    observation_problems,
 )
+from loko_ref.strategies.steps import StepProblem, batches, configs, states, step_problems
+from loko_ref.strategies.transformers import transformer_specs, transformers
 
 __all__ = [
     "DenseProblem",
     "DiagonalProblem",
     "GlmProblem",
+    "LteRun",
+    "ObservationProblem",
+    "StepProblem",
     "arrays",
     "batches",
     "cond_limit",
@@ -67,11 +70,17 @@ __all__ = [
     "diagonal_problems",
     "dtypes",
     "factors",
+    "facts",
     "glm_problems",
     "innovations",
+    "lte_runs",
     "models",
+    "observation_problems",
     "probabilities",
     "spd_matrices",
     "states",
+    "step_problems",
+    "transformer_specs",
+    "transformers",
     "variances",
 ]

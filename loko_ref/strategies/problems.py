@@ -26,21 +26,28 @@ __all__ = [
     "DenseProblem",
     "DiagonalProblem",
     "GlmProblem",
+    "ObservationProblem",
     "dense_problems",
     "diagonal_problems",
     "glm_problems",
+    "observation_problems",
 ]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Problem:
+class _Named:
     """Named arrays, given to an implementation by :meth:`arguments`."""
-
-    theta: Floats
 
     def arguments(self) -> dict[str, Any]:
         """Return the arrays by name, as keyword arguments of an update."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Problem(_Named):
+    """One that has a prior mean."""
+
+    theta: Floats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -215,3 +222,61 @@ def glm_problems(
         e=frozen((np.eye(C, dtype=dtype)[labels] - yhat).reshape(-1)),
         yhat=yhat,
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ObservationProblem(_Named):
+    """What an observation model takes.
+
+    Attributes
+    ----------
+    z : array (batch, C)
+        Outputs of the network.
+    Z : array (m, n)
+        Their Jacobian, m = batch * C.
+    y : array (batch, C)
+        Real rows, one-hot rows, or probabilities (quarters).
+    """
+
+    z: Floats
+    Z: Floats
+    y: Floats
+
+
+@st.composite
+def observation_problems(
+    draw: st.DrawFn,
+    *,
+    observation: str = "glm",
+    max_n: int = 4,
+    max_batch: int = 2,
+    max_C: int = 4,
+    margin: float = 40.0,
+    dtype: str | None = None,
+) -> ObservationProblem:
+    """Draw the inputs of an observation model, from mild to saturated logits.
+
+    Parameters
+    ----------
+    observation : {"glm", "softmax", "logits", "gaussian"}
+        For which; classes are at least 2 but for ``gaussian``.
+    max_n, max_batch, max_C : int
+        Bounds on parameters, samples and outputs.
+    margin : float
+        Bound on the difference of two logits.
+    dtype : str, optional
+        float64 or float32; None draws it.
+    """
+    dtype = draw(dtype_or(dtype))
+    n, batch = draw(st.integers(1, max_n)), draw(st.integers(1, max_batch))
+    C = draw(st.integers(1 if observation == "gaussian" else 2, max_C))
+    Z = draw(arrays((batch * C, n), dtype=dtype))
+    if observation == "gaussian":
+        z, y = (draw(arrays((batch, C), dtype=dtype)) for _ in range(2))
+        return ObservationProblem(z=z, Z=Z, y=y)
+    spread = draw(st.sampled_from([4.0, margin]))
+    z = draw(arrays((batch, C), dtype=dtype, size=min(spread, margin) / 2))
+    votes = 4 if draw(st.booleans()) else 1  # of four: quarters, which sum to 1 exactly
+    labels = st.lists(st.integers(0, C - 1), min_size=batch * votes, max_size=batch * votes)
+    y = np.eye(C)[draw(labels)].reshape(batch, votes, C).mean(axis=1)
+    return ObservationProblem(z=z, Z=Z, y=frozen(y.astype(dtype)))

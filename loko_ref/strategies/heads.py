@@ -1,0 +1,166 @@
+"""Draws of LTE: a configuration, where its heads begin, and the data of a short run.
+
+Shapes: x (steps, batch, i); y (steps, batch, C); factors (heads, r, i) and (heads, o, r).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hypothesis import strategies as st
+
+from loko_ref import lte
+from loko_ref.conformance.operations import OPERATIONS
+from loko_ref.lora import FACTORS
+from loko_ref.model import param_shapes
+from loko_ref.optimizers import SGD, AdaGrad, AdamW
+from loko_ref.strategies.matrices import Floats, arrays, dtype_or, frozen
+from loko_ref.strategies.networks import models
+
+__all__ = ["LteRun", "lte_runs"]
+
+STEPS = (
+    SGD(lr=0.125),
+    SGD(lr=0.125, momentum=0.5),
+    SGD(lr=0.125, momentum=0.75, nesterov=True, weight_decay=0.25),
+    AdaGrad(lr=0.125, eps=0.25),
+    AdamW(lr=0.125, eps=0.25),
+    AdamW(lr=0.125, beta1=0.5, eps=0.25, weight_decay=0.5),
+)
+"""Steps of moderate size. eps is large: where a gradient all but cancels, a small one would leave
+the quotient few digits to be judged by."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LteRun:
+    """A run of LTE on recorded data.
+
+    Attributes
+    ----------
+    config : LteConfig
+        Every choice.
+    weights, factors : dict of str to array
+        Where it begins: shared weights, and each head's factors; B is not held at 0.
+    x, y : arrays
+        One batch a step, all heads' together; y one-hot, or real rows for ``mse``.
+    redraws : dict of str to array (merges, heads, r, i)
+        A after each merge, for ``reset="AB"``; else empty.
+    """
+
+    config: lte.LteConfig
+    weights: Mapping[str, Floats]
+    factors: Mapping[str, Floats]
+    x: Floats
+    y: Floats
+    redraws: Mapping[str, Floats]
+
+    def state(self) -> lte.LteState:
+        """Return the state before the first step."""
+        return lte.init(self.config, weights=self.weights, factors=self.factors)
+
+    def run(self) -> tuple[lte.LteState, lte.Trace]:
+        """Run it by :func:`loko_ref.lte.run`."""
+        return lte.run(
+            self.config,
+            self.state(),
+            zip(self.x, self.y, strict=True),
+            redraws=(lambda k: {n: a[k - 1] for n, a in self.redraws.items()})
+            if self.redraws
+            else None,
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the inputs and options of the catalogue's ``lte.run``, by name."""
+        c = self.config
+        chosen = [o.name for o in OPERATIONS["lte.run"].options if hasattr(c, o.name)]
+        kind = next(name for name, k in lte.config.OPTIMIZERS.items() if isinstance(c.optimizer, k))
+        return {
+            "x": self.x,
+            "y": self.y,
+            "weights": dict(self.weights),
+            "factors": dict(self.factors),
+            **({"redraws": dict(self.redraws)} if self.redraws else {}),
+            **{name: getattr(c, name) for name in chosen},
+            "spec": [dict(layer) for layer in c.spec],
+            "optimizer": kind,
+            **{f.name: getattr(c.optimizer, f.name) for f in fields(c.optimizer)},
+        }
+
+
+@st.composite
+def _choices(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw choices that go together."""
+    if draw(st.booleans()):
+        found = {
+            "mode": "lte",
+            "reset": draw(st.sampled_from(["none", "B", "AB"])),
+            "optimizer_state": draw(st.sampled_from(["keep", "reset"])),
+            "realisation": draw(st.sampled_from(["shared", "copies"])),
+            "reduction": draw(st.sampled_from(["all", "own"])),
+        }
+    else:
+        found = {"mode": "mhlora", "scaling": draw(st.sampled_from(["mean", "sum"]))}
+    return found | {
+        "merge_every": draw(st.integers(1, 3)),
+        "data": draw(st.sampled_from(["chunks", "replicated"])),
+        "loss": draw(st.sampled_from(["cross_entropy", "mse"])),
+        "optimizer": draw(st.sampled_from(STEPS)),
+    }
+
+
+@st.composite
+def lte_runs(
+    draw: st.DrawFn,
+    /,
+    *,
+    max_heads: int = 3,
+    max_steps: int = 4,
+    max_chunk: int = 2,
+    dtype: str | None = None,
+    **fixed: Any,
+) -> LteRun:
+    """Draw a short run of LTE: network, choices, factors of every head, data.
+
+    Parameters
+    ----------
+    max_heads, max_steps : int
+        Bounds on the number of heads and of steps.
+    max_chunk : int
+        The most samples that a head sees in a step (of ``replicated``, that all see).
+    dtype : str, optional
+        float64 or float32; None draws it.
+    **fixed
+        Fields of :class:`loko_ref.lte.LteConfig` but the spec, taken as given.
+    """
+    dtype = draw(dtype_or(dtype))
+    net = draw(models(max_width=3, max_depth=2, min_outputs=2, dtype=dtype))
+    heads = fixed.pop("heads") if "heads" in fixed else draw(st.integers(1, max_heads))
+    spec: Sequence[dict[str, Any]] = [dict(layer) for layer in net.spec]
+    if len(spec) > 1 and draw(st.booleans()):
+        spec[-1].pop("lora", None)  # a layer without LoRA: a copy a head
+    config = lte.LteConfig(spec=spec, heads=heads, **(draw(_choices()) | fixed))
+    shapes = param_shapes(spec)
+    factors = {
+        name: draw(arrays((heads, *shape), dtype=dtype, size=2.0))
+        for name, shape in shapes.items()
+        if name.rsplit(".", 1)[1] in FACTORS
+    }
+    steps, chunk = draw(st.integers(1, max_steps)), draw(st.integers(1, max_chunk))
+    batch = chunk * heads if config.data == "chunks" else chunk
+    x = draw(arrays((steps, batch, config.inputs), dtype=dtype, size=2.0))
+    C = config.outputs
+    y = draw(arrays((steps, batch, C), dtype=dtype))
+    if config.loss == "cross_entropy":  # one-hot where y is largest
+        y = frozen((y.argmax(axis=-1)[..., None] == range(C)).astype(dtype))
+    redraws = {}
+    if config.reset == "AB" and config.mode == "lte":
+        merges = max(steps // config.merge_every, 1)
+        redraws = {
+            name: draw(arrays((merges, *a.shape), dtype=dtype, size=2.0))
+            for name, a in factors.items()
+            if name.endswith(".A")
+        }
+    weights = {name: net.weights[name] for name in shapes if name not in factors}
+    return LteRun(config=config, weights=weights, factors=factors, x=x, y=y, redraws=redraws)

@@ -1,0 +1,126 @@
+"""Draws of transformers: encoders of features, of texts (BERT, RoBERTa) and of images (ViT).
+
+Shapes: features (batch, t, width); ids (batch, t) or (batch, channels, t); images flat.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from loko_ref.architectures import TARGETS, bert_spec, encoder_spec, roberta_spec, vit_spec
+from loko_ref.checks import check_choice
+from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.model import Model, param_shapes
+from loko_ref.strategies.matrices import dtype_or, frozen
+
+__all__ = ["KINDS", "transformer_specs", "transformers"]
+
+KINDS = ("features", "text", "image")
+"""What a drawn transformer reads."""
+
+
+@st.composite
+def transformer_specs(
+    draw: st.DrawFn,
+    *,
+    kinds: tuple[str, ...] = KINDS,
+    max_layers: int = 2,
+    max_width: int = 4,
+    min_outputs: int = 2,
+    eps: float = 1e-3,
+) -> list[dict[str, Any]]:
+    """Draw the spec of a small transformer with LoRA on some of its linears.
+
+    Order of norm and branch, pooling, heads, activation, causality, biases, padding, channels,
+    position rule, and which linears have LoRA are drawn.
+
+    Parameters
+    ----------
+    kinds : tuple of {"features", "text", "image"}
+        What it may read.
+    max_layers, max_width : int
+        Bounds on the number of blocks and on the width of a token and of a feed-forward.
+    min_outputs : int
+        Least width of the output.
+    eps : float
+        Of every norm. A norm divides by at least its root, so errors may grow by 1 / sqrt(eps) in
+        each; published models have 1e-5 to 1e-12.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> [layer["kind"] for layer in find(transformer_specs(kinds=("features",)), bool)]
+    ['residual', 'layernorm', 'residual', 'layernorm', 'pool', 'linear']
+    """
+    for kind in kinds:
+        check_choice("kinds", kind, KINDS)
+    heads = draw(st.integers(1, min(2, max_width)))
+    width = heads * draw(st.integers(1, max_width // heads))
+    ff = draw(st.integers(1, max_width))
+    lora = {"r": draw(st.integers(1, min(width, ff))), "alpha": draw(st.sampled_from([1.0, 2.0]))}
+    if draw(st.booleans()):
+        lora["bias"] = True
+    some = draw(st.lists(st.sampled_from(TARGETS), min_size=1, max_size=3, unique=True))
+    common: dict[str, Any] = {
+        "layers": draw(st.integers(1, max_layers)),
+        "width": width,
+        "heads": heads,
+        "ff": ff,
+        "outputs": draw(st.integers(min_outputs, min_outputs + 1)),
+        "pool": draw(st.sampled_from(["mean", "cls"])),
+        "lora": lora,
+        "targets": some,
+        "activation": draw(st.sampled_from([a for a in ACTIVATIONS if "softmax" not in a])),
+        "eps": eps,
+    }
+    kind = draw(st.sampled_from(kinds))
+    if kind == "image":
+        tokens = draw(st.integers(1 if common["pool"] == "cls" else 0, 2))
+        image = (draw(st.integers(1, 2)), 2 * draw(st.integers(1, 2)), 2)
+        return vit_spec(image=image, patch=(2, draw(st.integers(1, 2))), tokens=tokens, **common)
+    common |= {"dense": draw(st.booleans()), "causal": draw(st.booleans())}
+    if kind == "features":
+        return encoder_spec(
+            norm=draw(st.sampled_from(["post", "pre"])), bias=draw(st.booleans()), **common
+        )
+    common |= {"vocab": draw(st.integers(3, 5)), "positions": draw(st.integers(3, 5))}
+    if draw(st.booleans()):
+        return roberta_spec(**common)
+    types = draw(st.integers(0, 2))
+    inputs = ["ids"]
+    inputs += ["types"] if types and draw(st.booleans()) else []
+    inputs += ["mask"] if draw(st.booleans()) else []
+    pad = draw(st.sampled_from([None, 0]))
+    return bert_spec(types=types, pad=pad, inputs=inputs, **common)
+
+
+@st.composite
+def transformers(
+    draw: st.DrawFn, /, *, size: float = 1.0, dtype: str | None = None, **choices: Any
+) -> Model:
+    """Draw a transformer with weights of order 1; B is not held at 0.
+
+    The weights are quarters of whole numbers, all from one drawn seed: of a failing example the
+    spec shrinks, the weights do not.
+
+    Parameters
+    ----------
+    size : float
+        Bound on the weights' magnitude.
+    dtype : str, optional
+        float64 or float32; None draws it.
+    **choices
+        As for :func:`transformer_specs`.
+    """
+    dtype = draw(dtype_or(dtype))
+    spec = draw(transformer_specs(**choices))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    most = int(4 * size)
+    weights = {
+        name: frozen((rng.integers(-most, most + 1, shape) / 4).astype(dtype))
+        for name, shape in param_shapes(spec).items()
+    }
+    return Model(spec=spec, weights=weights)
