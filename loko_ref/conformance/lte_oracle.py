@@ -72,9 +72,9 @@ def _read(x: Any, o: Arrays) -> Any:
     return x.astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x
 
 
-def run(x: Arrays, o: Arrays) -> Out:
+def run(x: Arrays, o: Arrays, merging: str = "incremental") -> Out:
     """Give the expected numbers of ``lte.run``, by :mod:`loko_ref.lte`."""
-    config, state = _package(x, o)
+    config, state = _package(x, o, merging)
     redraws = x.get("redraws")
     drawn: Callable[[int], Out] | None = None
     if redraws is not None:
@@ -140,11 +140,11 @@ def _optimizer(x: Arrays, o: Arrays) -> Any:
     return kind(**named, **({"p0": x["p"]} if kind is lte.Loko else {}))
 
 
-def _package(x: Arrays, o: Arrays) -> tuple[Any, Any]:
+def _package(x: Arrays, o: Arrays, merging: str) -> tuple[Any, Any]:
     """Build the package's configuration and first state for a case."""
     own = {f.name for f in fields(lte.LteConfig)} - {"optimizer"}
     config = lte.LteConfig(
-        merging="incremental",
+        merging=merging,
         optimizer=_optimizer(x, o),
         **{name: value for name, value in o.items() if name in own},
     )

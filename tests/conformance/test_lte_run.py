@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from loko_ref import lte, model
+from loko_ref.conformance import lte_oracle
 from loko_ref.conformance.cases import select
 from loko_ref.conformance.implementation import Implementation
 from loko_ref.conformance.lte_formulas import ORDER
@@ -136,6 +137,27 @@ def test_an_implementation_without_the_new_options_still_runs_the_old_cases():
     assert status["sgd"] == status["replica"] == status["mhlora"] == "passed"
     assert status["copies"] == status["loko-shrink"] == status["evaluated"] == "unsupported"
     assert "failed" not in status.values()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_another_right_route_is_not_accused(dtype):
+    """Telescoped merges, the other realisation, the dtype's own arithmetic: far within."""
+
+    def other(**given):
+        taken = {i.name for i in get("lte.run").inputs}
+        inputs = {k: v for k, v in given.items() if k in taken}
+        options = {k: v for k, v in given.items() if k not in taken}
+        if options["mode"] == "lte":
+            swap = {"shared": "copies", "copies": "shared"}
+            options["realisation"] = swap[options["realisation"]]
+        out = lte_oracle.run(inputs, options, merging="telescoped")
+        return {k: v for k, v in out.items() if k.split("_")[0] not in ("merged", "copies")}
+
+    checks = run(
+        Implementation(target="other", functions={"lte.run": other}), select("lte.run", dtype)
+    )
+    assert {c.status for c in checks} == {"passed"}
+    assert max(c.worst for c in checks) < 0.25
 
 
 def test_options_are_json():
