@@ -13,7 +13,7 @@ from loko_ref.conformance.cases import Case
 from loko_ref.conformance.network import NETWORK, factors
 from loko_ref.conformance.tolerance import canonical, expected, tolerance
 
-__all__ = ["Divergence", "compare", "entry_of_theta", "ratios"]
+__all__ = ["Divergence", "compare", "in_theta", "ratios"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,9 @@ class Divergence:
         Error over tolerance; infinite for NaN and infinity.
     labels : tuple of str
         Derivation labels of the quantity.
-    entry : str
-        The LoRA factor's element that the index belongs to, ``0.q.A[1, 2]``; empty where none.
+    entry, factors : str, tuple of str
+        The LoRA factor's element that the index belongs to, ``0.q.A[1, 2]``, and every factor with
+        an element that is off; empty for quantities without an axis along theta.
     """
 
     quantity: str
@@ -43,28 +44,51 @@ class Divergence:
     ratio: float
     labels: tuple[str, ...]
     entry: str = ""
+    factors: tuple[str, ...] = ()
 
 
-def entry_of_theta(case: Case, quantity: str, index: tuple[int, ...]) -> str:
-    """Name the entry of theta that an element of a quantity belongs to: ``0.q.A[1, 2]``.
+def in_theta(
+    case: Case, quantity: str, index: tuple[int, ...], off: Array
+) -> tuple[str, tuple[str, ...]]:
+    """Find the part of theta that a wrong quantity belongs to.
 
-    The last axis of length n tells: a column of Z or H, a row of K. Empty for quantities without
-    one, and for operations that pack no theta by the spec.
+    The last axis of length n tells: a column of Z or H, a row of K. Nothing is found for quantities
+    without one, and for operations that pack no theta by the spec.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    quantity : str
+        Output name.
+    index : tuple of int
+        An element of it.
+    off : array of bool
+        Which elements are off, of the quantity or of one step's.
+
+    Returns
+    -------
+    entry : str
+        The LoRA factor's element that the index belongs to, ``0.q.A[1, 2]``.
+    factors : tuple of str
+        Names of all factors with an element that is off, in packing order.
     """
-    if not case.operation.name.startswith(("model.", "loko.")):
-        return ""
     output = next(o for o in case.operation.outputs if o.name == quantity)
-    axes = output.shape.strip("()").replace(" ", "").split(",")
-    if "n" not in axes:
-        return ""
-    at = index[len(axes) - 1 - axes[::-1].index("n")]
+    axes = output.shape.strip("(,)").replace(" ", "").split(",")
+    if "n" not in axes or not case.operation.name.startswith(("model.", "loko.")):
+        return "", ()
+    axis = -1 - axes[::-1].index("n")
+    at, lines = index[axis], np.moveaxis(off, axis, 0).reshape(off.shape[axis], -1)
+    entry, wrong, start = "", [], 0
     for layer in NETWORK["sites"](case.options["spec"]):
         for key, shape in factors(layer).items():
-            if at < math.prod(shape):
-                inside = map(int, np.unravel_index(at, shape))
-                return f"{layer['name']}.{key}[{', '.join(map(str, inside))}]"
-            at -= math.prod(shape)
-    raise AssertionError("an index beyond theta")
+            name, stop = f"{layer['name']}.{key}", start + math.prod(shape)
+            if start <= at < stop:
+                entry = f"{name}{list(map(int, np.unravel_index(at - start, shape)))}"
+            if lines[start:stop].any():
+                wrong.append(name)
+            start = stop
+    return entry, tuple(wrong)
 
 
 def ratios(case: Case, outputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -115,6 +139,7 @@ def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None
             inside = tuple(map(int, inner))
             index = inside if step is None else (step, *inside)
             got = canonical(case, name, outputs[name].astype(np.float64))
+            entry, wrong = in_theta(case, name, index, part > 1)
             return (
                 Divergence(
                     quantity=name,
@@ -123,7 +148,8 @@ def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None
                     got=float(got[index]),
                     ratio=float(ratio[index]),
                     labels=case.operation.labels(name),
-                    entry=entry_of_theta(case, name, index),
+                    entry=entry,
+                    factors=wrong,
                 ),
                 worst,
             )

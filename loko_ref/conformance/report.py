@@ -22,6 +22,9 @@ __all__ = ["SCHEMA", "as_json", "failure", "how_found", "write_json"]
 
 SCHEMA = "loko-ref/verify/1"
 
+NAMED = 8
+"""LoRA factors that a failure names."""
+
 
 def _number(value: float | str | None) -> float | str | None:
     """JSON has no NaN and no infinity: they become strings."""
@@ -40,7 +43,7 @@ def _first(check: Check) -> dict[str, Any] | None:
             "got": _number(d.got),
             "ratio": d.ratio if math.isfinite(d.ratio) else None,
             "labels": list(d.labels),
-            **({"entry": d.entry} if d.entry else {}),
+            **({"entry": d.entry, "factors": list(d.factors)} if d.entry else {}),
         }
     if check.finding is not None and check.finding.quantity is not None:
         f = check.finding
@@ -172,7 +175,10 @@ def failure(check: Check) -> str:
     digits = 17 if check.case.dtype == "float64" else 9
     off = "is not finite" if not math.isfinite(d.ratio) else f"{d.ratio:.3g} times its tolerance"
     labels = " ".join(f"[{label}]" for label in d.labels)
-    entry = f", at {d.entry}" if d.entry else ""
+    entry = ""
+    if d.entry:
+        more = "" if len(d.factors) <= NAMED else f" and {len(d.factors) - NAMED} more"
+        entry = f", at {d.entry}; off in {', '.join(d.factors[:NAMED])}{more}"
     return (
         f"first off: {place}: expected {d.expected:.{digits}g}, got {d.got:.{digits}g}: {off}  "
         f"{labels}{entry}"

@@ -303,17 +303,44 @@ def test_a_wrong_entry_is_named_by_its_factor():
     check = judge(case, Answer(outputs=outputs))
     assert check.divergence.index == (2, 27)
     assert check.divergence.entry == "0.v.B[1, 1]"
-    assert report.failure(check).endswith("[LORA-4], at 0.v.B[1, 1]")
+    assert check.divergence.factors == ("0.v.B",)
+    assert report.failure(check).endswith("[LORA-4], at 0.v.B[1, 1]; off in 0.v.B")
     document = report.as_json("t", [check], (), {case.id: ()})
     jsonschema.validate(document, schema.load("verify"))
     assert document["checks"][0]["first_divergence"]["entry"] == "0.v.B[1, 1]"
+    assert document["checks"][0]["first_divergence"]["factors"] == ["0.v.B"]
+    outputs["Z"][5, 1] -= 1e6
+    check = judge(case, Answer(outputs=outputs))
+    assert (check.divergence.entry, check.divergence.factors) == ("0.q.A[0, 1]", ("0.q.A", "0.v.B"))
     (case,) = select("loko.run/transformer/float64")
     outputs = {name: value.copy() for name, value in tolerance.expected(case).items()}
     outputs["K"][3, 5, 0] += 1
-    assert judge(case, Answer(outputs=outputs)).divergence.entry == "0.q.B[1, 0]"
+    outputs["K"][4] += np.eye(len(outputs["K"][4]), 3)
+    wrong = judge(case, Answer(outputs=outputs)).divergence
+    assert (wrong.index[0], wrong.entry) == (3, "0.q.B[1, 0]")
+    assert wrong.factors == ("0.q.B",)  # of this step alone
     outputs = {name: value.copy() for name, value in tolerance.expected(case).items()}
-    outputs["z"][3] += 1
+    outputs["p"][2, 5] *= 2
+    assert judge(case, Answer(outputs=outputs)).divergence.entry == "0.q.B[1, 0]"
+    outputs["z"][1] += 1
     assert judge(case, Answer(outputs=outputs)).divergence.entry == ""
+
+
+def test_a_mistake_at_one_site_is_found_there():
+    """The keys' cotangent not transposed: only the factors of k, and those below, are off."""
+    (case,) = select("model.jacobian/blocks-deep/float64")
+    right = F["scores_back"]
+
+    def wrong(v, q, k, ds):
+        dq, dk = right(v, q, k, ds)
+        return dq, 2 * dk
+
+    table = {**tolerance.FORMULA_TABLE, "scores_back": wrong}
+    inputs = tolerance._wide(case.inputs())
+    out = case.operation.plain(inputs, case.options, table, identity)
+    off = judge(case, Answer(outputs=out)).divergence.factors
+    assert {"1.k.A", "1.k.B"} <= set(off)
+    assert not {"1.q.A", "1.q.B", "1.v.A", "1.o.A", "1.f1.A", "1.f2.B"} & set(off)
 
 
 def test_who_does_not_know_a_kind_declines():
