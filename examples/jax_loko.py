@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from loko_ref.conformance.frameworks import from_step
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)  # to compile takes longer than to run
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -115,13 +116,13 @@ class Network:
 
 @functools.cache
 def compiled(spec):
-    """``(theta, x, weights) -> z (batch, C), Z (batch, C, n)`` of a spec in JSON."""
+    """``(theta, x, weights) -> Z (batch, C, n), z (batch, C)`` of a spec in JSON."""
 
     def network(theta, row, weights):
-        return Network(theta, weights)(json.loads(spec), row)
+        z = Network(theta, weights)(json.loads(spec), row)
+        return z, z
 
-    both = jax.vmap(lambda *a: (network(*a), jax.jacfwd(network)(*a)), (None, 0, None))
-    return jax.jit(both)
+    return jax.jit(jax.vmap(jax.jacfwd(network, has_aux=True), (None, 0, None)))
 
 
 def estimate(noise, R, e, HpH, beta):
@@ -137,7 +138,7 @@ def step(x, y, theta, weights, spec, observation, noise, timing, beta, covarianc
         raise NotImplementedError("covariance='dense', center")
     p_pred = p / lam + q
     network = compiled(json.dumps(spec))
-    z, Z = network(theta, x, weights)
+    Z, z = network(theta, x, weights)
     batch, C = z.shape
     Z = Z.reshape(batch * C, -1)
     yhat = z if observation == "gaussian" else jax.nn.softmax(z, axis=-1)
@@ -167,7 +168,7 @@ def step(x, y, theta, weights, spec, observation, noise, timing, beta, covarianc
     out |= {"R_used": R_used, "S": S, "K": K, "theta": theta_new, "p": p_new}
     if observation != "glm":
         if timing == "after" and noise == "ema_residual_hph":
-            z_new, _ = network(theta_new, x, weights)
+            _, z_new = network(theta_new, x, weights)
             yhat = z_new if observation == "gaussian" else jax.nn.softmax(z_new, axis=-1)
             e, HpH = (y - yhat).reshape(-1), (H * p_new) @ H.T
         out["R"] = R_used if timing == "before" else estimate(noise, R, e, HpH, beta)
