@@ -1,0 +1,135 @@
+"""Mistakes of the network made in other code are named too, and mutants differ as code would."""
+
+import types
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loko_ref.conformance.cases import select
+from loko_ref.conformance.formulas import identity
+from loko_ref.conformance.implementation import Implementation
+from loko_ref.conformance.modules import factor_shapes
+from loko_ref.conformance.mutants import all_mutants, idle
+from loko_ref.conformance.naming import name_mistakes
+from loko_ref.conformance.tolerance import FORMULA_TABLE, expected
+from loko_ref.conformance.verify import run
+
+SOURCE = Path(__file__).with_name("einsum_network.py").read_text(encoding="utf-8")
+BY_ID = {m.id: m for m in all_mutants()}
+BLOCKS = ("block-pre", "block-post", "blocks-deep", "block-lora-q", "block-lora-k", "layernorm")
+TEXTS = ("text", "text-mean", "text-left-padded", "text-first-hidden", "block-pre")
+# id: what stands in einsum_network, what is put there, cases
+MADE = {
+    "SCORES-UNSCALED": ("np.sqrt(self.dtype.type(c))", "self.dtype.type(1)", BLOCKS),
+    "SCORES-SCALE-WIDTH": ("self.dtype.type(c)", "self.dtype.type(q.shape[-1])", BLOCKS),
+    "HEADS-INTERLEAVED": ("slice(h * c, (h + 1) * c)", 'slice(h, None, layer["heads"])', BLOCKS),
+    "KEYS-JACOBIAN-MISSING": (
+        'Ts + ein("bqc,bkcn->bqkn", q[..., at], Tk[:, :, at])',
+        "Ts",
+        ("block-full-rank", "block-lora-k", "block-rank-one", "attention-causal", "block-pre"),
+    ),
+    "SCORES-JACOBIAN-MISSING": ("Ta = a[", "Ta = 0 * a[", BLOCKS),
+    "RESIDUAL-MISSING": ("y + x, Ty + T", "y, Ty", BLOCKS),
+    "RESIDUAL-JACOBIAN-MISSING": ("y + x, Ty + T", "y + x, Ty", BLOCKS),
+    "NORM-EPS-MISSING": ('layer.get("eps", 1e-5)', "0", BLOCKS),
+    "NORM-JACOBIAN-NO-MEAN": ("T - T.sum(axis=-2, keepdims=True) / d", "T", BLOCKS),
+    "NORM-JACOBIAN-NO-VARIANCE": (
+        "T - x[..., None] * (Tv /",
+        "T - 0 * x[..., None] * (Tv /",
+        BLOCKS,
+    ),
+    "MASK-ATTENTION-IGNORED": ("see &= self.mask[:, None]", "pass", TEXTS),
+    "MASK-QUERIES": ("self.mask[:, None]", "self.mask[:, :, None]", TEXTS),
+    "POOL-PADDING": ("if self.mask is None else self.mask", "if 1 else 0", TEXTS),
+    "CAUSAL-STRICT": (
+        "np.tri(t, dtype=bool)",
+        "np.tri(t, k=-1, dtype=bool)",
+        ("attention-causal", "attention-heads", "text-left-padded"),
+    ),
+    "POSITION-FROM-ZERO": (
+        'if layer.get("start") is not None',
+        "if False",
+        ("text-positions", "text"),
+    ),
+    "PATCH-CHANNELS-LAST": (
+        "j : j + pw].reshape",
+        "j : j + pw].transpose(0, 2, 3, 1).reshape",
+        ("image", "image-flat"),
+    ),
+}
+
+
+@pytest.mark.parametrize("key", MADE)
+def test_a_mistake_in_other_code_is_named(key):
+    old, new, names = MADE[key]
+    assert SOURCE.count(old) == 1
+    module = types.ModuleType("einsum_with_a_mistake")
+    exec(compile(SOURCE.replace(old, new), "einsum_network.py", "exec"), module.__dict__)
+
+    def model_jacobian(*, x, weights, spec):
+        z, Z = module.network(spec, weights, x)
+        return {"z": z, "Z": Z}
+
+    target = Implementation(target=key, functions={"model.jacobian": model_jacobian})
+    checks = run(target, [c for name in names for c in select(f"model.jacobian/{name}/*")])
+    named = name_mistakes(checks)
+    assert named
+    leading = Counter(fits[0].mutant.id if fits else None for fits in named.values())
+    assert leading.most_common(1)[0][0] == key, leading
+
+
+def test_the_source_as_it_stands_is_right():
+    module = types.ModuleType("einsum_as_it_stands")
+    exec(compile(SOURCE, "einsum_network.py", "exec"), module.__dict__)
+    (case,) = select("model.jacobian/blocks-deep/float64")
+    inputs = case.inputs()
+    _, Z = module.network(case.options["spec"], inputs["weights"], inputs["x"])
+    np.testing.assert_allclose(Z, expected(case)["Z"], rtol=1e-11, atol=1e-12)
+
+
+FORWARD = [
+    key
+    for part in ("norm", "attention", "block", "ends")
+    for key, one in BY_ID.items()
+    if one.changes(one.example)
+    and "JACOBIAN" not in key
+    and any(f.__module__.endswith("_" + part) for f in one.changes(one.example).values())
+    and not key.startswith(("TOKENS", "ORDER"))
+]
+
+
+@pytest.mark.parametrize("key", FORWARD)
+def test_a_mistake_forward_has_the_derivative_of_what_it_computes(key):
+    """As automatic differentiation would give it to who makes the mistake; by differences."""
+    table = {**FORMULA_TABLE, **BY_ID[key].changes(BY_ID[key].example)}
+    seen = 0
+    for case in select("model.jacobian/*", "float64"):
+        if idle(BY_ID[key], case) or "constant" in case.id:
+            continue
+        inputs, options = case.inputs(), case.options
+
+        def evaluate(weights, case=case, inputs=inputs, options=options):
+            return case.operation.plain({**inputs, "weights": weights}, options, table, identity)
+
+        out = evaluate(inputs["weights"])
+        if np.max(np.abs(out["z"] - expected(case)["z"])) < 1e-9:
+            continue
+        rng, h = np.random.Generator(np.random.PCG64(seen)), 1e-5
+        to = {k: rng.standard_normal(s) for k, s in factor_shapes(options["spec"]).items()}
+        ahead, behind = (
+            evaluate({k: a + s * to[k] if k in to else a for k, a in inputs["weights"].items()})[
+                "z"
+            ]
+            for s in (h, -h)
+        )
+        moved = out["Z"] @ np.concatenate([a.ravel() for a in to.values()])
+        # differences err by h^2 and by u / h of the largest
+        size = max(np.max(np.abs(moved)), 1e-3)
+        np.testing.assert_allclose(moved, (ahead - behind).ravel() / (2 * h), atol=1e-6 * size)
+        seen += 1
+        if seen == 3:
+            break
+    if key != "NORM-ONE-PASS":  # which is right but for rounding
+        assert seen
