@@ -52,7 +52,7 @@ def train(
         str | None,
         typer.Option(
             help="rotate90 (images; their default), permute, invert (the tables' default), "
-            "noise, none."
+            "noise (the texts' default), none."
         ),
     ] = None,
     optimizer: Annotated[

@@ -8,7 +8,7 @@ of blocks (1 to 16; r = 8, T = 64), the rank (4 to 128; 4 blocks, T = 64), T (32
 r = 8). Counted is the process's own processor time, so that other work on the machine matters
 less; the best of some steps.
 
-Fitted to the relative error, with no negative coefficient, are ``a + b n``, and ``a + b T + c T^2``;
+Fitted to the relative error, with no negative coefficient, are ``a + b n`` and ``a + b T + c T^2``;
 ``b / c`` is the T from which the scores, T x T a head, cost more than all that is linear in T.
 """
 
@@ -32,6 +32,9 @@ BLOCKS = (1, 2, 4, 8, 16)
 RANKS = (4, 8, 16, 32, 64, 128)
 TOKENS = (32, 64, 128, 256, 512, 1024)
 ROUTES = ("readable", "fast")
+FITS = 0.15
+"""A curve that is farther off at some point is not drawn, and no crossing is read from it."""
+
 COLOURS = {"readable": "#d55e00", "fast": "#0072b2"}
 
 
@@ -94,7 +97,8 @@ def measure(least: int, enough: float, longest: int) -> dict[str, dict[str, dict
                 "exponents": [round(float(e), 2) for e in np.diff(np.log(y)) / np.diff(np.log(x))],
             }
         _, b, c = report[route]["T"]["fit_ms"]
-        report[route]["T"]["square_dominates_from"] = round(b / c) if c else None
+        fits = report[route]["T"]["fit_off"] <= FITS and c > 0
+        report[route]["T"]["square_dominates_from"] = round(b / c) if fits else None
         print(json.dumps({"route": route, **report[route]}), flush=True)
     return report
 
@@ -111,12 +115,15 @@ def draw(report: dict[str, dict[str, dict]], path: Path) -> None:
         labels = {
             "blocks": "n, by more blocks (r = 8, T = 64)",
             "rank": "n, by a larger rank (4 blocks, T = 64)",
-            "T": "T, tokens (4 blocks, r = 8); dotted: without T^2",
+            "T": "T, tokens (4 blocks, r = 8); dotted: the fit without T^2",
         }
         for axes, (axis, label) in zip(panels, labels.items(), strict=True):
             for route, both in report.items():
                 some, colour = both[axis], COLOURS[route]
                 axes.loglog(some["x"], some["cpu_ms"], "o", color=colour, label=route)
+                if some["fit_off"] > FITS:
+                    axes.loglog(some["x"], some["cpu_ms"], "--", color=colour, linewidth=0.6)
+                    continue
                 x = np.geomspace(some["x"][0], some["x"][-1], 200)
                 terms = [c * x**p for p, c in enumerate(some["fit_ms"])]
                 axes.loglog(x, sum(terms), "-", color=colour, linewidth=1)
