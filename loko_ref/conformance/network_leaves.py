@@ -126,6 +126,12 @@ def _of_output(kind: str, back: Formula) -> tuple[Formula, Formula]:
     return forward, lambda v, layer, y, d, parts: back(v, y[:, None], d)
 
 
+def _log_softmax(v: Values, x: Array) -> Array:
+    """``x - lse``: what its rounding, u |lse|, costs where both cancel, a correct one may have."""
+    lse = np.asarray(scipy.special.logsumexp(x, axis=-1, keepdims=True))
+    return np.asarray(scipy.special.log_softmax(x, axis=-1)) - (v.keep("lse", lse) - lse)
+
+
 def _log_softmax_back(v: Values, y: Array, d: Array) -> Array:
     """``dx = d - exp(y) sum d``.  [LAY-8]."""
     return np.asarray(d - np.exp(y) * d.sum(axis=-1, keepdims=True))
@@ -275,7 +281,7 @@ LEAVES_FORMULAS: dict[str, Formula] = {
     "tanh_derivative": lambda y: 1 - y * y,
     "softmax": _softmax,
     "softmax_back": lambda y, d: y * (d - (y * d).sum(axis=-1, keepdims=True)),  # [LAY-7]
-    "log_softmax": lambda v, x: np.asarray(scipy.special.log_softmax(x, axis=-1)),
+    "log_softmax": _log_softmax,
     "norm": _norm,
     "norm_back": _norm_back,
     "mask": lambda given, real: real if given is None else given != 0,
