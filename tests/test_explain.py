@@ -116,6 +116,25 @@ def test_skipping_goes_on_where_the_stream_is():
         assert (a.value == b.value).all()
 
 
+def test_by_default_it_begins_where_the_network_is_wrong():
+    config = RunConfig(optimizer="loko", **SMALL)
+    steps = list(explain(config, steps=50))
+    wrong = [s.number for s in steps if not right(s)]
+    (found,) = explain(config, steps=1, skip=None)
+    assert found.number == wrong[0] > 0
+    for a, b in zip(found.quantities, steps[wrong[0]].quantities, strict=True):
+        assert (a.value == b.value).all()
+    # no room for more steps after the mistake: from the first
+    assert [s.number for s in explain(config, steps=50, skip=None)] == list(range(50))
+    config = RunConfig(optimizer="loko", **(SMALL | {"data": "diabetes"}))
+    assert next(explain(config, steps=1, skip=None)).number == 0  # real targets: none is wrong
+
+
+def right(step):
+    true, said = re.search(r"true class (\d+), the network says (\d+)", step.title).groups()
+    return true == said
+
+
 def test_a_sure_and_wrong_prediction_is_remarked_on():
     config = RunConfig(optimizer="loko", data="digits", seed=0)
     (step,) = explain(config, steps=1, skip=3)  # true class 0, taken for a 4
@@ -140,6 +159,19 @@ def run_cli(monkeypatch, capsys, *words):
     with pytest.raises(SystemExit) as stopped:
         main()
     return (stopped.value.code or 0, *capsys.readouterr())
+
+
+def test_the_command_says_where_it_begins(monkeypatch, capsys):
+    code, out, err = run_cli(monkeypatch, capsys, "--steps", "1")
+    assert (code, err) == (0, "")
+    (number,) = re.findall(r"Begins at step (\d+), the first that the network gets wrong", out)
+    true, said = re.search(
+        rf"step {number}: .*true class (\d), the network says (\d)", out
+    ).groups()
+    assert true != said
+    code, out, _ = run_cli(monkeypatch, capsys, "--steps", "1", "--skip", "0")
+    assert "Begins at" not in out
+    assert "step 0: sample 0" in out
 
 
 def test_the_command_prints_two_steps_of_digits(monkeypatch, capsys):

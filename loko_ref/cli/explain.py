@@ -25,7 +25,13 @@ def explain_command(
         str, typer.Option(help="digits, breast_cancer, wine, iris, or diabetes (regression).")
     ] = "digits",
     steps: Annotated[int, typer.Option(help="How many steps to explain.")] = 2,
-    skip: Annotated[int, typer.Option(help="How many to take in silence first.")] = 0,
+    skip: Annotated[
+        int | None,
+        typer.Option(
+            help="How many to take in silence first; by default all before the first that the "
+            "network gets wrong."
+        ),
+    ] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(help="LoKO's choices, as in 'train': softmax, glm,diagonal=variational, ..."),
@@ -64,7 +70,12 @@ def explain_command(
         "the computed quantity with its equation written plainly, relative to its largest entry "
         "(where yhat is almost 1, it is the plain 1 - yhat that loses digits)."
     )
-    for step in explain(config, steps=steps, skip=skip, entries=entries):
+    for number, step in enumerate(explain(config, steps=steps, skip=skip, entries=entries)):
+        if number == 0 and skip is None and step.number > 0:
+            console.print(
+                f"\nBegins at step {step.number}, the first that the network gets wrong: there "
+                "something is learned. What came before was taken in silence; --skip 0 begins there."
+            )
         _print_step(console, step)
 
 

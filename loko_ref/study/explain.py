@@ -33,6 +33,9 @@ Numbers = NDArray[np.floating]
 
 INK = " .:-=+*#%@"
 
+LOOK = 100
+"""Steps among which the first mistake is sought."""
+
 SURE = 0.99
 SATURATES = {
     "softmax": "The network was sure and wrong: J is almost 0, so H sees almost nothing and the "
@@ -134,7 +137,7 @@ def parameter_name(model: Model, index: int) -> str:
 
 
 def explain(
-    config: RunConfig, *, steps: int = 2, skip: int = 0, entries: int = 4
+    config: RunConfig, *, steps: int = 2, skip: int | None = 0, entries: int = 4
 ) -> Iterator[Step]:
     """Run LoKO on a stream and lay its steps open.
 
@@ -142,8 +145,11 @@ def explain(
     ----------
     config : RunConfig
         A run of ``loko``.
-    steps, skip : int
-        How many steps to explain, after how many taken in silence.
+    steps : int
+        How many steps to explain.
+    skip : int or None
+        After how many taken in silence. None begins at the first step whose first sample the
+        network gets wrong, if one of the first 100 is such; else (and for real targets) at 0.
     entries : int
         Entries of theta to follow in each step.
 
@@ -159,21 +165,38 @@ def explain(
     if config.optimizer != "loko":
         raise InputError("optimizer", config.optimizer, "loko", "another method has another step")
     for name, value, low in (("steps", steps, 1), ("skip", skip, 0), ("entries", entries, 1)):
-        if value < low:
+        if value is not None and value < low:
             raise InputError(name, value, f"a whole number >= {low}", "a negative count")
     task = training.prepare(config)
-    if skip + steps > task.steps:
+    if (skip or 0) + steps > task.steps:
         raise InputError(
-            "steps", skip + steps, f"at most {task.steps} in all", "a stream that is shorter"
+            "steps", (skip or 0) + steps, f"at most {task.steps} in all", "a stream that is shorter"
         )
     learner = task.learner
-    state = loko.init(learner, batch=config.batch)
-    for number in range(skip + steps):
+    state = start = loko.init(learner, batch=config.batch)
+    if skip is None:
+        skip, state = _first_wrong(task, start, task.steps - steps)
+    else:
+        for number in range(skip):
+            state, _ = loko.step(state, training.stream_batch(task, number), learner)
+    for number in range(skip, skip + steps):
         batch = training.stream_batch(task, number)
         after, record = loko.step(state, batch, learner)
-        if number >= skip:
-            yield _Lens(task, learner, batch, state, record, after, entries).step()
+        yield _Lens(task, learner, batch, state, record, after, entries).step()
         state = after
+
+
+def _first_wrong(task: Task, start: loko.LokoState, last: int) -> tuple[int, loko.LokoState]:
+    """Find the first step whose first sample is misclassified, and the state before it."""
+    state = start
+    if not task.dataset.regression:
+        for number in range(min(LOOK, last + 1)):
+            batch = training.stream_batch(task, number)
+            after, record = loko.step(state, batch, task.learner)
+            if int(to_host(record.z)[0].argmax()) != int(to_host(batch.y)[0]):
+                return number, state
+            state = after
+    return 0, start
 
 
 class _Lens:
