@@ -106,7 +106,9 @@ def step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState,
     InputError
         If the batch or the state is not as stated; a batch of another size than R's is an error.
     NumericalError
-        If a covariance becomes numerically singular; names the step and the eigenvalue.
+        If a covariance becomes numerically singular or outgrows the dtype, theta or the outputs
+        overflow, or a `glm` filter that wound up is certain and wrong; names the step and the
+        eigenvalue.
     """
     try:
         return _step(state, batch, config)
