@@ -124,7 +124,7 @@ class Case:
     def exact(self) -> tuple[str, ...]:
         """Inputs that are whole numbers and have no roundoff: token ids."""
         spec = self.options.get("spec")
-        return ("x",) if spec and spec[0]["kind"] == "embedding" else ()
+        return ("x", "evaluation") if spec and spec[0]["kind"] == "embedding" else ()
 
     def inputs(self) -> dict[str, Any]:
         """Fresh arrays of the case's dtype; ``weights`` is a dict of arrays."""

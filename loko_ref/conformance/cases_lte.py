@@ -316,4 +316,6 @@ for _name, (_spec, _options, _hunts) in _RUN.items():
             made["p"] = draw.positive(n + sum(map(np.size, _replicas(spec, weights, frozen))))
         if name.startswith("evaluated"):
             made["evaluation"] = draw(4, 5)
+        if name == "transformer":
+            made["evaluation"] = _ids(draw, 2, 4)
         return made
