@@ -191,7 +191,10 @@ mutant(
     "bB outside the scale",
     "y = W x + b + scale B (A x + bA) + bB.",
     "scale * (B @ (A @ x + bA) + bB)",
-    {"branch": lambda v, scale, u, w: scale * v.keep("v", u @ w["B"].T) + w.get("bB", 0.0)},
+    {
+        "branch": lambda v, scale, u, w: scale * v.keep("v", u @ w["B"].T) + w.get("bB", 0.0),
+        "shift_back": lambda dv, d: d,
+    },
 )
 
 # ------------------------------------------------------------------------- baselines

@@ -62,7 +62,7 @@ def linear_back(v: Values, layer: Layer, kept: Any, d: Array, parts: Parts) -> A
         du = v.keep("du", dv @ w["B"])
         outer, total = v.F["outer"], v.F["total"]
         parts[f"{name}.A"], parts[f"{name}.B"] = outer(du, x), outer(dv, u)
-        parts[f"{name}.bA"], parts[f"{name}.bB"] = total(du), total(dv)
+        parts[f"{name}.bA"], parts[f"{name}.bB"] = total(du), total(v.F["shift_back"](dv, d))
         dx = dx + v.F["branch_back"](du @ w["A"])
     kept_dx: Array = v.keep("d", dx)
     return kept_dx
@@ -269,6 +269,7 @@ LEAVES_FORMULAS: dict[str, Formula] = {
     "scale": lambda alpha, r: alpha / r,
     "branch": _branch,
     "branch_back": lambda d: d,
+    "shift_back": lambda dv, d: dv,
     "outer": _outer,
     "total": _total,
     "jacobian_scale": lambda scale: scale,
