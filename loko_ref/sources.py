@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref import data, files, texts
+from loko_ref import data, files, glue, texts
 from loko_ref.checks import check_choice
 from loko_ref.data import Asked, Dataset, Split, assemble, shift_features
 from loko_ref.errors import InputError
@@ -214,16 +214,16 @@ def _images(asked: Asked, train: Part, test: Part) -> Dataset:
 def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Dataset:
     rng, *_ = asked.rngs()
     if path.is_dir():
-        both = [files.glue_rows(path / name) for name in ("train.tsv", "dev.tsv")]
+        both = [glue.glue_rows(path / name) for name in ("train.tsv", "dev.tsv")]
         count = len(both[0][1])
         order, cut = rng.permutation(count), 3 * count // 5
         picks = [order[:cut], order[cut:], count + rng.permutation(len(both[1][1]))]
     else:
-        both = [files.glue_rows(path)]
+        both = [glue.glue_rows(path)]
         count = len(both[0][1])
         picks = np.split(rng.permutation(count), [count // 2, count // 2 + count // 3])
     samples = [sample for some, _ in both for sample in some]
-    y = files.number_labels([name for _, some in both for name in some])
+    y = glue.number_labels([name for _, some in both for name in some])
     if len({len(sample) for sample in samples}) > 1:
         raise InputError(asked.name, "one text and two texts a sample", "one task", "mixed files")
     parts = [pick[: asked.limit] for pick in picks]
@@ -240,8 +240,8 @@ def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Datas
         ordinary = np.arange(first, first + len(vocabulary))
         fixed: tuple[int, ...] = (texts.CLS, texts.PAD, texts.SEP)
     else:
-        rows, pad, fixed = files.tokenizer_ids(tokenizer)
-        x = files.tokenize(some, tokenizer, length)
+        rows, pad, fixed = glue.tokenizer_ids(tokenizer)
+        x = glue.tokenize(some, tokenizer, length)
         x = x[:, : 1 + int(np.flatnonzero((x != pad).any(axis=0)).max(initial=0))]
         ordinary = np.setdiff1d(np.arange(rows), fixed)
     if not ordinary.size:

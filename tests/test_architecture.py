@@ -26,7 +26,7 @@ FLOORS = [
     {"arrays"},
     {"checks"},
     {"layers", "lora", "optimizers", "storage", "data", "files", "architectures"},
-    {"kalman", "kinds", "texts"},
+    {"kalman", "kinds", "texts", "glue"},
     {"spec", "sources"},
     {"model"},
     {"jacobian", "interop"},

@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 
 from loko_ref.errors import InputError, MissingExtraError
-from loko_ref.files import (
-    number_labels,
-    read_cifar,
-    read_glue,
-    read_idx,
-    read_mnist,
-    tokenize,
-    tokenizer_ids,
-)
+from loko_ref.files import read_cifar, read_idx, read_mnist
+from loko_ref.glue import number_labels, read_glue, tokenize, tokenizer_ids
 
 
 def idx(array, code):
