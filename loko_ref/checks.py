@@ -6,9 +6,11 @@ Each check names the argument, what was got, what is required and the likely cau
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
 from loko_ref.backends import KNOWN
@@ -25,7 +27,39 @@ __all__ = [
     "check_shape",
     "check_some",
     "check_symmetric",
+    "known_keywords",
 ]
+
+
+Class = TypeVar("Class", bound=type)
+
+
+def known_keywords(cls: Class) -> Class:
+    """Let a dataclass refuse a keyword that it has no field for, naming the closest.
+
+    Examples
+    --------
+    >>> @known_keywords
+    ... @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Config:
+    ...     observation: str = "glm"
+    >>> Config(obsrvation="glm")
+    Traceback (most recent call last):
+    loko_ref.errors.InputError: a keyword of Config: got 'obsrvation'; required one of \
+observation. Likely cause: a typing error; the closest known name is 'observation'.
+    """
+    init = cls.__init__  # type: ignore[misc]
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **given: Any) -> None:
+        for name in given:
+            if name not in known:
+                raise unknown_option(f"a keyword of {cls.__name__}", name, known)
+        init(self, *args, **given)
+
+    cls.__init__ = __init__  # type: ignore[misc]
+    return cls
 
 
 FORMATS = ("float64", "float32")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from loko_ref.arrays import Array, namespace, one_minus_power, scalar
-from loko_ref.checks import check_finite, check_floats, check_range, check_shape
+from loko_ref.checks import check_finite, check_floats, check_range, check_shape, known_keywords
 from loko_ref.errors import InputError
 
 __all__ = ["SGD", "AdaGrad", "AdamW", "OptimizerConfig", "OptimizerState", "init", "step"]
@@ -25,6 +25,7 @@ def _plain_floats(config: object, *names: str) -> None:
         object.__setattr__(config, name, float(getattr(config, name)))
 
 
+@known_keywords
 @dataclass(frozen=True, kw_only=True)
 class SGD:
     """Stochastic gradient descent.  [OPT-1].
@@ -57,6 +58,7 @@ class SGD:
             )
 
 
+@known_keywords
 @dataclass(frozen=True, kw_only=True)
 class AdaGrad:
     """Adaptive gradient.  [OPT-2].
@@ -81,6 +83,7 @@ class AdaGrad:
         _plain_floats(self, *names)
 
 
+@known_keywords
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
     """Adam with decoupled weight decay.  [OPT-3].

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loko_ref import loko, optimizers, sources
-from loko_ref.checks import check_choice, check_range
+from loko_ref.checks import check_choice, check_range, known_keywords
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.lora import INITS
@@ -119,6 +119,7 @@ def default_options(
     return fields | {name: value for name, value in given.items() if value is not None}
 
 
+@known_keywords
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run, described so that it can be repeated.

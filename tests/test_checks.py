@@ -1,6 +1,8 @@
 """The public edge: every bad input named, with argument, got, required and likely cause."""
 
 import copy
+import dataclasses
+import inspect
 import pickle
 import re
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as hs
 
-from loko_ref import arrays, checks, errors
+from loko_ref import arrays, checks, errors, loko, lte, optimizers
 from loko_ref import strategies as st
 from loko_ref.errors import (
     BackendError,
@@ -23,6 +25,7 @@ from loko_ref.kalman import dense, diagonal, noise, time
 from loko_ref.kalman import observation as obs
 from loko_ref.lora import init_factors
 from loko_ref.model import init_model, mlp_spec
+from loko_ref.runconfig import RunConfig
 
 GOOD = {
     "theta": np.zeros(3),
@@ -443,3 +446,27 @@ def test_one_missing_spelling_of_a_number():
             checks.check_range("x", bad, low=0, high=2)
     for good in (1, 1.0, np.float64(1), np.float32(1), np.int64(1)):
         checks.check_range("x", good, low=0, high=2)
+
+
+@pytest.mark.parametrize(
+    ("cls", "wrong", "near"),
+    [
+        (loko.LokoConfig, "obsrvation", "observation"),
+        (lte.LteConfig, "merge_evry", "merge_every"),
+        (lte.Loko, "diagnal", "diagonal"),
+        (optimizers.SGD, "momentm", "momentum"),
+        (optimizers.AdaGrad, "learning_decay", "lr_decay"),
+        (optimizers.AdamW, "weigth_decay", "weight_decay"),
+        (RunConfig, "netwrok", "network"),
+    ],
+)
+def test_a_misspelt_keyword_names_the_closest(cls, wrong, near):
+    with pytest.raises(InputError) as error:
+        cls(**{wrong: 1})
+    assert str(error.value).startswith(f"a keyword of {cls.__name__}: got '{wrong}'; required one")
+    assert str(error.value).endswith(f"the closest known name is '{near}'.")
+    assert list(inspect.signature(cls).parameters) == [f.name for f in dataclasses.fields(cls)]
+    if cls is optimizers.SGD:
+        with pytest.raises(InputError, match="a keyword of SGD"):
+            dataclasses.replace(cls(), **{wrong: 1})
+        assert pickle.loads(pickle.dumps(cls(momentum=0.5))) == cls(momentum=0.5)

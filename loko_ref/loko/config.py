@@ -9,6 +9,7 @@ from loko_ref.arrays import Array
 from loko_ref.checks import (
     check_choice,
     check_range,
+    known_keywords,
 )
 from loko_ref.errors import InputError
 from loko_ref.kalman import dense, diagonal, noise
@@ -28,6 +29,7 @@ DEFAULT_NOISE = {
 """Observation model -> the estimator of R, and its timing, that it takes by default."""
 
 
+@known_keywords
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LokoConfig:
     """Every choice that LoKO leaves open, by name.

@@ -17,7 +17,7 @@ import numpy as np
 
 from loko_ref import lora
 from loko_ref.arrays import Array, is_numpy
-from loko_ref.checks import check_choice, check_range
+from loko_ref.checks import check_choice, check_range, known_keywords
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.loko import LokoConfig
@@ -44,6 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """Option of :class:`LteConfig` -> its names."""
 
 
+@known_keywords
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loko:
     """LoKO inside each head: :class:`loko_ref.loko.LokoConfig` without its model.  [LTE-10].
@@ -166,6 +167,7 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+@known_keywords
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LteConfig:
     """Every choice that LTE leaves open, by name.  [LTE-1 to LTE-12].
