@@ -21,7 +21,7 @@ from loko_ref.conformance.protocol import ProtocolError
 from loko_ref.conformance.subprocess_target import Command
 from loko_ref.conformance.verify import run, summarise
 from loko_ref.errors import InputError
-from loko_ref.interop.tensors import read_tensors
+from loko_ref.interop.tensors import read_tensors, write_tensors
 from loko_ref.layers.activation import ACTIVATIONS
 
 HERE = Path(__file__).parent
@@ -411,6 +411,39 @@ def test_fuzz(tmp_path):
                     protocol.decode(value, "x", tmp_path)
         except ProtocolError:
             pass
+
+
+@pytest.mark.slow
+def test_fuzz_files(tmp_path):
+    """Answer files changed at random: the tensor that was announced, or one sentence."""
+    rng, path = random.Random(4), tmp_path / "a.safetensors"
+    write_tensors(path, {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(4.0)})
+    good = path.read_bytes()
+    told = {"dtype": "float64", "shape": [2, 3], "file": path.name, "tensor": "a"}
+    words = [b"null", b"1e999", b"-1", b"[]", b"{}", b'"', b"99999999999", b"NaN", b"\xff", b"F32"]
+    read, said = 0, []
+    for _ in range(10_000 if os.environ.get("LOKO_REF_LONG") else 1_000):
+        raw = bytearray(good)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(raw))
+            how = rng.random()
+            if how < 0.5:
+                raw[at] = rng.randrange(256)
+            elif how < 0.8:
+                raw[at : at + rng.randint(0, 6)] = rng.choice(words)
+            else:
+                del raw[at : at + rng.randint(1, 30)]
+        path.write_bytes(bytes(raw))
+        try:
+            array = protocol.decode(told, "x", tmp_path)
+        except ProtocolError as error:
+            said.append(str(error))
+        else:
+            read += 1
+            assert (array.shape, array.dtype) == ((2, 3), np.float64)
+    assert read > 0  # a change of the data alone
+    assert max(map(len, said)) < 400
+    assert not any("\n" in text for text in said)
 
 
 def test_hostile_tensors(tmp_path):
