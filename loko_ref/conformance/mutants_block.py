@@ -13,6 +13,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.formulas import FORMULAS
 from loko_ref.conformance.mutants import Changes, mutant
+from loko_ref.lora import FACTORS
 
 __all__: list[str] = []
 
@@ -170,6 +171,38 @@ mutant(
     "Divided by the number of tokens, padding included.",
     _TOKENS,
     _over_tokens(lambda d: d / d.shape[2]),
+)
+
+
+def _on_keys(spec: Layers) -> Layers:
+    """Give keys without LoRA that of the queries."""
+    found: Layers = []
+    for layer in spec:
+        if layer["kind"] == "residual":
+            layer = _branch(_on_keys(layer["layers"]))
+        elif layer["kind"] == "attention" and layer["q"].get("lora") and not layer["k"].get("lora"):
+            q = {key: value for key, value in layer["q"].items() if key != "lora"}
+            layer = {**layer, "q": q, "k": {**layer["k"], "lora": layer["q"]["lora"]}}
+        found.append(layer)
+    return found
+
+
+def _named_keys(weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Rename the queries' factors where the keys have none."""
+    found = {}
+    for name, value in weights.items():
+        site, key = name.rsplit(".", 1)
+        moved = site.endswith(".q") and key in FACTORS and f"{site[:-1]}k.{key}" not in weights
+        found[f"{site[:-1]}k.{key}" if moved else name] = value
+    return found
+
+
+mutant(
+    "LORA-ON-KEYS",
+    "the queries' LoRA put on the keys",
+    "k = Wk x + scale B A x, and q without a branch.",
+    "q = Wq x + scale * Bq @ (Aq @ x)",
+    {"layers": _on_keys, "named": _named_keys},
 )
 mutant(
     "ORDER-SORTED",

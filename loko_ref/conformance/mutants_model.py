@@ -75,6 +75,13 @@ mutant(
 # --------------------------------------------------------------------------- network
 
 mutant(
+    "BIAS-MISSING",
+    "biases of the linears left out",
+    "W x in place of W x + b: a checkpoint's biases are not loaded.",
+    "y = W x + b",
+    {"bias": lambda w: 0.0},
+)
+mutant(
     "JACOBIAN-NO-SCALE",
     "scale missing in the Jacobian",
     "The outputs have alpha / r, the derivatives with respect to A and B have not.",
@@ -147,6 +154,13 @@ mutant(
     "The tanh approximation in place of erf (JAX's default, torch's approximate='tanh').",
     "0.5 * x * (1 + erf(x / sqrt(2)))",
     {"gelu": _gelu_tanh},
+)
+mutant(
+    "GELU-ERF",
+    "exact GELU where the one by tanh is asked for",
+    "erf in place of the tanh approximation (torch's and the papers' default).",
+    "0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))",
+    {"gelu_tanh": F["gelu"]},
 )
 mutant(
     "GELU-SIGMOID",

@@ -161,7 +161,7 @@ def forward(v: Values, theta: Array | None = None) -> tuple[Array, list[Any]]:
     """Return z (batch, C) and what each layer keeps."""
     v |= {"mask": None, "spec": v.F["layers"](v.spec)}
     weights = v.weights if theta is None else v.F["unpack"](v, theta)
-    return _run(v, v.spec, weights, v.x)
+    return _run(v, v.spec, v.F["named"](weights), v.x)
 
 
 def jacobian(v: Values, caches: list[Any], C: int) -> Array:
@@ -231,6 +231,7 @@ NETWORK: dict[str, Formula] = {
     "add": lambda x, y: x + y,
     "add_back": lambda d, inner: d + inner,
     "layers": lambda spec: spec,
+    "named": lambda weights: weights,
     "sites": _sites,
     "order": lambda names: names,
     "flatten": lambda a: a.reshape(*a.shape[:2], -1),

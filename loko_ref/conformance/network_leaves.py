@@ -44,7 +44,7 @@ def linear(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, 
     """``y = W x + b + scale (B u + bB)``, ``u = A x + bA``.  [LAY-1, LAY-2, LAY-3]."""
     name = layer["name"]
     w = {k.rsplit(".", 1)[1]: a for k, a in weights.items() if k.rsplit(".", 1)[0] == name}
-    y = x @ w["W"].T + w.get("b", 0.0)
+    y = x @ w["W"].T + v.F["bias"](w)
     u, scale = None, 0.0
     if layer.get("lora"):
         scale = v.F["scale"](layer["lora"]["alpha"], layer["lora"]["r"])
@@ -267,6 +267,7 @@ LEAVES: dict[str, Kind] = {
 
 LEAVES_FORMULAS: dict[str, Formula] = {
     "scale": lambda alpha, r: alpha / r,
+    "bias": lambda w: w.get("b", 0.0),
     "branch": _branch,
     "branch_back": lambda d: d,
     "shift_back": lambda dv, d: dv,
