@@ -170,7 +170,7 @@ def read(path: str | os.PathLike[str], argument: str = "resume") -> list[Entry]:
             )
             for k, about in enumerate(metadata["runs"])
         ]
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, InputError, KeyError, TypeError) as error:
         raise InputError(
             argument, f"{str(path)!r}: {error}", "a whole checkpoint", "another version wrote it"
         ) from error
