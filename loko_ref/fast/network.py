@@ -21,7 +21,10 @@ from loko_ref.spec import linears, walk
 
 __all__ = ["Network"]
 
-KINDS = ("linear", "relu", "tanh", "gelu", "layernorm", "attention", "residual", "pool")
+KINDS = (
+    *("linear", "relu", "tanh", "gelu", "gelu_tanh"),
+    *("layernorm", "attention", "residual", "pool"),
+)
 
 
 CHUNK = 2**25

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loko_ref.arrays import Array, erfc
+from loko_ref.layers.activation import gelu_tanh_forward
 
 __all__ = ["Act", "Lin", "Node", "Norm", "Pool", "Residual", "Run", "Stack"]
 
@@ -178,6 +179,9 @@ class Act(Node):
         if self.kind == "tanh":
             y = np.tanh(x)
             self.slope = (1 - y) * (1 + y)
+            return y
+        if self.kind == "gelu_tanh":
+            y, self.slope = gelu_tanh_forward(x)  # [LAY-11]
             return y
         Phi = erfc(x * -math.sqrt(0.5))
         Phi *= 0.5

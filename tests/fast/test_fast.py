@@ -21,6 +21,7 @@ TEXT = {"vocab": 11, "positions": 9, **SIZE}
 SPECS = {
     "mlp relu": mlp_spec([5, 7, 6, 3], "relu", LORA),
     "mlp gelu biased": mlp_spec([5, 7, 3], "gelu", BIASED),
+    "mlp gelu by tanh": mlp_spec([5, 7, 3], "gelu_tanh", LORA),
     "mlp tanh wide rank": mlp_spec([5, 7, 3], "tanh", {"r": 3, "alpha": 1.0}),
     "post-norm mean": encoder_spec(**SIZE, norm="post"),
     "post-norm cls": encoder_spec(**SIZE, norm="post", pool="cls", dense=True),
