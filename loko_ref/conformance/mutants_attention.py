@@ -302,6 +302,13 @@ mutant(
     {"mask": lambda given, real: real},
 )
 mutant(
+    "MASK-NOT-MOVED",
+    "the mask not moved on with tokens put first",
+    "The learnt tokens' entries stand behind the others: padding is told in the wrong places.",
+    "mask = concatenate([ones, mask])",
+    {"join_mask": lambda head, mask: np.concatenate([mask, head], axis=1)},
+)
+mutant(
     "CAUSAL-MISSING",
     "the causal mask left out",
     "Every token sees those behind it.",

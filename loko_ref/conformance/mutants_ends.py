@@ -144,6 +144,7 @@ mutant(
     {
         "join": lambda head, x: np.concatenate([x, head], axis=1),
         "join_back": lambda d, count: d[:, :, : d.shape[2] - count],
+        "join_mask": lambda head, mask: np.concatenate([mask, head], axis=1),
     },
 )
 mutant(

@@ -213,7 +213,7 @@ def _prepend(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array
     token = weights[f"{layer['name']}.token"]
     head = np.broadcast_to(token, (x.shape[0], *token.shape))
     if v.mask is not None:
-        v["mask"] = np.concatenate([np.ones(head.shape[:2], dtype=bool), v.mask], axis=1)
+        v["mask"] = v.F["join_mask"](np.ones(head.shape[:2], dtype=bool), v.mask)
     return v.F["join"](head, x), token.shape[0]
 
 
@@ -294,6 +294,7 @@ LEAVES_FORMULAS: dict[str, Formula] = {
     "patches": _patches,
     "join": lambda head, x: np.concatenate([head, x], axis=1),
     "join_back": lambda d, count: d[:, :, count:],
+    "join_mask": lambda head, mask: np.concatenate([head, mask], axis=1),
     "pool.cls": _pool_cls,
     "pool.mean": lambda mask: mask / mask.sum(axis=1, keepdims=True),
 }
