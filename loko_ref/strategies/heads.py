@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from hypothesis import assume, reject
 from hypothesis import strategies as st
 
 from loko_ref import lte
 from loko_ref.conformance.operations import OPERATIONS
+from loko_ref.errors import NumericalError
 from loko_ref.lora import FACTORS
 from loko_ref.model import param_shapes
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
@@ -22,15 +24,19 @@ from loko_ref.strategies.networks import models
 __all__ = ["LteRun", "lte_runs"]
 
 STEPS = (
-    SGD(lr=0.125),
-    SGD(lr=0.125, momentum=0.5),
-    SGD(lr=0.125, momentum=0.75, nesterov=True, weight_decay=0.25),
-    AdaGrad(lr=0.125, eps=0.25),
-    AdamW(lr=0.125, eps=0.25),
-    AdamW(lr=0.125, beta1=0.5, eps=0.25, weight_decay=0.5),
+    SGD(lr=0.03125),
+    SGD(lr=0.03125, momentum=0.5),
+    SGD(lr=0.03125, momentum=0.75, nesterov=True, weight_decay=0.25),
+    AdaGrad(lr=0.03125, eps=0.25),
+    AdamW(lr=0.03125, eps=0.25),
+    AdamW(lr=0.03125, beta1=0.5, eps=0.25, weight_decay=0.5),
 )
 """Steps of moderate size. eps is large: where a gradient all but cancels, a small one would leave
 the quotient few digits to be judged by."""
+
+
+LARGEST = 100.0
+"""A run in which an entry of theta grows beyond this diverges, and is not drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +127,7 @@ def lte_runs(
     dtype: str | None = None,
     **fixed: Any,
 ) -> LteRun:
-    """Draw a short run of LTE: network, choices, factors of every head, data.
+    """Draw a short run of LTE that does not diverge: network, choices, every head's factors, data.
 
     Parameters
     ----------
@@ -143,13 +149,13 @@ def lte_runs(
     config = lte.LteConfig(spec=spec, heads=heads, **(draw(_choices()) | fixed))
     shapes = param_shapes(spec)
     factors = {
-        name: draw(arrays((heads, *shape), dtype=dtype, size=2.0))
+        name: draw(arrays((heads, *shape), dtype=dtype, size=1.0))
         for name, shape in shapes.items()
         if name.rsplit(".", 1)[1] in FACTORS
     }
     steps, chunk = draw(st.integers(1, max_steps)), draw(st.integers(1, max_chunk))
     batch = chunk * heads if config.data == "chunks" else chunk
-    x = draw(arrays((steps, batch, config.inputs), dtype=dtype, size=2.0))
+    x = draw(arrays((steps, batch, config.inputs), dtype=dtype, size=1.0))
     C = config.outputs
     y = draw(arrays((steps, batch, C), dtype=dtype))
     if config.loss == "cross_entropy":  # one-hot where y is largest
@@ -158,9 +164,15 @@ def lte_runs(
     if config.reset == "AB" and config.mode == "lte":
         merges = max(steps // config.merge_every, 1)
         redraws = {
-            name: draw(arrays((merges, *a.shape), dtype=dtype, size=2.0))
+            name: draw(arrays((merges, *a.shape), dtype=dtype, size=1.0))
             for name, a in factors.items()
             if name.endswith(".A")
         }
     weights = {name: net.weights[name] for name in shapes if name not in factors}
-    return LteRun(config=config, weights=weights, factors=factors, x=x, y=y, redraws=redraws)
+    run = LteRun(config=config, weights=weights, factors=factors, x=x, y=y, redraws=redraws)
+    try:
+        grown = float(abs(run.run()[0].theta).max())
+    except NumericalError:
+        reject()
+    assume(grown <= LARGEST)
+    return run
