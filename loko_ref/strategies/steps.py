@@ -240,13 +240,13 @@ def step_problems(
     cond : float
         Bound on the conditioning of p (or P) and R.
     **fixed
-        Fields of :class:`loko_ref.loko.LokoConfig`, taken as given. Where beta is not given it is
-        not 0, which would leave R without rank.
+        Fields of :class:`loko_ref.loko.LokoConfig`, taken as given. Where they are not given, beta
+        is not 0, which would leave R without rank, and a dense update is the textbook's, as the
+        catalogue's is.
     """
     if networks is None:
         networks = models(max_width=4, max_depth=2, min_outputs=2)
-    if "beta" not in fixed:
-        fixed = fixed | {"beta": draw(st.sampled_from([0.95, 0.5]))}
+    fixed = {"form": "textbook", "beta": draw(st.sampled_from([0.95, 0.5]))} | fixed
     config = draw(configs(draw(networks), **fixed))
     size = draw(st.integers(1, max_size))
     return StepProblem(
