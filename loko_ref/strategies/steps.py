@@ -246,8 +246,8 @@ def step_problems(
     """
     if networks is None:
         networks = models(max_width=4, max_depth=2, min_outputs=2)
-    fixed = {"form": "textbook", "beta": draw(st.sampled_from([0.95, 0.5]))} | fixed
-    config = draw(configs(draw(networks), **fixed))
+    usual: dict[str, Any] = {"form": "textbook", "beta": draw(st.sampled_from([0.95, 0.5]))}
+    config = draw(configs(draw(networks), **(usual | fixed)))
     size = draw(st.integers(1, max_size))
     return StepProblem(
         config=config,
