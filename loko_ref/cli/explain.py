@@ -74,7 +74,7 @@ def explain_command(
         if number == 0 and skip is None and step.number > 0:
             console.print(
                 f"\nBegins at step {step.number}, the first that the network gets wrong: there "
-                "something is learned. What came before was taken in silence; --skip 0 begins there."
+                "something is learned. What came before was taken in silence; --skip 0 shows it."
             )
         _print_step(console, step)
 

@@ -53,9 +53,9 @@ DRAWS = 16
 """Disturbances a case; over 16 the root mean square is not below a third of its mean."""
 
 REACH = 2.0
-"""How far beyond the random estimate a ball's radius is believed. With 2 the worst correct algorithm
-known stands at a third of its tolerance with balls as without (long runs); more gains nothing.
-[BALL-5]"""
+"""How far beyond the random estimate a ball's radius is believed. With 2 the worst correct
+algorithm known stands at a third of its tolerance with balls as without (long runs); more gains
+nothing.  [BALL-5]"""
 
 LIMIT = 2.0**-8
 """A quantity whose tolerance exceeds this part of its size everywhere is not judged."""
