@@ -8,6 +8,7 @@ otherwise, each proved in derivations/fast.md:
 - no cotangent below the lowest site, only the rows that the head reads  [FAST-2]
 - cotangents of one token side by side, so that each product is one large GEMM  [FAST-3]
 - H scaled by the deviations; leverages by a triangular product; no gain  [FAST-4]
+- columns that are products of a cotangent with an input are never formed  [FAST-5]
 """
 
 from loko_ref.fast.stepper import FastRecord, Stepper, prepare

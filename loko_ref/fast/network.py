@@ -1,6 +1,6 @@
 """From a model's spec to the nodes of the fast route.
 
-Shapes: x as the model takes it; z (batch, C); seeds (batch, k, C); H (batch * k, n).
+Shapes: x as the model takes it; z (batch, C); seeds (batch, k, C); H (batch * k, n), by columns.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.errors import InputError
 from loko_ref.fast.attend import Attend
+from loko_ref.fast.columns import Columns, Mixed, OneSample, Places
 from loko_ref.fast.nodes import Act, Lin, Node, Norm, Pool, Residual, Run, Stack
 from loko_ref.kinds import Context, projections, run, site_scale
 from loko_ref.kinds.base import Layer, names
@@ -27,7 +28,7 @@ KINDS = (
 )
 
 
-CHUNK = 2**25
+CHUNK = 2**24
 """Bytes of the largest array of cotangents: so many ride together, and no more."""
 
 
@@ -56,7 +57,14 @@ class Network:
         self.below, above = layers[:lowest], layers[lowest:]
         self.widest = max(max(layer["in"], layer["out"]) for layer in linears(above))
         self.heads = max((k.get("heads", 0) for _, k in walk(above)), default=0)
+        self.lins: list[Lin] = []
         self.stack = self._stack(above, spans, _first_rows(above))
+        self.sites = sorted(
+            ((span, lin, key) for lin in self.lins for key, span in lin.spans.items()),
+            key=lambda site: site[0].start,
+        )
+        self.placed: tuple[int, int] = (0, 0)  # batch and tokens that places were found for
+        self.H: Array | None = None
 
     def _stack(
         self, layers: Sequence[Layer], spans: Mapping[str, slice], rows: Mapping[int, int]
@@ -91,7 +99,9 @@ class Network:
         return Pool(layer["how"]) if kind == "pool" else Act(kind)
 
     def _lin(self, layer: Layer, spans: Mapping[str, slice]) -> Lin:
-        return Lin(self.model.weights, layer["name"], site_scale(layer), spans)
+        lin = Lin(self.model.weights, layer["name"], site_scale(layer), spans)
+        self.lins.append(lin)
+        return lin
 
     def forward(self, theta: Array, x: Array) -> tuple[Array, Run]:
         """Return outputs z (batch, C) at theta, and what :meth:`backward` needs."""
@@ -107,8 +117,8 @@ class Network:
         now = Run(batch=batch, t=tokens, mask=mask)
         return self.stack.forward(x.reshape(batch * tokens, -1), now), now
 
-    def backward(self, seeds: Array, now: Run, H: Array | None = None) -> Array:
-        """Pull seeds (batch, k, C) back to the trainables: (batch * k, n).  [FAST-1].
+    def backward(self, seeds: Array, now: Run) -> Columns:
+        """Pull seeds (batch, k, C) back to the trainables.  [FAST-1].
 
         Parameters
         ----------
@@ -116,21 +126,47 @@ class Network:
             Cotangents of each sample's outputs.
         now : Run
             From :meth:`forward`.
-        H : array (batch * k, n), optional
-            Overwritten and returned.
+
+        Returns
+        -------
+        Columns
+            H (batch * k, n). The next call overwrites the columns that stand formed in it.
         """
         batch, k, C = seeds.shape
+        self._place(batch, now.t)
+        if self.H is None or self.H.shape != (batch * k, self.nd) or self.H.dtype != seeds.dtype:
+            self.H = np.empty((batch * k, self.nd), dtype=seeds.dtype)
+        grid = self.H.reshape(batch, k, self.nd)
         # cotangents are taken in runs, so that memory does not grow with their number
-        if H is None or H.shape != (batch * k, self.n) or H.dtype != seeds.dtype:
-            H = np.empty((batch * k, self.n), dtype=seeds.dtype)
-        grid = H.reshape(batch, k, self.n)
         row = max(self.widest, self.heads * now.t)  # per token: a cotangent, or its scores'
         few = max(1, CHUNK // (batch * now.t * row * seeds.itemsize))
         for j in range(0, k, few):
             part = np.ascontiguousarray(seeds[:, j : j + few])
             now.k, now.H = part.shape[1], grid[:, j : j + few]
             self.stack.backward(part.reshape(-1, C), now, need_dx=False)
-        return H
+        blocks = [(span, lin.block(key, batch)) for span, lin, key in self.products]
+        if self.one is not None:
+            return OneSample([block for _, block in blocks], self.one)
+        return Mixed(self.H, self.stand, blocks, self.n)
+
+    def _place(self, batch: int, tokens: int) -> None:
+        """Decide which columns are formed: those of tokens, and of fewer inputs than samples."""
+        if self.placed == (batch, tokens):
+            return
+        self.placed, self.nd = (batch, tokens), 0
+        self.stand: list[slice] = []
+        self.products = []
+        for span, lin, key in self.sites:
+            if lin.rows == 1 and batch <= lin.inputs(key):
+                lin.places[key] = None
+                self.products.append((span, lin, key))
+            else:
+                size = span.stop - span.start
+                lin.places[key] = slice(self.nd, self.nd + size)
+                self.nd += size
+                self.stand.append(span)
+        shapes = [(lin.fixed[key].shape[0], lin.inputs(key)) for _, lin, key in self.products]
+        self.one = Places(shapes) if batch == 1 and not self.stand else None
 
 
 def _first_rows(layers: Sequence[Layer]) -> dict[int, int]:

@@ -1,7 +1,7 @@
 """Layers of the fast route: linear, activations, normalisation, residual, pooling.
 
 Shapes: x (batch * t, i), rows sample by sample, token by token; d (batch * t * k, o), the k
-cotangents of one row side by side; H (batch, k, n). A node remembers what its backward needs.
+cotangents of one row side by side; H (batch, k, nd). A node remembers what its backward needs.
 
 Rules: ``forward`` returns an array of its own; ``backward`` reads d and returns an array of its
 own, except where ``owns_d`` says that d comes fresh from the node above and may be overwritten.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loko_ref.arrays import Array, erfc
+from loko_ref.fast.columns import Block
 from loko_ref.layers.activation import gelu_tanh_forward
 
 __all__ = ["Act", "Lin", "Node", "Norm", "Pool", "Residual", "Run", "Stack"]
@@ -31,8 +32,8 @@ class Run:
         Samples, tokens a sample (1 without a token axis), cotangents a sample.
     mask : array (batch, t) of bool or None
         Real tokens.
-    H : array (batch, k, n)
-        The Jacobian; nodes write their own columns.
+    H : array (batch, k, nd)
+        The columns of the Jacobian that are formed; linears write their own.
     """
 
     batch: int
@@ -75,41 +76,40 @@ class Lin(Node):
         self.scale = scale
         self.spans = {key: spans[f"{name}.{key}"] for key in self.fixed if f"{name}.{key}" in spans}
         self.trained = bool(self.spans)
-        self.x: Array | None = None
-        self._scaled()
+        self.places: dict[str, slice | None] = {}
 
     def bind(self, theta: Array) -> None:
-        """Take the trainables from theta, and scale B once."""
+        """Take the trainables from theta."""
         if self.trained:
             for key, span in self.spans.items():
                 self.now[key] = theta[span].reshape(self.fixed[key].shape)
-            self._scaled()
-
-    def _scaled(self) -> None:
-        self.sB = self.scale * self.now["B"] if "B" in self.now else None
 
     def forward(self, x: Array, run: Run) -> Array:
-        """``y = W x + b + scale (B u + bB)``, u = A x + bA."""
+        """``y = W x + b + B u + scale bB``, u = scale (A x + bA)."""
         now = self.now
         y = x @ now["W"].T
         if "b" in now:
             y += now["b"]
-        if self.sB is not None:
+        if "B" in now:
             u = x @ now["A"].T
             if "bA" in now:
                 u += now["bA"]
-            y += u @ self.sB.T
+            u *= self.scale
+            y += u @ now["B"].T
             if "bB" in now:
                 y += self.scale * now["bB"]
             self.u = u
         if self.trained:
             self.x, self.rows = x, x.shape[0] // run.batch
+            self.seen: dict[str, list[Array]] = {}
         return y
 
     def backward(self, d: Array, run: Run, need_dx: bool) -> Array | None:
         """``dx = W' d + A' du``, du = scale B' d; H by sample.  [FAST-3]."""
-        now = self.now
-        du = d @ self.sB if self.sB is not None else None
+        now, du = self.now, None
+        if "B" in now:
+            du = d @ now["B"]
+            du *= self.scale
         if self.trained:
             self._write(d, du, run)
         if not need_dx:
@@ -119,40 +119,42 @@ class Lin(Node):
             dx += du @ now["A"]
         return dx
 
+    def block(self, key: str, batch: int) -> Block:
+        """Columns of one parameter as products, after backward.  [FAST-5]."""
+        d = [part.reshape(batch, -1, part.shape[1]) for part in self.seen[key]]
+        if key in ("A", "B", "W"):
+            x = self.u if key == "B" else self.x
+        else:
+            x = np.full((batch, 1), self.scale if key == "bB" else 1, dtype=self.x.dtype)
+        return Block(d=d[0] if len(d) == 1 else np.concatenate(d, axis=1), x=x)
+
+    def inputs(self, key: str) -> int:
+        """Width of what a parameter multiplies."""
+        shape = self.fixed[key].shape
+        return int(shape[1]) if len(shape) == 2 else 1
+
     def _write(self, d: Array, du: Array | None, run: Run) -> None:
-        assert run.H is not None
-        assert self.x is not None
         b, t, k = run.batch, self.rows, run.k
-        for key, span in self.spans.items():
-            out = run.H[:, :, span]
-            if key == "A":
-                _outer(du, self.x, out, b, t, k)
-            elif key == "B":
-                _outer(d, self.u, out, b, t, k, self.scale)
-            elif key == "W":
-                _outer(d, self.x, out, b, t, k)
+        for key, place in self.places.items():
+            source = du if key in ("A", "bA") else d
+            assert source is not None
+            if place is None:
+                self.seen.setdefault(key, []).append(source)
+                continue
+            assert run.H is not None
+            out = run.H[:, :, place]
+            if key in ("A", "B", "W"):
+                _outer(source, self.u if key == "B" else self.x, out, b, t, k)
             else:
-                source = du if key == "bA" else d
-                assert source is not None
                 total = source.reshape(b, t, k, -1).sum(axis=1)
                 out[...] = total * self.scale if key == "bB" else total
 
 
-def _outer(
-    d: Array | None, x: Array, out: Array, b: int, t: int, k: int, scale: float | None = None
-) -> None:
-    """``out[b, k] = sum_t d[b, t, k] x[b, t]'``, times scale; out (b, k, o * i)."""
-    assert d is not None
+def _outer(d: Array, x: Array, out: Array, b: int, t: int, k: int) -> None:
+    """``out[b, k] = sum_t d[b, t, k] x[b, t]'``; out (b, k, o * i)."""
     o, i = d.shape[1], x.shape[1]
     grid = out.reshape(b, k, o, i)  # a view: only the last axis is split
-    if scale is not None:
-        if x.size <= d.size:
-            x = x * scale
-        else:
-            d = d * scale
-    if t == 1 and i <= 8 and b * k < 64:
-        np.matmul(d.reshape(b, k, o, 1), x.reshape(b, 1, 1, i), out=grid)
-    elif t == 1 and i <= 8 and o > i:  # long loops: one over o for each of the few columns
+    if t == 1 and i <= 8 and o > i:  # long loops: one over o for each of the few columns
         rows = d.reshape(b, k, o)
         for j in range(i):
             np.multiply(rows, x[:, j].reshape(b, 1, 1), out=grid[..., j])

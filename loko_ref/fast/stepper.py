@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from loko_ref.arrays import Array, contrast_basis, is_numpy
+from loko_ref.backends import keep_freed_memory
 from loko_ref.errors import InputError, NumericalError
-from loko_ref.fast.filter import decoupled, gram, root_inverse, variational
+from loko_ref.fast.columns import Columns
+from loko_ref.fast.filter import decoupled, root_inverse, variational
 from loko_ref.fast.network import Network
 from loko_ref.kalman import observation as obs
 from loko_ref.kalman import time
@@ -72,6 +74,7 @@ def prepare(config: LokoConfig) -> Stepper:
         raise InputError(
             "model", "weights on a device", "NumPy arrays", "the fast route is tuned for BLAS"
         )
+    keep_freed_memory()
     return Stepper(config)
 
 
@@ -87,7 +90,6 @@ class Stepper:
         self.eye = np.eye(self.C, dtype=like.dtype)
         self.Q = contrast_basis(self.C, like)  # (C - 1, C)
         self.simplex = config.observation in ("softmax", "glm")
-        self.H: Array | None = None
         self.R_seen: tuple[Array | None, ...] = ()  # whose all-ones part is known to be apart
         self.x_seen: object = None  # kind of input that was checked last
 
@@ -130,14 +132,14 @@ class Stepper:
             yhat = np.exp(z - z.max(axis=1, keepdims=True))  # [LAY-7]
             yhat /= yhat.sum(axis=1, keepdims=True)
         e = (y - yhat).reshape(-1)
-        Hs = self.H = self.network.backward(self._seeds(yhat), now, self.H)
+        H = self.network.backward(self._seeds(yhat), now)
         root = np.sqrt(p)
-        Hs *= root
+        H.scale(root)
         if config.observation == "glm":
             R = None
-            theta_post, p_post = self._glm(theta, p, root, Hs, e, yhat)
+            theta_post, p_post = self._glm(theta, p, root, H, e, yhat)
         else:
-            theta_post, p_post, R = self._update(theta, p, root, Hs, e, y, x, state.R)
+            theta_post, p_post, R = self._update(theta, p, root, H, e, y, x, state.R)
         if not np.isfinite(theta_post).all():
             raise NumericalError("theta", None, _DIVERGED)
         after = LokoState(theta=theta_post, p=p_post, R=R, step=state.step + 1)
@@ -167,18 +169,19 @@ class Stepper:
         """Classes (m, m) or (m,) to contrasts, where the update works on them.  [OBS-5]."""
         if self.config.observation != "softmax":
             return M
-        M = (self.Q @ M.reshape(-1, self.C, M.size // M.shape[0])).reshape(-1, *M.shape[1:])
         if M.ndim == 1:
-            return M
-        return (M.reshape(M.shape[0], -1, self.C) @ self.Q.T).reshape(M.shape[0], -1)
+            return (M.reshape(-1, self.C) @ self.Q.T).reshape(-1)
+        m = M.shape[0]
+        M = self.Q @ M.reshape(-1, self.C, m)
+        return (M.reshape(-1, self.C) @ self.Q.T).reshape(M.size // m, -1)
 
     def _up(self, G: Array) -> Array:
         """Contrasts back to classes (m, m)."""
         if self.config.observation != "softmax":
             return G
-        c = self.C - 1
-        G = (self.Q.T @ G.reshape(-1, c, G.shape[1])).reshape(-1, G.shape[1])
-        return (G.reshape(G.shape[0], -1, c) @ self.Q).reshape(G.shape[0], -1)
+        rows = G.shape[0]
+        G = self.Q.T @ G.reshape(-1, self.C - 1, rows)
+        return (G.reshape(-1, self.C - 1) @ self.Q).reshape(G.size // rows, -1)
 
     def _refresh(self, R: Array, e: Array, G: Array) -> Array:
         """Estimate R anew.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4]."""
@@ -197,7 +200,7 @@ class Stepper:
         theta: Array,
         p: Array,
         root: Array,
-        Hs: Array,
+        H: Columns,
         e: Array,
         y: Array,
         x: Array,
@@ -214,60 +217,59 @@ class Stepper:
         if self.simplex and not any(R is known for known in self.R_seen):
             obs.check_ones(R, self.C)
         given = R
-        G = gram(Hs)  # (rows, rows)
+        G = H.gram()  # (rows, rows)
         if config.timing == "before":
             R = self._refresh(R, e, G)
         R_down, e_down = self._down(R), self._down(e)
         S = G + R_down  # [KAL-2]
         L_inv = root_inverse(S, "S")
-        theta_post = ((L_inv @ e_down) @ L_inv) @ Hs  # Hs' S^-1 e
+        theta_post = H.pull((L_inv @ e_down) @ L_inv)  # H' S^-1 e
         theta_post *= root
         theta_post += theta
         if config.diagonal == "decoupled":
-            p_post = decoupled(p, root, Hs, L_inv, R_down)
+            p_post = decoupled(p, root, H, L_inv, R_down)
         else:
-            p_post = variational(p, Hs, R_down)
+            p_post = variational(p, H, R_down)
         if config.timing == "after":
             seen = e
             if config.noise == "ema_residual_hph":
                 z_post, _ = self.network.forward(theta_post, x)
                 seen = (y - obs.predict(config.observation, z_post)).reshape(-1)
-                Hs *= np.sqrt(p_post / p)
-                G = gram(Hs)
+                H.scale(np.sqrt(p_post / p))
+                G = H.gram()
             R = self._refresh(R, seen, G)
         self.R_seen = (given, R)
         return theta_post, p_post, R
 
     def _glm(
-        self, theta: Array, p: Array, root: Array, Zs: Array, e: Array, yhat: Array
+        self, theta: Array, p: Array, root: Array, Z: Columns, e: Array, yhat: Array
     ) -> tuple[Array, Array]:
         """``K e = p Z' (I + J G)^-1 e`` and the whitened leverages, on contrasts.  [OBS-6, FAST-4].
 
-        Zs (batch (C - 1), n) is the contrasts of Z, scaled.
+        Z (batch (C - 1), n) holds its contrasts, scaled, and is whitened in place.
         """
         batch, C = yhat.shape
         c, Q = C - 1, self.Q
         if c == 0:
             return theta, p
         check_windup(yhat, e, p, theta, self.config)
-        G = gram(Zs)  # (rows, rows)
+        G = Z.gram()  # (rows, rows)
         Qy = yhat @ Q.T  # (batch, c)
         J = (Q * yhat[:, None]) @ Q.T - Qy[:, :, None] * Qy[:, None]  # (batch, c, c): Q J Q'
         JG = (J @ G.reshape(batch, c, -1)).reshape(G.shape)
         JG[np.diag_indices(batch * c)] += 1
         w = np.linalg.solve(JG, (e.reshape(batch, C) @ Q.T).reshape(-1))
-        theta_post = w @ Zs
+        theta_post = Z.pull(w)
         theta_post *= root
         theta_post += theta
         # L' Q' (batch, C, c), L' = diag(sqrt yhat)(I - 1 yhat'): whitened H~ = L' Z
         N = np.sqrt(yhat)[:, :, None] * (Q.T - Qy[:, None])
-        N = np.linalg.qr(N, mode="r")  # (batch, c, c): the same squares, c rows
-        Ws = (N @ Zs.reshape(batch, c, -1)).reshape(Zs.shape)
+        N = np.asarray(np.linalg.qr(N, mode="r"))  # (batch, c, c): the same squares, c rows
+        Z.whiten(N)
+        eye = np.eye(batch * c, dtype=self.dtype)
         if self.config.diagonal == "variational":
-            return theta_post, variational(p, Ws, None)
-        S = gram(Ws)
-        S[np.diag_indices(batch * c)] += 1
-        return theta_post, decoupled(p, root, Ws, root_inverse(S, "S"), None)
+            return theta_post, variational(p, Z, eye)
+        return theta_post, decoupled(p, root, Z, root_inverse(Z.gram() + eye, "S"), eye)
 
 
 _DIVERGED = (

@@ -1,6 +1,9 @@
 """The clock and its command: what it prints, not how fast it is."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,3 +65,13 @@ def test_command():
     row = json.loads(out.stdout.strip().splitlines()[-1])
     assert row["config"] == "mlp_b1"
     assert row["median_ms"] > 0
+
+
+def test_the_benchmarks_outside_the_default_run_still_load():
+    """Everything that they import is there; nothing of them is run."""
+    files = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.py"))
+    assert len(files) >= 4
+    load = "import runpy, sys; [runpy.run_path(f, run_name='loaded') for f in sys.argv[1:]]"
+    command = [sys.executable, "-c", load, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,12 +1,16 @@
 """The fast route against the readable one: states over several steps, and the Jacobian."""
 
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from loko_ref import loko
 from loko_ref.architectures import encoder_spec, roberta_spec, vit_spec
 from loko_ref.errors import InputError
-from loko_ref.fast import prepare
+from loko_ref.fast import columns, prepare
 from loko_ref.fast.network import Network
 from loko_ref.jacobian import jacobian
 from loko_ref.kalman.noise import combinations
@@ -65,7 +69,7 @@ def test_jacobian(name, batch, rng):
     network = Network(model)
     got, now = network.forward(pack(model), x)
     C = z.shape[1]
-    H = network.backward(np.broadcast_to(np.eye(C), (batch, C, C)), now)
+    H = network.backward(np.broadcast_to(np.eye(C), (batch, C, C)), now).full()
     tolerance = 1e3 * np.finfo(float).eps
     assert np.abs(got - z).max() <= tolerance * np.abs(z).max()
     assert np.abs(H - Z).max() <= tolerance * np.abs(Z).max()
@@ -79,7 +83,7 @@ def test_jacobian_with_a_trained_head(rng):
     _, Z = jacobian(model, x)
     network = Network(model)
     _, now = network.forward(pack(model), x)
-    H = network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now)
+    H = network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now).full()
     assert np.abs(H - Z).max() <= 1e3 * np.finfo(float).eps * np.abs(Z).max()
 
 
@@ -135,9 +139,11 @@ def test_center_lam_q_and_wide_p(rng):
     config = LokoConfig(model=model, observation="logits", center=True, lam=0.9, q=1e-3)
     follow(config, model, rng, 2)
     # leverages above one half: the entries that are sums of squares
-    follow(LokoConfig(model=model, p0=50.0), model, rng, 2, rtol=1e-7)
     wide = LokoConfig(model=model, observation="softmax", p0=50.0, r0=0.01)
-    follow(wide, model, rng, 2, rtol=1e-7)
+    for batch in (1, 2):
+        follow(LokoConfig(model=model, p0=50.0), model, rng, batch, rtol=1e-7)
+        follow(wide, model, rng, batch, rtol=1e-7)
+    follow(wide, model, rng, 9, rtol=1e-7)
 
 
 def test_large_batch_uses_the_triangular_product(rng):
@@ -201,7 +207,7 @@ def test_cotangents_in_runs(rng, monkeypatch):
         monkeypatch.setattr(room, "CHUNK", chunk)
         network = Network(model)
         _, now = network.forward(pack(model), x)
-        H = network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now)
+        H = network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now).full()
         assert np.abs(H - Z).max() <= 1e3 * np.finfo(float).eps * np.abs(Z).max()
 
 
@@ -210,13 +216,85 @@ def test_triangles_by_strips_and_halves(rng, m):
     from loko_ref.fast import filter as room
 
     Hs = rng.standard_normal((m, 301))
-    G = room.gram(Hs)
+    G = columns.gram(Hs)
     assert np.array_equal(G, G.T)
     S = Hs @ Hs.T + 1e2 * np.eye(m)
     assert np.abs(G - (Hs @ Hs.T)).max() <= 1e-12 * np.abs(G).max()
     L = np.linalg.cholesky(S)
-    T = room.inverse_factor(L)
+    T = room.root_inverse(S, "S")
     assert np.array_equal(T, np.tril(T))
     assert np.abs(T @ L - np.eye(m)).max() <= 1e-13
     expected = ((T @ Hs) ** 2).sum(axis=0)
-    assert np.abs(room.leverages(T, Hs) - expected).max() <= 1e-13 * expected.max()
+    assert np.abs(columns.squares(T, Hs) - expected).max() <= 1e-13 * expected.max()
+
+
+def columns_of(rng, batch, k, shapes, standing):
+    """Blocks of the shapes (o, i), in turn with standing columns; and H as both say it is."""
+    blocks, stand, parts, formed, at = [], [], [], [], 0
+    for o, i in shapes:
+        d, x = rng.standard_normal((batch, k, o)), rng.standard_normal((batch, i))
+        blocks.append((slice(at, at + o * i), columns.Block(d=d, x=x)))
+        parts.append(np.einsum("sco,si->scoi", d, x).reshape(batch * k, -1))
+        at += o * i
+        if standing:
+            H = rng.standard_normal((batch * k, standing))
+            stand.append(slice(at, at + standing))
+            parts.append(H)
+            formed.append(H)
+            at += standing
+    H = np.concatenate(parts, axis=1)
+    if batch == 1 and not standing:
+        return columns.OneSample([b for _, b in blocks], columns.Places(shapes)), H
+    formed = np.concatenate(formed, axis=1) if formed else np.empty((batch * k, 0))
+    return columns.Mixed(formed, stand, blocks, at), H
+
+
+@pytest.mark.parametrize("standing", [0, 3])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("shapes", [[(2, 5)], [(2, 5), (6, 4), (3, 7)]])
+def test_products_are_never_formed_and_give_the_same(rng, batch, standing, shapes):
+    k = 3
+    found, H = columns_of(rng, batch, k, shapes, standing)
+    m, n = H.shape
+    T, v = np.tril(rng.standard_normal((m, m))), rng.standard_normal(m)
+    N, r = rng.standard_normal((batch, k, k)), 0.5 + rng.random(n)
+
+    def same():
+        assert np.abs(found.full() - H).max() <= 1e-14 * np.abs(H).max()
+        G = found.gram()
+        assert np.array_equal(G, G.T)
+        assert np.abs(G - H @ H.T).max() <= 1e-13 * np.abs(G).max()
+        assert np.abs(found.pull(v) - H.T @ v).max() <= 1e-13 * np.abs(H.T @ v).max()
+        a = ((T @ H) ** 2).sum(axis=0)
+        assert np.abs(found.squares(T) - a).max() <= 1e-13 * a.max()
+
+    for s in (r, 1 / r + 1):  # twice: the diagonal after a step replaces the one before
+        found.scale(s)
+        H = H * s
+        same()
+    found.whiten(N)
+    H = (N @ H.reshape(batch, k, n)).reshape(m, n)
+    same()
+
+
+FAULTS = """
+import resource
+from loko_ref import bench, fast
+config, state, batch = bench.problem("mlp_b32", "float64")
+stepper = fast.prepare(config)
+for _ in range(5):
+    stepper.step(state, batch)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    stepper.step(state, batch)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_a_step_takes_no_new_pages():
+    """A page is 4 KB; H alone has 600 of them, and each step's temporaries 1,800."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert float(done.stdout) < 50
