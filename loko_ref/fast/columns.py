@@ -5,15 +5,14 @@ Where a linear meets one row of input a sample (no tokens), the columns of its w
 ever forming H.  [FAST-5]
 
 Shapes: batch samples of k cotangents, m = batch k rows; columns (n,) in the order of theta; T, S
-(m, m); v (m,). Everything here is scaled: columns times sqrt(p).  [FAST-4]
+(m, m); v (m,); p (n,). Everything here is of the scaled H, columns times sqrt(p).  [FAST-4]
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,14 +30,14 @@ STRIPS = 5
 class Columns(Protocol):
     """What the filter asks of a scaled H (m, n)."""
 
-    def scale(self, r: Array) -> None:
-        """Multiply the columns by r (n,)."""
+    def scale(self, p: Array) -> None:
+        """Multiply the columns by sqrt(p); again by a ratio of variances, for another p."""
 
     def gram(self) -> Array:
         """``H H'`` (m, m), symmetric to the bit."""
 
     def pull(self, v: Array) -> Array:
-        """``H' v`` (n,)."""
+        """``sqrt(p) H' v`` (n,): a step, where v is S^-1 e."""
 
     def squares(self, T: Array) -> Array:
         """``a_i = sum_j (T H)_ji^2`` (n,) for lower triangular T."""
@@ -75,8 +74,7 @@ def squares(T: Array, H: Array) -> Array:
     return a
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Columns of one parameter: cotangents d (batch, k, o) of its rows, inputs x (batch, i)."""
 
     d: Array
@@ -102,7 +100,7 @@ class Places:
 
 
 class OneSample:
-    """One sample: column i is ``D[:, at_i] w_i``, one number and one of a few cotangents.
+    """One sample: column i is ``D[:, at_i] x_i``, one number and one of a few cotangents.
 
     Parameters
     ----------
@@ -113,14 +111,14 @@ class OneSample:
     """
 
     def __init__(self, blocks: Sequence[Block], places: Places) -> None:
-        self.D = np.concatenate([block.d[0] for block in blocks], axis=1)  # (k, rows)
-        self.w = np.concatenate([block.x[0] for block in blocks])[places.inputs]  # (n,)
-        self.places = places
+        self.D = np.concatenate([d[0] for d, _ in blocks], axis=1)  # (k, rows)
+        self.x = np.concatenate([x[0] for _, x in blocks]).take(places.inputs)  # (n,)
+        self.px, self.places = self.x, places
 
-    def scale(self, r: Array) -> None:
-        """``w r``."""
-        self.w = self.w * r
-        self.w2 = self.w * self.w
+    def scale(self, p: Array) -> None:
+        """``p x`` and ``w^2 = p x^2``."""
+        self.px = self.px * p
+        self.w2 = self.px * self.x
 
     def gram(self) -> Array:
         """``D diag(g) D'``, g the sum of w^2 over the columns of a cotangent."""
@@ -129,15 +127,15 @@ class OneSample:
         return 0.5 * (G + G.T)
 
     def pull(self, v: Array) -> Array:
-        """``w (D' v)_at``."""
-        found: Array = (v @ self.D)[self.places.at]
-        found *= self.w
+        """``p x (D' v)_at``."""
+        found: Array = (v @ self.D).take(self.places.at)
+        found *= self.px
         return found
 
     def squares(self, T: Array) -> Array:
         """``w^2 sum_j (T D)_j,at^2``."""
         M = T @ self.D
-        a: Array = np.einsum("ji,ji->i", M, M)[self.places.at]
+        a: Array = np.einsum("ji,ji->i", M, M).take(self.places.at)
         a *= self.w2
         return a
 
@@ -147,7 +145,7 @@ class OneSample:
 
     def full(self) -> Array:
         """``D[:, at] w``."""
-        return self.D[:, self.places.at] * self.w
+        return self.D[:, self.places.at] * np.copysign(np.sqrt(self.w2), self.x)
 
 
 class Mixed:
@@ -167,6 +165,7 @@ class Mixed:
         self, H: Array, stand: Sequence[slice], blocks: Sequence[tuple[slice, Block]], n: int
     ) -> None:
         self.H, self.n = H, n
+        self.root: Array | None = None
         self.stand = _joined(stand)
         self.spans = [span for span, _ in blocks]
         self.rows: list[slice] = []
@@ -195,8 +194,10 @@ class Mixed:
             out[span] = part.reshape(-1)
         return out
 
-    def scale(self, r: Array) -> None:
+    def scale(self, p: Array) -> None:
         """Multiply H, and the inputs: (o, batch, i) from here on."""
+        r = np.sqrt(p)
+        self.root = r if self.root is None else self.root * r
         if self.stand:
             self.H *= self._standing(r)
         for j, span in enumerate(self.spans):
@@ -217,7 +218,7 @@ class Mixed:
         return G
 
     def pull(self, v: Array) -> Array:
-        """``H' v``, and ``x_o' (d_o' v)`` sample by sample."""
+        """``H' v``, and ``x_o' (d_o' v)`` sample by sample; times sqrt(p)."""
         parts = []
         if self.spans:
             batch, k, _ = self.d.shape
@@ -225,7 +226,9 @@ class Mixed:
             parts = [
                 w.T[rows, None] @ x for rows, x in zip(self.rows, self.x, strict=True)
             ]  # (o, 1, i)
-        return self._spread(v @ self.H, parts)
+        found = self._spread(v @ self.H, parts)
+        found *= self.root
+        return found
 
     def squares(self, T: Array) -> Array:
         """``M_o = T d_o`` sample by sample (m, batch), then ``sum_j (M_o x_o)_ji^2``."""

@@ -60,13 +60,13 @@ def _lapack(name: str, like: Array) -> Any:
     return getattr(scipy.linalg.lapack, ("s" if like.dtype == np.float32 else "d") + name)
 
 
-def decoupled(p: Array, root: Array, H: Columns, L_inv: Array, R: Array) -> Array:
+def decoupled(p: Array, H: Columns, L_inv: Array, R: Array) -> Array:
     """``p+ = p (1 - a)``; the few with a > 1/2 as sums of squares.  [DIAG-1, DIAG-5].
 
     Parameters
     ----------
-    p, root : array (n,)
-        Prior variances and deviations.
+    p : array (n,)
+        Prior variances.
     H : Columns (m, n)
         Scaled linearisation.
     L_inv : array (m, m)
@@ -79,7 +79,7 @@ def decoupled(p: Array, root: Array, H: Columns, L_inv: Array, R: Array) -> Arra
     p_post *= p
     if float(a.max()) > 0.5:
         (few,) = np.nonzero(a > 0.5)
-        Hs, near = H.full(), root[few]
+        Hs, near = H.full(), np.sqrt(p[few])
         # rows of K, K = sqrt p Hs' S^-1
         K = near[:, None] * ((L_inv @ Hs[:, few]).T @ L_inv)  # (few, m)
         F = -(K @ Hs)  # (few, n): (I - K H) diag(sqrt p)

@@ -133,13 +133,12 @@ class Stepper:
             yhat /= yhat.sum(axis=1, keepdims=True)
         e = (y - yhat).reshape(-1)
         H = self.network.backward(self._seeds(yhat), now)
-        root = np.sqrt(p)
-        H.scale(root)
+        H.scale(p)
         if config.observation == "glm":
             R = None
-            theta_post, p_post = self._glm(theta, p, root, H, e, yhat)
+            theta_post, p_post = self._glm(theta, p, H, e, yhat)
         else:
-            theta_post, p_post, R = self._update(theta, p, root, H, e, y, x, state.R)
+            theta_post, p_post, R = self._update(theta, p, H, e, y, x, state.R)
         if not np.isfinite(theta_post).all():
             raise NumericalError("theta", None, _DIVERGED)
         after = LokoState(theta=theta_post, p=p_post, R=R, step=state.step + 1)
@@ -199,7 +198,6 @@ class Stepper:
         self,
         theta: Array,
         p: Array,
-        root: Array,
         H: Columns,
         e: Array,
         y: Array,
@@ -223,11 +221,10 @@ class Stepper:
         R_down, e_down = self._down(R), self._down(e)
         S = G + R_down  # [KAL-2]
         L_inv = root_inverse(S, "S")
-        theta_post = H.pull((L_inv @ e_down) @ L_inv)  # H' S^-1 e
-        theta_post *= root
+        theta_post = H.pull((L_inv @ e_down) @ L_inv)  # P H' S^-1 e
         theta_post += theta
         if config.diagonal == "decoupled":
-            p_post = decoupled(p, root, H, L_inv, R_down)
+            p_post = decoupled(p, H, L_inv, R_down)
         else:
             p_post = variational(p, H, R_down)
         if config.timing == "after":
@@ -235,14 +232,14 @@ class Stepper:
             if config.noise == "ema_residual_hph":
                 z_post, _ = self.network.forward(theta_post, x)
                 seen = (y - obs.predict(config.observation, z_post)).reshape(-1)
-                H.scale(np.sqrt(p_post / p))
+                H.scale(p_post / p)
                 G = H.gram()
             R = self._refresh(R, seen, G)
         self.R_seen = (given, R)
         return theta_post, p_post, R
 
     def _glm(
-        self, theta: Array, p: Array, root: Array, Z: Columns, e: Array, yhat: Array
+        self, theta: Array, p: Array, Z: Columns, e: Array, yhat: Array
     ) -> tuple[Array, Array]:
         """``K e = p Z' (I + J G)^-1 e`` and the whitened leverages, on contrasts.  [OBS-6, FAST-4].
 
@@ -260,7 +257,6 @@ class Stepper:
         JG[np.diag_indices(batch * c)] += 1
         w = np.linalg.solve(JG, (e.reshape(batch, C) @ Q.T).reshape(-1))
         theta_post = Z.pull(w)
-        theta_post *= root
         theta_post += theta
         # L' Q' (batch, C, c), L' = diag(sqrt yhat)(I - 1 yhat'): whitened H~ = L' Z
         N = np.sqrt(yhat)[:, :, None] * (Q.T - Qy[:, None])
@@ -269,7 +265,7 @@ class Stepper:
         eye = np.eye(batch * c, dtype=self.dtype)
         if self.config.diagonal == "variational":
             return theta_post, variational(p, Z, eye)
-        return theta_post, decoupled(p, root, Z, root_inverse(Z.gram() + eye, "S"), eye)
+        return theta_post, decoupled(p, Z, root_inverse(Z.gram() + eye, "S"), eye)
 
 
 _DIVERGED = (

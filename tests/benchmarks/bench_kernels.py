@@ -84,7 +84,7 @@ def test_decoupled(benchmark, draw):
     Hs, _, L_inv = scaled(draw)
     m, n = Hs.shape
     p, R = np.ones(n, Hs.dtype), np.eye(m, dtype=Hs.dtype)
-    benchmark(decoupled, p, p, Mixed(Hs, [slice(0, n)], [], n), L_inv, R)
+    benchmark(decoupled, p, Mixed(Hs, [slice(0, n)], [], n), L_inv, R)
 
 
 @pytest.mark.parametrize("name", ["mlp_b1", "mlp_b32", "tf_small"])

@@ -59,6 +59,12 @@ def inputs(model, rng, batch):
     return rng.standard_normal((batch, *shape)).astype(model.dtype)
 
 
+def formed(H, n):
+    """The columns at p = 1."""
+    H.scale(np.ones(n))
+    return H.full()
+
+
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_jacobian(name, batch, rng):
@@ -69,7 +75,7 @@ def test_jacobian(name, batch, rng):
     network = Network(model)
     got, now = network.forward(pack(model), x)
     C = z.shape[1]
-    H = network.backward(np.broadcast_to(np.eye(C), (batch, C, C)), now).full()
+    H = formed(network.backward(np.broadcast_to(np.eye(C), (batch, C, C)), now), model.n)
     tolerance = 1e3 * np.finfo(float).eps
     assert np.abs(got - z).max() <= tolerance * np.abs(z).max()
     assert np.abs(H - Z).max() <= tolerance * np.abs(Z).max()
@@ -83,7 +89,7 @@ def test_jacobian_with_a_trained_head(rng):
     _, Z = jacobian(model, x)
     network = Network(model)
     _, now = network.forward(pack(model), x)
-    H = network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now).full()
+    H = formed(network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now), model.n)
     assert np.abs(H - Z).max() <= 1e3 * np.finfo(float).eps * np.abs(Z).max()
 
 
@@ -207,7 +213,7 @@ def test_cotangents_in_runs(rng, monkeypatch):
         monkeypatch.setattr(room, "CHUNK", chunk)
         network = Network(model)
         _, now = network.forward(pack(model), x)
-        H = network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now).full()
+        H = formed(network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now), model.n)
         assert np.abs(H - Z).max() <= 1e3 * np.finfo(float).eps * np.abs(Z).max()
 
 
@@ -264,13 +270,15 @@ def test_products_are_never_formed_and_give_the_same(rng, batch, standing, shape
         G = found.gram()
         assert np.array_equal(G, G.T)
         assert np.abs(G - H @ H.T).max() <= 1e-13 * np.abs(G).max()
-        assert np.abs(found.pull(v) - H.T @ v).max() <= 1e-13 * np.abs(H.T @ v).max()
+        step = np.sqrt(p) * (H.T @ v)
+        assert np.abs(found.pull(v) - step).max() <= 1e-13 * np.abs(step).max()
         a = ((T @ H) ** 2).sum(axis=0)
         assert np.abs(found.squares(T) - a).max() <= 1e-13 * a.max()
 
-    for s in (r, 1 / r + 1):  # twice: the diagonal after a step replaces the one before
-        found.scale(s)
-        H = H * s
+    p = np.ones(n)
+    for ratio in (r, 1 / r + 1):  # twice: the diagonal after a step replaces the one before
+        found.scale(ratio)
+        H, p = H * np.sqrt(ratio), p * ratio
         same()
     found.whiten(N)
     H = (N @ H.reshape(batch, k, n)).reshape(m, n)
