@@ -176,7 +176,12 @@ class MpiTeam:
             self.fail(what)
 
     def fail(self, what: str) -> NoReturn:
-        """Say what happened on which rank at which step, and end the whole job."""
+        """Say what happened on which rank at which step, and end the whole job.
+
+        Also through the watcher: what a rank prints last, a launcher can lose.
+        """
+        if self.watch is not None:
+            self.watch.note(f"step {self.step} ({self.doing}): {what}")
         print(
             f"loko-ref: rank {self.rank} of {self.size}, step {self.step} ({self.doing}): {what}",
             file=sys.stderr,

@@ -41,6 +41,7 @@ shutil.rmtree(directory, ignore_errors=True)
 """
 
 _WIDTH = 80
+"""Bytes of a line, so that a shorter one covers the one before; only the last may be longer."""
 
 _LAUNCHERS = {"mpiexec", "mpiexec.hydra", "mpirun", "orterun", "prterun", "prted"}
 _LAUNCHERS |= {"hydra_pmi_proxy", "ompirun_wrapper", "srun"}
@@ -99,7 +100,7 @@ class Watch:
     def note(self, text: str) -> None:
         """Replace this rank's line."""
         if self.file is not None:
-            os.pwrite(self.file, text[:_WIDTH].ljust(_WIDTH).encode() + b"\n", 0)
+            os.pwrite(self.file, " ".join(text.split()).ljust(_WIDTH).encode() + b"\n", 0)
 
     def done(self) -> None:
         """All is well: the watcher goes without a word."""

@@ -182,9 +182,8 @@ def test_a_rank_that_fails_ends_the_job(which, kind, rank, tmp_path) -> None:
     ended = finish(start(command), timeout=60)
     if kind in ("raise", "exit"):
         assert ended.code != 0
-        assert f"rank {rank} of 3, step 9 (step): " in ended.err
-        said = "made to fail" if kind == "raise" else "left early with exit code 0"
-        assert said in ended.err
+        said = "RuntimeError: made to fail" if kind == "raise" else "left early with exit code 0"
+        assert f"rank {rank}: step 9 (step): {said}\n" in ended.err  # whatever the launcher loses
     if kind == "kill":
         assert ended.code != 0
     assert "the last step that each rank logged" in ended.err
@@ -199,7 +198,7 @@ def test_a_diverged_rank_names_itself_and_its_step(tmp_path) -> None:
     faulty = os.path.join(os.path.dirname(__file__), "faulty.py")
     ended = finish(start(mpi_command(world("own"), 2, faulty, "diverge", "1", "6", *SMALL)))
     assert ended.code != 0
-    assert "rank 1 of 2, step 6 (step): NumericalError: step 6: gradient: not finite" in ended.err
+    assert "rank 1: step 6 (step): NumericalError: step 6: gradient: not finite" in ended.err
     assert "Traceback" not in ended.err
 
 
