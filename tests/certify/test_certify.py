@@ -138,6 +138,15 @@ def test_what_is_not_decided_is_listed():
     assert report["undecided_values"][0].startswith(case.id)
 
 
+def test_what_is_decided_is_so_at_the_precision_asked_for():
+    """Not at the usual one: with 128 bits at most, some of what is loose is not rounded."""
+    (case,) = select("loko.run/logits/float64")
+    found = certify.certify_case(case, 128)
+    assert 0 < sum(len(q.undecided) for q in found) <= sum(q.loose for q in found)
+    found = certify.certify_case(case)
+    assert sum(len(q.undecided) for q in found) == sum(q.loose for q in found) == 0
+
+
 def test_an_enclosure_too_wide_to_tell_contains_nothing(monkeypatch):
     """At 1e-9 of the inputs every float64 value lies inside its ball: that proves nothing."""
     (case,) = select("kalman.diagonal_update/random/float64")
