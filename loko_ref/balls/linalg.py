@@ -90,10 +90,17 @@ def cholesky(S: Any) -> Factor:
     if m == 0:
         L0_inv = C = L0 = S
     else:
-        L0 = np.tril(_mid(_loop(_mid(S)))).view(BallArray)  # L0 L0' is about the midpoint of S
+        try:
+            middle = _loop(_mid(S))
+        except np.linalg.LinAlgError:  # the midpoint is not: whether any member is, S itself says
+            middle = _loop(S)
+        L0 = np.tril(_mid(middle)).view(BallArray)  # L0 L0' is about the midpoint of S
         L0 = _zero_above(L0)
         L0_inv = _zero_above(from_mat(to_mat(L0).inv()))
-        C = _loop(L0_inv @ S @ L0_inv.T)
+        try:
+            C = _loop(L0_inv @ S @ L0_inv.T)
+        except UndecidedError as error:
+            raise UndecidedError("S", _lowest(S), error.cause) from None
     L = (L0 @ C if m else S).view(Factor)
     L.S, L.L0_inv, L.C = S, L0_inv, C
     return L

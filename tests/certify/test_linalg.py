@@ -7,7 +7,7 @@ pytest.importorskip("flint", reason="python-flint (extra 'certify') is not insta
 
 from loko_ref import arrays, balls
 from loko_ref.balls import linalg
-from loko_ref.errors import UndecidedError
+from loko_ref.errors import NumericalError, UndecidedError
 
 U = 2.0**-53
 
@@ -103,3 +103,23 @@ def test_reductions_follow_numpy(rng):
                 assert np.shape(got) == np.shape(want)
     assert np.array_equal(balls.xp.diag(B[0, 0, :3]), balls.xp.diag(B[0, 0, :3]))
     assert np.array_equal(balls.to_host(balls.xp.abs(B)), np.abs(a))
+
+
+def test_a_midpoint_below_zero_decides_nothing_where_the_ball_reaches_above(rng):
+    """The midpoint is certainly indefinite; members of the ball are positive definite."""
+    with balls.precision(128):
+        S = balls.inflate(np.diag([2.0, 1.0]), 1e-2) - balls.balls(np.diag([1.0, 1.001]))
+        with pytest.raises(UndecidedError, match="not decided whether the matrix is positive"):
+            arrays.cholesky(S, "S")
+        surely = balls.inflate(np.diag([1.0, -1.0]), 1e-2)
+        with pytest.raises(NumericalError) as caught:
+            arrays.cholesky(surely, "S")
+        assert not isinstance(caught.value, UndecidedError)
+
+
+def test_what_is_undecided_names_the_matrix_own_lowest_eigenvalue():
+    """Not that of the matrix near the identity in which it is looked for."""
+    S = balls.inflate(np.array([[1.0, 1.0], [1.0, 1.0 + 1e-9]]), 1e-6)
+    with pytest.raises(UndecidedError) as caught:
+        arrays.cholesky(S, "S")
+    assert caught.value.eigenvalue == pytest.approx(5e-10, rel=1e-3)
