@@ -5,6 +5,8 @@ Shapes: x (samples, i), or (samples, t) ids of a text; W (o, i).
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from loko_ref.architectures import SMALL, patch_side, roberta_spec, vit_spec
 from loko_ref.arrays import Array, get_backend
 from loko_ref.checks import check_choice, check_range
-from loko_ref.errors import InputError, unknown_option
+from loko_ref.errors import InputError, MissingExtraError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.lte import checkpoint
 from loko_ref.lte.config import OPTIMIZERS, LteConfig
@@ -98,6 +100,7 @@ def _optimizer(name: str, lr: float | None, options: list[str], regression: bool
     check_choice("optimizer", name, OPTIMIZERS)
     kind = OPTIMIZERS[name]
     known = [f.name for f in fields(kind)]
+    truths = [f.name for f in fields(kind) if isinstance(f.default, bool)]
     chosen: dict[str, Any] = {}
     if name == "loko":
         if regression:
@@ -106,15 +109,21 @@ def _optimizer(name: str, lr: float | None, options: list[str], regression: bool
             raise InputError("lr", lr, "no learning rate with loko", "p0 takes its place")
     else:
         chosen["lr"] = LEARNING_RATES[name] if lr is None else lr
+    told = {"lr"} if lr is not None else set()
     for item in options:
         key, _, value = item.partition("=")
         if key not in known:
             raise unknown_option("option", key, known)
         if not value:
             raise InputError("option", repr(item), "NAME=VALUE", "a missing value")
+        if key in told:
+            raise InputError("option", repr(item), f"one {key}", "a value that was given twice")
+        told.add(key)
         lowered = value.lower()
         if lowered in ("true", "false"):
             chosen[key] = lowered == "true"
+        elif key in truths:
+            raise InputError("option", repr(item), f"{key}=true or {key}=false", "another value")
         else:
             try:
                 chosen[key] = float(value)
@@ -125,10 +134,13 @@ def _optimizer(name: str, lr: float | None, options: list[str], regression: bool
 
 def _widths(text: str, i: int, o: int) -> list[int]:
     try:
-        return [i, *(int(w) for w in text.split(",") if w.strip()), o]
+        return [i, *(int(w) for w in text.split(",")), o]
     except ValueError:
         raise InputError(
-            "hidden", repr(text), "widths such as 128,128", "a width that is no whole number"
+            "hidden",
+            repr(text),
+            "widths such as 128,128",
+            "a width that is missing, or no whole number",
         ) from None
 
 
@@ -138,7 +150,7 @@ def _size(items: list[str]) -> dict[str, Any]:
         key, _, value = item.partition("=")
         if key not in SIZE:
             raise unknown_option("size", key, SIZE)
-        if not value.isdigit() or int(value) < 1:
+        if not value.isdecimal() or int(value) < 1:
             raise InputError("size", repr(item), "NAME=NUMBER, at least 1", "a missing number")
         found[key] = int(value)
     return found
@@ -171,7 +183,7 @@ def network(asked: Mapping[str, Any], source: _Source) -> list[dict[str, Any]]:
             "a network that cannot read these data",
         )
     surplus = "size" if name == "mlp" else "hidden"
-    if asked[surplus]:
+    if asked[surplus] not in (None, []):
         raise InputError(
             surplus,
             repr(asked[surplus]),
@@ -184,7 +196,8 @@ def network(asked: Mapping[str, Any], source: _Source) -> list[dict[str, Any]]:
     activation = asked["activation"] or ("relu" if name == "mlp" else "gelu")
     check_choice("activation", activation, ACTIVATIONS)
     if name == "mlp":
-        widths = _widths(asked["hidden"] or HIDDEN, source.base.x.shape[1], source.outputs)
+        hidden = HIDDEN if asked["hidden"] is None else asked["hidden"]
+        widths = _widths(hidden, source.base.x.shape[1], source.outputs)
         for width in widths:
             check_range("hidden", width, low=1)
         spec = mlp_spec(widths, activation)
@@ -211,6 +224,7 @@ def _with_lora(
 ) -> list[dict[str, Any]]:
     """Put LoRA on the linears asked for; all of them by default."""
     r = asked["rank"]
+    check_range("rank", r, low=1)
     alpha = 2.0 * r if asked["alpha"] is None else asked["alpha"]
     names = [layer["name"] for layer in linears(spec)]
     ends = {name.rsplit(".", 1)[-1] for name in names} | set(names)
@@ -236,6 +250,50 @@ def _with_lora(
     return map_linears(spec, put)
 
 
+def _check_together(asked: Mapping[str, Any]) -> None:
+    """Refuse a choice that the mode would not read."""
+    for name, usual, mode in (
+        ("scaling", "mean", "mhlora"),
+        ("merging", "telescoped", "lte"),
+        ("filter_merge", "keep", "lte"),
+    ):
+        if asked[name] != usual and asked["mode"] != mode:
+            raise InputError(
+                name,
+                f"'{asked[name]}' with mode='{asked['mode']}'",
+                f"'{usual}', or mode='{mode}'",
+                "a choice of the other mode, which would change nothing",
+            )
+
+
+def _check_places(asked: Mapping[str, Any]) -> None:
+    """Refuse, before the run, what it could not leave behind at its end."""
+    if asked["plot"] is not None and importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("a plot", "matplotlib", "data")
+    place, resume = asked["checkpoint"], asked["resume"]
+    if place is None:
+        return
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            "checkpoint", repr(str(place)), "a directory that can be written to", str(error)
+        ) from error
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            "checkpoint", repr(str(place)), "a directory that can be written to", "no permission"
+        )
+    begun = None if resume is None else resume.resolve()
+    sets = sorted(place.glob("merge-*"))
+    if sets and (begun is None or place.resolve() not in (begun, begun.parent)):
+        raise InputError(
+            "checkpoint",
+            f"{str(place)!r}, which holds {sets[-1].name} of another run",
+            "a new or empty directory, or the one resumed from",
+            "a run before this one; the sets with the highest numbers are kept, and these are its",
+        )
+
+
 def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
     """Turn the command's arguments into a run, from its start or from a checkpoint.
 
@@ -255,6 +313,7 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
     """
     for name in asked["baseline"]:
         check_choice("baseline", name, BASELINES)
+    _check_together(asked)
     check_range("steps", asked["steps"], low=1)
     check_choice("data_split", asked["data_split"], ("chunks", "replicated"))
     check_choice("backend", asked["backend"], ("numpy", "cupy"))  # balls enclose, and do not train
@@ -276,7 +335,7 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
     batch = asked["batch"]
     if not 1 <= batch <= data.x.shape[0]:
         raise InputError(
-            "batch", batch, f"1 to {data.x.shape[0]} samples", "a batch larger than the data"
+            "batch", batch, f"1 to {data.x.shape[0]} samples", "none, or more than there are"
         )
     if config.data == "chunks" and batch % config.heads:
         raise InputError(
@@ -286,8 +345,8 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
             "every head takes an equal chunk; or use --data-split replicated",
         )
     each = batch // config.heads if config.data == "chunks" else batch
-    run = {"data": source.digest(), "batch": batch, "dtype": asked["dtype"]}
-    run["backend"] = asked["backend"]
+    run = {"dtype": asked["dtype"], "backend": asked["backend"], "batch": batch}
+    run["data"] = source.digest()  # last, for a dtype changes it too
     state = init(config, batch=each, dtype=asked["dtype"], team=team, like=like)
     start, history = state.weights, History()
     if asked["resume"] is not None:
@@ -300,6 +359,8 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
                 "a checkpoint of a longer run",
             )
         team.sent = history.sent
+    if team.rank == 0:
+        _check_places(asked)
     return Job(
         config=config,
         data=data,

@@ -6,8 +6,9 @@ Shapes: W (o, i); s (min(o, i),); curves are lists of numbers.
 from __future__ import annotations
 
 import io
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from loko_ref import storage
 from loko_ref.arrays import Array, to_host
-from loko_ref.errors import MissingExtraError
+from loko_ref.errors import MissingExtraError, NumericalError
 from loko_ref.lte import checkpoint
 from loko_ref.lte import diagnostics as diag
 from loko_ref.lte.command import Job
@@ -71,6 +72,7 @@ def execute(job: Job, team: Team) -> End:
     config = job.config
 
     def save(state: LteState, history: History) -> None:
+        _check_finite(history.evaluations[-1:], state.step)
         if job.checkpoint is not None:
             checkpoint.save(job.checkpoint, config, state, history, job.run, team)
 
@@ -92,8 +94,17 @@ def execute(job: Job, team: Team) -> End:
     return _end(config, state, job.data, job.history, team)
 
 
+def _check_finite(evaluations: Sequence[tuple[int, float, float | None]], step: int) -> None:
+    """Refuse a network whose loss is no number: its last step was one too far."""
+    if not all(math.isfinite(loss) for _, loss, _ in evaluations):
+        raise NumericalError(
+            "loss", None, "The run diverged: take a smaller learning rate or p0.", step
+        )
+
+
 def _end(config: LteConfig, state: LteState, data: Data, history: History, team: Team) -> End:
     loss, _ = evaluate(config, state, data.x, data.y)
+    _check_finite([(state.step, loss, None), *history.evaluations[-1:]], state.step)
     rows = None if state.merged is None else to_host(state.merged)
     if config.mode == "lte":  # not the algorithm's: the factors of all heads, for the angles
         rows = np.concatenate(team.collect(to_host(state.theta)))
@@ -183,9 +194,13 @@ def report(job: Job, end: End) -> tuple[dict[str, Any], dict[str, Any]]:
                 history=history,
                 stepped=bar,
             )
+            done = _end(other, state, job.data, history, ALONE)
+        except NumericalError as error:  # what it was compared with had ended well
+            raise NumericalError(
+                f"baseline {name}: {error.quantity}", error.eigenvalue, error.cause, error.step
+            ) from error
         finally:
             bar.close()
-        done = _end(other, state, job.data, history, ALONE)
         found = _spectra(other, done, job.start)
         sent = job.steps * config.heads * other.layout.n * state.theta.dtype.itemsize
         baselines.append({"name": name} | _summary(other, done, found, sent))
