@@ -8,15 +8,18 @@ whole run: how many failed checks they explain, and how many passed ones they wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.conformance import precision
 from loko_ref.conformance.cases import Case
+from loko_ref.conformance.compare import ratios
 from loko_ref.conformance.mutants import Mutant, all_mutants, evaluate, idle
-from loko_ref.conformance.tolerance import DELTA, canonical, expected, factor, tolerance
+from loko_ref.conformance.tolerance import DELTA, canonical, factor, tolerance
 from loko_ref.conformance.verify import Check
 
 __all__ = ["Mistake", "fit", "name_mistakes"]
@@ -26,6 +29,9 @@ DRAWS = 6
 
 PREFILTER = 1e5
 """A mutant farther off than this many of an output's largest tolerance is not looked at closer."""
+
+AGREE = 1e-3
+"""How near sizes are, relatively, that are one size."""
 
 PROBES = 2
 """Failed checks of each operation on which every mutant is tried."""
@@ -47,6 +53,8 @@ class Mistake:
         Failed checks of the run that it reproduces, of how many.
     contradicted : int
         Passed checks that it would have failed.
+    alone : bool
+        Whether its size was fitted to one number, which some size always meets.
     """
 
     mutant: Mutant
@@ -55,6 +63,7 @@ class Mistake:
     explained: int = 0
     failed: int = 0
     contradicted: int = 0
+    alone: bool = False
 
     @property
     def text(self) -> str:
@@ -161,26 +170,6 @@ def _fit_size(
     return None if best is None else best[1]
 
 
-def _precision(one: Mutant, case: Case, outputs: Mapping[str, Array]) -> Mistake | None:
-    """Fit a mistake of precision: errors of that roundoff's size, whatever their values."""
-    u = float(np.finfo(case.dtype).eps) / 2
-    if one.roundoff <= u:
-        return None
-    errors = []
-    for name, bound in tolerance(case).items():
-        if bound is None or name not in outputs:
-            continue
-        got = canonical(case, name, outputs[name].astype(np.float64))
-        units = np.abs(got - expected(case)[name]) / (bound * (one.roundoff / u))
-        errors.append(units.reshape(-1))
-    ratio = float(np.max(np.concatenate(errors)))
-    typical = float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
-    # beyond one: not rounding; all far below: rounding of a finer format
-    if not (ratio <= 1 and typical >= 1e-5):
-        return None
-    return Mistake(mutant=one, size=None, ratio=ratio)
-
-
 def fit(
     one: Mutant, check: Check, size: float | None = None, *, anew: bool = True
 ) -> Mistake | None:
@@ -201,7 +190,8 @@ def fit(
     if first is None:
         return None
     if one.roundoff:
-        return _precision(one, case, outputs)
+        found = precision.ratio(one.roundoff, check)
+        return None if found is None else Mistake(mutant=one, size=None, ratio=found)
     if idle(one, case):
         return None
     if one.sizes:
@@ -230,7 +220,18 @@ def fit(
         if _ratio(case, outputs, out, size_of, steps) > PREFILTER:
             return None
         ratio = _ratio(case, outputs, out, _bounds(one, case, size), steps)
-    return Mistake(mutant=one, size=size, ratio=ratio) if ratio <= 1 else None
+    if ratio > 1:
+        return None
+    off = ratios(case, outputs)[first.quantity] > 1
+    if case.operation.stepwise:
+        off = off[first.index[0]]
+    return Mistake(
+        mutant=one, size=size, ratio=ratio, alone=bool(one.sizes) and int(off.sum()) == 1
+    )
+
+
+def _agree(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and math.isclose(a, b, rel_tol=AGREE)
 
 
 def _contradicts(one: Mutant, check: Check, size: float | None) -> bool:
@@ -287,6 +288,11 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
                 found[check.case.id][one.id] = mistake
                 survivors.setdefault(one.id, (one, mistake.size))
 
+    def drop(key: str) -> None:
+        del survivors[key]
+        for fits in found.values():
+            fits.pop(key, None)
+
     def spread() -> None:
         """Try the survivors on every check that was not probed."""
         for check in failed:
@@ -312,21 +318,34 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
             probe(check)
     spread()
 
+    passed = [c for c in checks if c.status == "passed" and c.case.operation.name in operations]
     for key in [key for key, (one, _) in survivors.items() if one.roundoff]:
         # lost digits show wherever the format has more: a few that happen to fit are chance
-        u = survivors[key][0].roundoff
-        finer = [c for c in failed if float(np.finfo(c.case.dtype).eps) / 2 < u]
-        if 2 * sum(key in found[c.case.id] for c in finer) < len(finer):
-            del survivors[key]
-            for fits in found.values():
-                fits.pop(key, None)
-
-    passed = [c for c in checks if c.status == "passed" and c.case.operation.name in operations]
+        where = precision.where_shown(survivors[key][0].roundoff, failed, passed)
+        if sum(key in found.get(c.case.id, ()) for c in where) < precision.SHOWS * len(where):
+            drop(key)
+    for fits in found.values():  # one equation with one unknown proves nothing by itself
+        for key, mistake in list(fits.items()):
+            if mistake.alone and not any(
+                _agree(mistake.size, other[key].size)
+                for other in found.values()
+                if key in other and other[key] is not mistake
+            ):
+                del fits[key]
     explained = {key: sum(key in fits for fits in found.values()) for key in survivors}
     contradicted = {
         key: sum(_contradicts(one, c, size) for c in passed)
         for key, (one, size) in survivors.items()
     }
+    for key, one in [(key, one) for key, (one, _) in survivors.items() if one.sizes]:
+        rooms = {c.case.operation.name for c in failed if key in found[c.case.id]}
+        unlike = sum(
+            key not in found[c.case.id] and not idle(one, c.case)
+            for c in failed
+            if c.case.operation.name in rooms
+        )
+        if contradicted[key] + unlike > explained[key]:  # a number that fits some, belies more
+            drop(key)
 
     def rank(mistake: Mistake) -> tuple[float, float, bool, float]:
         key = mistake.mutant.id

@@ -137,6 +137,79 @@ def test_an_unknown_mistake_is_said_to_be_unknown():
     assert [c["mistakes"] for c in failed] == [[]] * len(failed)
 
 
+def _decayed(out):
+    out["theta"] = out["theta"] * out["theta"].dtype.type(0.999)
+    return out
+
+
+def _smaller_gain(out):
+    out["K"] = out["K"] * out["K"].dtype.type(0.999)
+    return out
+
+
+@pytest.mark.parametrize("odd", [_decayed, _smaller_gain])
+def test_a_small_mistake_is_not_taken_for_lost_digits(odd):
+    """S is right to the last digit: what comes after it is off for another reason."""
+    right = load(str(HERE / "einsum_loko.py")).functions
+    names = ("kalman.diagonal_update", "kalman.dense_update")
+    functions = {name: lambda f=right[name], **given: odd(f(**given)) for name in names}
+    checks = run(Implementation(target="odd", functions=functions), select("kalman.d*"))
+    named = name_mistakes(checks)
+    assert named
+    assert not any(named.values())
+
+
+def test_half_precision_inside_is_named_where_the_time_update_is_right():
+    """As with TF32: products alone lose digits."""
+    right = load(str(HERE / "einsum_loko.py")).functions["kalman.diagonal_update"]
+
+    def coarse(**keywords):
+        narrow = {
+            k: v.astype(np.float16).astype(v.dtype) if isinstance(v, np.ndarray) else v
+            for k, v in keywords.items()
+        }
+        return right(**narrow)
+
+    functions = {"kalman.diagonal_update": coarse}
+    checks = run(Implementation(target="half", functions=functions), select("kalman.diagonal*"))
+    named = name_mistakes(checks)
+    leading = [fits[0].mutant.id if fits else None for fits in named.values()]
+    assert leading.count("HALF") >= 0.75 * len(leading), leading
+
+
+def test_one_number_alone_does_not_prove_a_size():
+    """Some beta gives any R of one entry: of a floor under R nothing is known."""
+    right = load(str(HERE / "einsum_loko.py")).functions["noise.update"]
+
+    def floored(**keywords):
+        R = right(**keywords)["R"]
+        return {"R": R + R.dtype.type(0.2) * np.eye(len(R), dtype=R.dtype)}
+
+    target = Implementation(target="floor", functions={"noise.update": floored})
+    checks = run(target, select("noise.update", "float64"))
+    assert any(c.status == "failed" and c.outputs["R"].size == 1 for c in checks)
+    named = name_mistakes(checks)
+    assert not any(named.values()), named
+
+
+def test_a_size_that_belies_more_than_it_explains_is_not_named():
+    """An innovation clipped where it is large looks like labels smoothed, in a case or two."""
+    right = load(str(EXAMPLES / "my_loko.py")).functions
+
+    def clipped(kind):
+        def function(**keywords):
+            out = right[kind](**keywords)
+            return out | {"e": np.clip(out["e"], -0.5, 0.5)}
+
+        return function
+
+    kinds = ("observation.softmax", "observation.logits", "observation.glm")
+    target = Implementation(target="clip", functions={k: clipped(k) for k in kinds})
+    named = name_mistakes(run(target, select("observation.*", "float64")))
+    assert named
+    assert not any(named.values()), named
+
+
 def test_a_fit_needs_every_output():
     """A right S with another K than the mutant's is not that mutant."""
     (case,) = select("kalman.diagonal_update/random/float64")
