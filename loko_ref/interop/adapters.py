@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import to_host
-from loko_ref.checks import check_choice
 from loko_ref.errors import InputError
+from loko_ref.interop.adapter_config import check_config
 from loko_ref.interop.checkpoints import Checkpoint, modules, read_json
 from loko_ref.interop.tensors import find_tensors, read_tensors, write_tensors
 from loko_ref.model import Model, param_shapes
@@ -31,26 +31,8 @@ __all__ = ["load_adapter", "save_adapter", "targeted"]
 
 PREFIX = "base_model.model."
 
-BIASES = ("none", "lora_only", "all")
-"""PEFT's ``bias``: which of the base model's biases an adapter holds."""
-
 UNUSED = (".original_module.", ".modules_to_save.")
 """In the names of what ``bias: all`` stores beside a module of ``modules_to_save``: copies."""
-
-REFUSED = {
-    "use_dora": "DoRA scales the weight's columns",
-    "use_qalora": "QA-LoRA pools the input",
-    "use_bdlora": "the factors are block diagonal",
-    "fan_in_fan_out": "the weight is stored transposed",
-    "alora_invocation_tokens": "the branch depends on the prompt",
-    "arrow_config": "several adapters are mixed",
-    "layer_replication": "layers are repeated",
-    "target_parameters": "parameters without a module are adapted",
-    "trainable_token_indices": "single tokens are trained",
-    "monteclora_config": "the factors are random",
-    "velora_config": "gradients are compressed",
-}
-"""Options that change the function computed, and are not among the models here."""
 
 
 def targeted(config: Mapping[str, Any], module: str, last: Collection[str] = ()) -> bool:
@@ -141,7 +123,7 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     config = read_json(folder / "adapter_config.json")
-    _check_config(folder, config)
+    check_config(folder, config)
     tensors: dict[str, np.ndarray] = {}
     for path in find_tensors(folder, "adapter_model"):
         tensors |= read_tensors(path)
@@ -231,19 +213,6 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
 
 def _at(spellings: tuple[str, ...], age: int) -> str:
     return spellings[min(age, len(spellings) - 1)]
-
-
-def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    where = f"{folder}/adapter_config.json"
-    if config.get("peft_type") != "LORA":
-        raise InputError(f"{where}: peft_type", config.get("peft_type"), "LORA", "another adapter")
-    for key, why in REFUSED.items():
-        if config.get(key):
-            raise InputError(f"{where}: {key}", config[key], "its default", why)
-    check_choice(f"{where}: bias", config.get("bias", "none"), BIASES)
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float):
-            raise InputError(f"{where}: {key}", config.get(key), "a number", "a damaged file")
 
 
 def save_adapter(

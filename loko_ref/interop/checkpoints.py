@@ -34,6 +34,12 @@ ACTIVATIONS = {
 }
 """transformers' name of an activation -> ours."""
 
+LIMIT = 2**31 - 1
+"""Largest size that a config.json may name."""
+
+DEPTH = 10_000
+"""Most blocks that a config.json may name: the spec lists each."""
+
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 """Tensors that old checkpoints hold and no model needs: counters, not weights."""
 
@@ -69,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(str(path), "no such file", "a JSON file", "a wrong folder") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(
             str(path), f"{type(error).__name__}: {error}", "a JSON object", "a damaged file"
         ) from None
@@ -167,9 +173,22 @@ def _want(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
     return config.get(key, default)
 
 
+def _size(config: Mapping[str, Any], key: str, default: Any = None) -> int:
+    """Read a size: a layer's width, a number of layers; bounded, since each layer takes memory."""
+    value = _want(config, key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not value <= LIMIT:
+        required = f"a whole number, at most {LIMIT}"
+        raise InputError(f"config.json: {key}", repr(value), required, "a damaged file")
+    if key == "num_hidden_layers" and value > DEPTH:
+        raise InputError(f"config.json: {key}", value, f"at most {DEPTH}", "a damaged file")
+    return value
+
+
 def _outputs(config: Mapping[str, Any]) -> int:
     labels = config.get("id2label")
-    return len(labels) if labels else int(config.get("num_labels", 2))
+    if labels and not isinstance(labels, dict):
+        raise InputError("config.json: id2label", repr(labels), "an object", "a damaged file")
+    return len(labels) if labels else _size(config, "num_labels", 2)
 
 
 def build_spec(config: Mapping[str, Any], inputs: Sequence[str], outputs: int) -> tuple[str, Any]:
@@ -178,7 +197,12 @@ def build_spec(config: Mapping[str, Any], inputs: Sequence[str], outputs: int) -
     check_choice("config.json: model_type", family, FAMILIES)
     activation = config.get("hidden_act", "gelu")
     check_choice("config.json: hidden_act", activation, ACTIVATIONS)
-    for architecture in config.get("architectures") or ():
+    architectures = config.get("architectures") or ()
+    if not isinstance(architectures, list | tuple):
+        raise InputError(
+            "config.json: architectures", repr(architectures), "a list of names", "a damaged file"
+        )
+    for architecture in map(str, architectures):
         if architecture.endswith("WithTeacher"):
             raise InputError(
                 "config.json: architectures",
@@ -187,10 +211,10 @@ def build_spec(config: Mapping[str, Any], inputs: Sequence[str], outputs: int) -
                 "a head on the distillation token too, which is not among the models here",
             )
     size = {
-        "layers": _want(config, "num_hidden_layers"),
-        "width": _want(config, "hidden_size"),
-        "heads": _want(config, "num_attention_heads"),
-        "ff": _want(config, "intermediate_size"),
+        "layers": _size(config, "num_hidden_layers"),
+        "width": _size(config, "hidden_size"),
+        "heads": _size(config, "num_attention_heads"),
+        "ff": _size(config, "intermediate_size"),
         "outputs": outputs,
         "eps": _want(config, "layer_norm_eps", 1e-12),
         "activation": ACTIVATIONS[activation],
@@ -212,10 +236,10 @@ def build_spec(config: Mapping[str, Any], inputs: Sequence[str], outputs: int) -
         raise InputError("config.json: is_decoder", True, "False", "a model with causal attention")
     make: Callable[..., Any] = roberta_spec if family == "roberta" else bert_spec
     return family, make(
-        vocab=_want(config, "vocab_size"),
-        positions=_want(config, "max_position_embeddings"),
-        types=_want(config, "type_vocab_size", 2),
-        pad=_want(config, "pad_token_id", 1 if family == "roberta" else 0),
+        vocab=_size(config, "vocab_size"),
+        positions=_size(config, "max_position_embeddings"),
+        types=_size(config, "type_vocab_size", 2),
+        pad=_size(config, "pad_token_id", 1 if family == "roberta" else 0),
         inputs=inputs,
         **size,
     )

@@ -34,6 +34,8 @@ DTYPES = {
 """Format's name -> NumPy's. BF16 is widened to float32 (exactly)."""
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+AXES = 32
+"""Axes that NumPy 1 can hold."""
 _HEAD_LIMIT = 100_000_000  # the format's own
 
 
@@ -77,12 +79,12 @@ def find_tensors(folder: str | Path, stem: str) -> list[Path]:
             shards = sorted(
                 set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             )
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise _bad(
                 index, f"{type(error).__name__}: {error}", "a JSON index", "a damaged file"
             ) from None
         for shard in shards:
-            if Path(shard).name != shard:
+            if not isinstance(shard, str) or Path(shard).name != shard:
                 raise _bad(index, repr(shard), "file names without a path", "a foreign index")
         return [folder / shard for shard in shards]
     for suffix in PICKLED:
@@ -114,9 +116,9 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             path, f"a head of {length} bytes", f"at most {size - 8}", "a truncated or foreign file"
         )
     try:
-        head = json.loads(data[8 : 8 + length].tobytes().decode("utf-8"))
+        head = json.loads(data[8 : 8 + length].tobytes().decode("utf-8"), object_pairs_hook=_unique)
         entries = {str(k): v for k, v in head.items() if k != "__metadata__"}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise _bad(
             path, f"{type(error).__name__}: {error}", "a JSON head", "a damaged file"
         ) from None
@@ -130,11 +132,24 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is given twice")
+    return found
+
+
 def _offset(item: tuple[str, Any]) -> int:
     try:
-        return int(item[1]["data_offsets"][0])
+        return _whole(item[1]["data_offsets"][0])
     except (TypeError, KeyError, ValueError, IndexError):
         return 0
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or abs(number) >= 2**63:
+        raise ValueError(f"{number!r:.40} is no size")
+    return number
 
 
 def _tensor(path: Path, name: str, entry: Any, body: np.ndarray, at: int) -> np.ndarray:
@@ -142,8 +157,10 @@ def _tensor(path: Path, name: str, entry: Any, body: np.ndarray, at: int) -> np.
     where = f"{path}: tensor '{name}'"
     try:
         kind = str(entry["dtype"])
-        shape = tuple(int(d) for d in entry["shape"])
-        start, stop = (int(k) for k in entry["data_offsets"])
+        shape = tuple(_whole(d) for d in entry["shape"])
+        start, stop = (_whole(k) for k in entry["data_offsets"])
+        if len(shape) > AXES:
+            raise ValueError(f"{len(shape)} axes")
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(
             where,

@@ -114,6 +114,65 @@ def test_configurations_refused(tmp_path, rng, change, where):
         load_classifier(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"num_hidden_layers": "2"}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: got 1000000000; required at most"),
+        ({"hidden_size": 4.0}, "hidden_size"),
+        ({"intermediate_size": True}, "intermediate_size"),
+        ({"id2label": 3}, "id2label"),
+        ({"id2label": None, "num_labels": "three"}, "num_labels"),
+        ({"architectures": 5}, "architectures"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_refused(tmp_path, rng, change, where):
+    saved(tmp_path, rng, **change)
+    with pytest.raises(InputError, match=where):
+        load_classifier(tmp_path)
+
+
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (DEEP, "RecursionError"),
+        (b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}', "inf is no size"),
+        (b'{"a":{"dtype":"F32","shape":[1.7],"data_offsets":[0,4]}}', "1.7 is no size"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[1e999,4]}}', "inf is no size"),
+        (b'{"a":{"dtype":"F32","shape":[0,%d],"data_offsets":[0,0]}}' % (2**70,), "is no size"),
+        (
+            b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}}' % (b",".join([b"1"] * 99),),
+            "99",
+        ),
+        (b'{"a":{"dtype":"I8","shape":[0],"data_offsets":[0,0]},"a":{}}', "given twice"),
+    ],
+)
+def test_an_absurd_head_is_refused(tmp_path, head, said):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(head)) + head + b"0000")
+    with pytest.raises(InputError, match=said):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("text", [DEEP.decode(), '{"weight_map": {"a": 3}}'])
+def test_an_absurd_index_is_refused(tmp_path, rng, text):
+    saved(tmp_path, rng)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match=r"index\.json"):
+        load_classifier(tmp_path)
+
+
+def test_an_absurd_configuration_is_refused(tmp_path, rng):
+    saved(tmp_path, rng)
+    (tmp_path / "config.json").write_text(DEEP.decode())
+    with pytest.raises(InputError, match="RecursionError"):
+        load_classifier(tmp_path)
+
+
 @pytest.mark.parametrize("length", [640, 1152])
 def test_a_head_whose_length_reads_as_a_pickles_magic_is_no_pickle(tmp_path, rng, length):
     """640 is 80 02, 1152 is 80 04 in little-endian bytes: pickle's protocols 2 and 4."""
@@ -263,6 +322,18 @@ def test_adapter_round_trip_and_its_errors(tmp_path, rng):
         {"bias": "all"},  # the file has none
         {"fan_in_fan_out": True},
         {"r": None},
+        {"r": 2.5},
+        {"rank_pattern": {"query": 2.7}},
+        {"rank_pattern": ["query"]},
+        {"rank_pattern": {"((": 2}},
+        {"alpha_pattern": {"query": "16"}},
+        {"lora_alpha": float("nan")},
+        {"use_rslora": "false"},
+        {"modules_to_save": "classifier"},
+        {"exclude_modules": "(("},
+        {"target_modules": 5},
+        {"layers_to_transform": ["0"]},
+        {"layers_to_transform": [0], "layers_pattern": ["(("]},
         {"target_modules": ["query_key_value"]},
     ],
 )
