@@ -4,6 +4,7 @@
 
 The model and its assumptions stand in derivations/lte.md, [LTE-11]. One head a node, each node
 works on its own samples (weak scaling); float32; the weights of 24 layers of 4096 x 4096; rank 16.
+Only factors are counted: every layer is a LoRA site, and no replica is trained or sent.
 """
 
 from __future__ import annotations

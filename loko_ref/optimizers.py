@@ -3,20 +3,31 @@
 Shapes: theta, gradient, every slot (n,).
 
 A configuration is one of :class:`SGD`, :class:`AdaGrad`, :class:`AdamW`; ``init(theta, config)``
-gives the state and ``step(state, gradient, config)`` the next. Nothing is changed in place.
+gives the state and ``step(state, gradient, config)`` the next. The state that is handed in stays;
+the next one is written block by block: the formulas are elementwise, so blocks change no bit, and
+a block stays in the cache from its first pass to its last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from loko_ref.arrays import Array, namespace, one_minus_power, scalar
+from loko_ref.arrays import Array, is_numpy, namespace, one_minus_power, root, scalar
 from loko_ref.checks import check_finite, check_floats, check_range, check_shape, known_keywords
 from loko_ref.errors import InputError
 
-__all__ = ["SGD", "AdaGrad", "AdamW", "OptimizerConfig", "OptimizerState", "init", "step"]
+__all__ = [
+    "SGD",
+    "AdaGrad",
+    "AdamW",
+    "OptimizerConfig",
+    "OptimizerState",
+    "advance",
+    "init",
+    "step",
+]
 
 
 def _plain_floats(config: object, *names: str) -> None:
@@ -187,45 +198,72 @@ def step(state: OptimizerState, gradient: Array, config: OptimizerConfig) -> Opt
             f"slots {sorted(names)}, as {type(config).__name__} has",
             "a state made by init for another config",
         )
-    if isinstance(config, SGD):
-        return _sgd(state, gradient, config)
-    if isinstance(config, AdaGrad):
-        return _adagrad(state, gradient, config)
-    return _adamw(state, gradient, config)
+    return advance(state, gradient, config)
 
 
-def _sgd(state: OptimizerState, g: Array, config: SGD) -> OptimizerState:
-    theta, slots = state.theta, dict(state.slots)
+_BLOCK = 2**19
+"""Bytes of theta that are taken at a time; of 2^18 and more NumPy reuses its own temporaries."""
+
+
+def advance(state: OptimizerState, gradient: Array, config: OptimizerConfig) -> OptimizerState:
+    """Take a step as :func:`step` does, of arguments that the caller has checked."""
+    xp, n, dtype = namespace(state.theta), state.theta.shape[0], state.theta.dtype
+    theta = xp.empty(n, dtype=dtype)
+    slots = {name: xp.empty(n, dtype=dtype) for name in state.slots}
+    new = OptimizerState(theta=theta, slots=slots, step=state.step + 1)
+    rule = _sgd if isinstance(config, SGD) else _adagrad if isinstance(config, AdaGrad) else _adamw
+    size = _BLOCK // dtype.itemsize if is_numpy(theta) else n
+    for at in range(0, n, size):
+        part = slice(at, at + size)
+        rule(_part(new, part), _part(state, part), gradient[part], config)
+    return new
+
+
+def _part(state: OptimizerState, part: slice) -> OptimizerState:
+    slots = {name: slot[part] for name, slot in state.slots.items()}
+    return OptimizerState(theta=state.theta[part], slots=slots, step=state.step)
+
+
+def _sgd(new: OptimizerState, old: OptimizerState, g: Array, config: Any) -> None:
+    """Write the step from `old` into `new`.  [OPT-1]."""
+    xp = namespace(g)
     if config.weight_decay:
-        g = g + config.weight_decay * theta
+        g = g + config.weight_decay * old.theta
     if config.momentum:
-        # the first step's buffer is the gradient itself, undamped
-        buffer = g
-        if state.step:
-            damped = (1 - scalar(config.dampening, g)) * g
-            buffer = config.momentum * slots["momentum"] + damped
-        slots["momentum"] = buffer
+        buffer = new.slots["momentum"]
+        if old.step:
+            xp.multiply(config.momentum, old.slots["momentum"], out=buffer)
+            xp.add(buffer, (1 - scalar(config.dampening, g)) * g, out=buffer)
+        else:  # the first step's buffer is the gradient itself, undamped
+            buffer[...] = g
         g = g + config.momentum * buffer if config.nesterov else buffer
-    return OptimizerState(theta=theta - config.lr * g, slots=slots, step=state.step + 1)
+    xp.subtract(old.theta, config.lr * g, out=new.theta)
 
 
-def _adagrad(state: OptimizerState, g: Array, config: AdaGrad) -> OptimizerState:
-    theta = state.theta
+def _adagrad(new: OptimizerState, old: OptimizerState, g: Array, config: Any) -> None:
+    """Write the step from `old` into `new`.  [OPT-2]."""
+    xp = namespace(g)
     if config.weight_decay:
-        g = g + config.weight_decay * theta
-    total = state.slots["sum"] + g * g
-    lr = config.lr / (1 + state.step * scalar(config.lr_decay, g))
-    theta = theta - lr * g / (namespace(g).sqrt(total) + config.eps)
-    return OptimizerState(theta=theta, slots={"sum": total}, step=state.step + 1)
+        g = g + config.weight_decay * old.theta
+    total = xp.add(old.slots["sum"], g * g, out=new.slots["sum"])
+    lr = config.lr / (1 + old.step * scalar(config.lr_decay, g))
+    xp.subtract(old.theta, lr * g / (xp.sqrt(total) + config.eps), out=new.theta)
 
 
-def _adamw(state: OptimizerState, g: Array, config: AdamW) -> OptimizerState:
-    t = state.step + 1
+def _adamw(new: OptimizerState, old: OptimizerState, g: Array, config: Any) -> None:
+    """Write the step from `old` into `new`.  [OPT-3].
+
+    With c1, c2 the corrections 1 - beta^t, ``(m / c1) / (sqrt(v / c2) + eps)`` is taken as
+    ``(sqrt(c2) / c1) m / (sqrt(v) + sqrt(c2) eps)``: the same number, two passes less.
+    """
+    xp = namespace(g)
     beta1, beta2, lr = (scalar(value, g) for value in (config.beta1, config.beta2, config.lr))
-    theta = state.theta * (1 - lr * config.weight_decay)
-    m = beta1 * state.slots["exp_avg"] + (1 - beta1) * g
-    v = beta2 * state.slots["exp_avg_sq"] + (1 - beta2) * g * g
-    m_hat = m / one_minus_power(config.beta1, t, g)  # 1 - beta^t  [BALL-7]
-    v_hat = v / one_minus_power(config.beta2, t, g)
-    theta = theta - lr * m_hat / (namespace(g).sqrt(v_hat) + config.eps)
-    return OptimizerState(theta=theta, slots={"exp_avg": m, "exp_avg_sq": v}, step=t)
+    c1, c2 = (one_minus_power(beta, new.step, g) for beta in (config.beta1, config.beta2))
+    c = root(c2, g)  # [BALL-7]
+    m, v, theta = new.slots["exp_avg"], new.slots["exp_avg_sq"], new.theta
+    xp.multiply(beta1, old.slots["exp_avg"], out=m)
+    xp.add(m, (1 - beta1) * g, out=m)
+    xp.multiply(beta2, old.slots["exp_avg_sq"], out=v)
+    xp.add(v, (1 - beta2) * (g * g), out=v)
+    xp.multiply(1 - lr * config.weight_decay, old.theta, out=theta)
+    xp.subtract(theta, (lr * c / c1) * m / (xp.sqrt(v) + c * config.eps), out=theta)

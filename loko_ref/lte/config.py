@@ -157,7 +157,8 @@ class Layout:
 
     def site(self, rows: Array, name: str) -> dict[str, Array]:
         """Give views of all parts of a layer in rows (..., n)."""
-        return {key: self.take(rows, f"{name}.{key}") for key in self.sites[name].parts}
+        lead, parts = rows.shape[:-1], self.sites[name].parts
+        return {key: rows[..., own].reshape(*lead, *shape) for key, (own, shape) in parts.items()}
 
 
 def _plain(value: Any) -> Any:

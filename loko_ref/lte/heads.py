@@ -24,7 +24,7 @@ import numpy as np
 
 from loko_ref.arrays import Array, namespace
 from loko_ref.layers import linear
-from loko_ref.layers.activation import ACTIVATIONS, log_softmax_forward, softmax_forward
+from loko_ref.layers.activation import ACTIVATIONS, log_softmax_forward
 from loko_ref.lte import nested
 from loko_ref.lte.config import Layout, LteConfig, Site
 
@@ -52,7 +52,7 @@ class Heads:
 
 
 def _t(a: Array) -> Array:
-    return namespace(a).swapaxes(a, -1, -2)
+    return a.swapaxes(-1, -2)
 
 
 def _rows(b: Array) -> Array:
@@ -60,7 +60,7 @@ def _rows(b: Array) -> Array:
     return b if b.ndim == 1 else b[:, None, :]
 
 
-_LARGE = 2**17
+_LARGE = 2**16
 """Entries of a shared weight from which one flat product pays."""
 
 
@@ -97,20 +97,42 @@ def _times(x: Array, M: Array) -> Array:
     return x @ M
 
 
-def _branch(x: Array, p: Mapping[str, Array]) -> tuple[Array, Array]:
-    """``v = B u + bB`` with ``u = A x + bA``, head by head.  [LAY-2, LAY-3]."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Kept:
+    """What the vjp of one linear reads.
+
+    Attributes
+    ----------
+    x : array (heads, batch, i)
+        Its input.
+    p, old : mapping of str to array (heads, ...)
+        Its trainables; those last merged (None: 0, or a weight copy a head, or no LoRA).
+    u : array (heads, batch, r) or None
+        ``scale(A x + bA)``; None without LoRA.
+    """
+
+    x: Array
+    p: Mapping[str, Array]
+    old: Mapping[str, Array] | None = None
+    u: Array | None = None
+
+
+def _branch(x: Array, p: Mapping[str, Array], scale: Any) -> tuple[Array, Array]:
+    """``v = B u + scale bB`` with ``u = scale(A x + bA)``, head by head.  [LAY-2, LAY-3].
+
+    The scale is taken where a sample has r numbers, not o.
+    """
     u = x @ _t(p["A"])  # (heads, batch, r)
     if "bA" in p:
-        u = u + _rows(p["bA"])
+        u += _rows(p["bA"])
+    u *= scale
     v = u @ _t(p["B"])  # (heads, batch, o)
     if "bB" in p:
-        v = v + _rows(p["bB"])
+        v += scale * _rows(p["bB"])
     return u, v
 
 
-def _site_forward(
-    x: Array, site: Site, layout: Layout, heads: Heads
-) -> tuple[Array, tuple[Array, Array | None]]:
+def _site_forward(x: Array, site: Site, layout: Layout, heads: Heads) -> tuple[Array, _Kept]:
     """One linear of every head.  [LTE-3, LTE-4, LTE-7].
 
     LoRA site: ``y = W x + b + scale(B(Ax + bA) + bB) - scale(B'(A'x + bA') + bB')``, the last term
@@ -123,55 +145,55 @@ def _site_forward(
     if b is not None:
         y += _rows(b)
     if not site.lora:
-        return y, (x, None)
-    u, v = _branch(x, p)
+        return y, _Kept(x=x, p=p)
+    scale = site.scale_beside(y)
+    u, v = _branch(x, p, scale)
+    y += v
+    old = None
     if heads.merged is not None:
-        v -= _branch(x, layout.site(heads.merged, site.name))[1]
-    y += site.scale_beside(v) * v
-    return y, (x, u)
+        old = layout.site(heads.merged, site.name)
+        y -= _branch(x, old, scale)[1]
+    return y, _Kept(x=x, p=p, old=old, u=u)
 
 
 def _site_vjp(
     dy: Array,
-    cache: tuple[Array, Array | None],
+    kept: _Kept,
     site: Site,
-    layout: Layout,
     heads: Heads,
-    out: Array,
+    part: Mapping[str, Array],
     *,
     per_sample: bool,
     need_dx: bool,
 ) -> Array | None:
-    """Cotangents of one linear of every head; the parameters' go into `out` (..., n).  [LTE-3].
+    """Cotangents of one linear of every head; the parameters' go into `part`.  [LTE-3].
 
     The factors' cotangents use the full A and B; the factors last merged are constants, and are
     felt in dx alone.
     """
-    x, u = cache
-    xp = namespace(dy)
-    p = layout.site(heads.theta, site.name)
-    part = layout.site(out, site.name)  # views into `out`
+    x, u, p, old = kept.x, kept.u, kept.p, kept.old
 
     def outer(d: Array, inp: Array, into: Array) -> None:
         if per_sample:  # (k, heads, batch, a, 1) * (heads, batch, 1, c)
-            xp.multiply(d[..., :, None], inp[..., None, :], out=into)
+            namespace(d).multiply(d[..., :, None], inp[..., None, :], out=into)
         else:
             into[...] = _t(d) @ inp
 
     def total(d: Array, into: Array) -> None:
         into[...] = d if per_sample else d.sum(axis=-2)
 
-    if not site.lora:
+    if u is None:
         outer(dy, x, part["W"])
         if "b" in part:
             total(dy, part["b"])
         return dy @ p["W"] if need_dx else None
-    assert u is not None
-    dv = dy if site.scale == 1 else site.scale_beside(dy) * dy  # (..., heads, batch, o)
-    outer(dv, u, part["B"])
+    scale = site.scale_beside(dy)
+    outer(dy, u, part["B"])
     if "bB" in part:
-        total(dv, part["bB"])
-    du = dv @ p["B"]  # (..., heads, batch, r)
+        total(dy, part["bB"])
+        part["bB"][...] *= scale
+    du = dy @ p["B"]  # (..., heads, batch, r)
+    du *= scale
     outer(du, x, part["A"])
     if "bA" in part:
         total(du, part["bA"])
@@ -179,9 +201,10 @@ def _site_vjp(
         return None
     dx = _times(dy, heads.weights[f"{site.name}.W"])  # (..., heads, batch, i)
     dx += du @ p["A"]
-    if heads.merged is not None:
-        old = layout.site(heads.merged, site.name)
-        dx -= (dv @ old["B"]) @ old["A"]
+    if old is not None:
+        du = dy @ old["B"]
+        du *= scale
+        dx -= du @ old["A"]
     return dx
 
 
@@ -260,16 +283,8 @@ def vjp(
         if shared:
             dx = _mhlora_vjp(config, heads, site, dz, kept, out, per_sample, todo > 0)
         else:
-            dx = _site_vjp(
-                dz,
-                kept,
-                site,
-                config.layout,
-                heads,
-                out,
-                per_sample=per_sample,
-                need_dx=todo > 0,
-            )
+            part = config.layout.site(out, site.name)  # views into `out`
+            dx = _site_vjp(dz, kept, site, heads, part, per_sample=per_sample, need_dx=todo > 0)
         if dx is None:
             break
         dz = dx
@@ -329,8 +344,9 @@ def losses(config: LteConfig, z: Array, y: Array) -> tuple[Array, Array]:
     batch, C = z.shape[-2:]
     lead = z.shape[0] if z.ndim == 3 else 1
     if config.loss == "cross_entropy":
-        loss = -(y * log_softmax_forward(z)[0]).reshape(lead, -1).sum(axis=1) / batch
-        dz, count = softmax_forward(z)[0] - y, batch
+        log_yhat, yhat = log_softmax_forward(z)
+        loss = -(y * log_yhat).reshape(lead, -1).sum(axis=1) / batch
+        dz, count = yhat - y, batch
     else:
         e = z - y
         loss = (e * e).reshape(lead, -1).sum(axis=1) / (batch * C)

@@ -24,10 +24,8 @@ __all__ = ["merge", "merge_weights", "reset"]
 
 def _stacked(p: Mapping[str, Array], sign: float) -> tuple[Array, Array]:
     """``(sign [B[0] B[1] ...], [A[0]; A[1]; ...])``: (o, heads r), (heads r, i), in head order."""
-    xp = namespace(p["A"])
-    o = p["B"].shape[1]
-    B = xp.swapaxes(p["B"], 0, 1).reshape(o, -1)
-    return sign * B, p["A"].reshape(-1, p["A"].shape[-1])
+    A, B = p["A"], p["B"]
+    return sign * B.swapaxes(0, 1).reshape(B.shape[1], -1), A.reshape(-1, A.shape[-1])
 
 
 def merge_weights(
@@ -57,10 +55,10 @@ def merge_weights(
     b : array (o,) or None
         With ``mean(scale(B bA + bB))`` added where the branch has biases.
     """
-    xp = namespace(W)
     s = site.scale_beside(W) / config.heads
     B, A = _stacked(now, s)
     if old is not None:
+        xp = namespace(W)
         B_old, A_old = _stacked(old, -s)
         B, A = xp.concatenate([B, B_old], axis=1), xp.concatenate([A, A_old], axis=0)
     new = B @ A  # (o, i)

@@ -213,28 +213,18 @@ def _gradient_step(
     return after, StepRecord(z=z, loss=loss, gradient=g)
 
 
-_BLOCK = 2**14
-"""Numbers that the optimizer takes at a time: its temporaries stay in the cache."""
-
-
 def _descend(
     state: LteState, g: Array, config: optimizers.OptimizerConfig
 ) -> tuple[Array, dict[str, Array]]:
-    """Step the optimizer over all rows; it is elementwise, so blocks change no bit."""
-    flat, shape = state.theta.reshape(-1), state.theta.shape
-    flat_g, flat_slots = g.reshape(-1), {k: v.reshape(-1) for k, v in state.slots.items()}
-    parts = []
-    for at in range(0, flat.shape[0], _BLOCK):
-        span = slice(at, at + _BLOCK)
-        before = optimizers.OptimizerState(
-            theta=flat[span],
-            slots={k: v[span] for k, v in flat_slots.items()},
-            step=state.optimizer_step,
-        )
-        parts.append(optimizers.step(before, flat_g[span], config))  # [OPT-1, OPT-2, OPT-3]
-    join = namespace(flat).concatenate
-    slots = {k: join([p.slots[k] for p in parts]).reshape(shape) for k in parts[0].slots}
-    return join([p.theta for p in parts]).reshape(shape), slots
+    """Step the optimizer over all rows as one; g is finite."""
+    before = optimizers.OptimizerState(
+        theta=state.theta.reshape(-1),
+        slots={k: v.reshape(-1) for k, v in state.slots.items()},
+        step=state.optimizer_step,
+    )
+    after = optimizers.advance(before, g.reshape(-1), config)  # [OPT-1, OPT-2, OPT-3]
+    shape = state.theta.shape
+    return after.theta.reshape(shape), {k: v.reshape(shape) for k, v in after.slots.items()}
 
 
 def _filter_step(
