@@ -196,3 +196,23 @@ def test_the_state_of_another_method_is_refused(config):
         optimizers.step(optimizers.init(np.zeros(2), SGD()), np.ones(2), config)
     with pytest.raises(InputError, match=r"required slots \[\], as SGD has.*another config"):
         optimizers.step(optimizers.init(np.zeros(2), config), np.ones(2), SGD())
+
+
+@pytest.mark.parametrize(
+    "config", [SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), AdaGrad(), AdamW()]
+)
+def test_blocks_change_no_bit_and_leave_the_old_state(config, monkeypatch):
+    rng = np.random.default_rng(0)
+    theta, gradients = rng.standard_normal(11), rng.standard_normal((3, 11))
+    whole = run(theta, gradients, config)
+    monkeypatch.setattr(optimizers, "_BLOCK", 32)  # 4 numbers: the last block has 3
+    state = optimizers.init(theta, config)
+    for g in gradients:
+        held = {"theta": state.theta, **state.slots}
+        before = {name: array.copy() for name, array in held.items()}
+        state = optimizers.step(state, g, config)
+        for name, array in held.items():
+            np.testing.assert_array_equal(array, before[name])
+    np.testing.assert_array_equal(state.theta, whole.theta)
+    for name, slot in whole.slots.items():
+        np.testing.assert_array_equal(state.slots[name], slot)
