@@ -29,7 +29,7 @@ def test_core_dependencies_are_numpy_and_scipy_alone():
 
 def test_cli_is_included_by_every_other_extra():
     assert {"cli", "data", "test"} <= set(EXTRAS)
-    assert names(EXTRAS["cli"]) == {"typer", "rich", "jinja2"}
+    assert names(EXTRAS["cli"]) == {"typer", "rich", "jinja2", "threadpoolctl"}
     for extra, requirements in EXTRAS.items():
         if extra != "cli":
             inside = [r for r in requirements if r.startswith("loko-ref[")]

@@ -83,6 +83,14 @@ def lte(
         str, typer.Option(help="float64 or float32.", rich_help_panel=_RUN)
     ] = "float64",
     backend: Annotated[str, typer.Option(help="numpy or cupy.", rich_help_panel=_RUN)] = "numpy",
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="BLAS threads of each process; another number can change the last bits.",
+            min=1,
+            rich_help_panel=_RUN,
+        ),
+    ] = 1,
     alpha: Annotated[
         float | None, typer.Option(help="LoRA's alpha; by default 2 r.", rich_help_panel=_RUN)
     ] = None,
@@ -164,6 +172,8 @@ def lte(
     asked = dict(locals())
     asked |= {k: asked[k] or [] for k in ("option", "baseline", "size", "targets")}
 
+    from threadpoolctl import threadpool_limits
+
     from loko_ref.lte import command, mpi, outcome
     from loko_ref.lte.team import Alone
 
@@ -182,18 +192,20 @@ def lte(
     def work(job: Any) -> Any:
         return outcome.execute(job, team)
 
-    if isinstance(team, mpi.MpiTeam):
-        group = team
-        job = group.agree(prepare)
-        group.begin_watch()
-        end = group.guard(lambda: work(job))
-        group.guard(group.finish)
-        if group.rank != 0:
-            return
-    else:
-        job = prepare()
-        end = work(job)
-    report, more = outcome.report(job, end)
+    # launchers that bind a rank to a core leave it one thread: one is every process's default
+    with threadpool_limits(threads, user_api="blas"):
+        if isinstance(team, mpi.MpiTeam):
+            group = team
+            job = group.agree(prepare)
+            group.guard(group.begin_watch)
+            end = group.guard(lambda: work(job))
+            group.guard(group.finish)
+            if group.rank != 0:
+                return
+        else:
+            job = prepare()
+            end = work(job)
+        report, more = outcome.report(job, end)
     typer.echo(outcome.text(report, more))
     _write(json_file, report)
     _write(details, more)

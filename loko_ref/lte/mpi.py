@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from loko_ref.arrays import Array, asarray, to_host
-from loko_ref.errors import InputError, MissingExtraError, NumericalError
+from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
 from loko_ref.lte.team import span
 from loko_ref.lte.watch import Watch
 
@@ -147,7 +147,7 @@ class MpiTeam:
         result, said = None, None
         try:
             result = work()
-        except (InputError, MissingExtraError, NumericalError, OSError) as error:
+        except (BackendError, InputError, MissingExtraError, NumericalError, OSError) as error:
             said = str(error)
         except BaseException as error:  # nothing foreseen: the others would wait for ever
             traceback.print_exc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -130,6 +131,28 @@ def test_bad_arguments_are_reported_once() -> None:
     assert ended.code == 2
     assert ended.err.count("loko-ref: reset: got 'C'") == 1
     assert "Traceback" not in ended.err
+
+
+def test_a_backend_that_cannot_be_had_is_refused_once() -> None:
+    if importlib.util.find_spec("cupy"):
+        pytest.skip("CuPy is installed")
+    ended = lte_over(world("own"), 3, "lte", "--backend", "cupy", "--steps", "8")
+    assert ended.code == 2
+    assert ended.err.count("loko-ref: ") == 1
+    assert "Traceback" not in ended.err
+
+
+def test_large_products_give_the_same_bits_whatever_the_threads_at_hand(tmp_path) -> None:
+    """A launcher that binds ranks to cores leaves them one thread; a serial run finds them all."""
+    wide = ["lte", "--hidden", "512,300", "--batch", "96", "--steps", "8"]
+    hashes = set()
+    for threads in ("1", "2"):
+        file = tmp_path / f"{threads}.json"
+        command = [sys.executable, "-m", "loko_ref", *wide, "--json", str(file)]
+        ended = finish(start(command, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads))
+        assert ended.code == 0, ended.err
+        hashes.add(json.loads(file.read_text())["state_sha256"])
+    assert len(hashes) == 1
 
 
 def test_processes_that_do_not_see_each_other_are_refused() -> None:
