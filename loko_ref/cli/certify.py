@@ -55,8 +55,8 @@ def certify(
     if not chosen:
         raise InputError(
             "--operation",
-            repr(operation),
-            "a glob that matches an operation, such as 'kalman.*'",
+            repr(operation) + ("" if case is None else f" with --case {case!r}"),
+            "a glob that matches an operation, such as 'kalman.*', among the cases chosen",
             "a name misspelt; 'loko-ref operations' lists them",
         )
     console = Console()

@@ -125,16 +125,30 @@ def newest(directory: str | os.PathLike[str]) -> Path:
     return found[-1]
 
 
-def _compare(what: str, path: Path, saved: Any, asked: Any) -> None:
+def _compare(path: Path, saved: Any, asked: Any) -> None:
     """Refuse a checkpoint of other choices, naming the first that differs."""
-    for name in asked:
-        if saved.get(name) != asked[name]:
-            raise InputError(
-                "resume",
-                f"{str(path)!r}, made with {what}{name} = {saved.get(name)!r}",
-                f"{what}{name} = {asked[name]!r}, as asked for now",
-                "a checkpoint of another run; a resumed run takes the same arguments",
-            )
+    found = _differing("", saved, asked)
+    if found is not None:
+        where, was, now = found
+        raise InputError(
+            "resume",
+            f"{str(path)!r}, made with {where} = {was!r}",
+            f"{where} = {now!r}, as asked for now",
+            "a checkpoint of another run; a resumed run takes the same arguments",
+        )
+
+
+def _differing(where: str, saved: Any, asked: Any) -> tuple[str, Any, Any] | None:
+    """Find the first leaf of `asked` that is another in `saved`: its place, and both values."""
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        pairs: Any = ((f".{k}", saved.get(k), asked[k]) for k in asked)
+    elif isinstance(saved, list) and isinstance(asked, list):
+        if len(saved) != len(asked):
+            return f"number of {where.removeprefix('.')}", len(saved), len(asked)
+        pairs = ((f"[{j}]", a, b) for j, (a, b) in enumerate(zip(saved, asked, strict=True)))
+    else:
+        return None if saved == asked else (where.removeprefix("."), saved, asked)
+    return next((d for k, a, b in pairs if (d := _differing(where + k, a, b))), None)
 
 
 def load(
@@ -168,8 +182,8 @@ def load(
         if key not in metadata:
             raise InputError("resume", f"{str(path)!r} without '{key}'", "all keys", "damage")
     # a set written before there was a choice was made with what is now the default
-    _compare("", path, {"replicas": "train"} | metadata["config"], config.as_json())
-    _compare("", path, {"backend": "numpy"} | metadata["run"], dict(run))
+    _compare(path, {"replicas": "train"} | metadata["config"], config.as_json())
+    _compare(path, {"backend": "numpy"} | metadata["run"], dict(run))
     own = span(config.heads, team.rank, team.size)
     rows: list[dict[str, Array]] = []
     for head in range(config.heads):  # every rank reads the rows last merged of all heads

@@ -166,8 +166,20 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_choice_that_differs(chang
     c = config()
     whole(c, directory=tmp_path, steps=4)
     name = next(iter(change))
-    with pytest.raises(InputError, match=f"{name} = "):
+    with pytest.raises(InputError, match=rf"{name}(\.kind)? = "):
         whole(replace(c, **change), resume=tmp_path)
+
+
+def test_of_a_network_the_first_part_that_differs_is_named(tmp_path) -> None:
+    c = config()
+    whole(c, directory=tmp_path, steps=4)
+    other = [dict(layer) for layer in c.spec]
+    other[0] |= {"lora": {**other[0]["lora"], "alpha": 7.0}}
+    with pytest.raises(InputError, match=r"spec\[0\]\.lora\.alpha = 7\.0") as caught:
+        whole(replace(c, spec=other), resume=tmp_path)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(InputError, match="number of spec = "):
+        whole(replace(c, spec=[*other, {"kind": "tanh"}]), resume=tmp_path)
 
 
 def test_a_set_from_before_there_was_a_choice_was_made_with_its_default(tmp_path) -> None:
