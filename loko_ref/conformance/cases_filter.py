@@ -235,6 +235,15 @@ for _kind in ("gaussian", "softmax", "logits", "glm"):
         x["z"] = [[120.0, 100.0, -3.0], [-200.0, 5.0, -5.0 if dtype == "float64" else 2.0]]
         return x
 
+    @define(_op, "overflow", "exp without the row's maximum taken off: inf / inf and 0 / 0")
+    def _(draw: Draw, dtype: str, kind: str = _kind) -> Inputs:
+        x = _seen(draw, kind, 2, 3)
+        return {**x, "z": [[1000.0, 998.5, 997.75], [-1000.0, -1002.0, -1001.25]]}
+
+    @define(_op, "subnormal", "exp without the row's maximum taken off: few digits in float64")
+    def _(draw: Draw, dtype: str, kind: str = _kind) -> Inputs:
+        return {**_seen(draw, kind, 2, 3), "z": [[-740.0, -741.5, -742.25], [1.0, -0.5, 0.25]]}
+
     @define(_op, "soft-labels", "labels taken for class numbers")
     def _(draw: Draw, dtype: str, kind: str = _kind) -> Inputs:
         return {**_seen(draw, kind, 2, 3), "y": [[0.5, 0.25, 0.25], [0.125, 0.5, 0.375]]}

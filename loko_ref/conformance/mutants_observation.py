@@ -5,6 +5,8 @@ Shapes as in ``formulas``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from loko_ref.arrays import Array
@@ -22,6 +24,43 @@ mutant(
     "e = yhat - y in place of y - yhat.",
     "e = y - yhat",
     {"e": lambda v: (v.yhat - v.y).reshape(-1)},
+)
+
+
+def _by_batch(name: str) -> Any:
+    return lambda v: F[name](v) / len(v.y)
+
+
+mutant(
+    "E-MEAN",
+    "innovation divided by the batch",
+    "(y - yhat) / batch, as the gradient of a loss averaged over the samples has it.",
+    "e = y - yhat, no 1 / batch",
+    {"e": _by_batch("e")},
+)
+
+
+def _hardened(a: Array) -> Array:
+    return np.eye(a.shape[-1])[a.argmax(axis=-1)]
+
+
+mutant(
+    "Y-HARDENED",
+    "argmax of y for y",
+    "A soft label is made one-hot before the innovation.",
+    "e = y - yhat with y as given",
+    {"e": lambda v: F["e"](v if v.observation == "gaussian" else Values(v, y=_hardened(v.y)))},
+)
+mutant(
+    "E-PREDICTED-CLASS",
+    "argmax of yhat for yhat in the innovation",
+    "e = y - onehot(argmax yhat): 0 wherever the class is right, however unsure.",
+    "e = y - yhat with the probabilities",
+    {
+        "e": lambda v: F["e"](
+            v if v.observation == "gaussian" else Values(v, yhat=_hardened(v.yhat))
+        )
+    },
 )
 mutant(
     "H-NO-J",
@@ -62,6 +101,32 @@ mutant(
     {"H.logits": F["H.softmax"]},
 )
 mutant(
+    "H-J-OF-LABELS",
+    "softmax Jacobian at y",
+    "J is formed from y in place of yhat: of a one-hot y it is 0, and nothing is learned.",
+    "J = diag(yhat) - outer(yhat, yhat)",
+    {"J": lambda v: F["J"](Values(v, yhat=v.y))},
+)
+
+
+def _with_mean(v: Values) -> Values:
+    return Values(v, H=v.H / len(v.y), Z=v.Z / len(v.y))
+
+
+mutant(
+    "H-MEAN",
+    "H divided by the batch",
+    "The derivatives of a loss averaged over the samples: rows of H are each sample's own.",
+    "H stacked sample by sample, no 1 / batch",
+    {
+        **{f"H.{k}": _by_batch(f"H.{k}") for k in ("gaussian", "softmax", "logits", "glm")},
+        "K.glm": lambda v: F["K.glm"](_with_mean(v)),
+        "p.variational": lambda v: F["p.variational"](
+            _with_mean(v) if v.observation == "glm" else v
+        ),
+    },
+)
+mutant(
     "H-NOT-CENTRED",
     "center ignored",
     "H = Z although center was asked for.",
@@ -92,6 +157,14 @@ mutant(
         "K.softmax": direct_gain,
         "K.glm": direct_gain,
     },
+)
+mutant(
+    "SOFTMAX-NAIVE",
+    "softmax without the maximum taken off",
+    "exp(z) / sum(exp(z)): inf / inf where z is large, 0 / 0 or a few digits where it is very "
+    "negative, right in between.",
+    "z = z - z.max(axis=-1, keepdims=True) before exp",
+    {"softmax": lambda v, z: np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)},
 )
 mutant(
     "YHAT-CLIPPED",
