@@ -6,7 +6,7 @@ heads, t, t); cotangents with an axis of outputs behind the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -231,6 +231,19 @@ mutant(
     "The whole width is one head, scaled by its own root.",
     _HEADS,
     {"split_heads": lambda x, heads: F["split_heads"](x, 1)},
+)
+
+
+def _without_biases(weights: Mapping[str, Array]) -> dict[str, Array]:
+    return {k: a for k, a in weights.items() if not k.endswith((".q.b", ".k.b", ".v.b"))}
+
+
+mutant(
+    "HEADS-BIASES-MISSING",
+    "biases of q, k, v left out",
+    "Wq x, Wk x, Wv x alone (a model with qkv_bias=False); the output's bias is added.",
+    "q, k, v = Wq x + bq, Wk x + bk, Wv x + bv",
+    {"named": _without_biases},
 )
 
 # ------------------------------------------------------------------------------------- masks

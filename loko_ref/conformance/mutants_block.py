@@ -84,6 +84,13 @@ mutant(
     {"add": lambda x, y: y, "add_back": lambda d, inner: inner},
 )
 mutant(
+    "RESIDUAL-TWICE",
+    "the residual added twice",
+    "y = 2 x + f(x): a block adds x to what its layer has added x to already.",
+    "y = x + f(x)",
+    {"add": lambda x, y: x + (x + y), "add_back": lambda d, inner: d + (d + inner)},
+)
+mutant(
     "RESIDUAL-JACOBIAN-MISSING",
     "the cotangent not sent past the branch",
     "dx = f'(x)' d: the part of x itself is missing.",

@@ -6,6 +6,7 @@ Shapes as in ``formulas``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,40 @@ mutant(
         "p.variational": lambda v: F["p.variational"](Values(v, p_pred=v.p)),
         "p.dense": lambda v: v.p - v.K @ v.H @ v.p,
     },
+)
+
+
+def _carrying(kept: Callable[[Array, Array], Array]) -> Changes:
+    """Change the p that steps of a run but the first begin with.
+
+    ``kept(p_pred, p)`` of a step's p_pred and p is the p of the next.
+    """
+    stays: list[Array] = []
+
+    def p_pred(v: Values) -> Array:
+        if "t" not in v or "outputs" in v:  # a step alone; a head's in LTE
+            return np.asarray(F["p_pred"](v))
+        stays[:] = [v.p] if v.t == 1 else stays
+        found = np.asarray(F["p_pred"](Values(v, p=stays[0])))
+        stays[:] = [kept(found, stays[0])]
+        return found
+
+    return {"p_pred": p_pred}
+
+
+mutant(
+    "P-NOT-CARRIED",
+    "p not carried from step to step",
+    "Each step of a run begins with the p of the first.",
+    "keep p in the state",
+    _carrying(lambda p_pred, p: p),
+)
+mutant(
+    "P-PRED-CARRIED",
+    "p_pred carried on in place of the posterior p",
+    "The update of p is given out and forgotten: the next step begins with this one's p_pred.",
+    "keep the posterior p in the state",
+    _carrying(lambda p_pred, p: p_pred),
 )
 mutant(
     "P-NO-S",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy.special
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.descent import DESCENT
@@ -175,6 +176,13 @@ mutant(
     },
 )
 mutant(
+    "GELU-JACOBIAN-NO-DENSITY",
+    "GELU's derivative without its density term",
+    "Phi(x) in place of Phi(x) + x phi(x): Phi is taken for a constant.",
+    "dx = (Phi(x) + x * exp(-x * x / 2) / sqrt(2 pi)) * dy",
+    {"gelu": lambda v, x: (F["gelu"](v, x)[0], 0.5 * (1 + scipy.special.erf(x / math.sqrt(2))))},
+)
+mutant(
     "RELU-LEAKY",
     "leaky ReLU",
     "Negative inputs pass with a small slope.",
@@ -246,6 +254,13 @@ mutant(
     },
 )
 mutant(
+    "SGD-NO-DECAY",
+    "SGD: weight decay ignored",
+    "The step is along the loss's gradient alone.",
+    "g = g + weight_decay * theta",
+    {"sgd.decay": lambda v: v.g},
+)
+mutant(
     "SGD-AVERAGE",
     "SGD: momentum as an average",
     "buffer = momentum buffer + (1 - momentum) g.",
@@ -286,6 +301,20 @@ mutant(
     "lr / (1 + t lr_decay) at step t = 1, 2, ...; the first step has the full rate.",
     "lr / (1 + (t - 1) * lr_decay)",
     {"adagrad.theta": lambda v: D["adagrad.theta"](Values(v, t=v.t + 1))},
+)
+mutant(
+    "ADAGRAD-NO-DECAY",
+    "AdaGrad: weight decay ignored",
+    "Sum and step are of the loss's gradient alone.",
+    "g = g + weight_decay * theta",
+    {"adagrad.decay": lambda v: v.g},
+)
+mutant(
+    "ADAGRAD-FROM-ZERO",
+    "AdaGrad: initial accumulator ignored",
+    "The sum of squares begins at 0 in place of initial_accumulator_value.",
+    "sum = initial_accumulator_value before the first step",
+    {"adagrad.sum": lambda v: v.F["adagrad.decay"](v) ** 2 if v.t == 1 else D["adagrad.sum"](v)},
 )
 mutant(
     "ADAMW-L2",

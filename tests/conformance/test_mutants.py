@@ -31,7 +31,7 @@ BY_ID = {m.id: m for m in MUTANTS}
 # of the long runs the short ones suffice here, of LTE's one of each kind; `loko-ref mutants
 # --score` takes all
 FEW = {
-    "loko.run": ("glm-stacked", "logits-after", "gaussian-residual"),
+    "loko.run": ("glm-stacked", "glm-forgetting", "logits-after", "gaussian-residual"),
     "lte.run": (
         *("sgd", "adamw", "adamw-fresh", "reset-B", "biased", "mse", "mhlora", "mhlora-sum"),
         *("copies", "copies-reset-AB", "rates", "evaluated", "evaluated-reset"),
@@ -100,6 +100,25 @@ def test_a_size_is_fitted(key, size):
     firsts = [fits[0] for fits in named.values() if fits]
     assert {m.mutant.id for m in firsts} == {key}
     assert np.median([m.size for m in firsts]) == pytest.approx(size, rel=1e-4)
+
+
+def test_a_softmax_without_its_maximum_fails_where_it_overflows_and_before():
+    functions = as_implementation(BY_ID["SOFTMAX-NAIVE"])
+    checks = run(
+        Implementation(target="naive", functions=functions), select("observation.*", "float64")
+    )
+    failed = [c for c in checks if c.status == "failed"]
+    kinds = ("softmax", "logits", "glm")
+    assert {c.case.id for c in failed} == {
+        f"observation.{kind}/{name}/float64" for kind in kinds for name in ("overflow", "subnormal")
+    }
+    for check in failed:
+        nan = np.isnan(check.outputs["yhat"])
+        assert nan.any() == ("overflow" in check.case.id)
+    named = name_mistakes(checks)
+    assert [named[f"observation.{kind}/subnormal/float64"][0].mutant.id for kind in kinds] == [
+        "SOFTMAX-NAIVE"
+    ] * len(kinds)
 
 
 def test_single_precision_inside_is_named():
@@ -267,7 +286,7 @@ def test_cli_mutants(tmp_path):
     result = cli("mutants", "--score", "--only", "TIME-*", "--json", out)
     assert result.returncode == 0, result.stdout
     document = json.loads(out.read_text())
-    assert (document["mutants"], document["caught"], document["named_first"]) == (7, 7, 7)
+    assert (document["mutants"], document["caught"], document["named_first"]) == (10, 10, 10)
     assert document["indistinguishable"] == []
-    assert "mutants 7, caught 7, named first 7" in result.stdout
+    assert "mutants 10, caught 10, named first 10" in result.stdout
     assert cli("mutants", "--only", "nothing").returncode == 2
