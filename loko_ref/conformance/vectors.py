@@ -238,10 +238,7 @@ def _case_tensors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
         raise _refuse(path, f"{len(payload)} bytes", str(entry["bytes"]), "truncated or grown")
     if hashlib.sha256(payload).hexdigest() != entry["sha256"]:
         raise _refuse(path, "another SHA-256", entry["sha256"], "a damaged or exchanged file")
-    try:
-        tensors = read_tensors(path)
-    except (RecursionError, OverflowError, MemoryError, TypeError) as error:
-        raise _refuse(path, type(error).__name__, "a safetensors head", "a hostile file") from None
+    tensors = read_tensors(path)
     found = {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in tensors.items()}
     if found != entry["tensors"]:
         names = sorted(set(found) ^ set(entry["tensors"])) or sorted(

@@ -161,6 +161,8 @@ def _tensor(path: Path, name: str, entry: Any, body: np.ndarray, at: int) -> np.
         start, stop = (_whole(k) for k in entry["data_offsets"])
         if len(shape) > AXES:
             raise ValueError(f"{len(shape)} axes")
+        if math.prod(max(d, 1) for d in shape) >= 2**60:  # also where another axis is empty
+            raise ValueError(f"no array has shape {shape}")
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(
             where,

@@ -145,12 +145,19 @@ REFUSALS = {
         "a head of 9223372036854775808 bytes",
     ),
     "no head": (lambda f, p: forge(f, header(b"not json")), "a JSON head"),
-    "deep head": (lambda f, p: forge(f, header(b"[" * 100_000)), "a hostile file"),
+    "deep head": (lambda f, p: forge(f, header(b"[" * 100_000)), "got RecursionError"),
     "infinite shape": (
         lambda f, p: forge(
             f, header(b'{"a":{"dtype":"F64","shape":[1e999],"data_offsets":[0,8]}}', b"\0" * 8)
         ),
-        "a hostile file",
+        "inf is no size",
+    ),
+    "empty but endless": (
+        lambda f, p: forge(
+            f,
+            header({"a": {"dtype": "F64", "shape": [0, 2**62], "data_offsets": [0, 0]}}),
+        ),
+        "no array has shape (0, 4611686018427387904)",
     ),
     "overlap": (
         lambda f, p: forge(
