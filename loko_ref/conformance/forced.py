@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from loko_ref.arrays import Array
 from loko_ref.conformance.cases import Case, Draw, Recipe
 from loko_ref.conformance.compare import Divergence, compare
 from loko_ref.conformance.implementation import Finding, Runnable
@@ -59,6 +62,8 @@ def steps_of(case: Case) -> list[Case]:
         made: dict[str, Any] = {**inputs, "x": inputs["x"][t : t + 1], "y": inputs["y"][t : t + 1]}
         if t:
             made |= {k: states[k][t - 1] for k in ("theta", "p", "P", "R") if k in made}
+            if case.options.get("observation") == "softmax":
+                made["R"] = _balanced(made["R"], inputs["y"].shape[-1], case.dtype)
 
         def build(draw: Draw, dtype: str, made: Mapping[str, Any] = made) -> Mapping[str, Any]:
             return made
@@ -72,6 +77,21 @@ def steps_of(case: Case) -> list[Case]:
         )
         cases.append(Case(id=f"{case.id}#step-{t}", recipe=recipe, dtype=case.dtype))
     return cases
+
+
+def _balanced(R: Array, C: int, dtype: str) -> Array:
+    """Round R (m, m) to a dtype so that R 1 stays proportional to 1 in each sample.  [OBS-5].
+
+    Rounded entry by entry it would not, and the step would rightly refuse it. Every block of two
+    samples is rounded to a grid on which its sums are exact; its last row and column follow.
+    """
+    grid = 2.0 ** (np.floor(np.log2(np.abs(R).max())) - np.finfo(dtype).nmant + 1)
+    batch = R.shape[0] // C
+    blocks = np.round(R.reshape(batch, C, batch, C) / grid)
+    share = np.round(blocks.sum(axis=(1, 3)) / C)  # (batch, batch): the sum of each row
+    blocks[:, :-1, :, -1] = share[:, None] - blocks[:, :-1, :, :-1].sum(axis=3)
+    blocks[:, -1] = share[:, :, None] - blocks[:, :-1].sum(axis=1)
+    return np.asarray(grid * blocks.reshape(R.shape))
 
 
 def force(implementation: Runnable, case: Case, timeout: float | None = None) -> Forced:

@@ -1,15 +1,17 @@
 """Teacher-forced and free-run localisation tell a local mistake from one in what is carried."""
 
+import numpy as np
 import pytest
 
 from loko_ref.conformance import report
 from loko_ref.conformance.cases import select
 from loko_ref.conformance.compare import compare
-from loko_ref.conformance.forced import steps_of
+from loko_ref.conformance.forced import _balanced, steps_of
 from loko_ref.conformance.implementation import Implementation
 from loko_ref.conformance.mutants import all_mutants, as_implementation
 from loko_ref.conformance.tolerance import expected
 from loko_ref.conformance.verify import run
+from loko_ref.kalman.observation import check_ones
 
 BY_ID = {m.id: m for m in all_mutants()}
 
@@ -22,18 +24,37 @@ def failed(key, only):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_what_is_not_carried(dtype):
+@pytest.mark.parametrize(("run", "steps"), [("logits", 25), ("softmax", 20)])
+def test_what_is_not_carried(run, steps, dtype):
     """R reset at each step: right step by step, wrong in a free run from the second step on."""
-    check = failed("NOISE-RESET", f"loko.run/logits/{dtype}")
+    check = failed("NOISE-RESET", f"loko.run/{run}/{dtype}")
     assert check.divergence.index[0] == 1
     assert check.forced.divergence is None
     assert check.forced.finding is None
-    assert check.forced.steps == 25
-    text = "teacher-forced: all 25 steps are right from the oracle's state; the mistake is in what "
-    assert check.forced.text == text + "is carried from step to step"
+    assert check.forced.steps == steps
+    text = f"teacher-forced: all {steps} steps are right from the oracle's state; the mistake is "
+    assert check.forced.text == text + "in what is carried from step to step"
     (entry,) = report.as_json("t", [check])["checks"]
     assert entry["teacher_forced"]["first_divergence"] is None
-    assert entry["teacher_forced"]["steps"] == 25
+    assert entry["teacher_forced"]["steps"] == steps
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("batch", "C"), [(1, 3), (3, 4)])
+def test_a_state_of_the_softmax_is_rounded_to_one_that_a_step_takes(batch, C, dtype, rng):
+    e = rng.standard_normal((20, batch, C))
+    e = (e - e.mean(axis=2, keepdims=True)).reshape(20, -1)
+    R = 0.3 * np.eye(batch * C) + e.T @ e / 20
+    found = _balanced(R, C, dtype).astype(dtype)
+    assert np.abs(found - R).max() <= 64 * np.finfo(dtype).eps * np.abs(R).max()
+    assert np.array_equal(found, found.T)
+    check_ones(found.astype("float64"), C)  # a float64 step takes it
+
+
+def test_every_run_can_be_cut_into_steps():
+    for case in select("loko.run/*"):
+        for step in steps_of(case)[:3]:
+            assert expected(step)
 
 
 def test_a_local_mistake():
