@@ -337,9 +337,31 @@ def cho_solve(L: Array, b: Array) -> Array:
     return solve_triangular(L, solve_triangular(L, b), transpose=True)
 
 
-def solve(A: Array, b: Array) -> Array:
-    """Solve A x = b for a general square A (m, m) by LU with partial pivoting."""
-    x: Array = backend_of(A, b).solve(A, b)
+def solve(A: Array, b: Array, *, name: str = "A") -> Array:
+    """Solve A x = b for a general square A (m, m) by LU with partial pivoting.
+
+    Parameters
+    ----------
+    A : array (m, m)
+        Invertible.
+    b : array (m,) or (m, k)
+        Right sides.
+    name : str
+        What the matrix is called, for the error.
+
+    Raises
+    ------
+    NumericalError
+        If a pivot is exactly 0. Its subclass UndecidedError if balls are too wide to tell.
+    """
+    try:
+        x: Array = backend_of(A, b).solve(A, b)
+    except UndecidedError as error:
+        raise UndecidedError(name, error.eigenvalue, error.cause) from None
+    except np.linalg.LinAlgError:
+        raise NumericalError(
+            name, 0.0, f"{name} is singular: a pivot of its LU factorisation is exactly 0."
+        ) from None
     return x
 
 

@@ -7,7 +7,7 @@ a tree of arrays.
 import numpy as np
 
 from loko_ref import arrays, jacobian, loko, lora, model, optimizers
-from loko_ref.kalman import dense, diagonal, noise, time
+from loko_ref.kalman import dense, diagonal, glm, noise, time
 from loko_ref.kalman import observation as obs
 from loko_ref.layers import linear
 from loko_ref.layers.activation import ACTIVATIONS
@@ -173,11 +173,11 @@ def operations():
     }
     p, P, R = rng.uniform(0.5, 2.0, n), _spd(rng, n), _spd(rng, m)
     soft = rng.dirichlet(np.ones(m), 1)
-    glm = {"theta": base["theta"], "Z": base["H"], "e": np.eye(m)[0] - soft[0], "yhat": soft}
+    classes = {"theta": base["theta"], "Z": base["H"], "e": np.eye(m)[0] - soft[0], "yhat": soft}
     for form in dense.FORMS:
         own = np.diag(np.diagonal(R)) if form == "sequential" else R
         yield f"dense.update[{form}]", bind(dense.update, form=form), base | {"P": P, "R": own}
-        yield f"dense.glm_update[{form}]", bind(dense.glm_update, form=form), glm | {"P": P}
+        yield f"dense.glm_update[{form}]", bind(dense.glm_update, form=form), classes | {"P": P}
     for kind in diagonal.DIAGONALS:
         yield (
             f"diagonal.update[{kind}]",
@@ -190,7 +190,7 @@ def operations():
         yield (
             f"diagonal.glm_update[{kind}]",
             bind(diagonal.glm_update, diagonal=kind),
-            glm | {"p": p * 10},
+            classes | {"p": p * 10},
         )
     lam, q = np.float64(0.5), np.float64(0.25)
     for name, cov in (("p", p), ("P", P)):
@@ -213,7 +213,11 @@ def operations():
     R6 = _spd(rng, 6)
     yield "condition_on_simplex", lambda R: obs.condition_on_simplex(R, 3), {"R": R6}
     yield "contrasts", lambda M: obs.from_contrast(obs.to_contrast(M, 3), 3), {"M": Z}
-    yield "whiten", obs.whiten, {"yhat": rng.dirichlet(np.ones(3), 2), "M": Z}
+    yhat = rng.dirichlet(np.ones(3), 2)
+    yield "without_likeliest", glm.without_likeliest, {"yhat": yhat, "M": Z}
+    yield "against_likeliest", glm.against_likeliest, {"yhat": yhat, "M": Z}
+    yield "whiten", glm.whiten, {"yhat": yhat, "Mo": Z[:4]}
+    yield "glm.gain", glm.gain, {"yhat": yhat, "PZot": Z[:4].T, "G": Z[:4] @ Z[:4].T}
     yield "jacobian_product", obs.jacobian_product, {"yhat": rng.dirichlet(np.ones(3), 2), "M": Z}
     HpH = R * 0.5
     for kind in noise.ESTIMATORS[:-1]:

@@ -440,6 +440,11 @@ def test_triangular_and_general_solves(m, dtype):
     np.testing.assert_allclose(arrays.eigvalsh(S).sum(), np.trace(S), rtol=unit)
 
 
+def test_a_singular_matrix_is_named():
+    with pytest.raises(NumericalError, match=r"I \+ J G: smallest eigenvalue 0. .* exactly 0"):
+        arrays.solve(np.ones((2, 2)), np.ones(2), name="I + J G")
+
+
 def test_one_missing_spelling_of_a_number():
     for bad in ("1", None, [1.0], 1j, True, np.ones(1)):
         with pytest.raises(InputError, match="x: got"):

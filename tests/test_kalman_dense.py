@@ -216,6 +216,37 @@ def test_joseph_keeps_p_definite_where_textbook_loses_it():
     assert np.linalg.eigvalsh(joseph)[0] > 0
     # relative to sqrt(P+_ii P+_jj), which the textbook form misses by orders of magnitude
     d = np.sqrt(np.diagonal(truth))
-    textbook = dense.update(theta, P, H, e, R, form="textbook").P
-    assert np.abs((textbook - truth) / np.outer(d, d)).max() > 1e-4
     assert np.abs((joseph - truth) / np.outer(d, d)).max() < 1e-6
+    # the forms that subtract have no digit left, and say so
+    for form in ("textbook", "sequential"):
+        with pytest.raises(
+            NumericalError, match=f"P: smallest eigenvalue.*form='{form}' subtracts"
+        ):
+            dense.update(theta, P, H, e, R, form=form)
+
+
+@pytest.mark.parametrize("form", dense.FORMS)
+def test_p_is_positive_semidefinite_or_refused(form, dtype):
+    """Extreme draws: scales over many decades, nearly collinear rows, tiny and huge noise."""
+    rng = np.random.default_rng(17)
+    span = 8 if dtype == np.float64 else 4
+    kept, tiny = 0, np.finfo(dtype).eps
+    for _ in range(300):
+        n, m = rng.integers(1, 6), rng.integers(1, 4)
+        H = rng.standard_normal((m, n)) * 10 ** rng.uniform(-span / 2, span / 2, n)
+        if m > 1 and rng.random() < 0.3:
+            H[-1] = H[0] * (1 + 10 ** -rng.uniform(0, span))
+        B = rng.standard_normal((n, n)) * 10 ** rng.uniform(-span / 4, span / 4, (n, 1))
+        P = (B @ B.T + 1e-4 * np.diag((B * B).sum(axis=1))).astype(dtype)
+        R = np.diag(10 ** rng.uniform(-span, span, m)).astype(dtype)
+        theta, e = np.zeros(n, dtype), np.ones(m, dtype)
+        try:
+            new = dense.update(theta, (P + P.T) / 2, H.astype(dtype), e, R, form=form).P
+        except NumericalError:
+            continue
+        kept += 1
+        d = np.sqrt(np.diagonal(new).astype(np.float64))
+        assert (d > 0).all(), (P, H, R)
+        # eigenvalues of the correlations, in float64: those of squares are >= -n u
+        assert np.linalg.eigvalsh(new / np.outer(d, d))[0] > -4 * n * tiny, (P, H, R)
+    assert kept > 150, kept

@@ -272,6 +272,16 @@ def test_glm_keeps_its_digits_at_any_margin(margin, kind):
     np.testing.assert_allclose(learnt, expected, rtol=1e-13, atol=4 * eps(p) * p.max())
 
 
+@pytest.mark.parametrize("kind", diagonal.DIAGONALS)
+def test_glm_refuses_where_nothing_is_left_of_the_noise(kind):
+    """Three outputs of two directions that dwarf J: beside them I is lost, in either diagonal."""
+    Z, yhat = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.full((1, 3), 1 / 3)
+    Z[1] = Z[0] * 0.5  # one direction of parameters, two of outputs
+    e = np.array([0.0, 0.0, 1.0]) - yhat[0]
+    with pytest.raises(NumericalError, match="^S: smallest eigenvalue"):
+        diagonal.glm_update(np.zeros(2), np.array([1e18, 1.0]), Z, e, yhat, diagonal=kind)
+
+
 @given(st.glm_problems(dtype="float64", margin=20.0))
 def test_glm_gain_sees_contrasts_only(problem):
     new = diagonal.glm_update(**problem.arguments())

@@ -10,7 +10,7 @@ from support import close, eps, norm, readonly, slack
 from loko_ref import strategies as st
 from loko_ref.arrays import contrast_basis
 from loko_ref.errors import InputError
-from loko_ref.kalman import diagonal
+from loko_ref.kalman import diagonal, glm
 from loko_ref.kalman import observation as obs
 
 
@@ -106,15 +106,34 @@ def test_logits_gradient_is_the_cross_entropys(drawn):
 
 @given(st.probabilities(2, 3, margin=60.0), st.arrays((6, 2)))
 def test_products_with_j_and_its_root(yhat, M):
-    """J M and L' M without forming J; L L' = J.  [OBS-2, OBS-6]."""
+    """J M without forming J.  [OBS-2]."""
     M = M.astype(yhat.dtype)
     unit = 4 * 5 * eps(yhat) * (1 + np.abs(M).max())
     close(obs.jacobian_product(yhat, M), J_of(yhat) @ M, unit)
     J = obs.jacobian_product(yhat, np.eye(6, dtype=yhat.dtype))
     np.testing.assert_allclose(J, J.T, atol=2 * eps(yhat))
-    Lt = obs.whiten(yhat, np.eye(6, dtype=yhat.dtype))
-    close(Lt.T @ Lt, J_of(yhat), 16 * eps(yhat))
-    close(obs.whiten(yhat, M), Lt @ M, unit)
+
+
+@given(st.probabilities(2, 3, margin=60.0), st.arrays((6, 2)))
+def test_without_the_likeliest_class(yhat, M):
+    """Z loses nothing but its classes' common part, J is Jo in other coordinates, and L L' = Jo."""
+    M = M.astype(yhat.dtype)
+    unit = 4 * 5 * eps(yhat) * (1 + np.abs(M).max())
+    at = [
+        (3 * b + c, 3 * b + (c + k) % 3) for b, c in enumerate(yhat.argmax(axis=1)) for k in (1, 2)
+    ]
+    top, others = np.transpose(at)
+    E = np.eye(6, dtype=yhat.dtype)[others]  # leaves the likeliest class out
+    D = E - np.eye(6, dtype=yhat.dtype)[top]  # takes it from the others
+    np.testing.assert_array_equal(glm.without_likeliest(yhat, M), E @ M)
+    np.testing.assert_array_equal(glm.without_likeliest(yhat, M[:, 0]), E @ M[:, 0])
+    Mo = glm.against_likeliest(yhat, M)
+    np.testing.assert_array_equal(Mo, D @ M)
+    Jo = E @ J_of(yhat) @ E.T
+    close(D.T @ Jo @ D, J_of(yhat), 4 * eps(yhat))
+    Lt = glm.whiten(yhat, np.eye(4, dtype=yhat.dtype))
+    close(Lt.T @ Lt, Jo, 16 * eps(yhat))
+    close(glm.whiten(yhat, Mo), Lt @ Mo, 2 * unit)
 
 
 @pytest.mark.parametrize("C", range(1, 12))

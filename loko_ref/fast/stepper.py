@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loko_ref.arrays import Array, contrast_basis, is_numpy
+from loko_ref.arrays import Array, contrast_basis, is_numpy, solve
 from loko_ref.backends import keep_freed_memory
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.fast.columns import Columns
@@ -255,7 +255,7 @@ class Stepper:
         J = (Q * yhat[:, None]) @ Q.T - Qy[:, :, None] * Qy[:, None]  # (batch, c, c): Q J Q'
         JG = (J @ G.reshape(batch, c, -1)).reshape(G.shape)
         JG[np.diag_indices(batch * c)] += 1
-        w = np.linalg.solve(JG, (e.reshape(batch, C) @ Q.T).reshape(-1))
+        w = solve(JG, (e.reshape(batch, C) @ Q.T).reshape(-1), name="I + J G")
         theta_post = Z.pull(w)
         theta_post += theta
         # L' Q' (batch, C, c), L' = diag(sqrt yhat)(I - 1 yhat'): whitened H~ = L' Z

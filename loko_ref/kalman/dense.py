@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve, solve_triangular
+from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve_triangular
 from loko_ref.checks import check_choice
-from loko_ref.errors import InputError
+from loko_ref.errors import InputError, NumericalError, UndecidedError
+from loko_ref.kalman import glm
 from loko_ref.kalman.diagonal import check_update
-from loko_ref.kalman.observation import check_probabilities, jacobian_product, project, whiten
+from loko_ref.kalman.observation import check_probabilities, jacobian_product, project
 
 __all__ = ["FORMS", "DenseUpdate", "glm_update", "update"]
 
@@ -61,7 +62,8 @@ def update(
     R : array (m, m)
         Observation noise, symmetric positive definite; diagonal for ``sequential``.
     form : {"joseph", "textbook", "information", "sequential"}
-        How theta and P are updated. ``joseph`` (the default) keeps P positive definite by form.
+        How theta and P are updated. ``joseph`` (the default) and ``information`` keep P positive
+        semi-definite by form; the other two subtract, and refuse a P that rounding made indefinite.
 
     Returns
     -------
@@ -73,7 +75,7 @@ def update(
     InputError
         If a shape, a dtype, a value or the option is not as stated.
     NumericalError
-        If S, P or R is numerically singular where it must be factored.
+        If S, P or R is numerically singular where it must be factored, or the new P is indefinite.
 
     Notes
     -----
@@ -96,8 +98,13 @@ def _update(theta: Array, P: Array, H: Array, e: Array, R: Array, form: str) -> 
     K = cho_solve(L, PHt.T).T  # (n, m)  [KAL-2]
     if form == "sequential":
         theta_post, P_post = _sequential(theta, P, H, e, R)
+        _check_definite(P_post, form)
         return DenseUpdate(S=S, K=K, theta=theta_post, P=P_post)
-    P_post = _joseph(P, H, K, R) if form == "joseph" else _textbook(P, PHt, L)
+    if form == "joseph":
+        P_post = _joseph(P, H, K, R)
+    else:
+        P_post = _textbook(P, PHt, L)
+        _check_definite(P_post, form)
     return DenseUpdate(S=S, K=K, theta=theta + K @ e, P=P_post)
 
 
@@ -105,6 +112,22 @@ def _textbook(P: Array, PHt: Array, L: Array) -> Array:
     """``P+ = P - K H P = P - M' M``, M = L^-1 H P.  [KAL-2]."""
     M = solve_triangular(L, PHt.T)  # (m, n)
     return P - M.T @ M
+
+
+def _check_definite(P: Array, form: str) -> None:
+    """Refuse what a difference of covariances left indefinite; squares cannot be.  [KAL-3]."""
+    try:
+        cholesky(P, "P", scaled_pivots=False)
+    except UndecidedError:
+        raise
+    except NumericalError as error:
+        raise NumericalError(
+            "P",
+            error.eigenvalue,
+            f"form='{form}' subtracts what was learnt from P, and what is left is not positive "
+            "definite: its digits are lost. form='joseph' is a sum of squares. Nothing was added "
+            "to repair it.",
+        ) from None
 
 
 def _joseph(P: Array, H: Array, K: Array, R: Array) -> Array:
@@ -185,10 +208,17 @@ def glm_update(
 
 def _glm_update(theta: Array, P: Array, Z: Array, e: Array, yhat: Array, form: str) -> DenseUpdate:
     """Compute :func:`glm_update` on arguments known to be good."""
-    eye = namespace(P).eye(e.shape[0], dtype=P.dtype)  # (m, m)
-    PZt = P @ Z.T  # (n, m)
-    JG = jacobian_product(yhat, Z @ PZt)  # (m, m)
-    K = PZt @ solve(eye + JG, project(eye, yhat.shape[1]))  # (n, m)  [OBS-6]
-    S = jacobian_product(yhat, JG.T) + jacobian_product(yhat, eye)  # J G J + J
-    whitened = _update(theta, P, whiten(yhat, Z), e, eye, form)
-    return DenseUpdate(S=S, K=K, theta=theta + K @ e, P=whitened.P)
+    xp = namespace(P)
+    # the likeliest class left out: e, Z, J become eo, Zo, Jo  [OBS-6]
+    eo, Zo = glm.without_likeliest(yhat, e), glm.against_likeliest(yhat, Z)
+    PZot = P @ Zo.T  # (n, batch (C - 1))
+    # the whitened observation: H~ = L' Zo, R~ = I, Jo = L L'; of its update P alone is taken
+    noise = xp.eye(Zo.shape[0], dtype=P.dtype)
+    P_post = _update(theta, P, glm.whiten(yhat, Zo), eo, noise, form).P
+    Ko = glm.gain(yhat, PZot, Zo @ PZot)  # (n, batch (C - 1))
+    # in class coordinates: K e = Ko eo for every e whose classes sum to 0
+    eye = xp.eye(e.shape[0], dtype=P.dtype)  # (m, m)
+    K = Ko @ glm.without_likeliest(yhat, project(eye, yhat.shape[1]))  # (n, m)
+    H = jacobian_product(yhat, Z)  # (m, n)
+    S = H @ (P @ H.T) + jacobian_product(yhat, eye)  # H P H' + J
+    return DenseUpdate(S=S, K=K, theta=theta + Ko @ eo, P=P_post)

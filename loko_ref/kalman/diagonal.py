@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve, solve_triangular
+from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve_triangular
 from loko_ref.checks import (
     check_choice,
     check_covariance,
@@ -21,7 +21,8 @@ from loko_ref.checks import (
     check_shape,
     check_some,
 )
-from loko_ref.kalman.observation import check_probabilities, jacobian_product, project, whiten
+from loko_ref.kalman import glm
+from loko_ref.kalman.observation import check_probabilities, jacobian_product, project
 
 __all__ = ["DIAGONALS", "DiagonalUpdate", "check_update", "glm_update", "update"]
 
@@ -193,20 +194,21 @@ def _glm_update(
 ) -> DiagonalUpdate:
     """Compute :func:`glm_update` on arguments known to be good."""
     xp = namespace(p)
-    eye = xp.eye(e.shape[0], dtype=p.dtype)  # (m, m)
-    Zs = Z * xp.sqrt(p)  # (m, n)
-    G = Zs @ Zs.T  # (m, m)
-    # K e = p Z' (I + J G)^-1 e for every e whose classes sum to 0
-    I_JG = eye + jacobian_product(yhat, G)
-    K = (Z * p).T @ solve(I_JG, project(eye, yhat.shape[1]))  # (n, m)  [OBS-6]
-    # the whitened observation: H~ = L' Z, R~ = I, J = L L'
-    Hw, Hws = whiten(yhat, Z), whiten(yhat, Zs)  # (m, n)
+    # the likeliest class left out: e, Z, J become eo, Zo, Jo  [OBS-6]
+    eo, Zo = glm.without_likeliest(yhat, e), glm.against_likeliest(yhat, Z)
+    Zos = Zo * xp.sqrt(p)  # (batch (C - 1), n)
+    # the whitened observation: H~ = L' Zo, R~ = I, Jo = L L'
+    Hw, Hws = glm.whiten(yhat, Zo), glm.whiten(yhat, Zos)  # (batch (C - 1), n)
+    L = cholesky(xp.eye(Hw.shape[0], dtype=p.dtype) + Hws @ Hws.T, "S")  # eigenvalues >= 1
+    Ko = glm.gain(yhat, (Zo * p).T, Zos @ Zos.T)  # (n, batch (C - 1))
     if diagonal == "decoupled":
-        L = cholesky(eye + Hws @ Hws.T, "S")  # eigenvalues >= 1
-        Kw = cho_solve(L, Hw * p).T  # (n, m)
+        Kw = cho_solve(L, Hw * p).T  # (n, batch (C - 1))
         p_post = _decoupled(p, Hw, Hws, Kw, L, None)
     else:
         p_post = p / (1 + (Hws * Hws).sum(axis=0))  # 1/p+ = 1/p + diag(Z' J Z)  [DIAG-2]
-    Hs = jacobian_product(yhat, Zs)  # (m, n): J Z diag(sqrt p)
+    # in class coordinates: K e = Ko eo for every e whose classes sum to 0
+    eye = xp.eye(e.shape[0], dtype=p.dtype)  # (m, m)
+    K = Ko @ glm.without_likeliest(yhat, project(eye, yhat.shape[1]))  # (n, m)
+    Hs = jacobian_product(yhat, Z * xp.sqrt(p))  # (m, n): J Z diag(sqrt p)
     S = Hs @ Hs.T + jacobian_product(yhat, eye)  # H P H' + J
-    return DiagonalUpdate(S=S, K=K, theta=theta + K @ e, p=p_post)
+    return DiagonalUpdate(S=S, K=K, theta=theta + Ko @ eo, p=p_post)

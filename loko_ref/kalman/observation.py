@@ -2,7 +2,7 @@
 
 Shapes: z, y, yhat (batch, C) where samples and classes matter; y, yhat, e (m,) stacked sample by
 sample, m = batch * C; Z, H (m, n); J (m, m), block diagonal with one C x C block a sample;
-Q (C - 1, C), the contrast basis; L (m, m) with J = L L'.
+Q (C - 1, C), the contrast basis.
 
 ========  ==================  ===============  =====================================================
 model     yhat                H                R
@@ -37,6 +37,7 @@ __all__ = [
     "check_probabilities",
     "condition_on_simplex",
     "from_contrast",
+    "from_likeliest",
     "impossible",
     "innovation",
     "jacobian_product",
@@ -45,7 +46,6 @@ __all__ = [
     "predict",
     "project",
     "to_contrast",
-    "whiten",
 ]
 
 OBSERVATIONS = ("gaussian", "softmax", "logits", "glm")
@@ -150,11 +150,11 @@ def impossible(yhat: Array, e: Array) -> tuple[int, int] | None:
     return sample, which
 
 
-def _from_likeliest(yhat: Array, M: Array) -> Array:
+def from_likeliest(yhat: Array, M: Array) -> Array:
     """``M - 1 c'`` sample by sample, c the likeliest class's row: (batch, C, k).  [OBS-2].
 
-    J 1 = 0 and L' 1 = 0, so neither product changes; but where yhat saturates, the likeliest
-    class's row no longer cancels against the mean, and 1' J M vanishes to rounding of J M itself.
+    J 1 = 0, so J M does not change; but where yhat saturates, the likeliest class's row no longer
+    cancels against the mean, and 1' J M vanishes to rounding of J M itself.
     """
     xp = namespace(yhat, M)
     rows = M.reshape(*yhat.shape, -1)  # (batch, C, k)
@@ -217,20 +217,9 @@ def jacobian_product(yhat: Array, M: Array) -> Array:
     M : array (m, k)
         Any matrix, stacked sample by sample.
     """
-    rows = _from_likeliest(yhat, M)  # (batch, C, k)
+    rows = from_likeliest(yhat, M)  # (batch, C, k)
     mean = yhat[:, None, :] @ rows  # (batch, 1, k)
     return (yhat[:, :, None] * (rows - mean)).reshape(M.shape)
-
-
-def whiten(yhat: Array, M: Array) -> Array:
-    """``L' M`` with J = L L', ``L = (I - yhat 1') diag(sqrt yhat)`` sample by sample.  [OBS-6].
-
-    ``L' M = diag(sqrt yhat)(M - 1 (yhat' M))``: no inverse, no division.
-    """
-    xp = namespace(yhat)
-    rows = _from_likeliest(yhat, M)  # (batch, C, k)
-    mean = yhat[:, None, :] @ rows  # (batch, 1, k)
-    return (xp.sqrt(yhat)[:, :, None] * (rows - mean)).reshape(M.shape)
 
 
 def project(M: Array, C: int) -> Array:

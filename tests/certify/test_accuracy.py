@@ -11,7 +11,7 @@ pytest.importorskip("flint", reason="python-flint (extra 'certify') is not insta
 
 from loko_ref import balls
 from loko_ref.errors import NumericalError
-from loko_ref.kalman import diagonal, observation
+from loko_ref.kalman import dense, diagonal, observation
 from loko_ref.layers.activation import ACTIVATIONS
 
 U = 2.0**-53
@@ -71,6 +71,31 @@ def test_innovation_and_jacobian_product(rng, margin):
 
     new, exact = both(observe, z, Z, y)
     assert worst(new, exact) <= (8 * margin + 200) * U
+
+
+@pytest.mark.parametrize("kind", [*diagonal.DIAGONALS, "joseph"])
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e8, 1e12, 1e16])
+def test_glm_update_for_any_size_of_p(rng, kind, size):
+    """The exact value from the exact logits; (I + J G)^-1 in class coordinates loses size u."""
+    for batch, spread in ((1, 1.5), (2, 10.0)):
+        n, C = 12, 4
+        z, Z = spread * rng.standard_normal((batch, C)), rng.standard_normal((batch * C, n))
+        y, theta, p = np.eye(C)[rng.integers(0, C, batch)], np.zeros(n), np.full(n, size)
+
+        def update(z, Z, y, theta, p, P):
+            yhat = observation.predict("glm", z)
+            e = observation.innovation("glm", y, yhat).reshape(-1)
+            if kind == "joseph":
+                new = dense.glm_update(theta, P, Z, e, yhat, form=kind)
+                return new.theta, np.diagonal(new.P)
+            new = diagonal.glm_update(theta, p, Z, e, yhat, diagonal=kind)
+            return new.theta, new.p
+
+        (theta, p_post), exact = both(update, z, Z, y, theta, p, np.diag(p))
+        centre, variances = (balls.to_host(a) for a in exact)
+        # 8 outputs, 12 parameters, margins to 20: some hundred units, whatever the size of p
+        assert np.max(np.abs(theta - centre)) <= 1e-13 * np.max(np.abs(centre))
+        assert np.max(np.abs(p_post / variances - 1)) <= 1e-13
 
 
 def extreme(rng, m, n, high):
