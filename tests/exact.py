@@ -73,7 +73,7 @@ def glm(theta, p, Z, e, yhat):
     An invertible change of the outputs changes nothing, so any basis of the contrasts will do;
     the differences to the likeliest class are rational. A probability of 0 is taken as 2^-200:
     the gain tends to a limit there that is not 0. The largest probability of a row is 1 - (the
-    sum of the others), exactly.
+    sum of the others), exactly, and its entry of e minus the sum of the others.
     """
     theta, p, Z, e, yhat = map(exact, (theta, p, Z, e, yhat))
     batch, C = yhat.shape
@@ -86,6 +86,7 @@ def glm(theta, p, Z, e, yhat):
             y[j] = y[j] or Fraction(1, 2**200)
         y[top] = 1 - sum(y[j] for j in range(C) if j != top)
         J[at, at] = np.diag(y) - np.outer(y, y)
+        e[b * C + top] = -sum(e[b * C + j] for j in range(C) if j != top)
         for j in range(C):
             if j != top:
                 d = np.full(batch * C, Fraction(0), dtype=object)

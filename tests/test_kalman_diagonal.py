@@ -8,7 +8,7 @@ from hypothesis import strategies as hs
 from support import close, eps, readonly, slack
 
 from loko_ref import strategies as st
-from loko_ref.errors import NumericalError
+from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman import dense, diagonal
 
 # well conditioned in both dtypes; ill-conditioned (cond(R), max p / min p up to 1e7) in float64
@@ -278,8 +278,15 @@ def test_glm_refuses_where_nothing_is_left_of_the_noise(kind):
     Z, yhat = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.full((1, 3), 1 / 3)
     Z[1] = Z[0] * 0.5  # one direction of parameters, two of outputs
     e = np.array([0.0, 0.0, 1.0]) - yhat[0]
-    with pytest.raises(NumericalError, match="^S: smallest eigenvalue"):
+    with pytest.raises(NumericalError, match=r"^S: smallest eigenvalue"):
         diagonal.glm_update(np.zeros(2), np.array([1e18, 1.0]), Z, e, yhat, diagonal=kind)
+
+
+def test_glm_refuses_an_innovation_that_is_none():
+    yhat = np.array([[0.5, 0.25, 0.25]])
+    for e in ([1.0, 1.0, 1.0], [0.5, -0.25, -0.25 + 1e-12]):
+        with pytest.raises(InputError, match="e: got classes that sum to"):
+            diagonal.glm_update(np.zeros(2), np.ones(2), np.ones((3, 2)), np.array(e), yhat)
 
 
 @given(st.glm_problems(dtype="float64", margin=20.0))

@@ -124,6 +124,15 @@ def check_probabilities(yhat: Array, e: Array) -> None:
     check_shape("e", e, ("batch * C",), {"batch * C": yhat.shape[0] * yhat.shape[1]})
     check_finite(yhat=yhat)
     _check_distribution("yhat", yhat, "another precision's rounding")
+    xp, rows = namespace(e), e.reshape(yhat.shape)
+    worst = float(xp.max(xp.abs(rows.sum(axis=1)))) if yhat.shape[0] else 0.0
+    if worst > 4 * yhat.shape[1] * epsilon(e) * max(1.0, float(xp.max(xp.abs(e)))):
+        raise InputError(
+            "e",
+            f"classes that sum to {worst:.3g}",
+            "an innovation y - yhat, which sums to 0 over each sample's classes",
+            "a y that is no distribution, or the innovation of another model",
+        )
 
 
 def impossible(yhat: Array, e: Array) -> tuple[int, int] | None:
