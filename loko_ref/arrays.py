@@ -50,6 +50,7 @@ __all__ = [
     "register_backend",
     "root",
     "scalar",
+    "singular_floor",
     "solve",
     "solve_triangular",
     "to_host",
@@ -142,6 +143,14 @@ def epsilon(array: Array) -> float:
     """
     dtype = np.float32 if array.dtype == object else array.dtype
     return float(np.finfo(dtype).eps)
+
+
+def singular_floor(S: Array) -> float:
+    """Smallest eigenvalue of S's correlation matrix (m, m) that is not rounding: max(m, 8) eps.
+
+    m eps for the factorisation, 8 eps for S's own entries, which are sums.  [KAL-8]
+    """
+    return max(S.shape[0], 8) * epsilon(S)
 
 
 def scalar(value: float, like: object) -> Any:
@@ -271,7 +280,7 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
         What the matrix is called, for the error.
     scaled_pivots : bool
         Whether a numerically singular S is refused: the smallest eigenvalue of its correlation
-        matrix must exceed m times machine epsilon. It bounds from below every pivot ratio
+        matrix must exceed :func:`singular_floor`. It bounds from below every pivot ratio
         ``L_jj^2 / S_jj``, in whatever order the outputs are taken, and does not depend on their
         units.
 
@@ -307,7 +316,7 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
         ) from None
     if scaled_pivots and m > 0 and lib.name != "balls":  # a ball's factor is certified
         X = lib.solve_triangular(L, xp.diag(xp.sqrt(xp.diagonal(S))), False)  # (m, m)
-        floor = m * epsilon(S)
+        floor = singular_floor(S)
         # X'X is the inverse of the correlation matrix; its trace bounds its largest eigenvalue
         if not 1 / float((X * X).sum()) > floor:
             scaled = 1 / float(lib.eigvalsh(X.T @ X)[-1])
@@ -316,8 +325,8 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
                     name,
                     float(eigvalsh(S)[0]),
                     f"{name} is numerically singular: its correlation matrix has the smallest "
-                    f"eigenvalue {scaled:.3g}, not above m * eps = {floor:.3g}, so the update "
-                    "would have no correct digit. Nothing was added to repair it.",
+                    f"eigenvalue {scaled:.3g}, not above max(m, 8) eps = {floor:.3g}, so the "
+                    "update would have no correct digit. Nothing was added to repair it.",
                 )
     return L
 
@@ -338,21 +347,10 @@ def cho_solve(L: Array, b: Array) -> Array:
 
 
 def solve(A: Array, b: Array, *, name: str = "A") -> Array:
-    """Solve A x = b for a general square A (m, m) by LU with partial pivoting.
+    """Solve A x = b for a general square A (m, m) by LU with partial pivoting; b (m,) or (m, k).
 
-    Parameters
-    ----------
-    A : array (m, m)
-        Invertible.
-    b : array (m,) or (m, k)
-        Right sides.
-    name : str
-        What the matrix is called, for the error.
-
-    Raises
-    ------
-    NumericalError
-        If a pivot is exactly 0. Its subclass UndecidedError if balls are too wide to tell.
+    `name` is what the matrix is called in the error: NumericalError if a pivot is exactly 0, its
+    subclass UndecidedError if balls are too wide to tell.
     """
     try:
         x: Array = backend_of(A, b).solve(A, b)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg.lapack
 
-from loko_ref.arrays import Array, cholesky, epsilon
+from loko_ref.arrays import Array, cholesky, singular_floor
 from loko_ref.fast.columns import SMALL, Columns
 
 __all__ = ["decoupled", "inverse_factor", "root_inverse", "variational"]
@@ -32,7 +32,7 @@ def root_inverse(S: Array, name: str) -> Array:
             L = cholesky(S, name)  # raises, and says why
         T = inverse_factor(L)
     X = T * np.sqrt(S.diagonal())
-    if not S.shape[0] * epsilon(S) * float(np.einsum("ij,ij->", X, X)) < 1:  # true for NaN
+    if not singular_floor(S) * float(np.einsum("ij,ij->", X, X)) < 1:  # true for NaN
         cholesky(S, name)  # looks closer
     return T
 
