@@ -11,6 +11,9 @@ from loko_ref.errors import InputError
 
 __all__ = ["certify"]
 
+FEW = 4
+"""Cases up to which each quantity is printed; the document holds all."""
+
 
 def certify(
     operation: Annotated[
@@ -86,6 +89,16 @@ def certify(
         cells = (t.get(d) for d in ("float64", "float32") for t in (ulps, units))
         table.add_row(name, *("" if c is None else f"{c:.3g}" for c in cells))
     console.print(table)
+    if len(chosen) <= FEW:
+        few = Table(title="each quantity")
+        few.add_column("case", overflow="fold")
+        few.add_column("quantity")
+        for head in ("bits", "radius", "ulp", "units", "in"):
+            few.add_column(head, justify="right")
+        for q in quantities:
+            numbers = (f"{q.radius:.2g}", f"{q.ulps:.3g}", f"{q.units:.3g}")
+            few.add_row(q.case, q.name, str(q.bits), *numbers, "yes" if q.contained else "no")
+        console.print(few)
     console.print(
         "A unit is what one roundoff in the inputs, and in the quantities on the way, can do to an "
         f"element; up to {max((q.bound for q in quantities), default=0):.3g} are admissible. An "

@@ -51,7 +51,11 @@ def test_command_writes_what_it_promises(tmp_path):
 def test_one_case_and_wrong_names(tmp_path):
     path = tmp_path / "c.json"
     case = "kalman.diagonal_update/tiny/float64"
-    assert run("--case", case, "--json", str(path)).exit_code == 0
+    result = run("--case", case, "--json", str(path))
+    assert result.exit_code == 0
+    assert "each quantity" in result.output
+    assert result.output.count("yes") == 4
+    assert "each quantity" not in run("--operation", "kalman.time_update").output
     details = json.loads(path.read_text())["details"]
     assert {row["case"] for row in details} == {case}
     assert [row["quantity"] for row in details] == ["S", "K", "theta", "p"]
