@@ -9,6 +9,7 @@ processes do not see each other is refused.  [LTE-9]
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -23,12 +24,18 @@ import numpy as np
 from loko_ref.arrays import Array, asarray, to_host
 from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
 from loko_ref.lte.team import span
-from loko_ref.lte.watch import Watch
+from loko_ref.lte.watch import Watch, sentry
 
 __all__ = ["MpiTeam", "connect", "launched"]
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
 """Where launchers say how many processes they started, the surest first."""
+
+_HERE = {
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "OMPI_COMM_WORLD_RANK",
+    "MPI_LOCALNRANKS": "PMI_RANK",
+}
+"""Where launchers say how many processes they started on this machine, and each one's rank."""
 
 Result = TypeVar("Result")
 
@@ -62,6 +69,13 @@ def _strangers(size: int | None, seen: int, library: str) -> InputError:
     )
 
 
+def _sentry(world: int | None) -> contextlib.AbstractContextManager[None]:
+    for size, rank in _HERE.items():
+        if world is not None and os.environ.get(size, "").isdigit() and rank in os.environ:
+            return sentry(int(os.environ[size]), world, rank)
+    return contextlib.nullcontext()
+
+
 def connect() -> MpiTeam:
     """Join the world of ranks that the launcher started.
 
@@ -76,7 +90,8 @@ def connect() -> MpiTeam:
     if "OMPI_COMM_WORLD_SIZE" in os.environ and _installed("mpich") and not _installed("openmpi"):
         raise _strangers(size, 1, "MPICH under Open MPI's launcher")  # its MPI_Init would abort
     try:
-        MPI = importlib.import_module("mpi4py.MPI")
+        with _sentry(size):
+            MPI = importlib.import_module("mpi4py.MPI")  # returns when all have joined
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError(
             f"a run under mpiexec ({str(error).strip().splitlines()[0]})", "mpi4py", "mpi"

@@ -9,6 +9,12 @@ it removes the directory and ends.
 MPICH's launcher drops what it has not forwarded yet when a job dies, so the watcher writes to the
 launcher's own stderr where that runs on the same machine (Linux: through /proc). On other machines,
 or where that cannot be opened, it writes to rank 0's stderr.
+
+Before that, while a rank waits for the others to join, a sentry looks after it. A launcher can miss
+the end of a rank that has not joined yet (MPICH: whatever its exit code; Open MPI: with code 0),
+and the others would wait for ever. The sentry looks for the processes that the launcher began on
+its machine (Linux: through /proc); if one is missing for two seconds, it says so and kills the rank
+that waits, which ends the job.
 """
 
 from __future__ import annotations
@@ -18,11 +24,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "sentry"]
 
 _WATCHER = """
 import os, shutil, sys
@@ -40,6 +46,38 @@ if sys.stdin.read() != "done":
 shutil.rmtree(directory, ignore_errors=True)
 """
 
+_SENTRY = """
+import os, select, sys
+rank, launcher, size, world = map(int, sys.argv[1:5])
+name = sys.argv[5] + "="
+
+def running():
+    here = set()
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat") as file:
+                state, parent = file.read().rsplit(")", 1)[1].split()[:2]
+            if int(parent) == launcher and state not in "ZX":
+                with open(f"/proc/{entry}/environ", errors="replace") as file:
+                    words = file.read().split("\\0")
+                here |= {int(w[len(name):]) for w in words if w.startswith(name)}
+        except OSError:
+            continue
+    return here
+
+polls, here = 0, set()
+while polls < 4 and not select.select([sys.stdin], [], [], 0.5)[0]:
+    here = here | running() if polls else running()
+    polls = polls + 1 if len(here) < size else 0
+if polls == 4:
+    who = f"one of the {size} ranks on this machine"
+    if size == world:
+        who = f"rank {', '.join(str(k) for k in range(world) if k not in here)} of {world}"
+    text = f"loko-ref: {who}, step 0 (start): ended before it joined the others\\n"
+    os.write(2, text.encode())
+    os.kill(rank, 9)
+"""
+
 _WIDTH = 80
 """Bytes of a line, so that a shorter one covers the one before; only the last may be longer."""
 
@@ -47,9 +85,9 @@ _LAUNCHERS = {"mpiexec", "mpiexec.hydra", "mpirun", "orterun", "prterun", "prted
 _LAUNCHERS |= {"hydra_pmi_proxy", "ompirun_wrapper", "srun"}
 
 
-def _launchers_stderr() -> int | None:
-    """Open the stderr of the launcher that is the topmost of this process's ancestors, if any."""
-    found, pid = None, os.getppid()
+def _launchers() -> list[int]:
+    """Process ids of the launchers above this process, from its parent up."""
+    found, pid = [], os.getppid()
     with contextlib.suppress(OSError, ValueError, IndexError):
         while pid > 1:
             stat = Path(f"/proc/{pid}/stat").read_text()
@@ -58,12 +96,56 @@ def _launchers_stderr() -> int | None:
             names |= {os.path.basename(w.decode(errors="replace")) for w in words[:2]}
             if not names & _LAUNCHERS:
                 break
-            found, pid = pid, int(stat.rsplit(")", 1)[1].split()[1])
-    if found is None:
-        return None
-    with contextlib.suppress(OSError):
-        return os.open(f"/proc/{found}/fd/2", os.O_WRONLY | os.O_APPEND)
+            found.append(pid)
+            pid = int(stat.rsplit(")", 1)[1].split()[1])
+    return found
+
+
+def _launchers_stderr() -> int | None:
+    """Open the stderr of the topmost launcher, if any."""
+    with contextlib.suppress(OSError, IndexError):
+        return os.open(f"/proc/{_launchers()[-1]}/fd/2", os.O_WRONLY | os.O_APPEND)
     return None
+
+
+def _beside(script: str, *arguments: object, **more: Any) -> subprocess.Popen[bytes]:
+    """Start a script that reads a pipe from here, and writes to the launcher's stderr."""
+    stderr = _launchers_stderr()
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", script, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            **more,
+        )
+    finally:
+        if stderr is not None:
+            os.close(stderr)
+
+
+@contextlib.contextmanager
+def sentry(size: int, world: int, name: str) -> Iterator[None]:
+    """End this process if one of those that the launcher began on this machine is gone.
+
+    Parameters
+    ----------
+    size, world : int
+        How many the launcher began here, and in all.
+    name : str
+        The variable that has a rank's number in its environment.
+    """
+    launchers = _launchers()
+    if not launchers:  # such as a script around each rank: nothing is known of the others
+        yield
+        return
+    process = _beside(_SENTRY, os.getpid(), launchers[0], size, world, name)
+    try:
+        yield
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(timeout=10)
 
 
 class Watch:
@@ -82,16 +164,8 @@ class Watch:
         self.directory = Path(share(made))
         self.watcher: subprocess.Popen[bytes] | None = None
         if rank == 0:
-            stderr = _launchers_stderr()
-            self.watcher = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _WATCHER, str(self.directory), str(size)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                start_new_session=True,  # so that it outlives the killing of the job's group
-            )
-            if stderr is not None:
-                os.close(stderr)
+            # of a session of its own: it outlives the killing of the job's group
+            self.watcher = _beside(_WATCHER, self.directory, size, start_new_session=True)
         self.directory.mkdir(exist_ok=True)  # on another machine
         self.path = self.directory / f"rank-{rank:04d}"
         self.file: int | None = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)

@@ -1,4 +1,7 @@
-"""``loko-ref lte`` in which one rank fails at one step: faulty.py KIND RANK STEP ARGUMENTS..."""
+"""``loko-ref lte`` in which one rank fails at one step: faulty.py KIND RANK STEP ARGUMENTS...
+
+At step -1 it ends before it has joined the others, with exit code 0 (vanish) or 1 (raise).
+"""
 
 import os
 import signal
@@ -31,6 +34,9 @@ def failing(kind, rank, at):
 
 
 if __name__ == "__main__":
-    serial.step = failing(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    kind, rank, at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    if at == -1 and str(rank) == os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")):
+        os._exit(kind == "raise")
+    serial.step = failing(kind, rank, at)
     sys.argv = ["loko-ref", *sys.argv[4:]]
     main()

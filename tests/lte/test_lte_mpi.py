@@ -217,6 +217,25 @@ def test_a_rank_that_fails_ends_the_job(which, kind, rank, tmp_path) -> None:
     assert_no_orphan(token)
 
 
+@pytest.mark.parametrize("which", ["own", "other"])
+@pytest.mark.parametrize(("kind", "rank"), [("vanish", 1), ("raise", 0)])
+def test_a_rank_that_ends_before_it_joined_the_others_ends_the_job(
+    which, kind, rank, tmp_path
+) -> None:
+    """The others wait for it inside MPI_Init, which has no end of its own."""
+    w = world(which)
+    token = str(tmp_path / "never.json")
+    faulty = os.path.join(os.path.dirname(__file__), "faulty.py")
+    command = mpi_command(w, 3, faulty, kind, str(rank), "-1", *SMALL, "--json", token)
+    ended = finish(start(command), timeout=40)  # of which most is the start of the interpreters
+    assert ended.code != 0
+    if (kind, w.family) != ("raise", "openmpi"):  # whose launcher sees exit codes but 0 by itself
+        said = f"loko-ref: rank {rank} of 3, step 0 (start): ended before it joined the others"
+        assert said in ended.err
+    assert not os.path.exists(token)
+    assert_no_orphan(token)
+
+
 def test_a_diverged_rank_names_itself_and_its_step(tmp_path) -> None:
     faulty = os.path.join(os.path.dirname(__file__), "faulty.py")
     ended = finish(start(mpi_command(world("own"), 2, faulty, "diverge", "1", "6", *SMALL)))
