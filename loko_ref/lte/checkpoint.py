@@ -151,12 +151,53 @@ def _differing(where: str, saved: Any, asked: Any) -> tuple[str, Any, Any] | Non
     return next((d for k, a, b in pairs if (d := _differing(where + k, a, b))), None)
 
 
+def _fits(file: Path, arrays: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
+    """Refuse arrays that are not those of such a run: names, shapes, dtypes, finite numbers."""
+    for name in sorted(arrays.keys() | wanted.keys()):
+        got = f"{arrays[name].dtype} {arrays[name].shape}" if name in arrays else "nothing"
+        want = f"{wanted[name].dtype} {wanted[name].shape}" if name in wanted else "nothing"
+        if got == want and not np.isfinite(arrays[name]).all():
+            got, want = "NaN or infinite", "finite numbers"
+        if got != want:
+            raise InputError("resume", f"{str(file)!r} with {name} {got}", want, "a foreign file")
+
+
+def _told(
+    path: Path, config: LteConfig, metadata: Mapping[str, Any]
+) -> tuple[dict[str, int], History]:
+    """Read counters and curves; a set is written at a merge, or where mhlora would have one."""
+    try:
+        counters = {key: int(metadata[key]) for key in ("step", "merges", "optimizer_step")}
+        told = metadata["history"]
+        history = History(
+            loss=[float(value) for value in told["loss"]],
+            evaluations=[(int(a), float(b), c) for a, b, c in told["evaluations"]],
+            sent=int(told["sent"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            "resume", f"{str(path)!r}: {error!r}", "counters and curves", "a foreign file"
+        ) from error
+    intervals, rest = divmod(counters["step"], config.merge_every)
+    fresh = config.optimizer_state == "reset"
+    merges = intervals if config.mode == "lte" else 0
+    wanted = {"merges": merges, "optimizer_step": 0 if fresh else counters["step"]}
+    if intervals < 1 or rest or counters != counters | wanted:
+        raise InputError(
+            "resume",
+            f"{str(path)!r} with {counters}",
+            f"a step that is a multiple of merge_every = {config.merge_every}, counted alike",
+            "a foreign file",
+        )
+    return counters, history
+
+
 def load(
     directory: str | os.PathLike[str],
     config: LteConfig,
     run: Mapping[str, Any],
     team: Team,
-    like: Array | None = None,
+    begun: LteState,
 ) -> tuple[LteState, History]:
     """Read the newest set for the heads that this rank holds.
 
@@ -168,8 +209,8 @@ def load(
         What is asked for now; it must be what was saved.
     team : Team
         Who holds what: any number of ranks.
-    like : array, optional
-        Gives the library; NumPy by default.
+    begun : LteState
+        The state before the first step, of the heads held: it has the shapes, and the library.
 
     Raises
     ------
@@ -178,12 +219,17 @@ def load(
     """
     path = newest(directory)
     shared, metadata = storage.load(path / "shared.npz", schema=SCHEMA, argument="resume")
-    for key in ("config", "run", "files", "step", "merges", "optimizer_step", "history"):
-        if key not in metadata:
+    for key in ("config", "run", "files"):
+        if not isinstance(metadata.get(key), dict):
             raise InputError("resume", f"{str(path)!r} without '{key}'", "all keys", "damage")
     # a set written before there was a choice was made with what is now the default
     _compare(path, {"replicas": "train"} | metadata["config"], config.as_json())
     _compare(path, {"backend": "numpy"} | metadata["run"], dict(run))
+    counters, history = _told(path, config, metadata)
+    _fits(path / "shared.npz", shared, shared_arrays(config, begun))
+    wanted = head_arrays(config, begun, 0)
+    if config.mode == "lte" and config.reset == "none":
+        wanted["merged"] = wanted["theta"]
     own = span(config.heads, team.rank, team.size)
     rows: list[dict[str, Array]] = []
     for head in range(config.heads):  # every rank reads the rows last merged of all heads
@@ -197,42 +243,36 @@ def load(
                 "a truncated or exchanged file, or a set copied in part",
             )
         arrays, _ = storage.load(file, schema=SCHEMA, argument="resume")
+        _fits(file, arrays, wanted)
         keep = own.start <= head < own.stop
         rows.append(arrays if keep else {k: arrays[k] for k in ("theta", "merged") if k in arrays})
     mine = rows[own]
 
-    def move(array: Array) -> Array:
-        return array if like is None else asarray(array, like)
-
-    def stack(name: str) -> Array:
-        return move(np.stack([row[name] for row in mine]))
+    def stack(name: str, rows: list[dict[str, Array]] = mine) -> Array:
+        return asarray(np.stack([row[name] for row in rows]), begun.theta)
 
     merged = None
     if config.mode == "mhlora":
-        merged = move(np.stack([row["theta"] for row in rows]))
-    elif "merged" in mine[0]:
-        merged = move(np.stack([row["merged"] for row in rows]))
-    prefixed = {
-        kind: {name.removeprefix(kind): stack(name) for name in mine[0] if name.startswith(kind)}
+        merged = stack("theta", rows)
+    elif "merged" in wanted:
+        merged = stack("merged", rows)
+    copies, slots = (
+        {name.removeprefix(kind): stack(name) for name in wanted if name.startswith(kind)}
         for kind in ("copies.", "slots.")
-    }
+    )
     weights, base = (
-        {k: move(shared[f"{kind}.{k}"]) for k in config.frozen} for kind in ("weights", "base")
+        {k: asarray(shared[f"{kind}.{k}"], begun.theta) for k in config.frozen}
+        for kind in ("weights", "base")
     )
     state = LteState(
         weights=weights,
         base=base,
         theta=stack("theta"),
         merged=merged,
-        copies=prefixed["copies."],
-        slots=prefixed["slots."],
-        R=stack("R") if "R" in mine[0] else None,
+        copies=copies,
+        slots=slots,
+        R=stack("R") if "R" in wanted else None,
         first=own.start,
-        step=int(metadata["step"]),
-        merges=int(metadata["merges"]),
-        optimizer_step=int(metadata["optimizer_step"]),
+        **counters,
     )
-    told = metadata["history"]
-    evaluations = [(int(a), float(b), c) for a, b, c in told["evaluations"]]
-    history = History(loss=list(told["loss"]), evaluations=evaluations, sent=int(told["sent"]))
     return state, history

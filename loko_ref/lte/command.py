@@ -350,7 +350,7 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
     state = init(config, batch=each, dtype=asked["dtype"], team=team, like=like)
     start, history = state.weights, History()
     if asked["resume"] is not None:
-        state, history = checkpoint.load(asked["resume"], config, run, team, like)
+        state, history = checkpoint.load(asked["resume"], config, run, team, state)
         if state.step > asked["steps"]:
             raise InputError(
                 "steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import replace
@@ -33,11 +34,10 @@ RUN = {"batch": BATCH, "data": "x"}
 def whole(c, team=None, *, directory=None, resume=None, steps=STEPS):
     """Run to the end from the start, or from the newest set in a directory."""
     team = Alone() if team is None else team
-    if resume is None:
-        each = BATCH if c.mode == "mhlora" else BATCH // c.heads
-        state, history = lte.init(c, batch=each, team=team), History()
-    else:
-        state, history = checkpoint.load(resume, c, RUN, team)
+    each = BATCH if c.mode == "mhlora" else BATCH // c.heads
+    state, history = lte.init(c, batch=each, team=team), History()
+    if resume is not None:
+        state, history = checkpoint.load(resume, c, RUN, team, state)
         team.sent = history.sent
 
     def save(state: lte.LteState, history: History) -> None:
@@ -147,6 +147,50 @@ def test_a_damaged_checkpoint_is_refused_with_a_reason(name, reason, tmp_path) -
     assert caught.value.argument == "resume"
     # the set before it is whole still, and can be named
     assert whole(c, resume=tmp_path / "merge-00000001")[0] == whole(c)[0]
+
+
+def forge(path: Path, change) -> None:
+    """Change what a set says and rewrite its hashes: whole files, with other content."""
+    said = {}
+    for file in sorted(path.iterdir()):
+        said[file.stem] = storage.load(file, schema=checkpoint.SCHEMA)
+    metadata = said["shared"][1]
+    change(said["shared"][0], said["head-0001"][0], metadata)
+    for stem, (arrays, more) in said.items():
+        file = path / f"{stem}.npz"
+        if stem != "shared":
+            storage.save(file, arrays, more, schema=checkpoint.SCHEMA)
+            metadata["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    storage.save(path / "shared.npz", said["shared"][0], metadata, schema=checkpoint.SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("weights.0.W nothing", lambda shared, head, told: shared.pop("weights.0.W")),
+        ("base.0.W float64 ", lambda shared, head, told: shared.update({"base.0.W": np.eye(2)})),
+        ("NaN", lambda shared, head, told: shared["weights.0.W"].fill(np.nan)),
+        ("theta float32", lambda shared, head, told: head.update(theta=np.float32(head["theta"]))),
+        ("merged nothing", lambda shared, head, told: head.pop("merged")),
+        ("slots.p float64", lambda shared, head, told: head.update({"slots.p": np.ones(3)})),
+        ("'step': 3", lambda shared, head, told: told.update(step=3)),
+        ("'step': -4", lambda shared, head, told: told.update(step=-4)),
+        ("counters and curves", lambda shared, head, told: told.update(merges=None)),
+        ("counters and curves", lambda shared, head, told: told["history"].pop("sent")),
+        ("counters and curves", lambda shared, head, told: told.update(history=[])),
+        ("without 'config'", lambda shared, head, told: told.update(config=[])),
+    ],
+)
+def test_whole_files_that_are_not_of_such_a_run_are_refused(reason, change, tmp_path) -> None:
+    c = config(optimizer=lte.Loko())
+    whole(c, directory=tmp_path, steps=4)
+    newest = tmp_path / "merge-00000002"
+    forge(newest, lambda *said: None)
+    assert whole(c, resume=tmp_path)[0] == whole(c)[0]
+    forge(newest, change)
+    with pytest.raises(InputError, match=reason) as caught:
+        whole(c, resume=tmp_path)
+    assert caught.value.argument == "resume"
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_run_is_trained_saved_and_resumed_there(kind, lib, tmp_path) -> None:
     def whole(steps: int, like, resume=None) -> tuple[str, History]:
         state, history, team = lte.init(c, batch=2, like=like), History(), Alone()
         if resume is not None:
-            state, history = checkpoint.load(resume, c, {}, team, like)
+            state, history = checkpoint.load(resume, c, {}, team, state)
             team.sent = history.sent
 
         def save(now: lte.LteState, told: History) -> None:
