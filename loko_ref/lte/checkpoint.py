@@ -61,9 +61,30 @@ def save(
         JSON data that a resumed run must share: batch, data and the like.
     team : Team
         Who holds what.
+
+    Raises
+    ------
+    InputError
+        If the directory cannot be written to, such as on a full disk.
     """
     team.log(state.step, "checkpoint")
     root = Path(directory)
+    try:
+        _write(root, config, state, history, run, team)
+    except OSError as error:
+        raise InputError(
+            "checkpoint", repr(str(root)), "a directory that can be written to", str(error)
+        ) from error
+
+
+def _write(
+    root: Path,
+    config: LteConfig,
+    state: LteState,
+    history: History,
+    run: Mapping[str, Any],
+    team: Team,
+) -> None:
     count = state.merges if config.mode == "lte" else state.step // config.merge_every
     final = root / f"merge-{count:08d}"
     partial = root / f".{final.name}.tmp"
@@ -77,7 +98,8 @@ def save(
     for row in range(state.theta.shape[0]):
         name = f"head-{state.first + row:04d}.npz"
         arrays = head_arrays(config, state, row)
-        storage.save(partial / name, arrays, {"head": state.first + row}, schema=SCHEMA)
+        head = {"head": state.first + row}
+        storage.save(partial / name, arrays, head, schema=SCHEMA, argument="checkpoint")
         own[name] = _hash(partial / name)
     files = {k: v for part in team.collect(own) for k, v in part.items()}
     if team.rank != 0:
@@ -95,7 +117,8 @@ def save(
             "sent": history.sent,
         },
     }
-    storage.save(partial / "shared.npz", shared_arrays(config, state), metadata, schema=SCHEMA)
+    shared = shared_arrays(config, state)
+    storage.save(partial / "shared.npz", shared, metadata, schema=SCHEMA, argument="checkpoint")
     if final.exists():
         shutil.rmtree(final)
     os.replace(partial, final)

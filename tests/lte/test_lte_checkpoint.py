@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -103,6 +104,22 @@ def test_a_set_is_complete_or_not_there(tmp_path, monkeypatch) -> None:
     digest, _ = whole(c, directory=tmp_path, resume=tmp_path)
     assert digest == whole(c)[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["merge-00000004", "merge-00000005"]
+
+
+@pytest.mark.parametrize("broken", ["mkdir", "replace"])
+def test_a_disk_that_fills_up_is_told_by_name(broken, tmp_path, monkeypatch) -> None:
+    real = getattr(os, broken)
+
+    def full(path, *rest, **more):
+        if "merge-00000002" in f"{path}":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, broken, full)
+    with pytest.raises(InputError, match=r"checkpoint: got .*No space left") as caught:
+        whole(config(), directory=tmp_path)
+    assert caught.value.argument == "checkpoint"
+    assert checkpoint.newest(tmp_path).name == "merge-00000001"
 
 
 def spoil(name: str, path: Path) -> None:
