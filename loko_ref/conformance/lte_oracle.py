@@ -89,6 +89,7 @@ def run(x: Arrays, o: Arrays, merging: str = "incremental") -> Out:
         redraws=drawn,
         rates=o["rates"] or None,
         merge_at=o["merge_at"] or None,
+        reset_at=o["reset_at"] or None,
     ):
         if event.record is not None:
             rows.append(_step(config, state, event.record, given[len(rows)]))

@@ -89,7 +89,7 @@ def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
                 after = _state(v)
                 names = ("theta", "p", "merged", "copies")
                 out |= {f"{k}_merge": after[k] for k in names if k in after}
-            if due and reset:
+            if due and reset and (not o["reset_at"] or at in o["reset_at"]):
                 _reset(v, factors)
         out |= _state(v)
         out["W"] = np.concatenate([np.reshape(a, -1) for a in v.weights.values()])

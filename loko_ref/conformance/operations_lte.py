@@ -165,6 +165,13 @@ _CHOICES: tuple[Any, ...] = (
     ),
     _RESET,
     (
+        "reset_at",
+        [],
+        "the steps, counted from 1, of those merges that a reset follows, in place of all; [] is "
+        "none given",
+        (),
+    ),
+    (
         "optimizer_state",
         "keep",
         "keep: momenta, p, R survive a merge; reset: a merge begins them anew (and the step count)",

@@ -300,6 +300,7 @@ def iterate(
     redraws: Redraws = None,
     rates: Sequence[float] | None = None,
     merge_at: Collection[int] | None = None,
+    reset_at: Collection[int] | None = None,
     close: bool = False,
 ) -> Iterator[Event]:
     """Take steps, merges and resets in turn, each an :class:`Event`.  [LTE-3, LTE-5, LTE-6].
@@ -318,22 +319,34 @@ def iterate(
         Learning rate of every step from the run's first, in place of the optimizer's.
     merge_at : collection of int, optional
         Steps (from 1) after which the merges come, in place of every ``merge_every``-th.
+    reset_at : collection of int, optional
+        Those of the merges' steps after which the reset comes, in place of every merge.
     close : bool
         Whether a last merge closes a run that ends between merges.
 
     Raises
     ------
     InputError
-        As :func:`step`; if there are fewer rates than steps, or merges in ``mhlora``.
+        As :func:`step`; if there are fewer rates than steps, merges in ``mhlora``, or resets where
+        there is no merge or ``reset="none"``.
     """
     size = 1
     if config.mode == "mhlora" and merge_at is not None:
         raise InputError("merge_at", merge_at, "None with mode='mhlora'", "mhlora never merges")
+    if reset_at is not None and config.reset == "none":
+        raise InputError(
+            "reset_at", reset_at, "None with reset='none'", "the kind of the reset left out"
+        )
+
+    def merges(step: int) -> bool:
+        return step % config.merge_every == 0 if merge_at is None else step in merge_at
+
+    alone = [step for step in reset_at or () if not merges(step)]
+    if alone:
+        raise InputError("reset_at", alone[0], "the step of a merge", "a reset follows a merge")
 
     def due() -> bool:
-        if config.mode == "mhlora":
-            return False
-        return state.step % config.merge_every == 0 if merge_at is None else state.step in merge_at
+        return config.mode == "lte" and merges(state.step)
 
     for x, y in batches:
         team.log(state.step, "step")
@@ -341,11 +354,11 @@ def iterate(
         size = record.z.shape[-2]
         yield Event(kind="step", state=state, record=record)
         if due():
-            for event in _merge_events(config, state, team, redraws, size):
+            for event in _merge_events(config, state, team, redraws, size, reset_at):
                 state = event.state
                 yield event
     if close and config.mode == "lte" and not due():
-        yield from _merge_events(config, state, team, redraws, size)
+        yield from _merge_events(config, state, team, redraws, size, reset_at)
 
 
 def _rate(rates: Sequence[float] | None, step: int) -> float | None:
@@ -362,12 +375,17 @@ def _rate(rates: Sequence[float] | None, step: int) -> float | None:
 
 
 def _merge_events(
-    config: LteConfig, state: LteState, team: Team, redraws: Redraws, batch: int
+    config: LteConfig,
+    state: LteState,
+    team: Team,
+    redraws: Redraws,
+    batch: int,
+    reset_at: Collection[int] | None,
 ) -> Iterator[Event]:
     team.log(state.step, f"merge {state.merges + 1}")
     state = merge(config, state, team, batch=batch)
     yield Event(kind="merge", state=state)
-    if config.reset != "none":
+    if config.reset != "none" and (reset_at is None or state.step in reset_at):
         drawn = redraws(state.merges) if redraws is not None and config.reset == "AB" else None
         state = reset(config, state, drawn, batch=batch)
         yield Event(kind="reset", state=state)
@@ -389,6 +407,7 @@ def run(
     redraws: Redraws = None,
     rates: Sequence[float] | None = None,
     merge_at: Collection[int] | None = None,
+    reset_at: Collection[int] | None = None,
     close: bool = False,
 ) -> tuple[LteState, Trace]:
     """Run over all batches and keep every event; repeats a recorded run of another's code.
@@ -410,6 +429,7 @@ def run(
         redraws=redraws,
         rates=rates,
         merge_at=merge_at,
+        reset_at=reset_at,
         close=close,
     ):
         trace.events.append(event)

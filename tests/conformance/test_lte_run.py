@@ -14,7 +14,7 @@ from loko_ref.conformance.cases import select
 from loko_ref.conformance.implementation import Implementation
 from loko_ref.conformance.lte_formulas import ORDER
 from loko_ref.conformance.operations import get
-from loko_ref.conformance.tolerance import expected
+from loko_ref.conformance.tolerance import FORMULA_TABLE, expected
 from loko_ref.conformance.verify import run
 from loko_ref.errors import InputError
 from loko_ref.optimizers import SGD
@@ -40,7 +40,7 @@ def test_every_choice_of_the_package_is_an_option():
     options = {o.name for o in get("lte.run").options}
     named = {f.name for c in (lte.LteConfig, SGD, AdaGrad, AdamW, lte.Loko) for f in fields(c)}
     # merging: a matter of rounding; init, seed: factors and redraws are inputs; p0: the input p
-    assert options - named == {"rates", "merge_at"}
+    assert options - named == {"rates", "merge_at", "reset_at"}
     assert named - options == {"merging", "init", "seed", "p0"}
 
 
@@ -205,8 +205,48 @@ def test_merges_come_where_they_are_asked_for():
     assert "".join(e.kind[0] for e in trace.events) == "sssssm"
 
 
+def test_resets_come_after_the_merges_that_are_named():
+    config, state, data = _problem(reset="B")
+    _, trace = lte.run(config, state, data, reset_at=[4])
+    assert "".join(e.kind[0] for e in trace.events) == "ssmssmrs"
+    kept = trace.events[2].state
+    assert kept.merged is not None  # a merge without a reset is remembered
+    _, trace = lte.run(config, state, data, merge_at=[1, 3, 5], reset_at=[1, 5])
+    assert "".join(e.kind[0] for e in trace.events) == "smrssmssmr"
+
+
+@pytest.mark.parametrize("name", ["reset-B", "copies-reset-AB", "loko-prior"])
+def test_resets_at_some_merges_are_repeated_by_both_routes(name):
+    one = case(name)
+    options = {**one.options, "reset_at": [4]}  # merges after steps 2 and 4
+    theirs = one.operation.plain(one.inputs(), options, FORMULA_TABLE, lambda name, value: value)
+    ours = one.operation.oracle(one.inputs(), options)
+    assert theirs.keys() == ours.keys()
+    for key, value in ours.items():
+        np.testing.assert_allclose(theirs[key], value, rtol=1e-9, atol=1e-12, err_msg=key)
+    every = expected(one)["theta"]
+    np.testing.assert_allclose(ours["theta"][0], every[0], rtol=1e-12)
+    assert np.abs(ours["theta"][1] - every[1]).max() > 1e-3
+
+
+def test_batches_may_change_their_size_where_no_R_has_it():
+    config, state, data = _problem()
+    (x, y), *rest = data
+    ragged = [(x[:3], y[:3]), *rest]
+    _, trace = lte.run(config, state, ragged)
+    assert [e.record.z.shape[1] for e in trace.events if e.record] == [1, 2, 2, 2, 2]
+    filters = replace(config, optimizer=lte.Loko(observation="softmax", noise="ema_innovation"))
+    with pytest.raises(InputError, match=r"state\.R.*a batch of another size"):
+        lte.run(filters, lte.init(filters, batch=2), ragged)
+
+
 def test_schedules_that_make_no_sense_are_refused():
     config, state, data = _problem()
+    with pytest.raises(InputError, match=r"reset_at: got .*None with reset='none'"):
+        lte.run(config, state, data, reset_at=[2])
+    resets = replace(config, reset="B")
+    with pytest.raises(InputError, match="reset_at: got 3; required the step of a merge"):
+        lte.run(resets, state, data, reset_at=[2, 3])
     with pytest.raises(InputError, match="2 rates, none for step 3"):
         lte.run(config, state, data, rates=[0.1, 0.1])
     one = replace(config, mode="mhlora")
