@@ -27,8 +27,9 @@ def times(P: Array, H: Array) -> Array:
 
 
 def direct_gain(v: Values) -> Array:
-    """Return ``P H' S^-1`` (n, m) with S as it stands."""
-    return np.linalg.solve(v.S.T, times(v.p_pred, v.H).T).T
+    """Return ``P H' S^-1`` (n, m) with S as it stands, by its inverse, whose rounding shows."""
+    gain: Array = times(v.p_pred, v.H) @ v.keep("S^-1", np.linalg.inv(v.S))
+    return gain
 
 
 def _everywhere(function: Any) -> Changes:
@@ -177,11 +178,33 @@ mutant(
 )
 
 
+def _posterior(v: Values) -> Array:
+    after: Array = F["p.dense" if v.p_pred.ndim == 2 else f"p.{v.diagonal}"](v)
+    return after
+
+
+def _over(S: Array, H: Array, P: Array) -> Array:
+    """Return ``P H' S^+`` (n, m): S has no inverse where probabilities are observed."""
+    return (np.linalg.pinv(S, rcond=1e-12, hermitian=True) @ times(P, H).T).T
+
+
 def _posterior_gain(v: Values) -> Array:
-    name = "p.dense" if v.p_pred.ndim == 2 else f"p.{v.diagonal}"
-    after = F[name](v)
-    K = np.linalg.pinv(v.S, rcond=1e-12, hermitian=True) @ times(after, v.H).T
-    return v.theta + K.T @ v.e
+    return v.theta + _over(v.S, v.H, _posterior(v)) @ v.e
+
+
+def _posterior_gain_anew(v: Values) -> Array:
+    after = _posterior(v)
+    return v.theta + _over(v.H @ times(after, v.H) + v.R_used, v.H, after) @ v.e
+
+
+def _information_gain(name: str) -> Callable[[Values], Array]:
+    def gain(v: Values) -> Array:
+        if v.p_pred.ndim == 2 or v.diagonal != "variational":
+            right: Array = F[name](v)
+            return right
+        return _over(v.R_used, v.H, F["p.variational"](v))
+
+    return gain
 
 
 mutant(
@@ -190,6 +213,21 @@ mutant(
     "p is updated first and the gain that moves theta is formed with it: the gain needs the prior.",
     "compute K before p is overwritten",
     {"theta_post": _posterior_gain},
+)
+mutant(
+    "THETA-POSTERIOR-S",
+    "gain and S formed anew with the posterior covariance",
+    "p is updated first; then S and the gain are computed again from it, and that gain moves "
+    "theta: the observation is used twice.",
+    "compute S and K before p is overwritten, and keep them",
+    {"theta_post": _posterior_gain_anew},
+)
+mutant(
+    "GAIN-POSTERIOR-R",
+    "gain by the posterior variances and R",
+    "K = P+ H' R^-1 is an identity of whole matrices; of the variational diagonal it is not true.",
+    "K = np.linalg.solve(S, H * p).T with the prior p",
+    {name: _information_gain(name) for name in ("K", "K.softmax", "K.glm")},
 )
 mutant(
     "THETA-LEARNING-RATE",

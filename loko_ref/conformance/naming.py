@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +55,11 @@ class Mistake:
         Passed checks that it would have failed.
     alone : bool
         Whether its size was fitted to one number, which some size always meets.
+    sharp : bool
+        Whether it gives the first quantity that is off to the oracle's own tolerance: rounding
+        does that by no chance.
+    alike : tuple of str
+        Ids of mutants that reproduce the check too, and that nothing in the run tells from it.
     """
 
     mutant: Mutant
@@ -64,6 +69,8 @@ class Mistake:
     failed: int = 0
     contradicted: int = 0
     alone: bool = False
+    sharp: bool = False
+    alike: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -182,7 +189,7 @@ def fit(
     check : Check
         Failed, with its outputs.
     size : float, optional
-        A size found elsewhere, to begin from.
+        A size found elsewhere, to take if it fits and else to begin from.
     anew : bool
         Whether the size is also sought from the mutant's own starts.
     """
@@ -195,10 +202,19 @@ def fit(
     if idle(one, case):
         return None
     if one.sizes:
+        if size is not None and (known := _reproduces(one, check, size)) is not None:
+            return known  # a coarse check fits many sizes: the one from elsewhere stands
         starts = ([size] if size is not None else []) + (list(one.sizes) if anew else [])
         size = _fit_size(one, case, outputs, first.quantity, starts)
         if size is None:
             return None
+    return _reproduces(one, check, size)
+
+
+def _reproduces(one: Mutant, check: Check, size: float | None) -> Mistake | None:
+    """Compare what came back with a mutant of this size; None where it is off."""
+    case, outputs, first = check.case, check.outputs, check.divergence
+    assert first is not None
     out = evaluate.__wrapped__(one, case, size) if one.sizes else evaluate(one, case)
     if out is None:
         return None
@@ -225,8 +241,13 @@ def fit(
     off = ratios(case, outputs)[first.quantity] > 1
     if case.operation.stepwise:
         off = off[first.index[0]]
+    first_off, bound = {first.quantity: outputs[first.quantity]}, tolerance(case)
     return Mistake(
-        mutant=one, size=size, ratio=ratio, alone=bool(one.sizes) and int(off.sum()) == 1
+        mutant=one,
+        size=size,
+        ratio=ratio,
+        alone=bool(one.sizes) and int(off.sum()) == 1,
+        sharp=_ratio(case, first_off, out, bound, steps) <= 1,
     )
 
 
@@ -318,12 +339,6 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
             probe(check)
     spread()
 
-    passed = [c for c in checks if c.status == "passed" and c.case.operation.name in operations]
-    for key in [key for key, (one, _) in survivors.items() if one.roundoff]:
-        # lost digits show wherever the format has more: a few that happen to fit are chance
-        where = precision.where_shown(survivors[key][0].roundoff, failed, passed)
-        if sum(key in found.get(c.case.id, ()) for c in where) < precision.SHOWS * len(where):
-            drop(key)
     for fits in found.values():  # one equation with one unknown proves nothing by itself
         for key, mistake in list(fits.items()):
             if mistake.alone and not any(
@@ -332,6 +347,16 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
                 if key in other and other[key] is not mistake
             ):
                 del fits[key]
+    for fits in found.values():  # what a formula gives to the last digits is no rounding
+        if any(mistake.sharp for mistake in fits.values()):
+            for key in [key for key in fits if survivors[key][0].roundoff]:
+                del fits[key]
+    passed = [c for c in checks if c.status == "passed" and c.case.operation.name in operations]
+    for key in [key for key, (one, _) in survivors.items() if one.roundoff]:
+        # lost digits show wherever the format has more: a few that happen to fit are chance
+        where = precision.where_shown(survivors[key][0].roundoff, failed, passed)
+        if sum(key in found.get(c.case.id, ()) for c in where) < precision.SHOWS * len(where):
+            drop(key)
     explained = {key: sum(key in fits for fits in found.values()) for key in survivors}
     contradicted = {
         key: sum(_contradicts(one, c, size) for c in passed)
@@ -347,26 +372,25 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
         if contradicted[key] + unlike > explained[key]:  # a number that fits some, belies more
             drop(key)
 
-    def rank(mistake: Mistake) -> tuple[float, float, bool, float]:
-        key = mistake.mutant.id
-        return (
-            contradicted[key] - explained[key],
-            mistake.mutant.roundoff,
-            bool(mistake.mutant.sizes),
-            mistake.ratio,
-        )
+    def place(key: str) -> tuple[float, float, bool]:
+        one = survivors[key][0]
+        return contradicted[key] - explained[key], one.roundoff, bool(one.sizes)
 
+    def near(key: str) -> float:
+        """Compare what the run does not tell apart: one order for all its checks."""
+        return float(np.mean([fits[key].ratio for fits in found.values() if key in fits]))
+
+    order = {key: (place(key), near(key)) for key in survivors if explained[key]}
     return {
         key: [
-            Mistake(
-                mutant=m.mutant,
-                size=m.size,
-                ratio=m.ratio,
+            replace(
+                m,
                 explained=explained[m.mutant.id],
                 failed=len(failed),
                 contradicted=contradicted[m.mutant.id],
+                alike=tuple(i for i in fits if i != m.mutant.id and place(i) == place(m.mutant.id)),
             )
-            for m in sorted(fits.values(), key=rank)
+            for m in sorted(fits.values(), key=lambda m: order[m.mutant.id])
         ]
         for key, fits in found.items()
     }

@@ -104,6 +104,9 @@ def _content(path: Path) -> tuple[dict[str, Array], str]:
             arrays = dict(module.load(payload))
             length = int.from_bytes(payload[:8], "little")
             head = json.loads(payload[8 : 8 + length]).get("__metadata__") or {}
+        except KeyError as error:  # of a dtype that NumPy has not
+            got, cause = f"dtype {error.args[0]}", "another format"
+            raise _refuse(path, got, "float64 or float32", cause) from None
         except Exception as error:  # its own errors derive from Exception alone
             got = f"no whole safetensors file ({error})"
             raise _refuse(path, got, form, "a truncated file") from None
@@ -230,7 +233,7 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
             got = f"dtype {array.dtype}"
             raise InputError(f"--trace, {key}", got, "float64 or float32", "another format")
         if array.dtype.kind == "f":
-            kinds.setdefault(str(array.dtype), key)
+            kinds.setdefault(array.dtype.name, key)  # of either byte order
         if not np.isfinite(array).all():
             where = tuple(map(int, np.argwhere(~np.isfinite(array))[0]))
             got = f"{array[where]} at index {list(where)}"

@@ -267,6 +267,8 @@ def _print_block(console: Console, target: str, one: Group, explained: set[str])
     )
     line(m.explanation, "    ")
     line(f"look at: {m.look}", "    ")
+    if one.mistake.alike:
+        line(f"nothing in this run tells it from: {', '.join(one.mistake.alike)}", "    ")
 
 
 def _print_line(console: Console, one: Group) -> None:
