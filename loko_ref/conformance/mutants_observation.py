@@ -166,6 +166,14 @@ mutant(
     "z = z - z.max(axis=-1, keepdims=True) before exp",
     {"softmax": lambda v, z: np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)},
 )
+
+
+def _gain_by_J(v: Values) -> Array:
+    """``P Z' (I + J Z P Z')^-1``: P H' S^-1 where J has an inverse, and where it has none."""
+    PZ = times(v.p_pred, v.Z)
+    return np.linalg.solve((np.eye(v.e.shape[0]) + v.R_used @ v.Z @ PZ).T, PZ.T).T
+
+
 mutant(
     "YHAT-CLIPPED",
     "probabilities clipped",
@@ -173,8 +181,7 @@ mutant(
     "no clip after the softmax",
     lambda size: {
         "softmax": lambda v, z: np.clip(F["softmax"](v, z), size, 1 - size),
-        "K.softmax": F["K.softmax"],
-        "K.glm": direct_gain,
+        "K.glm": _gain_by_J,
     },
     sizes=(1e-15, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
     example=2.3e-4,

@@ -30,7 +30,8 @@ _SCALING = (
 _RESET = (
     "reset",
     "none",
-    "after the merge: nothing; B = 0; B = 0 and A redrawn. A reset also forgets what was merged",
+    "after the merge: nothing; B = 0 (and bB = 0); B = 0 and A redrawn (and bA = bB = 0). A reset "
+    "also forgets what was merged",
     ("none", "B", "AB"),
 )
 _FACTORS = (
@@ -303,7 +304,8 @@ _OUTPUTS = (
     (
         "W",
         "(steps, w)",
-        "after step and merge: the shared weights in the order given, each row-major",
+        "after step and merge: the shared weights in the order given, each row-major; that is the "
+        "spec's: of a linear W, b, of a norm g, b, of tables token, position, type",
         "LTE-5 LTE-7",
         "theta_step",
     ),
@@ -365,10 +367,10 @@ _OUTPUTS = (
     ),
     (
         "seen",
-        "(steps, heads, w)",
-        "after step, merge and reset: the weight that each head sees, W + delta - delta' "
-        "(of a trained linear without LoRA its copy), linear by linear, each row-major; not for "
-        "mhlora",
+        "(steps, heads, s)",
+        "after step, merge and reset: the weight that each head sees, W + delta - delta' (of a "
+        "linear without LoRA its copy; with replicas frozen none of it), linear by linear, each "
+        "row-major; not for mhlora",
         "LTE-3 LTE-4 LTE-6",
         "W theta",
     ),

@@ -1,5 +1,6 @@
 """The catalogue of mistakes: each is caught, and named first; right code is never accused."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from rich.console import Console
 
-from loko_ref.conformance import report, score
+from loko_ref.conformance import page, report, score
 from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.implementation import Implementation, load
 from loko_ref.conformance.mutants import (
@@ -22,6 +24,7 @@ from loko_ref.conformance.mutants import (
     mutant,
 )
 from loko_ref.conformance.naming import fit, name_mistakes
+from loko_ref.conformance.terminal import print_report
 from loko_ref.conformance.verify import run
 
 HERE = Path(__file__).parent
@@ -136,6 +139,59 @@ def test_single_precision_inside_is_named():
     named = name_mistakes(checks)
     leading = [fits[0].mutant.id if fits else None for fits in named.values()]
     assert leading.count("SINGLE") >= len(leading) - 2, leading
+
+
+def _jittered(right, theta, e, **keywords):
+    """As many write it: S made safe, then inverted."""
+    out = right(theta=theta, e=e, **keywords)
+    covariance = "p" if "p" in out else "P"
+    prior = out.get("p_pred", keywords.get("P"))
+    H, R = out.get("H", keywords.get("H")), out.get("R_used", keywords.get("R"))
+    PH = prior[:, None] * H.T if covariance == "p" else prior @ H.T
+    S = H @ PH + R + 3e-7 * np.eye(len(R))
+    K = PH @ np.linalg.inv(S)
+    after = prior * (1 - (K * H.T).sum(axis=1)) if covariance == "p" else prior - K @ H @ prior
+    out |= {"S": S, "K": K, "theta": theta + K @ out.get("e", e), covariance: after}
+    return {name: value.astype(theta.dtype) for name, value in out.items()}
+
+
+def test_a_jitter_of_float32s_roundoff_is_not_taken_for_single_precision():
+    """Its formula gives the numbers to the last digit; rounding does that by no chance."""
+    right = load(str(HERE / "einsum_loko.py")).functions
+
+    def step(theta, **keywords):
+        return _jittered(lambda e, **given: right["loko.step"](**given), theta, None, **keywords)
+
+    def update(**keywords):
+        return _jittered(right["kalman.dense_update"], **keywords)
+
+    functions = {"kalman.dense_update": update, "loko.step": step}
+    names = ("glm", "glm-stacked", "glm-relu", "glm-variational")
+    cases = [*select("kalman.dense*"), *(c for n in names for c in select(f"loko.step/{n}/*"))]
+    checks = run(Implementation(target="jitter", functions=functions), cases)
+    named = name_mistakes([c for c in checks if "variational" not in c.case.id])
+    assert len(named) >= len(cases) / 2
+    for fits in named.values():
+        assert "SINGLE" not in [m.mutant.id for m in fits]
+        assert fits[0].mutant.id == "S-JITTER"
+        assert fits[0].size == pytest.approx(3e-7, rel=1e-3)
+
+
+def test_what_a_run_does_not_tell_apart_is_said():
+    right = load(str(HERE / "einsum_loko.py")).functions["kalman.dense_update"]
+    functions = {"kalman.dense_update": lambda **given: _jittered(right, **given)}
+    checks = run(Implementation(target="jitter", functions=functions), select("kalman.dense*"))
+    named = name_mistakes(checks)
+    first = {(fits[0].mutant.id, fits[0].alike) for fits in named.values() if fits}
+    assert len(first) == 1  # one order for all checks
+    ((key, alike),) = first
+    assert {key, *alike} == {"S-JITTER", "R-JITTER"}
+    text = io.StringIO()
+    print_report(Console(file=text, width=200), "jitter", checks, (), named)
+    assert f"nothing in this run tells it from: {alike[0]}" in text.getvalue()
+    assert f"Nothing in this run tells it from: {alike[0]}." in page.as_html(
+        "jitter", checks, (), named
+    )
 
 
 def test_an_unknown_mistake_is_said_to_be_unknown():

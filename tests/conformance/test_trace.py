@@ -162,6 +162,21 @@ def test_a_faulty_recording_is_refused(tmp_path, change, message):
     assert message in str(error.value)
 
 
+def test_either_byte_order_is_read(tmp_path):
+    arrays = {k: a.astype(a.dtype.newbyteorder(">")) for k, a in run().items()}
+    read = recording.read(write(tmp_path / "t.npz", arrays))
+    assert read.dtype == "float64"
+    np.testing.assert_array_equal(read.steps[0]["theta"], arrays["0/theta"])
+
+
+def test_a_dtype_that_numpy_has_not_is_named(tmp_path):
+    head = b'{"0/theta": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}'
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
+    with pytest.raises(InputError, match="dtype BF16; required float64 or float32"):
+        recording.read(path)
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_a_truncated_file_is_refused(tmp_path, suffix):
     path = write(tmp_path / f"t{suffix}", run())
