@@ -80,6 +80,44 @@ def test_a_mistake_in_other_code_is_named(key):
     assert leading.most_common(1)[0][0] == key, leading
 
 
+# id: what stands in einsum_loko, what is put there, checks that have to be named
+FILTER = {
+    "YHAT-CLIPPED": (
+        "else softmax(z)",
+        "else np.clip(softmax(z), 1e-4, 1 - 1e-4).astype(z.dtype)",
+        "observation.",  # where it acts; loko.step/glm, where it does not, passes
+    ),
+    "THETA-POSTERIOR-S": (
+        '"theta": theta + ein("aj,j", K, e), "p": new}',
+        '"theta": theta + gain(new, H, R)[1] @ e, "p": new}',
+        "kalman.diagonal_update/",
+    ),
+    "GAIN-POSTERIOR-R": (
+        'new = posterior(p, K, H, R) if diagonal == "decoupled" else variational(p, H, R)',
+        """new = posterior(p, K, H, R) if diagonal == "decoupled" else variational(p, H, R)
+    K = K if diagonal == "decoupled" else np.linalg.solve(R, H * new).T""",
+        "kalman.diagonal_update/",
+    ),
+}
+
+
+@pytest.mark.parametrize("key", FILTER)
+def test_a_mistake_in_another_filter_is_named(key):
+    old, new, names = FILTER[key]
+    path = Path(__file__).with_name("einsum_loko.py")
+    source = path.read_text(encoding="utf-8")
+    assert source.count(old) == 1
+    module = types.ModuleType("einsum_loko_with_a_mistake")
+    module.__file__ = str(path)
+    exec(compile(source.replace(old, new), "einsum_loko.py", "exec"), module.__dict__)
+    target = Implementation(target=key, functions=module.IMPLEMENTATION)
+    cases = [c for n in ("observation.*", "kalman.d*", "loko.step/glm*") for c in select(n)]
+    named = {k: fits for k, fits in name_mistakes(run(target, cases)).items() if names in k}
+    leading = Counter(fits[0].mutant.id if fits else None for fits in named.values())
+    assert set(leading) <= {key, None}  # a wrong name would be worse than none
+    assert leading[key] >= max(6, 0.8 * len(named)), leading
+
+
 def test_the_source_as_it_stands_is_right():
     module = types.ModuleType("einsum_as_it_stands")
     exec(compile(SOURCE, "einsum_network.py", "exec"), module.__dict__)
