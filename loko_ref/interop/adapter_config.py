@@ -25,11 +25,31 @@ REFUSED = {
     "arrow_config": "several adapters are mixed",
     "layer_replication": "layers are repeated",
     "target_parameters": "parameters without a module are adapted",
+    "kasa_config": "the weight loses its smallest singular values",
     "trainable_token_indices": "single tokens are trained",
     "monteclora_config": "the factors are random",
     "velora_config": "gradients are compressed",
 }
 """Options that change the function computed, and are not among the models here."""
+
+INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""PEFT's ``init_lora_weights`` that leave the base's weights as they are, and train both factors.
+
+The others take something out of the weight that they are put on (pissa, olora, corda, loftq,
+lora_ga), again at each loading, or freeze a factor (mica).
+"""
+
+KNOWN = frozenset(
+    (
+        *("peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision"),
+        *("auto_mapping", "inference_mode", "megatron_core", "megatron_config", "runtime_config"),
+        *("r", "lora_alpha", "lora_dropout", "lora_bias", "use_rslora", "bias"),
+        *("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"),
+        *("layers_to_transform", "layers_pattern", "init_lora_weights", "ensure_weight_tying"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+    )
+)
+"""Options that are read here, or that change nothing that is computed."""
 
 
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -40,6 +60,20 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     for key, why in REFUSED.items():
         if config.get(key):
             raise InputError(f"{where}: {key}", config[key], "its default", why)
+    init = config.get("init_lora_weights")
+    if init not in INITS:
+        raise InputError(
+            f"{where}: init_lora_weights",
+            repr(init),
+            "true, false, 'gaussian', 'orthogonal' or 'eva'",
+            "PEFT changes the base's weights at loading, or freezes a factor; PEFT's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...) writes plain LoRA",
+        )
+    for key in sorted(config.keys() - KNOWN - REFUSED.keys()):
+        if config[key]:
+            raise InputError(
+                f"{where}: {key}", repr(config[key]), "an option known here", "a newer PEFT"
+            )
     check_choice(f"{where}: bias", config.get("bias", "none"), BIASES)
     _check_number(f"{where}: r", config.get("r"), whole=True)
     _check_number(f"{where}: lora_alpha", config.get("lora_alpha"), whole=False)

@@ -22,7 +22,7 @@ from loko_ref.arrays import to_host
 from loko_ref.errors import InputError
 from loko_ref.interop.adapter_config import check_config
 from loko_ref.interop.checkpoints import Checkpoint, modules, read_json
-from loko_ref.interop.tensors import find_tensors, read_tensors, write_tensors
+from loko_ref.interop.tensors import as_floats, find_tensors, read_tensors, write_tensors
 from loko_ref.model import Model, param_shapes
 from loko_ref.spec import linears, map_linears
 from loko_ref.storage import write_bytes
@@ -60,7 +60,7 @@ def targeted(config: Mapping[str, Any], module: str, last: Collection[str] = ())
     if not _matches(target, module):
         return False
     chosen = config.get("layers_to_transform")
-    if chosen is None or isinstance(target, str):
+    if chosen in (None, []) or isinstance(target, str):
         return True
     pattern = config.get("layers_pattern") or ()
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
@@ -145,9 +145,12 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
             missing.append(PREFIX + names[0])
             return np.zeros(shape, dtype)
         used.add(full)
-        if tensors[full].shape != shape:
+        tensor = tensors[full]
+        if tensor.ndim == 4:  # of the convolution that cuts patches  [ATT-5]
+            tensor = tensor.reshape(tensor.shape[0], -1)
+        if tensor.shape != shape:
             raise InputError(full, f"shape {tensors[full].shape}", f"{shape}", "another base model")
-        return tensors[full].astype(dtype)
+        return as_floats(full, tensor, dtype)
 
     def set_to(name: str, shape: tuple[int, ...], *theirs: str) -> None:
         weights[name] = take(shape, *theirs)
@@ -258,7 +261,7 @@ def save_adapter(
                 ("bB", "lora_B.bias"),
             ):
                 if f"{ours}.{key}" in model.weights:
-                    tensors[f"{PREFIX}{module}.{part}"] = to_host(model.weights[f"{ours}.{key}"])
+                    tensors[f"{PREFIX}{module}.{part}"] = _theirs(model, f"{ours}.{key}")
             shift = model.weights.get(f"{ours}.bA")
             if shift is not None and bool((shift != 0).any()):
                 raise InputError(f"{ours}.bA", "not 0", "0", "a bias that PEFT's LoRA has not")
@@ -266,7 +269,7 @@ def save_adapter(
             saved.append(module)
             for key, part in (("W", "weight"), ("b", "bias")):
                 if f"{ours}.{key}" in model.weights:
-                    tensors[f"{PREFIX}{module}.{part}"] = to_host(model.weights[f"{ours}.{key}"])
+                    tensors[f"{PREFIX}{module}.{part}"] = _theirs(model, f"{ours}.{key}")
     if not ranks:
         raise InputError("checkpoint", "no LoRA site", "at least one", "add_lora was not called")
     if len(biased) > 1:
@@ -314,6 +317,14 @@ def save_adapter(
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     write_bytes(folder / "adapter_config.json", text.encode("utf-8"))
     write_tensors(folder / "adapter_model.safetensors", tensors)
+
+
+def _theirs(model: Model, name: str) -> np.ndarray:
+    """Give an array the shape that it has in their file: patches are a convolution's.  [ATT-5]."""
+    array, first = np.asarray(to_host(model.weights[name])), model.spec[0]
+    if name in ("patch.W", "patch.A"):
+        return array.reshape(-1, first["image"][0], *first["patch"])
+    return array[:, :, None, None] if name == "patch.B" else array
 
 
 def _loose_biases(model: Model, names: Collection[str]) -> tuple[str, list[str]]:

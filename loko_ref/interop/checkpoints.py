@@ -18,7 +18,7 @@ import numpy as np
 from loko_ref.architectures import bert_spec, roberta_spec, vit_spec
 from loko_ref.checks import check_choice
 from loko_ref.errors import InputError
-from loko_ref.interop.tensors import find_tensors, read_tensors
+from loko_ref.interop.tensors import as_floats, find_tensors, read_tensors
 from loko_ref.model import Model, param_shapes
 
 __all__ = ["FAMILIES", "Checkpoint", "load_classifier", "modules", "read_json"]
@@ -184,6 +184,16 @@ def _size(config: Mapping[str, Any], key: str, default: Any = None) -> int:
     return value
 
 
+def _sides(config: Mapping[str, Any], key: str) -> tuple[int, int]:
+    """Height and width, which may be one number."""
+    value = _want(config, key)
+    pair = value if isinstance(value, list) else [value, value]
+    sizes = tuple(_size({key: side}, key) for side in pair)
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise InputError(f"config.json: {key}", repr(value), "one or two sides", "a damaged file")
+    return sizes
+
+
 def _outputs(config: Mapping[str, Any]) -> int:
     labels = config.get("id2label")
     if labels and not isinstance(labels, dict):
@@ -220,14 +230,14 @@ def build_spec(config: Mapping[str, Any], inputs: Sequence[str], outputs: int) -
         "activation": ACTIVATIONS[activation],
     }
     if family in ("vit", "deit"):
-        image, patch = _want(config, "image_size"), _want(config, "patch_size")
-        h, w = image if isinstance(image, list) else (image, image)
-        pair = patch if isinstance(patch, list) else (patch, patch)
+        bias = config.get("qkv_bias", True)
+        if not isinstance(bias, bool):
+            raise InputError("config.json: qkv_bias", repr(bias), "true or false", "a damaged file")
         return family, vit_spec(
-            image=(_want(config, "num_channels", 3), h, w),
-            patch=pair,
+            image=(_size(config, "num_channels", 3), *_sides(config, "image_size")),
+            patch=_sides(config, "patch_size"),
             tokens=1 if family == "vit" else 2,
-            bias=config.get("qkv_bias", True),
+            bias=bias,
             **size,
         )
     kind = config.get("position_embedding_type") or "absolute"
@@ -308,9 +318,9 @@ def load_classifier(
                 missing.append(names[0])
             else:
                 used.add(name)
-                parts.append((name, tensors[name]))
+                parts.append((name, as_floats(name, tensors[name], dtype)))
         if len(parts) == len(spellings[ours]):
-            weights[ours] = _join(parts, shape).astype(dtype)
+            weights[ours] = _join(parts, shape)
     surplus = sorted(
         name
         for name in tensors.keys() - used

@@ -18,7 +18,7 @@ import numpy as np
 from loko_ref.errors import InputError
 from loko_ref.storage import write_bytes
 
-__all__ = ["find_tensors", "read_tensors", "write_tensors"]
+__all__ = ["as_floats", "find_tensors", "read_tensors", "write_tensors"]
 
 DTYPES = {
     "F64": "<f8",
@@ -193,6 +193,15 @@ def _tensor(path: Path, name: str, entry: Any, body: np.ndarray, at: int) -> np.
     if kind == "BF16":
         array = (array.astype("<u4") << 16).view("<f4")
     return array
+
+
+def as_floats(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:
+    """Cast a weight to the model's dtype; whole numbers are no weights."""
+    if tensor.dtype.kind != "f":
+        raise InputError(
+            name, f"dtype {tensor.dtype}", "floats", "quantised, and nothing without its scales"
+        )
+    return tensor.astype(dtype)
 
 
 def write_tensors(

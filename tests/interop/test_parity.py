@@ -17,6 +17,7 @@ transformers = pytest.importorskip(
 )
 peft = pytest.importorskip("peft", reason="peft is not installed (extra 'interop')")
 
+from loko_ref.errors import InputError  # noqa: E402
 from loko_ref.interop import (  # noqa: E402
     load_adapter,
     load_classifier,
@@ -186,6 +187,39 @@ def test_head_among_the_trainables(family, tmp_path, rng):
     assert [s for s, _, _ in sites(checkpoint.model)][-1] == "head.out"
     x, args = inputs(family, rng)
     compare(checkpoint, x, *reference(tuned, args))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["projection", "q_proj"], "bias": "all"},
+        {"target_modules": ["q_proj"], "modules_to_save": ["projection"]},
+    ],
+)
+def test_the_convolution_of_the_patches(options, tmp_path, rng):
+    """Its LoRA is two convolutions, and its weight has four axes; written back as such."""
+    net = build("vit")
+    net.save_pretrained(tmp_path / "base")
+    tuned = adapt(net, "vit", **options)
+    tuned.save_pretrained(tmp_path / "adapter")
+    checkpoint = load_adapter(load_classifier(tmp_path / "base"), tmp_path / "adapter")
+    assert any(name.startswith("patch.") for name in checkpoint.model.trainable)
+    x, args = inputs("vit", rng)
+    compare(checkpoint, x, *reference(tuned, args))
+    save_adapter(checkpoint, tmp_path / "written")
+    written = peft.PeftModel.from_pretrained(build("vit"), tmp_path / "written").double().eval()
+    z = forward(checkpoint.model, x)[0]
+    with torch.no_grad():
+        assert np.linalg.norm(written(**args).logits.numpy() - z) <= TOL * np.linalg.norm(z)
+
+
+def test_an_adapter_that_changes_the_base_is_refused(tmp_path):
+    """PiSSA takes the largest singular values out of the weight, at each loading."""
+    net = build("roberta").float()
+    net.save_pretrained(tmp_path / "base")
+    adapt(net, "roberta", init_lora_weights="pissa").save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="init_lora_weights: got 'pissa'"):
+        load_adapter(load_classifier(tmp_path / "base"), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("family", ["roberta", "bert", "vit", "deit"])

@@ -99,6 +99,15 @@ def test_misshapen_is_named(tmp_path, rng):
         load_classifier(tmp_path)
 
 
+def test_quantised_is_named(tmp_path, rng):
+    def change(tensors):
+        tensors["classifier.weight"] = np.ones((3, 4), np.int8)
+
+    saved(tmp_path, rng, change)
+    with pytest.raises(InputError, match=r"classifier.weight: got dtype int8; required floats"):
+        load_classifier(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
@@ -124,6 +133,12 @@ def test_configurations_refused(tmp_path, rng, change, where):
         ({"id2label": 3}, "id2label"),
         ({"id2label": None, "num_labels": "three"}, "num_labels"),
         ({"architectures": 5}, "architectures"),
+        ({"image_size": "4"}, "image_size"),
+        ({"image_size": [4]}, "image_size"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"patch_size": [2, 2.0]}, "patch_size"),
+        ({"num_channels": [1]}, "num_channels"),
+        ({"qkv_bias": "false"}, "qkv_bias"),
     ],
 )
 def test_a_configuration_of_another_kind_is_refused(tmp_path, rng, change, where):
@@ -335,13 +350,45 @@ def test_adapter_round_trip_and_its_errors(tmp_path, rng):
         {"layers_to_transform": ["0"]},
         {"layers_to_transform": [0], "layers_pattern": ["(("]},
         {"target_modules": ["query_key_value"]},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "mica"},
+        {"kasa_config": {"beta": 1e-4}},
+        {"an_option_of_tomorrow": True},
     ],
 )
 def test_adapters_refused(tmp_path, rng, change):
     base, _ = adapted(tmp_path, rng)
     path = tmp_path / "adapter/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=f"{next(iter(change))}|missing|another base model"):
+        load_adapter(base, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": False},
+        {"layers_to_transform": []},
+        {"an_option_of_tomorrow": None, "lora_dropout": 0.1, "use_dora": False},
+    ],
+)
+def test_options_that_change_nothing(tmp_path, rng, change):
+    base, full = adapted(tmp_path, rng)
+    path = tmp_path / "adapter/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    again = load_adapter(base, tmp_path / "adapter").model
+    for key, array in full.model.weights.items():
+        assert (again.weights[key] == array).all(), key
+
+
+def test_a_quantised_adapter_is_named(tmp_path, rng):
+    base, _ = adapted(tmp_path, rng)
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = {k: np.array(v) for k, v in read_tensors(file).items()}
+    name = next(iter(tensors))
+    write_tensors(file, tensors | {name: np.ones(tensors[name].shape, np.int8)})
+    with pytest.raises(InputError, match=f"{name}: got dtype int8; required floats"):
         load_adapter(base, tmp_path / "adapter")
 
 
