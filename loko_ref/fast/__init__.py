@@ -9,6 +9,7 @@ otherwise, each proved in derivations/fast.md:
 - cotangents of one token side by side, so that each product is one large GEMM  [FAST-3]
 - H scaled by the deviations; leverages by a triangular product; no gain  [FAST-4]
 - columns that are products of a cotangent with an input are never formed  [FAST-5]
+- GELU of a float32 by a polynomial in place of an erfc in float64  [FAST-6]
 """
 
 from loko_ref.fast.stepper import FastRecord, Stepper, prepare

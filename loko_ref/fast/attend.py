@@ -76,7 +76,8 @@ class Attend(_Fresh):
             a -= a.max(axis=-1, keepdims=True)
             np.exp(a, out=a)
             total = a.sum(axis=-1, keepdims=True)
-        a /= total
+        np.divide(1, total, out=total)
+        a *= total
         y = np.empty((b, tq, self.heads, v.shape[3]), dtype=a.dtype)
         np.matmul(a, v, out=y.transpose(0, 2, 1, 3))
         self.kept = (q, keys, v, a, y)
@@ -108,7 +109,8 @@ class Attend(_Fresh):
             dy.reshape(b, tq * k, h, c).transpose(0, 2, 1, 3), v.transpose(0, 1, 3, 2)
         )  # (b, h, tq k, t)
         ds = da.reshape(b, h, tq, k, t)
-        ds -= np.einsum("btkhc,bthc->bhtk", dy5, y)[..., None]
+        along = np.matmul(dy5.transpose(0, 1, 3, 2, 4), y[..., None])  # (b, tq, h, k, 1)
+        ds -= along.transpose(0, 2, 1, 3, 4)
         ds *= a[:, :, :, None]
         if want["k"]:
             dk = np.empty((b, t, k, h, c), dtype=d.dtype)

@@ -9,14 +9,14 @@ own, except where ``owns_d`` says that d comes fresh from the node above and may
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from loko_ref.arrays import Array, erfc
+from loko_ref.arrays import Array
 from loko_ref.fast.columns import Block
+from loko_ref.fast.gelu import gelu
 from loko_ref.layers.activation import gelu_tanh_forward
 
 __all__ = ["Act", "Lin", "Node", "Norm", "Pool", "Residual", "Run", "Stack"]
@@ -185,17 +185,8 @@ class Act(Node):
         if self.kind == "gelu_tanh":
             y, self.slope = gelu_tanh_forward(x)  # [LAY-11]
             return y
-        Phi = erfc(x * -math.sqrt(0.5))
-        Phi *= 0.5
-        slope = x * x
-        slope *= -0.5
-        np.exp(slope, out=slope)
-        slope *= x
-        slope *= 1 / math.sqrt(2 * math.pi)
-        slope += Phi
-        self.slope = slope
-        Phi *= x
-        return Phi
+        y, self.slope = gelu(x)
+        return y
 
     def backward(self, d: Array, run: Run, need_dx: bool) -> Array | None:
         """``dx = slope d``, in place where d is ours."""
@@ -212,6 +203,7 @@ class Norm(Node):
 
     def __init__(self, g: Array | None, b: Array | None, eps: float, width: int) -> None:
         self.g, self.b, self.eps, self.width = g, b, eps, width
+        self.flat: Array = np.empty((0, 2, width))
 
     def forward(self, x: Array, run: Run) -> Array:
         """Two passes for the variance; keep the normalised input and the inverse deviation."""
@@ -225,7 +217,9 @@ class Norm(Node):
         n *= inv[:, None]
         # for backward: the gain of each entry, and the two directions that have no slope
         self.gain = inv[:, None] if self.g is None else inv[:, None] * self.g
-        self.flat = np.stack([np.ones_like(n), n], axis=1)  # (rows, 2, width)
+        if self.flat.shape[0] != x.shape[0] or self.flat.dtype != x.dtype:
+            self.flat = np.ones((x.shape[0], 2, self.width), dtype=x.dtype)
+        self.flat[:, 1] = n
         if self.g is None:
             return n
         y: Array = n * self.g
