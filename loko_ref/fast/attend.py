@@ -102,6 +102,7 @@ class Attend(_Fresh):
                 out=dv.transpose(0, 3, 2, 1, 4),
             )
             dx = parts["v"].backward(dv.reshape(b * t * k, h * c), run, need_dx)
+            del dv  # what is done with makes room
         if not (want["q"] or want["k"]):
             return dx
         # ds = a (da - <a, da>), and <a, da> = <y, dy> head by head
@@ -121,9 +122,11 @@ class Attend(_Fresh):
             )
             part = parts["k"].backward(dk.reshape(b * t * k, h * c), run, need_dx)
             dx = _sum(dx, part)
+            del dk, part
         if want["q"]:
             dq = np.empty((b, tq * k, h, c), dtype=d.dtype)
             np.matmul(da, keys * (1 / math.sqrt(c)), out=dq.transpose(0, 2, 1, 3))
+            del da, ds
             part = parts["q"].backward(dq.reshape(b * tq * k, h * c), run, need_dx)
             if dx is not None and part is not None and tq < t:
                 head = dx.reshape(b, t, -1)[:, :tq]

@@ -34,6 +34,8 @@ class Run:
         Real tokens.
     H : array (batch, k, nd)
         The columns of the Jacobian that are formed; linears write their own.
+    flat : array (rows, 2, width) or None
+        Room for the directions of :meth:`directions`: one for all norms.
     """
 
     batch: int
@@ -41,6 +43,15 @@ class Run:
     k: int = 0
     mask: Array | None = None
     H: Array | None = None
+    flat: Array | None = None
+
+    def directions(self, n: Array) -> Array:
+        """``[1; n]`` row by row, in which a norm has no slope; the next call overwrites it."""
+        shape = (n.shape[0], 2, n.shape[1])
+        if self.flat is None or self.flat.shape != shape:
+            self.flat = np.ones(shape, dtype=n.dtype)
+        self.flat[:, 1] = n
+        return self.flat
 
 
 class Node:
@@ -203,25 +214,19 @@ class Norm(Node):
 
     def __init__(self, g: Array | None, b: Array | None, eps: float, width: int) -> None:
         self.g, self.b, self.eps, self.width = g, b, eps, width
-        self.flat: Array = np.empty((0, 2, width))
 
     def forward(self, x: Array, run: Run) -> Array:
         """Two passes for the variance; keep the normalised input and the inverse deviation."""
-        mean = x.mean(axis=-1, keepdims=True)
-        n = x - mean
+        n = x - x.mean(axis=-1, keepdims=True)
         n -= n.mean(axis=-1, keepdims=True)
         var = np.einsum("ij,ij->i", n, n)
         var /= self.width
         var += self.eps
-        inv = 1 / np.sqrt(var)
-        n *= inv[:, None]
-        # for backward: the gain of each entry, and the two directions that have no slope
-        self.gain = inv[:, None] if self.g is None else inv[:, None] * self.g
-        if self.flat.shape[0] != x.shape[0] or self.flat.dtype != x.dtype:
-            self.flat = np.ones((x.shape[0], 2, self.width), dtype=x.dtype)
-        self.flat[:, 1] = n
+        inv = (1 / np.sqrt(var))[:, None]
+        n *= inv
+        self.n, self.inv = n, inv
         if self.g is None:
-            return n
+            return n.copy()
         y: Array = n * self.g
         if self.b is not None:
             y += self.b
@@ -231,11 +236,13 @@ class Norm(Node):
         """``dx = dn - F' F dn / width``, dn = inv g d, F = [1; n]."""
         if not need_dx:
             return None
-        rows, _, width = self.flat.shape
-        dn = d.reshape(rows, -1, width) * self.gain[:, None]
-        along = dn @ self.flat.transpose(0, 2, 1)  # (rows, k, 2)
+        rows, width = self.n.shape
+        gain = self.inv if self.g is None else self.inv * self.g
+        dn = d.reshape(rows, -1, width) * gain[:, None]
+        flat = run.directions(self.n)
+        along = dn @ flat.transpose(0, 2, 1)  # (rows, k, 2)
         along *= 1 / width
-        dn -= along @ self.flat
+        dn -= along @ flat
         return dn.reshape(d.shape)
 
 
