@@ -139,13 +139,17 @@ def read_cifar(
                 f"a multiple of {row}",
                 "a cut file, the pickled version of the set, or the other number of classes",
             )
-        parts.append(np.frombuffer(data, np.uint8).reshape(-1, row))
+        part = np.frombuffer(data, np.uint8).reshape(-1, row)
+        if (top := int(part[:, before - 1].max())) >= classes:
+            raise InputError(
+                str(path),
+                f"label {top}",
+                f"at most {classes - 1}",
+                "a damaged file, or one of the other CIFAR",
+            )
+        parts.append(part)
     if not parts:
         raise InputError("paths", "no file", "at least one", "an empty list")
     both = np.concatenate(parts)
     labels = both[:, before - 1].astype(np.int64)
-    if labels.max() >= classes:
-        raise InputError(
-            "classes", classes, f"more than {labels.max()}", "a file of the other CIFAR"
-        )
     return _scaled(both[:, before:].reshape(-1, 3, 32, 32), dtype), labels

@@ -93,6 +93,13 @@ def test_cifar(tmp_path, rng, classes):
         read_cifar([tmp_path / "a"], 110 - classes)
 
 
+def test_cifar_labels_out_of_range_name_their_file(tmp_path):
+    for name, label in (("one.bin", 9), ("two.bin", 10)):
+        (tmp_path / name).write_bytes(bytes([label]) + bytes(3072))
+    with pytest.raises(InputError, match=r"two\.bin: got label 10; required at most 9"):
+        read_cifar([tmp_path / "one.bin", tmp_path / "two.bin"], 10)
+
+
 TASKS = {
     "SST-2": 'sentence\tlabel\nit is "fine\t1\nno\t0\n',
     "CoLA": 'gj04\t1\t\tit is "fine\ngj04\t0\t*\tno\n',
