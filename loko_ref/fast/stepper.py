@@ -16,8 +16,8 @@ from loko_ref.errors import InputError, NumericalError
 from loko_ref.fast.columns import Columns
 from loko_ref.fast.filter import decoupled, root_inverse, variational
 from loko_ref.fast.network import Network
+from loko_ref.kalman import glm, time
 from loko_ref.kalman import observation as obs
-from loko_ref.kalman import time
 from loko_ref.loko import Batch, LokoConfig, LokoState, loss, targets
 from loko_ref.loko.measurement import check_windup
 from loko_ref.model import check_inputs
@@ -159,8 +159,9 @@ class Stepper:
         batch, C = yhat.shape
         if self.config.observation == "softmax":  # Q J
             return yhat[:, None] * (self.Q - (yhat @ self.Q.T)[:, :, None])
-        if self.config.observation == "glm":
-            return np.broadcast_to(self.Q, (batch, *self.Q.shape))
+        if self.config.observation == "glm":  # each class but the likeliest, less that one
+            each = glm.against_likeliest(yhat, np.tile(self.eye, (batch, 1)))
+            return each.reshape(batch, C - 1, C)
         eye = self.eye - 1 / C if self.config.center else self.eye
         return np.broadcast_to(eye, (batch, C, C))
 
@@ -241,28 +242,21 @@ class Stepper:
     def _glm(
         self, theta: Array, p: Array, Z: Columns, e: Array, yhat: Array
     ) -> tuple[Array, Array]:
-        """``K e = p Z' (I + J G)^-1 e`` and the whitened leverages, on contrasts.  [OBS-6, FAST-4].
+        """``K e = p Zo' (I + Jo G)^-1 eo`` and the whitened leverages.  [OBS-6, FAST-4].
 
-        Z (batch (C - 1), n) holds its contrasts, scaled, and is whitened in place.
+        Z (batch (C - 1), n) holds Zo, scaled, and is whitened in place.
         """
         batch, C = yhat.shape
-        c, Q = C - 1, self.Q
+        c = C - 1
         if c == 0:
             return theta, p
         check_windup(yhat, e, p, theta, self.config)
-        G = Z.gram()  # (rows, rows)
-        Qy = yhat @ Q.T  # (batch, c)
-        J = (Q * yhat[:, None]) @ Q.T - Qy[:, :, None] * Qy[:, None]  # (batch, c, c): Q J Q'
-        JG = (J @ G.reshape(batch, c, -1)).reshape(G.shape)
-        JG[np.diag_indices(batch * c)] += 1
-        w = solve(JG, (e.reshape(batch, C) @ Q.T).reshape(-1), name="I + J G")
-        theta_post = Z.pull(w)
+        I_JG = glm.information(yhat, Z.gram())  # (rows, rows)
+        theta_post = Z.pull(solve(I_JG, glm.without_likeliest(yhat, e), name="I + J G"))
         theta_post += theta
-        # L' Q' (batch, C, c), L' = diag(sqrt yhat)(I - 1 yhat'): whitened H~ = L' Z
-        N = np.sqrt(yhat)[:, :, None] * (Q.T - Qy[:, None])
-        N = np.asarray(np.linalg.qr(N, mode="r"))  # (batch, c, c): the same squares, c rows
-        Z.whiten(N)
         eye = np.eye(batch * c, dtype=self.dtype)
+        each = np.tile(eye[:c, :c], (batch, 1))  # (rows, c)
+        Z.whiten(glm.whiten(yhat, each).reshape(batch, c, c))  # H~ = L' Zo
         if self.config.diagonal == "variational":
             return theta_post, variational(p, Z, eye)
         return theta_post, decoupled(p, Z, root_inverse(Z.gram() + eye, "S"), eye)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from loko_ref.arrays import Array, namespace, solve
 from loko_ref.kalman.observation import from_likeliest
 
-__all__ = ["against_likeliest", "gain", "whiten", "without_likeliest"]
+__all__ = ["against_likeliest", "gain", "information", "whiten", "without_likeliest"]
 
 
 def _others(yhat: Array, rows: Array) -> Array:
@@ -49,6 +49,14 @@ def whiten(yhat: Array, Mo: Array) -> Array:
     return (xp.sqrt(yo) * (rows - mean)).reshape(Mo.shape)
 
 
+def information(yhat: Array, G: Array) -> Array:
+    """``I + Jo G``, G = Zo P Zo' (batch (C - 1), batch (C - 1)).  [OBS-6]."""
+    yo = _others(yhat, yhat[:, :, None])  # (batch, C - 1, 1)
+    rows = G.reshape(*yo.shape[:2], G.shape[1])
+    JG = (yo * (rows - yo.swapaxes(1, 2) @ rows)).reshape(G.shape)
+    return namespace(G).eye(G.shape[0], dtype=G.dtype) + JG
+
+
 def gain(yhat: Array, PZot: Array, G: Array) -> Array:
     """``Ko = P Zo' (I + Jo G)^-1``, G = Zo P Zo': K e = Ko eo.  [OBS-6].
 
@@ -71,7 +79,4 @@ def gain(yhat: Array, PZot: Array, G: Array) -> Array:
         If I + Jo G is singular, which only rounding can make it.
     """
     eye = namespace(G).eye(G.shape[0], dtype=G.dtype)
-    yo = _others(yhat, yhat[:, :, None])  # (batch, C - 1, 1)
-    rows = G.reshape(*yo.shape[:2], G.shape[1])
-    JG = (yo * (rows - yo.swapaxes(1, 2) @ rows)).reshape(G.shape)
-    return PZot @ solve(eye + JG, eye, name="I + J G")
+    return PZot @ solve(information(yhat, G), eye, name="I + J G")

@@ -158,12 +158,13 @@ def test_large_batch_uses_the_triangular_product(rng):
     follow(LokoConfig(model=model), model, rng, 24)
 
 
-def test_saturated(rng):
-    """A logit margin of 40 on the wrong class: where contrasts of J^-1 would lose their digits."""
+@pytest.mark.parametrize("p0", [0.05, 1e8, 1e12])
+def test_saturated(rng, p0):
+    """A logit margin of 40 on the wrong class: where contrasts lose digits.  [OBS-6]."""
     model = model_of(mlp_spec([5, 3], lora=LORA), rng)
     weights = dict(model.weights) | {"0.b": np.array([40.0, 0.0, 0.0])}
     model = Model(spec=model.spec, weights=weights)
-    config = LokoConfig(model=model)
+    config = LokoConfig(model=model, p0=p0)
     state, data = loko.init(config), Batch(x=inputs(model, rng, 1), y=np.array([1]))
     expected, _ = loko.step(state, data, config)
     got, _ = prepare(config).step(state, data)
