@@ -189,6 +189,17 @@ _RUN |= {
         {**_ADAM, "rates": [0.02, 0.1, 0.08, 0.05, 0.01], "merge_at": [1, 4]},
         "a schedule ignored or a step off; merges where none belong",
     ),
+    "reset-at": (
+        _BIASED,
+        {
+            **_SGD,
+            "momentum": 0.5,
+            "reset": "AB",
+            "merge_at": [1, 2, 4, 5],
+            "reset_at": [2, 4],
+        },
+        "a reset at every merge; steps from 0; merges or resets counted for steps",
+    ),
     "own-copies": (
         _MIXED,
         {"optimizer": "adagrad", "lr": 0.1, "reduction": "own", "realisation": "copies"},
@@ -309,7 +320,8 @@ for _name, (_spec, _options, _hunts) in _RUN.items():
         made = {"x": x, "y": y, "weights": weights, "factors": factors}
         if o.get("reset") == "AB":
             names = [k for k in factors if k.endswith(".A")]
-            made["redraws"] = {k: draw(2, *factors[k].shape) for k in names}
+            merges = len(o.get("merge_at", ())) or 2
+            made["redraws"] = {k: draw(merges, *factors[k].shape) for k in names}
         if o.get("optimizer") == "loko":
             frozen = o.get("replicas") == "frozen"
             n = sum(a[0].size for a in factors.values())

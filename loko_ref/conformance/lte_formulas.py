@@ -83,9 +83,10 @@ LTE_FORMULAS: dict[str, Callable[..., Any]] = {
     "lte.replica": lambda copies: sum(copies) / len(copies),
     # what is remembered of a merge, given what was remembered before it  [LTE-6]
     "lte.remembered": lambda p, old, reset: None if reset else p,
-    "lte.zeroed": np.zeros_like,
-    "lte.redrawn": lambda A, drawn, merge: drawn[merge - 1],
+    "lte.zeroed": lambda a, part: np.zeros_like(a),
+    "lte.redrawn": lambda A, drawn, merge, resets: drawn[merge - 1],
     "lte.due": lambda t, every: t % every == 0,
+    "lte.reset_due": lambda t, merge, named: not named or t in named,
     "lte.state": _wiped,
     "lte.mhlora": lambda deltas, scaling: sum(deltas) / (len(deltas) if scaling == "mean" else 1),
     # LoKO in the heads  [LTE-10]

@@ -57,7 +57,7 @@ def lte_merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     before = [keep("delta", F["lte.delta"](q, s)) for q in old]
     W = keep("W", F["lte.merged"](x["W"], now, before))
     reset = o["reset"] != "none"
-    after = [{"A": q["A"], "B": F["lte.zeroed"](q["B"])} for q in p] if reset else p
+    after = [{"A": q["A"], "B": F["lte.zeroed"](q["B"], "B")} for q in p] if reset else p
     memory = [F["lte.remembered"](q, r, reset) for q, r in zip(p, old, strict=True)]
     zero = np.zeros_like(x["W"])
     found = [
@@ -89,7 +89,7 @@ def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
                 after = _state(v)
                 names = ("theta", "p", "merged", "copies")
                 out |= {f"{k}_merge": after[k] for k in names if k in after}
-            if due and reset and (not o["reset_at"] or at in o["reset_at"]):
+            if due and reset and F["lte.reset_due"](at, v.merges, o["reset_at"]):
                 _reset(v, factors)
         out |= _state(v)
         out["W"] = np.concatenate([np.reshape(a, -1) for a in v.weights.values()])
@@ -111,7 +111,7 @@ def _start(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Values:
             np.stack([x["weights"][name]] * o["heads"]) if replica else x["factors"][name]
         )
     v = Values(o, F=F, keep=keep, given=x, names=names, weights=dict(x["weights"]))
-    v |= {"factors": factors, "merged": None, "copies": None, "t": 0, "merges": 0}
+    v |= {"factors": factors, "merged": None, "copies": None, "t": 0, "merges": 0, "resets": 0}
     if o["realisation"] == "copies":
         v["copies"] = _copied(v, None)
     v["slots"] = [_fresh(v) for _ in range(o["heads"])]
@@ -299,13 +299,15 @@ def _merge(v: Values) -> None:
 def _reset(v: Values, before: Arrays) -> None:
     """B = 0, A kept or redrawn; nothing remembers the merge.  [LTE-6]."""
     factors, hit = dict(v.factors), []
+    v["resets"] += 1
     for name in v.names:
         part = name.rsplit(".", 1)[1]
         gone = part in ("B", "bB") if name not in v.weights else False
         if v.reset == "AB" and part == "A":
-            factors[name] = v.F["lte.redrawn"](factors[name], v.given["redraws"][name], v.merges)
+            drawn = v.given["redraws"][name]
+            factors[name] = v.F["lte.redrawn"](factors[name], drawn, v.merges, v.resets)
         elif gone or (v.reset == "AB" and part == "bA"):
-            factors[name] = v.F["lte.zeroed"](factors[name])
+            factors[name] = v.F["lte.zeroed"](factors[name], part)
         anew = gone or (v.reset == "AB" and part in ("A", "bA"))
         hit.append(np.full(factors[name][0].size, anew))
     v |= {"factors": factors, "merged": v.F["lte.remembered"](before, v.merged, True)}

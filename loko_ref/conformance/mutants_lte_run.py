@@ -45,21 +45,64 @@ mutant(
     "LTE: B kept at a reset",
     "What was merged is forgotten, but the factors stay: it is merged again.",
     "B = 0",
-    {"lte.zeroed": lambda a: a},
+    {"lte.zeroed": lambda a, part: a},
+)
+mutant(
+    "LTE-RESET-BIAS-A-KEPT",
+    "LTE: bA kept at a reset of A and B",
+    "A is redrawn and B is 0, but the branch keeps the bias bA that went with the old A.",
+    "bA = 0",
+    {"lte.zeroed": lambda a, part: a if part == "bA" else F["lte.zeroed"](a, part)},
+)
+mutant(
+    "LTE-RESET-BIAS-B-KEPT",
+    "LTE: bB kept at a reset",
+    "B is 0, but scale bB, which was merged into b, stays in the branch: it is merged again.",
+    "bB = 0",
+    {"lte.zeroed": lambda a, part: a if part == "bB" else F["lte.zeroed"](a, part)},
 )
 mutant(
     "LTE-RESET-A-KEPT",
     "LTE: A kept where it is to be redrawn",
     "Every interval explores the same directions.",
     "A = redraws[merge]",
-    {"lte.redrawn": lambda A, drawn, merge: A},
+    {"lte.redrawn": lambda A, drawn, merge, resets: A},
 )
 mutant(
     "LTE-REDRAW-SAME",
     "LTE: the same redraw at every merge",
     "The generator is seeded anew: each merge draws the first A again.",
     "A = redraws[merge]",
-    {"lte.redrawn": lambda A, drawn, merge: drawn[0]},
+    {"lte.redrawn": lambda A, drawn, merge, resets: drawn[0]},
+)
+mutant(
+    "LTE-REDRAW-BY-RESETS",
+    "LTE: redraws counted by resets",
+    "The k-th reset takes the k-th redraw; where some merges have no reset, it is the redraw of "
+    "another merge.",
+    "A = redraws[merge]",
+    {"lte.redrawn": lambda A, drawn, merge, resets: drawn[resets - 1]},
+)
+mutant(
+    "LTE-RESET-EVERY",
+    "LTE: a reset at every merge",
+    "reset_at names the merges that a reset follows; every merge resets.",
+    "reset after the merge if t in reset_at",
+    {"lte.reset_due": lambda t, merge, named: True},
+)
+mutant(
+    "LTE-RESET-LATE",
+    "LTE: resets one step late",
+    "The steps in reset_at are counted from 0: a merge at the step after a named one resets.",
+    "reset after the merge if t in reset_at, t = 1, 2, ...",
+    {"lte.reset_due": lambda t, merge, named: not named or t - 1 in named},
+)
+mutant(
+    "LTE-RESET-BY-MERGES",
+    "LTE: reset_at taken for numbers of merges",
+    "The k-th merge resets if k is in reset_at, which names steps.",
+    "reset after the merge if t in reset_at",
+    {"lte.reset_due": lambda t, merge, named: not named or merge in named},
 )
 mutant(
     "LTE-RATE-CONSTANT",

@@ -128,7 +128,8 @@ _INPUTS = (
     (
         "redraws",
         "mapping",
-        'for each linear with LoRA "0.A" (merges, heads, r, i): A after each merge',
+        'for each linear with LoRA "0.A" (merges, heads, r, i): A after each merge, those that no '
+        "reset follows counted too",
         "reset='AB'",
     ),
     (

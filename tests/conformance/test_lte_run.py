@@ -136,6 +136,7 @@ def test_an_implementation_without_the_new_options_still_runs_the_old_cases():
     status = {c.case.recipe.name: c.status for c in checks}
     assert status["sgd"] == status["replica"] == status["mhlora"] == "passed"
     assert status["copies"] == status["loko-shrink"] == status["evaluated"] == "unsupported"
+    assert status["reset-at"] == "unsupported"
     assert "failed" not in status.values()
 
 

@@ -37,7 +37,7 @@ FEW = {
     "loko.run": ("glm-stacked", "glm-forgetting", "logits-after", "gaussian-residual"),
     "lte.run": (
         *("sgd", "adamw", "adamw-fresh", "reset-B", "biased", "mse", "mhlora", "mhlora-sum"),
-        *("copies", "copies-reset-AB", "rates", "evaluated", "evaluated-reset"),
+        *("copies", "copies-reset-AB", "rates", "reset-at", "evaluated", "evaluated-reset"),
         *("loko", "loko-reset", "loko-shrink", "loko-prior", "loko-fresh"),
     ),
 }
