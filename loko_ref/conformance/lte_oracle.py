@@ -15,8 +15,8 @@ import numpy as np
 from loko_ref import lte, model
 from loko_ref.conformance.lte_formulas import in_order
 from loko_ref.lte import heads as net
-from loko_ref.lte.serial import deal
 from loko_ref.lte.state import heads_of
+from loko_ref.lte.stepping import deal
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 
 __all__ = ["forward", "merge", "run"]
