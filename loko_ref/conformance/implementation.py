@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, Protocol
@@ -58,9 +58,13 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What came back for one case: outputs, or that it was declined, or a finding."""
+    """What came back for one case: outputs, or that it was declined, or a finding.
+
+    ``returned`` is all of it where a shape is one that no other order of the numbers explains.
+    """
 
     outputs: Mapping[str, Array] = field(default_factory=dict)
+    returned: Mapping[str, Array] = field(default_factory=dict)
     declined: str | None = None
     finding: Finding | None = None
 
@@ -342,6 +346,7 @@ def check(result: Any, case: Case) -> Answer:
     if not isinstance(result, Mapping):
         message = f"returned {type(result).__name__} in place of a mapping of named arrays"
         return Answer(finding=Finding(kind="result", message=message))
+    from loko_ref.conformance.arrangement import arranged
     from loko_ref.conformance.tolerance import expected
 
     wanted = expected(case)
@@ -361,6 +366,15 @@ def check(result: Any, case: Case) -> Answer:
         if isinstance(array, str):
             return Answer(finding=Finding(kind="output", message=f"{name}: {array}", quantity=name))
         finding = _form(name, array, wanted[name], case.dtype)
+        if finding is not None and finding.kind == "shape":
+            said = arranged(case, name, array)
+            if said:
+                finding = replace(finding, message=f"{finding.message}; {said}")
+            came = {} if said else {k: _array(result[k]) for k in wanted if k in result}
+            returned = {
+                k: a for k, a in came.items() if not isinstance(a, str) and a.dtype == case.dtype
+            }
+            return Answer(outputs=outputs, finding=finding, returned=returned)
         if finding is not None:
             return Answer(outputs=outputs, finding=finding)
         outputs[name] = array

@@ -68,7 +68,7 @@ class Mutant:
 _MUTANTS: dict[str, Mutant] = {}
 
 _PARTS = (
-    *("filter", "time", "observation", "noise", "lte", "lte_run"),
+    *("filter", "time", "observation", "batch", "noise", "lte", "lte_run"),
     *("norm", "attention", "block", "ends", "model"),
 )
 

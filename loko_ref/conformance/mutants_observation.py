@@ -243,34 +243,3 @@ mutant(
         ),
     },
 )
-
-
-def _blocks(v: Values, a: Array) -> Array:
-    batch = v.y.shape[0]
-    return a.reshape(batch, -1, *a.shape[1:])
-
-
-def _averaged(v: Values) -> tuple[Array, Array]:
-    """One update with the samples' mean innovation and mean linearisation."""
-    batch, C = v.y.shape
-    e, H = _blocks(v, v.e).mean(axis=0), _blocks(v, v.H).mean(axis=0)
-    R = np.mean([v.R_used[b * C : (b + 1) * C, b * C : (b + 1) * C] for b in range(batch)], axis=0)
-    PH = times(v.p_pred, H)
-    K = (np.linalg.pinv(H @ PH + R, rcond=1e-12, hermitian=True) @ PH.T).T
-    if v.p_pred.ndim == 2:
-        return v.theta + K @ e, v.p_pred - K @ H @ v.p_pred
-    return v.theta + K @ e, v.p_pred * (1 - (K * H.T).sum(axis=1))
-
-
-mutant(
-    "BATCH-AVERAGED",
-    "samples averaged in place of stacked",
-    "The batch's mean innovation and mean Jacobian make one observation of C outputs: information "
-    "of the other samples is lost.",
-    "e, H stacked sample by sample: m = batch * C rows",
-    {
-        "theta_post": lambda v: _averaged(v)[0],
-        "p.decoupled": lambda v: _averaged(v)[1],
-        "p.dense": lambda v: _averaged(v)[1],
-    },
-)

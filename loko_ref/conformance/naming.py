@@ -1,8 +1,9 @@
 """Naming the mistake: which known mutant reproduces exactly what an implementation does?
 
 A mutant fits a check where every output that came back is the mutant's own within tolerance, the
-tolerance being the mutant's: its route is disturbed as the oracle's is (TOL-1). Where a mutant has
-a size, that one number is fitted to the first quantity that is off. Candidates are ranked by the
+tolerance being the mutant's: its route is disturbed as the oracle's is (TOL-1). Where outputs came
+in a wrong shape, it has to be the mutant's. Where a mutant has a size, that one number is fitted
+to the first quantity that is off. Candidates are ranked by the
 whole run: how many failed checks they explain, and how many passed ones they would have failed.
 """
 
@@ -16,19 +17,14 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance import precision
+from loko_ref.conformance.agreement import distance, within
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.compare import ratios
 from loko_ref.conformance.mutants import Mutant, all_mutants, evaluate, idle
-from loko_ref.conformance.tolerance import DELTA, canonical, factor, tolerance
+from loko_ref.conformance.tolerance import canonical, tolerance
 from loko_ref.conformance.verify import Check
 
 __all__ = ["Mistake", "fit", "name_mistakes"]
-
-DRAWS = 6
-"""Disturbances for a mutant's own unit of error."""
-
-PREFILTER = 1e5
-"""A mutant farther off than this many of an output's largest tolerance is not looked at closer."""
 
 AGREE = 1e-3
 """How near sizes are, relatively, that are one size."""
@@ -79,58 +75,9 @@ class Mistake:
         return f"{self.mutant.name}{size}"
 
 
-def _wanted(case: Case, out: Mapping[str, Array], name: str) -> Array:
-    return canonical(case, name, out[name])
-
-
-def _ratio(
-    case: Case,
-    outputs: Mapping[str, Array],
-    out: Mapping[str, Array],
-    bounds: Mapping[str, Array | None],
-    steps: int | None = None,
-) -> float:
-    """Largest |got - mutant's| over bound; infinite where shapes or numbers do not fit.
-
-    With `steps` only that many entries of the leading axis are looked at.
-    """
-    worst = 0.0
-    for name, got in outputs.items():
-        bound = bounds.get(name)
-        if bound is None:
-            continue
-        if name not in out or out[name].shape != got.shape:
-            return float("inf")
-        ratio = np.abs(canonical(case, name, got.astype(np.float64)) - _wanted(case, out, name))
-        ratio = (ratio / bound)[:steps]
-        if not np.isfinite(ratio).all():
-            return float("inf")
-        worst = max(worst, float(np.max(ratio, initial=0.0)))
-    return worst
-
-
-def _bounds(one: Mutant, case: Case, size: float | None) -> dict[str, Array | None]:
-    """Tolerance of a mutant's outputs: the oracle's, or its own where that is wider."""
-    base, centre = tolerance(case), evaluate.__wrapped__(one, case, size)
-    u = float(np.finfo(case.dtype).eps) / 2
-    total: dict[str, Array] = {}
-    assert centre is not None
-    for draw in range(DRAWS):
-        moved = evaluate.__wrapped__(one, case, size, draw)
-        if moved is None:
-            return dict(base)
-        for name, value in moved.items():
-            change = canonical(case, name, value - centre[name])
-            total[name] = total.get(name, 0.0) + change**2
-    found: dict[str, Array | None] = {}
-    for name, bound in base.items():
-        if bound is None:
-            found[name] = None
-            continue
-        own = np.sqrt(total[name] / DRAWS) * (u / DELTA)
-        own = np.maximum(own, u * np.abs(_wanted(case, centre, name)))
-        found[name] = np.maximum(bound, factor(case) * own) if own.shape == bound.shape else bound
-    return found
+def _came(check: Check) -> Mapping[str, Array]:
+    """Return what came back, of whatever shape."""
+    return check.returned or check.outputs
 
 
 def _fit_size(
@@ -146,7 +93,7 @@ def _fit_size(
         out = evaluate.__wrapped__(one, case, size)
         if out is None or out[quantity].shape != got.shape:
             return None
-        r = ((got - _wanted(case, out, quantity)) / bound).reshape(-1)
+        r = ((got - canonical(case, quantity, out[quantity])) / bound).reshape(-1)
         return r if np.isfinite(r).all() else None
 
     scored = []
@@ -194,14 +141,14 @@ def fit(
         Whether the size is also sought from the mutant's own starts.
     """
     case, outputs, first = check.case, check.outputs, check.divergence
-    if first is None:
-        return None
+    if first is None and (not check.returned or one.roundoff or one.sizes):
+        return None  # no size is sought in what has another shape
     if one.roundoff:
         found = precision.ratio(one.roundoff, check)
         return None if found is None else Mistake(mutant=one, size=None, ratio=found)
     if idle(one, case):
         return None
-    if one.sizes:
+    if first is not None and one.sizes:
         if size is not None and (known := _reproduces(one, check, size)) is not None:
             return known  # a coarse check fits many sizes: the one from elsewhere stands
         starts = ([size] if size is not None else []) + (list(one.sizes) if anew else [])
@@ -213,31 +160,18 @@ def fit(
 
 def _reproduces(one: Mutant, check: Check, size: float | None) -> Mistake | None:
     """Compare what came back with a mutant of this size; None where it is off."""
-    case, outputs, first = check.case, check.outputs, check.divergence
-    assert first is not None
+    case, outputs, first = check.case, _came(check), check.divergence
+    # a run that a mistake makes unstable is compared up to the step after it shows
+    unstable = first is not None and case.operation.name == "loko.run"
+    steps = first.index[0] + 2 if first is not None and unstable else None
     out = evaluate.__wrapped__(one, case, size) if one.sizes else evaluate(one, case)
     if out is None:
         return None
-    # a run that a mistake makes unstable is compared up to the step after it shows
-    steps = first.index[0] + 2 if case.operation.name == "loko.run" else None
-    ratio = _ratio(case, outputs, out, tolerance(case), steps)
-    if ratio > 1:
-        u = float(np.finfo(case.dtype).eps) / 2
-
-        def largest(name: str, bound: Array) -> Array:
-            """Give a tolerance for all of an output: where the oracle has 0, the mutant may not."""
-            own = u * np.max(np.abs(out.get(name, bound)), initial=0.0)
-            return np.asarray(max(np.max(bound, initial=0.0), own))
-
-        size_of = {
-            name: None if bound is None else largest(name, bound)
-            for name, bound in tolerance(case).items()
-        }
-        if _ratio(case, outputs, out, size_of, steps) > PREFILTER:
-            return None
-        ratio = _ratio(case, outputs, out, _bounds(one, case, size), steps)
+    ratio = within(one, case, outputs, out, size, steps)
     if ratio > 1:
         return None
+    if first is None:
+        return Mistake(mutant=one, size=size, ratio=ratio)
     off = ratios(case, outputs)[first.quantity] > 1
     if case.operation.stepwise:
         off = off[first.index[0]]
@@ -247,7 +181,7 @@ def _reproduces(one: Mutant, check: Check, size: float | None) -> Mistake | None
         size=size,
         ratio=ratio,
         alone=bool(one.sizes) and int(off.sum()) == 1,
-        sharp=_ratio(case, first_off, out, bound, steps) <= 1,
+        sharp=distance(case, first_off, out, bound, steps) <= 1,
     )
 
 
@@ -265,12 +199,12 @@ def _contradicts(one: Mutant, check: Check, size: float | None) -> bool:
     if out is None:
         return False
     wanted = {name: value.astype(np.float64) for name, value in check.outputs.items()}
-    return _ratio(check.case, wanted, out, tolerance(check.case)) > 2
+    return distance(check.case, wanted, out, tolerance(check.case)) > 2
 
 
 def _cost(check: Check) -> tuple[bool, bool, int]:
     """Cheap and sharp checks first."""
-    elements = sum(value.size for value in check.outputs.values())
+    elements = sum(value.size for value in _came(check).values())
     return check.case.operation.name == "loko.run", check.case.dtype != "float64", elements
 
 
@@ -292,7 +226,7 @@ def name_mistakes(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
 
 
 def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
-    failed = sorted((c for c in checks if c.divergence is not None), key=_cost)
+    failed = sorted((c for c in checks if c.divergence is not None or c.returned), key=_cost)
     if not failed:
         return {}
     operations = dict.fromkeys(c.case.operation.name for c in failed)
@@ -354,7 +288,8 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
     passed = [c for c in checks if c.status == "passed" and c.case.operation.name in operations]
     for key in [key for key, (one, _) in survivors.items() if one.roundoff]:
         # lost digits show wherever the format has more: a few that happen to fit are chance
-        where = precision.where_shown(survivors[key][0].roundoff, failed, passed)
+        off = [c for c in failed if c.divergence is not None]
+        where = precision.where_shown(survivors[key][0].roundoff, off, passed)
         if sum(key in found.get(c.case.id, ()) for c in where) < precision.SHOWS * len(where):
             drop(key)
     explained = {key: sum(key in fits for fits in found.values()) for key in survivors}

@@ -37,11 +37,10 @@ def _report(check: Check) -> str:
     lines = [f"{check.case.id}: {failure(check)}", f"this case hunts: {check.case.hunts}"]
     if check.forced is not None:
         lines.append(check.forced.text)
-    if check.divergence is not None:
-        for mistake in name_mistakes([check])[check.case.id][:3]:
-            m = mistake.mutant
-            lines.append(f"reproduced by {m.id}: {mistake.text}. {m.explanation}")
-            lines.append(f"look at: {m.look}")
+    for mistake in name_mistakes([check]).get(check.case.id, [])[:3]:
+        m = mistake.mutant
+        lines.append(f"reproduced by {m.id}: {mistake.text}. {m.explanation}")
+        lines.append(f"look at: {m.look}")
     return "\n".join(lines)
 
 

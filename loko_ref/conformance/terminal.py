@@ -64,7 +64,7 @@ def _kind(check: Check, mistake: Mistake | None) -> tuple[str, ...]:
         assert check.divergence is not None
         return ("off", check.divergence.quantity, mistake.mutant.id if mistake else operation)
     if finding.quantity is not None:
-        return (finding.kind, finding.quantity, operation)
+        return (finding.kind, finding.quantity, mistake.mutant.id if mistake else operation)
     return (finding.kind, _VARIES.sub("#", finding.message))
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "expected",
     "factor",
     "label",
+    "least",
     "tolerance",
     "unit",
 ]
@@ -151,7 +152,10 @@ def _inputs(case: Case) -> Mapping[str, Any]:
 def canonical(case: Case, name: str, value: Array) -> Array:
     """Take out of K what is a matter of convention: its all-ones part on the simplex.  [OBS-5]."""
     if name == "K" and case.options.get("observation") in ("softmax", "glm"):
-        rows = value.reshape(*value.shape[:-1], *_inputs(case)["y"].shape[-2:])
+        C = _inputs(case)["y"].shape[-1]
+        if value.ndim == 0 or value.shape[-1] % C:
+            return value  # no K by its shape
+        rows = value.reshape(*value.shape[:-1], -1, C)
         return (rows - rows.mean(axis=-1, keepdims=True)).reshape(value.shape)
     return value
 
@@ -179,6 +183,17 @@ def _with_solve(
     return {k: np.maximum(a, wide[k]) if k in solved else a for k, a in total.items()}
 
 
+def least(name: str, value: Array, dtype: str) -> Array:
+    """Give the least unit of error that a quantity's elements have, by their size.  [TOL-1]."""
+    info = np.finfo(dtype)
+    u = float(info.eps) / 2
+    size: Array = u * np.abs(value)
+    if name in COVARIANCES:
+        spread = np.sqrt(np.abs(np.diagonal(value, axis1=-2, axis2=-1)))
+        size = np.maximum(size, u * spread[..., :, None] * spread[..., None, :])
+    return np.maximum(size, float(info.tiny))
+
+
 @lru_cache(maxsize=1024)
 def unit(case: Case) -> Mapping[str, Unit]:
     """Find the unit of error of every output of a case.  [TOL-1, BALL-5].
@@ -198,8 +213,7 @@ def unit(case: Case) -> Mapping[str, Unit]:
             total[name] += (canonical(case, name, value - centre[name])) ** 2
     if case.recipe.name == OWN and "K" in centre:
         total = _with_solve(case, centre, total)
-    info = np.finfo(case.dtype)
-    u = float(info.eps) / 2
+    u = float(np.finfo(case.dtype).eps) / 2
     how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
     radii, why = widths(case)
     how += (
@@ -208,11 +222,7 @@ def unit(case: Case) -> Mapping[str, Unit]:
     found = {}
     for name in centre:
         size = np.sqrt(total[name] / DRAWS) * (u / DELTA)
-        size = np.maximum(size, u * np.abs(expected(case)[name]))
-        if name in COVARIANCES:
-            spread = np.sqrt(np.abs(np.diagonal(expected(case)[name], axis1=-2, axis2=-1)))
-            size = np.maximum(size, u * spread[..., :, None] * spread[..., None, :])
-        size = np.maximum(size, float(info.tiny))
+        size = np.maximum(size, least(name, expected(case)[name], case.dtype))
         if name in radii:
             size = np.maximum(size, np.minimum(radii[name], REACH * size))
         found[name] = Unit(size=size, how=how)

@@ -40,6 +40,8 @@ class Check:
         What was judged.
     outputs : mapping
         What came back.
+    returned : mapping
+        Where outputs have a shape of their own: everything that came back, as it came.
     forced : Forced or None
         For a failed run: what each step does from the oracle's state.
     """
@@ -52,6 +54,7 @@ class Check:
     worst: float = 0.0
     quantities: tuple[str, ...] = ()
     outputs: Mapping[str, Array] = field(default_factory=dict)
+    returned: Mapping[str, Array] = field(default_factory=dict)
     forced: Forced | None = None
 
 
@@ -86,7 +89,13 @@ def judge(case: Case, answer: Answer) -> Check:
             outputs=answer.outputs,
         )
     if answer.finding is not None:
-        return Check(case=case, status="failed", finding=answer.finding, quantities=judged)
+        return Check(
+            case=case,
+            status="failed",
+            finding=answer.finding,
+            quantities=judged,
+            returned=answer.returned,
+        )
     if not judged:
         reason = "no output of this case can be judged in this dtype"
         return Check(case=case, status="unsupported", reason=reason, outputs=answer.outputs)
