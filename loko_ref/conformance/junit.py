@@ -47,7 +47,9 @@ def as_xml(
             message = _text(failure(check))
             node = ElementTree.SubElement(case, "failure", message=message)
             named = [
-                f"reproduced by {m.mutant.id}: {m.text}" for m in mistakes.get(check.case.id, ())
+                f"reproduced by {m.mutant.id}: {m.text}"
+                + (f" (nothing in this run tells it from: {', '.join(m.alike)})" if m.alike else "")
+                for m in mistakes.get(check.case.id, ())
             ]
             node.text = _text("\n".join([message, f"hunts: {check.case.hunts}", *named]))
         elif reason is not None:

@@ -81,6 +81,7 @@ def _mistake(mistake: Mistake) -> dict[str, Any]:
         "ratio": mistake.ratio,
         "explained": mistake.explained,
         "contradicted": mistake.contradicted,
+        "alike": list(mistake.alike),
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loko_ref.conformance import page, report, score
+from loko_ref.conformance import junit, page, report, schema, score
 from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.implementation import Implementation, load
 from loko_ref.conformance.mutants import (
@@ -192,6 +192,13 @@ def test_what_a_run_does_not_tell_apart_is_said():
     assert f"Nothing in this run tells it from: {alike[0]}." in page.as_html(
         "jitter", checks, (), named
     )
+    said = f"(nothing in this run tells it from: {alike[0]})"
+    assert said in junit.as_xml("jitter", checks, named, {}).decode()
+    document = report.as_json("jitter", checks, (), named)
+    jsonschema.validate(document, schema.load("verify"))
+    mistakes = [m for c in document["checks"] for m in c.get("mistakes", ()) if m["id"] == key]
+    assert mistakes
+    assert {tuple(m["alike"]) for m in mistakes} == {alike}
 
 
 def test_an_unknown_mistake_is_said_to_be_unknown():
