@@ -72,6 +72,20 @@ def test_a_failure_has_its_walk_its_element_its_map_and_its_mistake():
     assert sum(tag == "svg" for tag, _ in outline.tags) == 2
 
 
+def test_on_a_narrow_screen_the_element_s_numbers_keep_their_heads_and_do_not_wrap():
+    """There each cell is a line of its own, its head beside it by the style sheet."""
+    source = page.as_html("mine.py", jitter())
+    tables = re.findall(r'<table class="element">(.*?)</table>', source, re.DOTALL)
+    assert len(tables) == 2
+    for table in tables:
+        heads = re.findall(r"<th[^>]*>(.*?)</th>", table)
+        assert re.findall(r'<td[^>]* data-head="(.*?)"', table) == heads
+        assert len(re.findall("<td", table)) == len(heads) == 6
+    (style,) = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
+    assert ".tight, td.n, .element code { white-space: nowrap; }" in style
+    assert "content: attr(data-head)" in style.partition("@media (max-width: 44rem)")[2]
+
+
 def test_the_page_needs_nothing_else():
     checks = jitter()
     outline = Outline(page.as_html("mine.py", checks, (), name_mistakes(checks)))
