@@ -23,7 +23,11 @@ TEXTS = ("text", "text-mean", "text-left-padded", "text-first-hidden", "block-pr
 # id: what stands in einsum_network, what is put there, cases
 MADE = {
     "SCORES-UNSCALED": ("np.sqrt(self.dtype.type(c))", "self.dtype.type(1)", BLOCKS),
-    "SCORES-SCALE-WIDTH": ("self.dtype.type(c)", "self.dtype.type(q.shape[-1])", BLOCKS),
+    "SCORES-SCALE-WIDTH": (
+        "self.dtype.type(c)",
+        "self.dtype.type(q.shape[-1])",
+        (*BLOCKS, "attention-heads"),  # in the others c^2 is the width: twice the scale is as much
+    ),
     "HEADS-INTERLEAVED": ("slice(h * c, (h + 1) * c)", 'slice(h, None, layer["heads"])', BLOCKS),
     "KEYS-JACOBIAN-MISSING": (
         'Ts + ein("bqc,bkcn->bqkn", q[..., at], Tk[:, :, at])',
