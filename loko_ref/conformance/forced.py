@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.conformance.answer import Finding
 from loko_ref.conformance.cases import Case, Draw, Recipe
 from loko_ref.conformance.compare import Divergence, compare
-from loko_ref.conformance.implementation import Finding, Runnable
+from loko_ref.conformance.implementation import Runnable
 from loko_ref.conformance.tolerance import expected
 
 __all__ = ["Forced", "force", "steps_of"]

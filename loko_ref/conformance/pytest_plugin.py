@@ -70,7 +70,7 @@ def assert_correct(case: Case, outputs: Any) -> None:
     outputs : mapping of str to array
         Any subset of the operation's outputs.
     """
-    from loko_ref.conformance.implementation import check
+    from loko_ref.conformance.answer import check
     from loko_ref.conformance.verify import judge
 
     outcome = judge(case, check(outputs, case))

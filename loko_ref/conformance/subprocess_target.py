@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from loko_ref.conformance import protocol
+from loko_ref.conformance.answer import Answer, Finding, check
 from loko_ref.conformance.cases import Case
-from loko_ref.conformance.implementation import Answer, Finding, check
 from loko_ref.conformance.operations import OPERATIONS
 from loko_ref.conformance.protocol import ProtocolError
 from loko_ref.errors import InputError, closest

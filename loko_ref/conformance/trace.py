@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.conformance.answer import Answer
 from loko_ref.conformance.cases import Case, Recipe
 from loko_ref.conformance.formulas import Values, identity, spread
-from loko_ref.conformance.implementation import Answer
 from loko_ref.conformance.operations import OPERATIONS, Operation, Output
 from loko_ref.conformance.recording import Recording
 from loko_ref.conformance.tolerance import FORMULA_TABLE

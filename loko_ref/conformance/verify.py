@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loko_ref.arrays import Array
+from loko_ref.conformance.answer import Answer, Finding
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.compare import Divergence, compare
 from loko_ref.conformance.forced import Forced, force
-from loko_ref.conformance.implementation import Answer, Finding, Runnable
+from loko_ref.conformance.implementation import Runnable
 from loko_ref.conformance.tolerance import tolerance
 
 __all__ = ["TIMEOUT", "Check", "Summary", "judge", "run", "summarise"]

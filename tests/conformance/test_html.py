@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from loko_ref.conformance import page
+from loko_ref.conformance.answer import Answer, Finding
 from loko_ref.conformance.cases import select
-from loko_ref.conformance.implementation import Answer, Finding, Implementation, load
+from loko_ref.conformance.implementation import Implementation, load
 from loko_ref.conformance.naming import name_mistakes
 from loko_ref.conformance.tolerance import expected, tolerance
 from loko_ref.conformance.verify import judge, run

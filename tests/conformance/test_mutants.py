@@ -295,7 +295,7 @@ def test_a_size_that_belies_more_than_it_explains_is_not_named():
 def test_a_fit_needs_every_output():
     """A right S with another K than the mutant's is not that mutant."""
     (case,) = select("kalman.diagonal_update/random/float64")
-    from loko_ref.conformance.implementation import Answer
+    from loko_ref.conformance.answer import Answer
     from loko_ref.conformance.verify import judge
 
     outputs = dict(evaluate(BY_ID["S-NO-R"], case))

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from loko_ref.conformance import operations_network, report, schema, tolerance
+from loko_ref.conformance.answer import Answer
 from loko_ref.conformance.cases import DTYPES, all_cases, select
 from loko_ref.conformance.formulas import FORMULAS as F
 from loko_ref.conformance.formulas import identity
-from loko_ref.conformance.implementation import Answer, Implementation, load
+from loko_ref.conformance.implementation import Implementation, load
 from loko_ref.conformance.operations import OPERATIONS
 from loko_ref.conformance.subprocess_target import Command
 from loko_ref.conformance.verify import judge, run, summarise

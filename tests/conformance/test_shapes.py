@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from loko_ref.conformance import page, report
+from loko_ref.conformance.answer import check
 from loko_ref.conformance.cases import select
-from loko_ref.conformance.implementation import Implementation, check, load
+from loko_ref.conformance.implementation import Implementation, load
 from loko_ref.conformance.naming import name_mistakes
 from loko_ref.conformance.terminal import print_report
 from loko_ref.conformance.tolerance import expected

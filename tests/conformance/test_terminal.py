@@ -7,8 +7,9 @@ import numpy as np
 from rich.console import Console
 
 from loko_ref.conformance import report, terminal
+from loko_ref.conformance.answer import Answer, Finding
 from loko_ref.conformance.cases import all_cases, select
-from loko_ref.conformance.implementation import Answer, Finding, Implementation
+from loko_ref.conformance.implementation import Implementation
 from loko_ref.conformance.mutants import all_mutants, as_implementation
 from loko_ref.conformance.naming import name_mistakes
 from loko_ref.conformance.tolerance import expected

@@ -194,7 +194,7 @@ def test_a_last_bit_is_no_error():
 
 def test_first_quantity_in_dataflow_order_and_worst_element():
     case = select(f"{OP}/tiny/float64")[0]
-    from loko_ref.conformance.implementation import Answer
+    from loko_ref.conformance.answer import Answer
     from loko_ref.conformance.tolerance import expected
 
     outputs = {name: value.copy() for name, value in expected(case).items()}
@@ -211,7 +211,7 @@ def test_first_quantity_in_dataflow_order_and_worst_element():
 
 def test_a_run_is_walked_step_by_step():
     case = select("loko.run/glm/float64")[0]
-    from loko_ref.conformance.implementation import Answer
+    from loko_ref.conformance.answer import Answer
     from loko_ref.conformance.tolerance import expected
 
     outputs = {name: value.copy() for name, value in expected(case).items()}
