@@ -156,7 +156,9 @@ def canonical(case: Case, name: str, value: Array) -> Array:
         if value.ndim == 0 or value.shape[-1] % C:
             return value  # no K by its shape
         rows = value.reshape(*value.shape[:-1], -1, C)
-        return (rows - rows.mean(axis=-1, keepdims=True)).reshape(value.shape)
+        with np.errstate(invalid="ignore"):  # what came back may be infinite: then NaN
+            centred: Array = rows - rows.mean(axis=-1, keepdims=True)
+        return centred.reshape(value.shape)
     return value
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from loko_ref.conformance import report, schema
 from loko_ref.conformance.cases import all_cases, select
+from loko_ref.conformance.compare import compare
 from loko_ref.conformance.implementation import load
+from loko_ref.conformance.tolerance import expected
 from loko_ref.conformance.verify import judge, run, summarise
 from loko_ref.errors import InputError
 
@@ -137,6 +139,14 @@ def test_not_finite():
     assert (first["got"], first["ratio"]) == ("nan", None)
     assert "is not finite" in report.failure(check)
     assert outcome("INF").divergence.quantity == "p"
+
+
+def test_an_infinite_gain_on_the_simplex():
+    """Its all-ones part, taken out, is infinite minus infinite."""
+    (case,) = select("loko.step/glm/float64")
+    outputs = {"K": np.full_like(expected(case)["K"], np.inf)}
+    divergence, worst = compare(case, outputs)
+    assert (divergence.quantity, worst) == ("K", np.inf)
 
 
 def test_declined_is_unsupported_never_passed():
