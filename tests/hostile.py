@@ -88,6 +88,7 @@ def run(call: Callable[[], Any], *, seconds: float = SECONDS, memory: int = MEMO
             os.close(come)
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
             kind, text, value = _child(call, memory)
             sys.stdout.flush()
             sys.stderr.flush()

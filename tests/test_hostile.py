@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 import pytest
-
 from hostile import needs_linux, run
+
 from loko_ref.errors import InputError
 
 pytestmark = needs_linux
