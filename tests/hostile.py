@@ -88,7 +88,8 @@ def run(call: Callable[[], Any], *, seconds: float = SECONDS, memory: int = MEMO
             os.close(come)
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - it lives as long as the child
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             kind, text, value = _child(call, memory)
             sys.stdout.flush()
             sys.stderr.flush()
