@@ -63,6 +63,13 @@ def test_an_id_is_not_given_twice():
         mutant("S-JITTER", "", "", "")
 
 
+def place(one):
+    """Name the file whose formulas a mistake changes."""
+    return next((f.__module__ for f in one.changes(one.example).values()), "")
+
+
+@pytest.mark.verdict
+@pytest.mark.sampled(0.1, by=place)
 @pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
 def test_caught_and_named_first(one):
     outcome = score.outcome(one, CASES)

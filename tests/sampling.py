@@ -1,0 +1,80 @@
+"""A seeded sample of everything: what of the tests runs, how much of it, and how to repeat it.
+
+The default run takes a share of the parametrizations marked ``sampled`` and a share of the lengths
+given to `count` and `sample`; the draw is a function of one seed, the same in every process.
+``.ci/run`` takes larger shares under another seed each time; ``pytest --long`` takes all.
+"""
+
+import hashlib
+import math
+import os
+from collections import defaultdict
+
+LONG = False
+"""Whether everything runs at full length (``--long``, or ``LOKO_REF_LONG=1``)."""
+SEED = "0"
+"""What the draws are a function of (``--sample-seed``, or ``LOKO_REF_SEED``)."""
+SHARE = 1.0
+"""By how much every share is larger than in the default run (``LOKO_REF_SHARE``)."""
+
+
+def read_environment():
+    """Set the three from the environment; subprocesses and xdist's workers find the same there."""
+    global LONG, SEED, SHARE
+    LONG = os.environ.get("LOKO_REF_LONG", "0") not in ("", "0")
+    SEED = os.environ.get("LOKO_REF_SEED", "") or "0"
+    SHARE = float(os.environ.get("LOKO_REF_SHARE", "") or 1)
+    if not SHARE > 0:
+        raise ValueError(f"LOKO_REF_SHARE: got {SHARE}, required a number above 0")
+
+
+def repeat():
+    """Return the variables that repeat this run's draws, as they are written before a command."""
+    words = [f"LOKO_REF_SEED={SEED}"]
+    words += [f"LOKO_REF_SHARE={SHARE:g}"] if SHARE != 1 else []
+    return " ".join(words + (["LOKO_REF_LONG=1"] if LONG else []))
+
+
+def count(few, whole):
+    """Return how many of `whole` repetitions, steps or draws to take: `few` by default."""
+    return whole if LONG else min(whole, math.ceil(few * SHARE))
+
+
+def _rank(name):
+    return hashlib.blake2b(f"{SEED}\0{name}".encode(), digest_size=8).digest()
+
+
+def sample(items, share, *, by=None, name=None):
+    """Draw a share of the items, and at least one of each kind.
+
+    Parameters
+    ----------
+    items : iterable
+    share : float or int
+        A share (float, up to 1.0), or a number (int), in the default run.
+    by : callable, optional
+        Gives an item's kind; of each kind one item at least is drawn.
+    name : callable, optional
+        Gives what the draw depends on beside the seed; by default the item's position.
+
+    Returns
+    -------
+    drawn : list
+        In their order. The same seed draws from the larger share what it draws from the smaller.
+    """
+    items = list(items)
+    if LONG or not items:
+        return items
+    wanted = count(share if isinstance(share, int) else math.ceil(share * len(items)), len(items))
+    ranks = [_rank(k if name is None else name(item)) for k, item in enumerate(items)]
+    order = sorted(range(len(items)), key=ranks.__getitem__)
+    kinds = defaultdict(list)
+    for k in order:
+        kinds[by(items[k]) if by else None].append(k)
+    chosen = [members[0] for members in kinds.values()]
+    first = set(chosen)
+    chosen += [k for k in order if k not in first][: max(0, wanted - len(chosen))]
+    return [items[k] for k in sorted(chosen)]
+
+
+read_environment()
