@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(config, items):
             group,
             share,
             by=by and (lambda item, by=by: by(**item.callspec.params)),
-            name=lambda item: item.nodeid,
+            name=lambda item: item.callspec.id,  # the same in every test of the same cases
         )
         kept.update(drawn)
     slow = [item for item in items if item.get_closest_marker("slow")]

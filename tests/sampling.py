@@ -55,7 +55,8 @@ def sample(items, share, *, by=None, name=None):
     by : callable, optional
         Gives an item's kind; of each kind one item at least is drawn.
     name : callable, optional
-        Gives what the draw depends on beside the seed; by default the item's position.
+        Gives what the draw depends on beside the seed; by default an item's ``id``, so that all
+        tests of a run draw the same cases, or else its position.
 
     Returns
     -------
@@ -66,7 +67,8 @@ def sample(items, share, *, by=None, name=None):
     if LONG or not items:
         return items
     wanted = count(share if isinstance(share, int) else math.ceil(share * len(items)), len(items))
-    ranks = [_rank(k if name is None else name(item)) for k, item in enumerate(items)]
+    names = map(name, items) if name else (getattr(x, "id", k) for k, x in enumerate(items))
+    ranks = [_rank(one) for one in names]
     order = sorted(range(len(items)), key=ranks.__getitem__)
     kinds = defaultdict(list)
     for k in order:

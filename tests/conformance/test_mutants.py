@@ -11,6 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 from rich.console import Console
+from sampling import sample
 
 from loko_ref.conformance import junit, page, report, schema, score
 from loko_ref.conformance.cases import all_cases, select
@@ -81,7 +82,8 @@ def test_caught_and_named_first(one):
 def test_the_mutation_machinery_itself_changes_nothing():
     """With no formula changed, the noisy implementation that the score is made of passes."""
     none = Mutant(id="NONE", name="", explanation="", look="", changes=lambda size: {})
-    checks = run(Implementation(target="none", functions=as_implementation(none)), all_cases())
+    cases = sample(all_cases(), 0.2, by=lambda c: (c.operation.name, c.dtype))
+    checks = run(Implementation(target="none", functions=as_implementation(none)), cases)
     assert {c.status for c in checks} == {"passed"}
     assert name_mistakes(checks) == {}
 
