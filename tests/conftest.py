@@ -20,7 +20,7 @@ COMMON = {
     "phases": [Phase.explicit, Phase.generate, Phase.target, Phase.shrink],  # none that traces
     "suppress_health_check": [HealthCheck.too_slow],
 }
-settings.register_profile("default", max_examples=30, derandomize=True, **COMMON)
+settings.register_profile("default", max_examples=15, derandomize=True, **COMMON)
 settings.register_profile("ci", max_examples=60, **COMMON)
 settings.register_profile("long", max_examples=300, **COMMON)
 
@@ -43,6 +43,10 @@ def pytest_configure(config):
     if profile == "ci" and config.getoption("--hypothesis-seed") is None:
         config.option.hypothesis_seed = sampling.SEED
     config.stash[LEFT_OUT] = Counter()
+    if getattr(config.option, "numprocesses", None):
+        # workers share the cores; those that start anew read this before NumPy is there
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
 
 
 LEFT_OUT = pytest.StashKey[Counter]()

@@ -45,15 +45,15 @@ def _rank(name):
 
 
 def sample(items, share, *, by=None, name=None):
-    """Draw a share of the items, and at least one of each kind.
+    """Draw a share of the items of each kind, and at least one.
 
     Parameters
     ----------
     items : iterable
     share : float or int
-        A share (float, up to 1.0), or a number (int), in the default run.
+        A share (float, up to 1.0), or a number (int), of each kind, in the default run.
     by : callable, optional
-        Gives an item's kind; of each kind one item at least is drawn.
+        Gives an item's kind; by default all are of one.
     name : callable, optional
         Gives what the draw depends on beside the seed; by default an item's ``id``, so that all
         tests of a run draw the same cases, or else its position.
@@ -66,16 +66,15 @@ def sample(items, share, *, by=None, name=None):
     items = list(items)
     if LONG or not items:
         return items
-    wanted = count(share if isinstance(share, int) else math.ceil(share * len(items)), len(items))
     names = map(name, items) if name else (getattr(x, "id", k) for k, x in enumerate(items))
     ranks = [_rank(one) for one in names]
-    order = sorted(range(len(items)), key=ranks.__getitem__)
     kinds = defaultdict(list)
-    for k in order:
+    for k in sorted(range(len(items)), key=ranks.__getitem__):
         kinds[by(items[k]) if by else None].append(k)
-    chosen = [members[0] for members in kinds.values()]
-    first = set(chosen)
-    chosen += [k for k in order if k not in first][: max(0, wanted - len(chosen))]
+    chosen = []
+    for members in kinds.values():
+        few = share if isinstance(share, int) else share * len(members)
+        chosen += members[: count(few, len(members))]
     return [items[k] for k in sorted(chosen)]
 
 

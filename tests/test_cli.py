@@ -5,22 +5,17 @@ import subprocess
 import sys
 
 import pytest
+from command import loko_ref
 
 COMMAND = [sys.executable, "-m", "loko_ref"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
 def run(*arguments):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=ENV,
-        check=False,
-    )
+    return loko_ref(*arguments, columns=100)
 
 
+@pytest.mark.sampled(0.2)
 @pytest.mark.parametrize(
     "arguments",
     [("operations",), ("mutants",), ("verify", "--list"), ("protocol",), ("schema", "verify")],

@@ -70,6 +70,7 @@ def on_device(tree, lib):
     return tree_map(lib.asarray, tree, lambda x: isinstance(x, np.ndarray))
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.parametrize(("name", "f", "inputs"), OPERATIONS, ids=NAMES)
 def test_dtype_is_kept_and_inputs_are_untouched(name, f, inputs, dtype):
     """Float32 in, float32 out, everywhere (NumPy scalars as options included); read-only inputs."""
@@ -80,6 +81,7 @@ def test_dtype_is_kept_and_inputs_are_untouched(name, f, inputs, dtype):
         assert a.dtype.kind in "bi" or a.dtype == dtype, (name, path, a.dtype)
 
 
+@pytest.mark.sampled(0.3, by=lambda lib, **_: lib)
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_on_the_device_alone(name, lib, dtype):
     _, f, inputs = OPERATIONS[NAMES.index(name)]

@@ -19,6 +19,7 @@ def right_dense(theta, P, H, e, R, form="textbook"):
     return {"theta": new.theta, "P": new.P}
 
 
+@pytest.mark.sampled(0.5, by=lambda fact, **_: fact)
 @pytest.mark.parametrize("kind", ["decoupled", "variational"])
 @pytest.mark.parametrize("fact", facts.DIAGONAL)
 @given(problem=st.diagonal_problems(cond=1e6))
@@ -26,6 +27,7 @@ def test_the_diagonal_filters_have_every_fact(fact, kind, problem):
     facts.DIAGONAL[fact](lambda **a: right(**a, kind=kind), problem, diagonal=kind)
 
 
+@pytest.mark.sampled(0.5, by=lambda fact, **_: fact)
 @pytest.mark.parametrize("form", ["joseph", "textbook"])
 @pytest.mark.parametrize("fact", facts.DENSE)
 @given(problem=st.dense_problems(cond=1e4))

@@ -1,4 +1,4 @@
-"""README's two commands: the one that tests is what .ci/run calls, word for word."""
+"""README's two commands are what .ci/run calls, word for word, before anything else."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,10 @@ def blocks(text):
 
 
 def ci_commands():
+    """What .ci/run calls: (environment, its commands), in order."""
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    return [line.strip() for line in text.splitlines()]
+    calls = re.findall(r"^ *in_ (\w+) [^\n]*<<'?COMMAND'?\n(.*?)^COMMAND$", text, flags=re.S | re.M)
+    return [(where, body.splitlines()) for where, body in calls]
 
 
 @pytest.fixture
@@ -27,25 +29,24 @@ def commands():
     return blocks((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
-def test_test_command_is_what_ci_runs(commands):
-    tests = [c for c in commands if "pytest" in c and "install" in c]
-    assert len(tests) == 1, "README has one command that installs and passes the tests"
-    assert tests[0] in ci_commands()
-
-
-def test_verify_command_is_there(commands):
+def test_both_commands_are_what_ci_runs_first(commands):
     verify = [c for c in commands if "install" in c and "verify examples/my_loko.py" in c]
     assert len(verify) == 1, "README has one command that installs and verifies the example"
-    assert "pip install" in verify[0]
+    tests = [c for c in commands if "pytest" in c and "install" in c]
+    assert len(tests) == 1, "README has one command that installs and passes the tests"
+    assert all(c.startswith("pip install ") for c in verify + tests)
+    (first, calls), (second, others) = ci_commands()[:2]
+    assert (calls, others) == (verify, tests)
+    assert first != second, "each has an environment of its own"
 
 
-def test_ci_lints_and_types():
-    lines = ci_commands()
-    assert "ruff check ." in lines
-    assert any(line.startswith("ruff format --check") for line in lines)
-    assert "mypy" in lines
-    assert any("-m venv" in line for line in lines)
-    assert any(re.match(r"LOKO_REF_LONG=1 python -m pytest\b.*-m slow", line) for line in lines)
+def test_ci_takes_the_verdicts_under_three_kernels_then_larger_samples_then_lint():
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.search(r"for kernel in Haswell SkylakeX Nehalem; do\n +in_ tests ", text)
+    lines = [line for _, calls in ci_commands()[2:] for line in calls]
+    assert sum("OPENBLAS_CORETYPE=$kernel" in k and "-m verdict" in k for k in lines) == 1
+    assert sum("LOKO_REF_SHARE=" in k and "LOKO_REF_SEED=$seed" in k for k in lines) == 1
+    assert {"ruff check .", "ruff format --check .", "mypy"} <= set(lines)
 
 
 def test_files_that_readme_names_exist(commands):

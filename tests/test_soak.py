@@ -1,21 +1,18 @@
 """A hundred thousand steps: the contrast space holds, and nothing raises.
 
 The digits stream with 10 % of its labels wrong, repeated; `softmax`, beta = 0.9. By default a share
-of it; LOKO_REF_LONG=1 runs it in full (3 to 4 minutes on one core).
+of it; --long runs it in full (3 to 4 minutes on one core).
 """
-
-import os
 
 import numpy as np
 import pytest
+from sampling import count
 
 from loko_ref import loko, training
 from loko_ref.kalman.observation import to_contrast
 from loko_ref.runconfig import RunConfig
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn (extra 'data')")
-
-LONG = os.environ.get("LOKO_REF_LONG") == "1"
 
 
 def soak(steps, **changed):
@@ -58,12 +55,11 @@ def check(worst, C=10):
 
 
 @pytest.mark.parametrize("shift", ["rotate90", "none"])
-def test_contrast_space_holds_for_2000_steps(shift):
-    check(soak(2000, shift=shift))
+def test_contrast_space_holds(shift):
+    check(soak(count(400, 2000), shift=shift))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.skipif(not LONG, reason="3 to 4 minutes: set LOKO_REF_LONG=1")
 def test_contrast_space_holds_for_100_000_steps():
     check(soak(100_000, shift="rotate90"))

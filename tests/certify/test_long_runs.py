@@ -1,13 +1,12 @@
 """Long runs stay positive, symmetric and near the exact trajectory.  [BALL-8]
 
-By default a share; LOKO_REF_LONG=1 runs longer ones (about two minutes); the full lengths
+By default a share; --long runs longer ones (about two minutes); the full lengths
 (1,000,000 and 100,000 steps) are ``python tests/certify/soak.py``.
 """
 
-import os
-
 import numpy as np
 import pytest
+from sampling import count
 
 pytest.importorskip("flint", reason="python-flint (extra 'certify') is not installed")
 
@@ -18,13 +17,10 @@ _spec = importlib.util.spec_from_file_location("soak", Path(__file__).with_name(
 soak = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(soak)
 
-pytestmark = pytest.mark.slow
-LONG = os.environ.get("LOKO_REF_LONG") == "1"
-
 
 @pytest.mark.parametrize("kind", ["decoupled", "variational"])
 def test_small_problem(kind):
-    steps = 100_000 if LONG else 3_000
+    steps = count(1_500, 100_000)
     found = soak.small(steps, kind)
     assert found["asymmetry"] <= 2.0**-52  # S is formed as Hs Hs' + R
     # the precision of each parameter grows by at most sum of H' R^-1 H: p falls like 1 / steps
@@ -34,7 +30,7 @@ def test_small_problem(kind):
 
 @pytest.mark.parametrize("name", list(soak.DRIFTS))
 def test_drifting_problem(name):
-    steps = 5_000 if LONG else 400
+    steps = count(300, 5_000)
     found = soak.drifting(steps, every=100, **soak.DRIFTS[name])
     # each is rounding of one product, u times a few terms, however long the run
     for key in ("asymmetry S", "asymmetry R", "asymmetry P"):
@@ -57,13 +53,13 @@ def test_a_dense_filter_that_forgets_what_no_class_shows_raises():
 
 @pytest.mark.parametrize("form", ["joseph", "textbook"])
 def test_dense_covariance_stays_symmetric(form):
-    assert soak.dense_small(20_000 if LONG else 1_000, form, every=100) <= 16 * 2.0**-53
+    assert soak.dense_small(count(600, 20_000), form, every=100) <= 16 * 2.0**-53
 
 
 @pytest.mark.parametrize("how", [{}, {"lam": 0.999, "q": 1e-6}], ids=["static", "forgetting"])
 @pytest.mark.parametrize("kind", ["decoupled", "variational"])
 def test_distance_to_the_certified_trajectory(how, kind):
-    steps = 5_000 if LONG else 300
+    steps = count(200, 5_000)
     marks = {10, 100, steps}
     found = soak.certified(steps, marks, kind, **how)
     for mark, distance in found.items():

@@ -1,13 +1,11 @@
 """Expected failures and the JUnit report."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from command import loko_ref
 
 from loko_ref.conformance import expectations
 from loko_ref.errors import InputError
@@ -19,14 +17,7 @@ VARIATIONAL = "kalman.diagonal_update/random-variational/float64"
 
 
 def cli(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "loko_ref", "verify", "--only", ONLY, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    return loko_ref("verify", "--only", ONLY, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import loko_ref
 
 from loko_ref.conformance import page
 from loko_ref.conformance.answer import Answer, Finding
@@ -185,9 +185,8 @@ def test_a_wrong_form_is_marked_in_the_walk():
 
 def test_cli_writes_it_whole_or_not_at_all(tmp_path):
     out = tmp_path / "r.html"
-    command = [sys.executable, "-m", "loko_ref", "verify", f"{TARGETS}:JITTER"]
-    command += ["--only", f"{OP}/random/float64", "--html"]
-    done = subprocess.run([*command, out], capture_output=True, text=True, timeout=120, check=False)
+    command = ["verify", f"{TARGETS}:JITTER", "--only", f"{OP}/random/float64", "--html"]
+    done = loko_ref(*command, out)
     assert done.returncode == 1, done.stderr
     assert Outline(out.read_text(encoding="utf-8")).text.count("jitter added to") >= 2
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]

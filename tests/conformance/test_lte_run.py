@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sampling import sample
 
 from loko_ref import lte, model
 from loko_ref.conformance import lte_oracle
@@ -154,9 +155,8 @@ def test_another_right_route_is_not_accused(dtype):
         out = lte_oracle.run(inputs, options, merging="telescoped")
         return {k: v for k, v in out.items() if k.split("_")[0] not in ("merged", "copies")}
 
-    checks = run(
-        Implementation(target="other", functions={"lte.run": other}), select("lte.run", dtype)
-    )
+    cases = sample(select("lte.run", dtype), 0.2)
+    checks = run(Implementation(target="other", functions={"lte.run": other}), cases)
     assert {c.status for c in checks} == {"passed"}
     assert max(c.worst for c in checks) < 0.25
 

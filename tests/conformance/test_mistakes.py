@@ -65,6 +65,7 @@ MADE = {
 }
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("key", MADE)
 def test_a_mistake_in_other_code_is_named(key):
     old, new, names = MADE[key]
@@ -148,6 +149,7 @@ FORWARD = [
 ]
 
 
+@pytest.mark.sampled(0.2)
 @pytest.mark.parametrize("key", FORWARD)
 def test_a_mistake_forward_has_the_derivative_of_what_it_computes(key):
     """As automatic differentiation would give it to who makes the mistake; by differences."""

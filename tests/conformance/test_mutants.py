@@ -2,14 +2,12 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
+from command import loko_ref
 from rich.console import Console
 from sampling import sample
 
@@ -314,14 +312,7 @@ def test_a_fit_needs_every_output():
 
 
 def cli(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "loko_ref", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    return loko_ref(*arguments)
 
 
 def test_verify_names_the_mistake(tmp_path):

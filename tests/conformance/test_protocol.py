@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import random
 import shlex
 import shutil
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import loko_ref
+from sampling import SEED, count
 
 from loko_ref.conformance import protocol
 from loko_ref.conformance.cases import select
@@ -46,15 +47,8 @@ def trouble(name):
     return python(HERE / "harness_of_trouble.py", name)
 
 
-def cli(*arguments, timeout=300):
-    return subprocess.run(
-        [sys.executable, "-m", "loko_ref", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+def cli(*arguments):
+    return loko_ref(*arguments)
 
 
 def test_specification_is_printed():
@@ -203,6 +197,7 @@ MISBEHAVIOUR = {
 }
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("name", MISBEHAVIOUR)
 def test_misbehaviour_is_one_finding_and_the_rest_goes_on(name, monkeypatch):
     monkeypatch.setattr(protocol, "LINE_LIMIT", 65536)
@@ -369,10 +364,9 @@ def test_malformed_lines(line):
         protocol.parse(line)
 
 
-@pytest.mark.slow
 def test_fuzz(tmp_path):
     """Messages changed at random: read or refused with one sentence, never another error."""
-    rng = random.Random(3)
+    rng = random.Random(f"messages {SEED}")
     tensor = protocol.encode(np.arange(6.0).reshape(2, 3))
     seeds = [
         json.dumps(protocol.hello("/tmp")).encode(),
@@ -388,7 +382,7 @@ def test_fuzz(tmp_path):
         ).encode(),
     ]
     words = [b"null", b"1e999", b"-1", b"[]", b"{}", b'"', b"\\u0000", b"NaN", b"true", b"\xff"]
-    for _ in range(10_000 if os.environ.get("LOKO_REF_LONG") else 2_000):
+    for _ in range(count(1_000, 10_000)):
         line = bytearray(rng.choice(seeds))
         for _ in range(rng.randint(1, 5)):
             at = rng.randrange(len(line))
@@ -413,16 +407,15 @@ def test_fuzz(tmp_path):
             pass
 
 
-@pytest.mark.slow
 def test_fuzz_files(tmp_path):
     """Answer files changed at random: the tensor that was announced, or one sentence."""
-    rng, path = random.Random(4), tmp_path / "a.safetensors"
+    rng, path = random.Random(f"files {SEED}"), tmp_path / "a.safetensors"
     write_tensors(path, {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(4.0)})
     good = path.read_bytes()
     told = {"dtype": "float64", "shape": [2, 3], "file": path.name, "tensor": "a"}
     words = [b"null", b"1e999", b"-1", b"[]", b"{}", b'"', b"99999999999", b"NaN", b"\xff", b"F32"]
     read, said = 0, []
-    for _ in range(10_000 if os.environ.get("LOKO_REF_LONG") else 1_000):
+    for _ in range(count(500, 10_000)):
         raw = bytearray(good)
         for _ in range(rng.randint(1, 3)):
             at = rng.randrange(len(raw))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import loko_ref
 
 from loko_ref.conformance import recording, trace
 from loko_ref.conformance.naming import name_mistakes
@@ -215,7 +216,7 @@ def test_what_is_absent_is_said_to_be_unchecked(tmp_path):
     assert summarise(checked(alone)).exit_code == 2
 
 
-def cli(*arguments, **keywords):
+def script(*arguments, **keywords):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
@@ -229,14 +230,14 @@ def cli(*arguments, **keywords):
 
 def test_the_command(tmp_path):
     path = tmp_path / "trace.npz"
-    made = cli(ROOT / "examples" / "record_trace.py", path)
+    made = script(ROOT / "examples" / "record_trace.py", path)
     assert made.returncode == 0, made.stderr
-    done = cli("-m", "loko_ref", "verify", "--trace", path)
+    done = loko_ref("verify", "--trace", path)
     assert done.returncode == 0, done.stdout + done.stderr
     report = tmp_path / "r.json"
     page = tmp_path / "r.html"
     wrong = ["--option", "diagonal=variational", "--json", report, "--html", page]
-    done = cli("-m", "loko_ref", "verify", "--trace", path, *wrong)
+    done = loko_ref("verify", "--trace", path, *wrong)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "step 0: p is the first off (trace/1/p)" in done.stdout
     assert "trace/1/p" in page.read_text(encoding="utf-8")
@@ -245,8 +246,8 @@ def test_the_command(tmp_path):
     failed = [c for c in found["checks"] if c["status"] == "failed"]
     assert failed[0]["id"] == "trace/1/p"
     assert failed[0]["first_divergence"]["labels"] == ["DIAG-1", "DIAG-2"]
-    done = cli("-m", "loko_ref", "verify", "--trace", path, "--only", "trace/3/S")
+    done = loko_ref("verify", "--trace", path, "--only", "trace/3/S")
     assert "1 ran, 1 passed" in done.stdout
-    done = cli("-m", "loko_ref", "verify", "--trace", path, "--dtype", "float32")
+    done = loko_ref("verify", "--trace", path, "--dtype", "float32")
     assert done.returncode == 2
     assert "a recording has no cases" in done.stderr

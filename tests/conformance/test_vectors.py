@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import struct
-import subprocess
-import sys
 
 import jsonschema
 import numpy as np
 import pytest
+from command import loko_ref
+from sampling import SEED, count, sample
 
 from loko_ref.conformance import vectors
 from loko_ref.conformance.cases import all_cases, select
@@ -65,19 +64,11 @@ def test_export_is_complete_valid_and_deterministic(exported, tmp_path):
     assert vectors.check(exported) == []
 
 
-LONG = pytest.mark.skipif(
-    not os.environ.get("LOKO_REF_LONG"), reason="the long part (set LOKO_REF_LONG=1)"
-)
-
-
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=[pytest.mark.slow, LONG])])
-def test_set_round_trips(tmp_path, every):
-    """Every case of the catalogue in the long part, every seventh and one by default."""
-    cases = [
-        case
-        for j, case in enumerate(all_cases())
-        if j % every == 0 or case.id == "loko.step/glm/float32"
-    ]
+def test_set_round_trips(tmp_path):
+    """One case of every operation at least, and one that is read below; all with --long."""
+    drawn = sample(all_cases(), 0.1, by=lambda c: c.operation.name)
+    (read,) = select("loko.step/glm/float32")
+    cases = [c for c in all_cases() if c in drawn or c == read]
     vectors.export(tmp_path / "all", cases)
     found = vectors.read(tmp_path / "all")
     assert sorted(found) == sorted(case.id for case in cases)
@@ -211,16 +202,15 @@ def test_oversized(folder, monkeypatch):
         vectors.read(folder)
 
 
-@pytest.mark.slow
 def test_fuzz(folder):
     """Bytes changed at random, hashes made to fit: refused or read, never another error."""
-    rng = random.Random(5)
+    rng = random.Random(f"vectors {SEED}")
     case = manifest_of(folder)["cases"][0]
     good = (folder / case["file"]).read_bytes()
     text = (folder / "manifest.json").read_bytes()
     entry = dict(case)
-    count = 10_000 if os.environ.get("LOKO_REF_LONG") else 500
-    for _ in range(count):
+    times = count(300, 10_000)
+    for _ in range(times):
         spoilt = bytearray(good)
         for _ in range(rng.randint(1, 6)):
             where = rng.randrange(min(len(spoilt), 600)) if rng.random() < 0.8 else 0
@@ -238,7 +228,7 @@ def test_fuzz(folder):
             vectors._case_tensors(folder, entry)
         except InputError:
             continue
-    for _ in range(count):
+    for _ in range(times):
         spoilt = bytearray(text)
         for _ in range(rng.randint(1, 4)):
             spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
@@ -256,13 +246,7 @@ def test_not_into_a_full_folder(tmp_path):
 
 
 def cli(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "loko_ref", "vectors", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return loko_ref("vectors", *arguments)
 
 
 def test_cli(tmp_path):

@@ -9,6 +9,8 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from command import loko_ref
+from sampling import sample
 
 from loko_ref.conformance import report, schema
 from loko_ref.conformance.cases import all_cases, select
@@ -36,6 +38,8 @@ def checks(attribute, only=f"{OP}*"):
 
 
 def cli(*arguments, cwd=None):
+    if cwd is None:
+        return loko_ref("verify", *arguments)
     return subprocess.run(
         [sys.executable, "-m", "loko_ref", "verify", *map(str, arguments)],
         capture_output=True,
@@ -47,11 +51,13 @@ def cli(*arguments, cwd=None):
     )
 
 
+@pytest.mark.verdict
 @pytest.mark.parametrize("path", [EXAMPLES / "my_loko.py", HERE / "einsum_loko.py"], ids=str)
 def test_no_false_alarm(path):
     implementation = load(str(path))
     mine = [c for c in all_cases() if c.operation.name in implementation.functions]
     assert {c.operation.name.split(".")[0] for c in mine} >= {"kalman", "model", "loko"}
+    mine = sample(mine, 0.4, by=lambda c: (c.operation.name, c.dtype))
     done = run(implementation, mine)
     assert [c.case.id for c in done if c.status != "passed"] == []
     assert summarise(done).exit_code == 0
@@ -60,6 +66,7 @@ def test_no_false_alarm(path):
     assert max(c.worst for c in done) < 0.7
 
 
+@pytest.mark.verdict
 def test_my_buggy_loko_is_caught_at_z():
     done = run(load(str(EXAMPLES / "my_buggy_loko.py")), all_cases())
     failed = [c for c in done if c.status == "failed"]
@@ -354,22 +361,10 @@ def test_cli_list():
 
 
 def test_cli_operations():
-    result = subprocess.run(
-        [sys.executable, "-m", "loko_ref", "operations"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = loko_ref("operations")
     assert result.returncode == 0
     assert "diagonal: one of decoupled, variational; default 'decoupled'" in result.stdout
     assert "lora.merge: fold LoRA into the weight" in result.stdout
-    result = subprocess.run(
-        [sys.executable, "-m", "loko_ref", "operations", "kalman.time_updat"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = loko_ref("operations", "kalman.time_updat")
     assert result.returncode == 2
     assert "the closest known name is 'kalman.time_update'" in result.stderr

@@ -62,6 +62,7 @@ CASES = {
 MAKE = {"mhlora": lora_only, "stack": stack}
 
 
+@pytest.mark.sampled(0.25)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_resumed_run_ends_with_the_same_bits_on_any_number_of_ranks(case, optimizer, tmp_path):

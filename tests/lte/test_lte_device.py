@@ -64,6 +64,7 @@ def everything(c: lte.LteConfig, s: lte.LteState) -> dict:
     return found
 
 
+@pytest.mark.sampled(0.4)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["flat", "stack"])

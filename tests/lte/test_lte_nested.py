@@ -326,6 +326,7 @@ def end(c: lte.LteConfig, steps: int, team=None, dtype: str = "float64"):
     return lte.fingerprint(c, state, **more), state
 
 
+@pytest.mark.sampled(0.3)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_split_gives_the_same_bits(case, optimizer) -> None:
