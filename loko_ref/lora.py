@@ -57,7 +57,8 @@ def init_factors(
     rng : numpy.random.Generator
         Source of the draw; numbers are drawn on the host in float64, then cast.
     i, o, r : int
-        Input width, output width, rank; ``1 <= r <= min(i, o)``.
+        Input width, output width, rank, each at least 1; r may exceed either width, but not i with
+        ``orthogonal``, whose rows then cannot be orthogonal.
     init : {"kaiming", "gaussian", "orthogonal"}
         Law of A: uniform on ±1/sqrt(i) (Kaiming with a = sqrt 5, PEFT's default); normal with
         standard deviation 1/r (PEFT's "gaussian"); semi-orthogonal rows times sqrt(i / r), so
@@ -79,12 +80,12 @@ def init_factors(
             raise InputError(
                 name, repr(value), "an integer >= 1", "a size that is not a whole number"
             )
-    if r > min(i, o):
+    if init == "orthogonal" and r > i:
         raise InputError(
             "r",
             r,
-            f"at most min(i, o) = {min(i, o)}",
-            "a rank larger than a dimension of the weight, where low rank means nothing",
+            f"at most i = {i} with init 'orthogonal'",
+            f"a rank larger than the input's width: {r} rows of {i} numbers cannot be orthogonal",
         )
     if init == "kaiming":
         A = rng.uniform(-1.0, 1.0, size=(r, i)) / math.sqrt(i)
@@ -104,16 +105,10 @@ def _check_factors(A: Array, B: Array, W: Array | None = None) -> int:
     check_shape("A", A, ("r", "i"))
     r, i = A.shape
     check_shape("B", B, ("o", "r"), {"r": r})
-    o = B.shape[0]
-    if not 1 <= r <= min(i, o):
-        raise InputError(
-            "r",
-            r,
-            f"1 <= r <= min(i, o) = {min(i, o)}",
-            "A and B were swapped, or a rank larger than a dimension",
-        )
+    if r < 1:
+        raise InputError("A", f"shape {tuple(A.shape)}", "at least one row", "a branch of rank 0")
     if W is not None:
-        check_shape("W", W, ("o", "i"), {"o": o, "i": i})
+        check_shape("W", W, ("o", "i"), {"o": B.shape[0], "i": i})
     return r
 
 

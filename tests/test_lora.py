@@ -78,7 +78,10 @@ def test_delta_merge_unmerge(site, alpha, data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"r": 5}, r"r: got 5; required at most min\(i, o\) = 4.*rank larger than a dimension"),
+        (
+            {"r": 5, "init": "orthogonal"},
+            r"r: got 5; required at most i = 4 with init 'orthogonal'.*cannot be orthogonal",
+        ),
         ({"r": 0}, r"r: got 0; required an integer >= 1"),
         ({"i": 2.5}, r"i: got 2.5"),
         ({"init": "kaimin"}, r"init: got 'kaimin'.*closest known name is 'kaiming'"),
@@ -90,15 +93,32 @@ def test_bad_draws(rng, change, message):
         lora.init_factors(rng, a["i"], a["o"], a["r"], init=a["init"])
 
 
+@pytest.mark.parametrize(("i", "o", "r"), [(5, 2, 8), (2, 5, 8), (4, 2, 3), (1, 1, 2)])
+@pytest.mark.parametrize("init", lora.INITS)
+def test_a_rank_above_a_width(rng, i, o, r, init):
+    """The scale stays alpha / r, and every law but the orthogonal one has more rows than i."""
+    if init == "orthogonal" and r > i:
+        with pytest.raises(InputError, match="cannot be orthogonal"):
+            lora.init_factors(rng, i, o, r, init=init)
+        return
+    factors = lora.init_factors(rng, i, o, r, init=init)
+    assert factors["A"].shape == (r, i)
+    A, B = factors["A"], rng.standard_normal((o, r))
+    if init == "orthogonal":
+        np.testing.assert_allclose(A @ A.T, i / r * np.eye(r), atol=8 * r * i * eps(A))
+    else:
+        assert np.linalg.matrix_rank(A) == min(r, i)
+    truth = 3.0 / r * sum(np.outer(B[:, q], A[q]) for q in range(r))
+    size = 3.0 / r * (np.abs(B) @ np.abs(A))
+    close(lora.delta(A, B, 3.0), truth, 2 * (r + 3) * eps(A) * size)
+
+
 def test_bad_factors():
     A, B, W = np.ones((2, 4)), np.ones((3, 2)), np.ones((3, 4))
     for args, message in [
         ((A.T, B), r"B: got shape \(3, 2\); required shape \(o, r\)"),
         ((A, B.astype("float32")), r"B: got dtype float32.*mixed precision"),
-        (
-            (np.ones((4, 3)), np.ones((3, 4))),
-            r"r: got 4; required 1 <= r <= min\(i, o\) = 3.*swapped",
-        ),
+        ((np.ones((0, 3)), np.ones((3, 0))), r"A: got shape \(0, 3\); required at least one row"),
         ((A[0], B), r"A: got shape \(4,\)"),
     ]:
         with pytest.raises(InputError, match=message):

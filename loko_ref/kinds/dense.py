@@ -35,7 +35,7 @@ class Linear(Kind):
     optional = ("bias", "lora")
 
     def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
-        """Widths chain; the rank is no larger than a dimension."""
+        """Widths chain; the rank is at least 1 (it may exceed a width, as PEFT's may)."""
         i, o = layer["in"], layer["out"]
         for key in ("in", "out"):
             check_range(f"{where}.{key}", layer[key], low=1)
@@ -53,15 +53,8 @@ class Linear(Kind):
                     raise InputError(
                         f"{where}.lora", "no " + key, f"a key '{key}'", "an incomplete LoRA site"
                     )
-            r = layer["lora"]["r"]
-            if not isinstance(r, int) or not 1 <= r <= min(i, o):
-                raise InputError(
-                    f"{where}.lora.r",
-                    repr(r),
-                    f"a whole number in [1, min(in, out) = {min(i, o)}]",
-                    "a rank larger than a dimension of the weight",
-                )
-            lora.scale(layer["lora"]["alpha"], r)
+            whole(f"{where}.lora.r", layer["lora"]["r"])
+            lora.scale(layer["lora"]["alpha"], layer["lora"]["r"])
         return Flow(o, flow.tokens)
 
     def shapes(self, layer: Layer) -> Shapes:
