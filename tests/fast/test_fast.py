@@ -27,6 +27,7 @@ SPECS = {
     "mlp gelu biased": mlp_spec([5, 7, 3], "gelu", BIASED),
     "mlp gelu by tanh": mlp_spec([5, 7, 3], "gelu_tanh", LORA),
     "mlp tanh wide rank": mlp_spec([5, 7, 3], "tanh", {"r": 3, "alpha": 1.0}),
+    "mlp tanh rank above the widths": mlp_spec([5, 4, 3], "tanh", {"r": 8, "alpha": 3.0}),
     "post-norm mean": encoder_spec(**SIZE, norm="post"),
     "post-norm cls": encoder_spec(**SIZE, norm="post", pool="cls", dense=True),
     "pre-norm cls all": encoder_spec(**SIZE, norm="pre", pool="cls", targets=ALL),
