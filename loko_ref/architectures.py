@@ -4,9 +4,9 @@ Shapes of the inputs: features (batch, t, width); ids (batch, t) or (batch, chan
 (batch, channels, h, w) or flat.
 
 Layers are named as follows (j counts blocks from 0): attention ``j`` with ``j.q`` ``j.k`` ``j.v``
-``j.o``; feed-forward ``j.f1`` ``j.f2``; norms ``j.n1`` ``j.n2``; the head ``head.dense`` (with
-tanh) and ``head.out``. Texts begin with ``emb`` and ``emb.norm``; images with ``patch``, ``cls``,
-``pos`` and end in ``norm``. There is no dropout.
+``j.o``; feed-forward ``j.f1`` ``j.f2``; norms ``j.n1`` ``j.n2``; the head ``head.dense`` (with an
+activation) and ``head.out``. Texts begin with ``emb`` and ``emb.norm``; images with ``patch``,
+``cls``, ``pos`` and end in ``norm``. There is no dropout.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def _norm(name: str, width: int, eps: float) -> dict[str, Any]:
     return {"kind": "layernorm", "name": name, "width": width, "eps": eps}
 
 
-def _head(width: int, outputs: int, dense: bool) -> Layers:
+def _head(width: int, outputs: int, dense: bool, activation: str) -> Layers:
     head: Layers = []
     if dense:
         head += [{"kind": "linear", "name": "head.dense", "in": width, "out": width}]
-        head += [{"kind": "tanh"}]
+        head += [{"kind": activation}]
     return [*head, {"kind": "linear", "name": "head.out", "in": width, "out": outputs}]
 
 
@@ -122,6 +122,7 @@ def encoder_spec(
     norm: str = "post",
     pool: str = "mean",
     dense: bool = False,
+    dense_activation: str = "tanh",
     **options: Any,
 ) -> Layers:
     """Build an encoder classifier on features (batch, t, width).
@@ -137,7 +138,9 @@ def encoder_spec(
     pool : {"mean", "cls"}
         How tokens become one vector.
     dense : bool
-        Whether the head has a layer with tanh before the last linear.
+        Whether the head has another linear before the last one.
+    dense_activation : str
+        Between the two: tanh (BERT, RoBERTa), or relu (DistilBERT).
     **options
         ``lora``, ``targets``, ``activation``, ``eps``, ``causal``, ``bias`` of :func:`blocks`.
 
@@ -150,7 +153,7 @@ def encoder_spec(
     stack = blocks(layers=layers, width=width, heads=heads, ff=ff, norm=norm, **options)
     if norm == "pre":
         stack.append(_norm("norm", width, options.get("eps", 1e-5)))
-    return [*stack, {"kind": "pool", "how": pool}, *_head(width, outputs, dense)]
+    return [*stack, {"kind": "pool", "how": pool}, *_head(width, outputs, dense, dense_activation)]
 
 
 def bert_spec(
@@ -188,7 +191,8 @@ def bert_spec(
     eps, pool, dense
         Of every norm; how tokens become one vector; whether there is a tanh pooler.
     **options
-        ``lora``, ``targets``, ``activation`` of :func:`blocks`.
+        ``lora``, ``targets``, ``activation`` of :func:`blocks`; ``dense_activation`` of
+        :func:`encoder_spec`.
     """
     embedding: dict[str, Any] = {
         "kind": "embedding",

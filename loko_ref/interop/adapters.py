@@ -2,8 +2,9 @@
 
 Scale of a site: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rank-stabilised scaling; both
 r and alpha may be set module by module by patterns. The spec's alpha is chosen so that alpha / r
-is that scale. The base model's biases are trained too, those of the sites (``bias: lora_only``) or
-all, the norms' among them (``all``), or none.
+is that scale. Whole modules may be trained beside the factors (``modules_to_save``: linears, norms,
+tables), and the base model's biases: those of the sites (``bias: lora_only``), all, the norms'
+among them (``all``), or none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,87 +22,85 @@ import numpy as np
 from loko_ref.arrays import to_host
 from loko_ref.errors import InputError
 from loko_ref.interop.adapter_config import check_config
-from loko_ref.interop.checkpoints import Checkpoint, modules, read_json
-from loko_ref.interop.tensors import as_floats, find_tensors, read_tensors, write_tensors
+from loko_ref.interop.checkpoints import Checkpoint, join
+from loko_ref.interop.families import LEAF, tables
+from loko_ref.interop.fields import Fields, read_json, short, unsupported
+from loko_ref.interop.targets import pattern_values, saved, targeted
+from loko_ref.interop.tensors import find_tensors, read_tensors, write_tensors
+from loko_ref.lora import FACTORS
 from loko_ref.model import Model, param_shapes
 from loko_ref.spec import linears, map_linears
 from loko_ref.storage import write_bytes
 
-__all__ = ["load_adapter", "save_adapter", "targeted"]
+__all__ = ["load_adapter", "save_adapter"]
 
 PREFIX = "base_model.model."
 
 UNUSED = (".original_module.", ".modules_to_save.")
 """In the names of what ``bias: all`` stores beside a module of ``modules_to_save``: copies."""
 
+OTHERS = {
+    ".lora_embedding_": "LoRA on an embedding table",
+    ".lora_magnitude_vector": "DoRA, which scales the weight's columns",
+    ".trainable_tokens_": "single rows of an embedding table that are trained",
+    ".token_adapter.": "single rows of an embedding table that are trained",
+}
+"""In the names of tensors that are not among the models here -> what they are."""
 
-def targeted(config: Mapping[str, Any], module: str, last: Collection[str] = ()) -> bool:
-    """Whether PEFT puts LoRA on a module, by its name.
+_INFIX = re.compile(r"\.(lora_[AB]|modules_to_save)\.default\.")
+"""The adapter's name within a tensor's: PEFT takes it out, torch's state_dict has it."""
+
+
+class Names:
+    """Where an adapter holds each of our arrays, in one spelling of the modules.
 
     Parameters
     ----------
-    config : mapping
-        adapter_config.json.
-    module : str
-        The module's full name.
-    last : collection of str
-        Modules that ``all-linear`` leaves out: the head.
-
-    Examples
-    --------
-    >>> targeted({"target_modules": ["query"]}, "roberta.encoder.layer.0.attention.self.query")
-    True
+    checkpoint : Checkpoint
+        The model.
+    age : int
+        Which spelling of the modules: 0 the newest, 1 the one before.
     """
-    target, out = config.get("target_modules"), config.get("exclude_modules")
-    if _matches(out, module):
-        return False
-    if target == "all-linear":
-        return module not in last
-    if not _matches(target, module):
-        return False
-    chosen = config.get("layers_to_transform")
-    if chosen in (None, []) or isinstance(target, str):
-        return True
-    pattern = config.get("layers_pattern") or ()
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    index: re.Match[str] | None = None
-    if not patterns:
-        index = re.match(r".*?\.[^.]*\.(\d+)\.", module)
-    for one in patterns:
-        index = index or re.match(rf".*\.{one}\.(\d+)\.", module)
-    layers = [chosen] if isinstance(chosen, int) else list(chosen)
-    return index is not None and int(index.group(1)) in layers
+
+    def __init__(self, checkpoint: Checkpoint, age: int) -> None:
+        self.module = {k: v[min(age, len(v) - 1)] for k, v in checkpoint.modules().items()}
+        self.tables = tables(checkpoint.family)
+
+    def parts(self, array: str) -> tuple[str, ...]:
+        """Return the tensors that make up one of our arrays, factors aside."""
+        if array in self.tables:
+            return self.tables[array]
+        ours, key = array.rsplit(".", 1)
+        return (f"{self.module[ours]}.{LEAF[key][0]}",)
+
+    def home(self, array: str) -> str:
+        """Return the module that an array belongs to."""
+        return self.parts(array)[0].rsplit(".", 1)[0]
 
 
-def _matches(names: Any, module: str) -> bool:
-    if not names:
-        return False
-    if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in names)
+def _read(folder: Path) -> dict[str, np.ndarray]:
+    """Read an adapter's tensors, without its own name in theirs; refuse other methods' ones."""
+    tensors: dict[str, np.ndarray] = {}
+    for path in find_tensors(folder, "adapter_model"):
+        tensors |= read_tensors(path)
+    for name in tensors:
+        for part, what in OTHERS.items():
+            if part in name:
+                raise unsupported(str(folder), name, "lora_A and lora_B of linears", what)
+    return {_short_name(name, tensors): tensor for name, tensor in tensors.items()}
 
 
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Value of the first pattern that a module's name ends in, as PEFT reads rank_pattern."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def _saved(config: Mapping[str, Any], module: str) -> bool:
-    """Whether a module, or one that it lies in, is among modules_to_save."""
-    parts = module.split(".")
-    wholes = [".".join(parts[: j + 1]) for j in range(len(parts))]
-    return any(w.endswith(name) for w in wholes for name in config.get("modules_to_save") or ())
+def _short_name(name: str, tensors: Mapping[str, Any]) -> str:
+    bare = _INFIX.sub(lambda m: "." if "save" in m[1] else f".{m[1]}.", name)
+    return name if bare in tensors else bare
 
 
 def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     """Put a PEFT LoRA adapter on a checkpoint.
 
     What the adapter trains becomes the model's trainables: the factors, the weights and biases of
-    ``modules_to_save``, and the biases that ``bias`` names, in model order, each layer's W, b
-    before its A, B.
+    ``modules_to_save`` (norms and tables too), and the biases that ``bias`` names, in model order,
+    each layer's W, b before its A, B.
 
     Parameters
     ----------
@@ -118,81 +117,66 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     Raises
     ------
     InputError
-        If the adapter is of another kind, uses an option that is not computed here, or a tensor is
-        missing, surplus or misshapen: named.
+        If the adapter is of another kind or uses an option that is not supported, a pattern in it
+        takes too long, or a tensor is missing, surplus or misshapen: named.
     """
     folder = Path(folder)
-    config = read_json(folder / "adapter_config.json")
-    check_config(folder, config)
-    tensors: dict[str, np.ndarray] = {}
-    for path in find_tensors(folder, "adapter_model"):
-        tensors |= read_tensors(path)
+    file = str(folder / "adapter_config.json")
+    config = check_config(file, read_json(folder / "adapter_config.json"))
+    tensors = _read(folder)
     model = checkpoint.model
-    dtype = model.dtype
-    names = modules(checkpoint.family, checkpoint.config["num_hidden_layers"])
+    if any(layer.get("lora") for layer in linears(model.spec)):
+        raise InputError("checkpoint", "a model with LoRA already", "none", "loaded twice")
     # which spelling of the modules' names this adapter uses: the one that its tensors have
-    age = max(
-        range(2),
-        key=lambda g: sum(f"{PREFIX}{_at(v, g)}." in k for v in names.values() for k in tensors),
+    names = max(
+        (Names(checkpoint, age) for age in range(2)),
+        key=lambda n: sum(f"{PREFIX}{m}." in k for m in n.module.values() for k in tensors),
     )
-    last = [_at(v, age) for k, v in names.items() if k == "head.out"]
     weights, used, missing = dict(model.weights), set(), []
     trained: set[str] = set()
 
-    def take(shape: tuple[int, ...], *names: str) -> np.ndarray:
-        full = next((PREFIX + name for name in names if PREFIX + name in tensors), None)
-        if full is None:
-            missing.append(PREFIX + names[0])
-            return np.zeros(shape, dtype)
-        used.add(full)
-        tensor = tensors[full]
-        if tensor.ndim == 4:  # of the convolution that cuts patches  [ATT-5]
-            tensor = tensor.reshape(tensor.shape[0], -1)
-        if tensor.shape != shape:
-            raise InputError(full, f"shape {tensors[full].shape}", f"{shape}", "another base model")
-        return as_floats(full, tensor, dtype)
+    def take(array: str, shape: tuple[int, ...], *choices: tuple[str, ...]) -> bool:
+        """Read an array from the first of its spellings that is there."""
+        for parts in choices:
+            full = [PREFIX + part for part in parts]
+            if all(name in tensors for name in full):
+                used.update(full)
+                weights[array] = join([(name, tensors[name]) for name in full], shape, model.dtype)
+                return True
+        return False
 
-    def set_to(name: str, shape: tuple[int, ...], *theirs: str) -> None:
-        weights[name] = take(shape, *theirs)
-        trained.add(name)
+    def train(array: str, shape: tuple[int, ...], *choices: tuple[str, ...]) -> None:
+        trained.add(array)
+        if not take(array, shape, *choices):
+            missing.append(PREFIX + choices[0][0])
 
-    def bias(ours: str, module: str) -> None:
-        if f"{ours}.b" in weights:  # on a site the base's own layer lies one deeper
-            theirs = (f"{module}.base_layer.bias", f"{module}.bias")
-            set_to(f"{ours}.b", weights[f"{ours}.b"].shape, *theirs)
+    sites = _sites(config, names, [layer["name"] for layer in linears(model.spec)])
+    for array, value in model.weights.items():
+        ours, parts = array.rsplit(".", 1)[0], names.parts(array)
+        if saved(config, names.home(array)):
+            train(array, value.shape, parts)
+        elif array.endswith(".b") and config.data.get("bias") in ("all", "lora_only"):
+            if config.data["bias"] == "all" or ours in sites:
+                # on a site the base's own layer lies one deeper
+                train(array, value.shape, (f"{names.module[ours]}.base_layer.bias",), parts)
+        elif array == "emb.token":  # PEFT's save_embedding_layers: stored, not trained
+            take(array, value.shape, parts)
 
-    def change(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    def put(layer: Mapping[str, Any]) -> Mapping[str, Any]:
         ours, i, o = layer["name"], layer["in"], layer["out"]
-        module = _at(names[ours], age)
-        if layer.get("lora"):
-            raise InputError("checkpoint", f"LoRA on '{ours}' already", "none", "loaded twice")
-        if _saved(config, module):
-            for key, suffix in (("W", "weight"), ("b", "bias")):
-                if f"{ours}.{key}" in weights:
-                    shape = weights[f"{ours}.{key}"].shape
-                    set_to(f"{ours}.{key}", shape, f"{module}.{suffix}")
+        if ours not in sites:
             return layer
-        if config.get("bias") == "all":
-            bias(ours, module)
-        if not targeted(config, module, last):
-            return layer
-        if config.get("bias") == "lora_only":
-            bias(ours, module)
-        r = int(_pattern(config.get("rank_pattern"), module, config["r"]))
-        alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-        site = {"r": r, "alpha": alpha * math.sqrt(r) if config.get("use_rslora") else alpha}
-        set_to(f"{ours}.A", (r, i), f"{module}.lora_A.weight")
-        set_to(f"{ours}.B", (o, r), f"{module}.lora_B.weight")
-        if config.get("lora_bias"):  # PEFT's bias is B's alone
-            site["bias"] = True
-            weights[f"{ours}.bA"] = np.zeros(r, dtype)
-            set_to(f"{ours}.bB", (o,), f"{module}.lora_B.bias")
+        site, module = sites[ours], names.module[ours]
+        r = site["r"]
+        train(f"{ours}.A", (r, i), (f"{module}.lora_A.weight",))
+        train(f"{ours}.B", (o, r), (f"{module}.lora_B.weight",))
+        if site.get("bias"):  # PEFT's bias is B's alone
+            weights[f"{ours}.bA"] = np.zeros(r, model.dtype)
+            train(f"{ours}.bB", (o,), (f"{module}.lora_B.bias",))
         return {**layer, "lora": site}
 
-    spec = map_linears(model.spec, change)
-    if config.get("bias") == "all":
-        for ours in sorted(names.keys() - {layer["name"] for layer in linears(spec)}):
-            bias(ours, _at(names[ours], age))  # a norm
+    spec = map_linears(model.spec, put)
+    if config.data.get("bias") == "all":
         used |= {name for name in tensors if any(part in name for part in UNUSED)}
     surplus = sorted(tensors.keys() - used)
     if missing or surplus:
@@ -202,20 +186,48 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
             "the tensors that adapter_config.json's target_modules and modules_to_save name",
             "an adapter of another base model, or a damaged file",
         )
-    if not trained:
+    if not sites:
         raise InputError(
-            str(folder),
-            f"target_modules {config.get('target_modules')}",
+            config.at("target_modules"),
+            short(config.data["target_modules"]),
             f"names that the {checkpoint.family} model has",
             "an adapter of another base model",
         )
     trainable = tuple(name for name in param_shapes(spec) if name in trained)
-    new = Model(spec=spec, weights=weights, trainable=trainable)
-    return Checkpoint(model=new, family=checkpoint.family, config=checkpoint.config, adapter=config)
+    return Checkpoint(
+        model=Model(spec=spec, weights=weights, trainable=trainable),
+        family=checkpoint.family,
+        config=checkpoint.config,
+        adapter=config.data,
+    )
 
 
-def _at(spellings: tuple[str, ...], age: int) -> str:
-    return spellings[min(age, len(spellings) - 1)]
+def _sites(config: Fields, names: Names, linear: list[str]) -> dict[str, dict[str, Any]]:
+    """Our name of each linear that gets LoRA -> its entry in the spec."""
+    ours = {module: name for name, module in names.module.items()}
+    ours |= {names.home(array): array for array in names.tables}
+    modules, of_linears = list(ours), {names.module[name] for name in linear}
+    chosen = targeted(config, modules, of_linears)
+    for module in modules:
+        if module in chosen and module not in of_linears:
+            raise unsupported(
+                config.at("target_modules"),
+                config.data["target_modules"],
+                "names of linears",
+                f"LoRA on the table or norm {module}",
+            )
+    found = [module for module in modules if module in chosen]
+    ranks = pattern_values(config, "rank_pattern", found, config.data["r"])
+    alphas = pattern_values(config, "alpha_pattern", found, config.data["lora_alpha"])
+    sites = {}
+    for module in found:
+        r, alpha = ranks[module], float(alphas[module])
+        site = {
+            "r": r,
+            "alpha": alpha * math.sqrt(r) if config.flag("use_rslora", False) else alpha,
+        }
+        sites[ours[module]] = {**site, "bias": True} if config.flag("lora_bias", False) else site
+    return sites
 
 
 def save_adapter(
@@ -223,8 +235,9 @@ def save_adapter(
 ) -> None:
     """Write a model's LoRA factors as an adapter that ``peft`` loads.
 
-    Trainables that are no factors must be whole layers, which become ``modules_to_save``, or the
-    biases of all sites (``bias: lora_only``), or all biases (``all``).
+    Trainables that are no factors must be whole modules, which become ``modules_to_save``, or the
+    biases of all sites (``bias: lora_only``), or all biases (``all``). A head of two layers is
+    written whole, as PEFT saves it.
 
     Parameters
     ----------
@@ -239,64 +252,48 @@ def save_adapter(
     """
     if generation not in (4, 5):
         raise InputError("generation", generation, "4 or 5", "another transformers")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    model = checkpoint.model
-    names = modules(checkpoint.family, checkpoint.config["num_hidden_layers"])
-    age = 0 if generation == 5 else 1
+    folder, model = Path(folder), checkpoint.model
+    names = Names(checkpoint, 5 - generation)
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     biased = set()
-    saved: list[str] = []
     for layer in linears(model.spec):
-        ours = layer["name"]
-        module = _at(names[ours], age)
-        if layer.get("lora"):
-            ranks[module], alphas[module] = layer["lora"]["r"], layer["lora"]["alpha"]
-            biased.add(bool(layer["lora"].get("bias")))
-            for key, part in (
-                ("A", "lora_A.weight"),
-                ("B", "lora_B.weight"),
-                ("bB", "lora_B.bias"),
-            ):
-                if f"{ours}.{key}" in model.weights:
-                    tensors[f"{PREFIX}{module}.{part}"] = _theirs(model, f"{ours}.{key}")
-            shift = model.weights.get(f"{ours}.bA")
-            if shift is not None and bool((shift != 0).any()):
-                raise InputError(f"{ours}.bA", "not 0", "0", "a bias that PEFT's LoRA has not")
-        if f"{ours}.W" in model.trainable:
-            saved.append(module)
-            for key, part in (("W", "weight"), ("b", "bias")):
-                if f"{ours}.{key}" in model.weights:
-                    tensors[f"{PREFIX}{module}.{part}"] = _theirs(model, f"{ours}.{key}")
+        ours, module = layer["name"], names.module[layer["name"]]
+        if not layer.get("lora"):
+            continue
+        ranks[module], alphas[module] = layer["lora"]["r"], layer["lora"]["alpha"]
+        biased.add(bool(layer["lora"].get("bias")))
+        for key, part in (("A", "lora_A.weight"), ("B", "lora_B.weight"), ("bB", "lora_B.bias")):
+            if f"{ours}.{key}" in model.weights:
+                tensors[f"{module}.{part}"] = _theirs(model, f"{ours}.{key}")
+        shift = model.weights.get(f"{ours}.bA")
+        if shift is not None and bool((shift != 0).any()):
+            raise InputError(f"{ours}.bA", "not 0", "0", "a bias that PEFT's LoRA has not")
     if not ranks:
         raise InputError("checkpoint", "no LoRA site", "at least one", "add_lora was not called")
     if len(biased) > 1:
         raise InputError("checkpoint", "LoRA biases on some sites", "on all or none", "PEFT's way")
-    extra = [
-        k for k in model.trainable if k.rsplit(".", 1)[1] not in ("W", "b", "A", "B", "bA", "bB")
-    ]
-    if extra:
-        raise InputError(
-            "trainable", extra, "linears only", "a table or norm, which is not written"
-        )
-    bias, loose = _loose_biases(model, names)
-    for ours in loose:
-        module = _at(names[ours], age)
-        inner = ".base_layer" if module in ranks else ""
-        tensors[f"{PREFIX}{module}{inner}.bias"] = to_host(model.weights[f"{ours}.b"])
-    r, alpha = (
-        Counter(ranks.values()).most_common(1)[0][0],
-        Counter(alphas.values()).most_common(1)[0][0],
-    )
-    whole = {_top(module, checkpoint.family) for module in saved}
-    if "classifier" in whole and checkpoint.family == "roberta":  # saved whole or not at all
-        for ours in ("head.dense", "head.out"):
-            for key, part in (("W", "weight"), ("b", "bias")):
-                tensors[f"{PREFIX}{names[ours][0]}.{part}"] = to_host(
-                    model.weights[f"{ours}.{key}"]
-                )
+    bias, loose = _loose_biases(model)
+    for array in loose:
+        ours = array.rsplit(".", 1)[0]
+        inner = ".base_layer" if names.module[ours] in ranks else ""
+        tensors[f"{names.module[ours]}{inner}.bias"] = to_host(model.weights[array])
+    whole = _whole_modules(model, names, loose)
+    for module in ranks:
+        if saved(whole, module):
+            raise InputError(
+                "trainable",
+                f"LoRA on {module}, which belongs to a module that is trained whole",
+                "one or the other",
+                "a head of two layers, which PEFT saves as one",
+            )
+    for array in model.weights:
+        if array.rsplit(".", 1)[1] not in FACTORS and saved(whole, names.home(array)):
+            parts = names.parts(array)
+            rows = np.split(_theirs(model, array), len(parts))
+            tensors |= dict(zip(parts, rows, strict=True))
+    r, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
     config = {
         "peft_type": "LORA",
         "task_type": task if task is not None else checkpoint.adapter.get("task_type"),
@@ -312,11 +309,12 @@ def save_adapter(
         "target_modules": sorted(ranks),
         "rank_pattern": {re.escape(k): v for k, v in ranks.items() if v != r},
         "alpha_pattern": {re.escape(k): v for k, v in alphas.items() if v != alpha},
-        "modules_to_save": sorted(whole) or None,
+        "modules_to_save": whole.data["modules_to_save"] or None,
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "adapter_config.json", text.encode("utf-8"))
-    write_tensors(folder / "adapter_model.safetensors", tensors)
+    write_tensors(folder / "adapter_model.safetensors", {PREFIX + k: v for k, v in tensors.items()})
 
 
 def _theirs(model: Model, name: str) -> np.ndarray:
@@ -324,30 +322,52 @@ def _theirs(model: Model, name: str) -> np.ndarray:
     array, first = np.asarray(to_host(model.weights[name])), model.spec[0]
     if name in ("patch.W", "patch.A"):
         return array.reshape(-1, first["image"][0], *first["patch"])
-    return array[:, :, None, None] if name == "patch.B" else array
+    if name == "patch.B":
+        return array[:, :, None, None]
+    if name == "cls.token":
+        return array[:, None]
+    return array[None] if name == "pos.position" else array
 
 
-def _loose_biases(model: Model, names: Collection[str]) -> tuple[str, list[str]]:
-    """PEFT's word for the biases that are trained without their weight, and their layers."""
+def _loose_biases(model: Model) -> tuple[str, list[str]]:
+    """PEFT's word for the biases that are trained without their weight, and these."""
     trained = set(model.trainable)
-    loose = [k for k in names if f"{k}.b" in trained and f"{k}.W" not in trained]
-    sites = {layer["name"] for layer in linears(model.spec) if layer.get("lora")}
-    held = {k for k in names if f"{k}.b" in model.weights and f"{k}.W" not in trained}
+
+    def whole(ours: str) -> bool:
+        return f"{ours}.W" in trained or f"{ours}.g" in trained
+
+    held = [k for k in model.weights if k.endswith(".b") and not whole(k[:-2])]
+    loose = [k for k in held if k in trained]
     if not loose:
         return "none", []
-    for word, those in (("lora_only", held & sites), ("all", held)):
-        if set(loose) == those:
+    sites = {layer["name"] for layer in linears(model.spec) if layer.get("lora")}
+    for word, those in (("lora_only", [k for k in held if k[:-2] in sites]), ("all", held)):
+        if loose == those:
             return word, loose
     raise InputError(
         "trainable",
-        f"the biases of {loose[:8]}",
+        f"the biases of {[k[:-2] for k in loose[:8]]}",
         "those of every LoRA site, or all, or none",
         "a choice that PEFT's configuration has no word for",
     )
 
 
-def _top(module: str, family: str) -> str:
-    """Name a saved module as PEFT expects it: a head of several layers is saved as one."""
-    if family == "roberta" and module.startswith("classifier."):
-        return "classifier"
-    return module
+def _whole_modules(model: Model, names: Names, loose: list[str]) -> Fields:
+    """Name the modules that are trained whole, as ``modules_to_save``."""
+    trained = [k for k in model.trainable if k.rsplit(".", 1)[1] not in FACTORS and k not in loose]
+    homes = {names.home(array) for array in trained}
+    if names.module["head.out"].startswith("classifier."):  # RoBERTa's head is one module
+        homes = {"classifier" if home.startswith("classifier.") else home for home in homes}
+    outer = [h for h in homes if not any(h.startswith(f"{other}.") for other in homes)]
+    whole = Fields("trainable", {"modules_to_save": sorted(outer)})
+    for array in model.weights:
+        if array.rsplit(".", 1)[1] in FACTORS or array in trained or array.startswith("head."):
+            continue
+        if saved(whole, names.home(array)):
+            raise InputError(
+                "trainable",
+                f"'{array}' not trained",
+                f"all of the module {names.home(array)}, or nothing of it",
+                "PEFT's modules_to_save are whole modules",
+            )
+    return whole

@@ -196,12 +196,21 @@ def _tensor(path: Path, name: str, entry: Any, body: np.ndarray, at: int) -> np.
 
 
 def as_floats(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:
-    """Cast a weight to the model's dtype; whole numbers are no weights."""
+    """Cast a weight to the model's dtype; whole numbers, NaN and infinity are no weights."""
     if tensor.dtype.kind != "f":
         raise InputError(
             name, f"dtype {tensor.dtype}", "floats", "quantised, and nothing without its scales"
         )
-    return tensor.astype(dtype)
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise InputError(
+            name,
+            "NaN or infinity",
+            f"numbers that are finite as {np.dtype(dtype)}",
+            "a run that diverged before it was saved, or numbers beyond the range",
+        )
+    return cast
 
 
 def write_tensors(

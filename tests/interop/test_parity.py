@@ -25,7 +25,7 @@ from loko_ref.interop import (  # noqa: E402
     save_adapter,
     write_tensors,
 )
-from loko_ref.interop.checkpoints import modules  # noqa: E402
+from loko_ref.interop.families import modules, tables  # noqa: E402
 from loko_ref.jacobian import jacobian  # noqa: E402
 from loko_ref.model import forward, sites  # noqa: E402
 from loko_ref.spec import walk  # noqa: E402
@@ -40,16 +40,38 @@ SIZE = {
 }
 TEXT = {**SIZE, "vocab_size": 31, "max_position_embeddings": 12}
 IMAGE = {**SIZE, "image_size": 8, "patch_size": 4, "num_channels": 2}
+DISTIL = {
+    "dim": 12,
+    "n_layers": 2,
+    "n_heads": 3,
+    "hidden_dim": 20,
+    "num_labels": 3,
+    "vocab_size": 31,
+    "max_position_embeddings": 12,
+}
+FAMILIES = {
+    "roberta": ("Roberta", TEXT),
+    "xlm-roberta": ("XLMRoberta", TEXT),
+    "camembert": ("Camembert", TEXT),
+    "bert": ("Bert", TEXT),
+    "distilbert": ("DistilBert", DISTIL),
+    "vit": ("ViT", IMAGE),
+    "deit": ("DeiT", IMAGE),
+}
+PADS = {"roberta": 1, "xlm-roberta": 1, "camembert": 1, "bert": 0, "distilbert": 0}
+TARGETS = {
+    "vit": ["q_proj", "v_proj"],
+    "deit": ["q_proj", "v_proj"],
+    "distilbert": ["q_lin", "v_lin"],
+}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def build(family, **options):
     torch.manual_seed(0)
-    name = {"roberta": "Roberta", "bert": "Bert", "vit": "ViT", "deit": "DeiT"}[family]
-    head = "SequenceClassification" if family in ("roberta", "bert") else "ImageClassification"
-    config = getattr(transformers, f"{name}Config")(
-        **{**(TEXT if family in ("roberta", "bert") else IMAGE), **options}
-    )
+    name, size = FAMILIES[family]
+    head = "SequenceClassification" if family in PADS else "ImageClassification"
+    config = getattr(transformers, f"{name}Config")(**{**size, **options})
     net = getattr(transformers, f"{name}For{head}")(config).double().eval()
     with torch.no_grad():  # biases and norms begin at 0 and 1: make every number matter
         for p in net.parameters():
@@ -58,10 +80,10 @@ def build(family, **options):
 
 
 def inputs(family, rng):
-    if family in ("vit", "deit"):
+    if family not in PADS:
         x = rng.standard_normal((2, 2, 8, 8))
         return x, {"pixel_values": torch.from_numpy(x)}
-    pad = 1 if family == "roberta" else 0
+    pad = PADS[family]
     ids = rng.integers(2, 31, (3, 7))
     ids[1, 4:] = pad
     ids[2, 1:] = pad
@@ -69,22 +91,23 @@ def inputs(family, rng):
 
 
 def targets(family):
-    return ["query", "value"] if family in ("roberta", "bert") else ["q_proj", "v_proj"]
+    return TARGETS.get(family, ["query", "value"])
 
 
 CASES = {
     "plain": {},
     "rslora": {"use_rslora": True},
     "patterns": {
-        "rank_pattern": {r"layers?\.1\..*(value|v_proj)": 4},
-        "alpha_pattern": {"query": 3, "q_proj": 3},
+        "rank_pattern": {r"layers?\.1\..*(value|v_proj|v_lin)": 4},
+        "alpha_pattern": {"query": 3, "q_proj": 3, "q_lin": 3},
     },
     "all-linear": {"target_modules": "all-linear"},
-    "regex": {"target_modules": r".*\.1\..*(key|k_proj|dense|fc1)"},
+    "regex": {"target_modules": r".*\.1\..*(key|k_proj|k_lin|dense|fc1|lin1)"},
     "one layer": {"layers_to_transform": [1]},
     "bias of B": {"lora_bias": True},
     "biases of the sites": {"bias": "lora_only"},
     "all biases": {"bias": "all"},
+    "rank above the widths": {"r": 24, "rank_pattern": {"value|v_proj|v_lin": 2}},
 }
 
 
@@ -124,21 +147,27 @@ def compare(checkpoint, x, z_ref, J_ref):
     z, Z = jacobian(model, x)
     assert np.linalg.norm(z - z_ref) <= TOL * np.linalg.norm(z_ref)
     names = modules(checkpoint.family, SIZE["num_hidden_layers"])
+    of_tables = tables(checkpoint.family)
     part = {
         "A": "lora_A.default.weight",
         "B": "lora_B.default.weight",
         "bB": "lora_B.default.bias",
         "W": "weight",
         "b": "bias",
+        "g": "weight",
     }
     copies = {k: v for k, v in J_ref.items() if "original_module" not in k}
     flat = {re.sub(r"(modules_to_save\.default|base_layer)\.", "", k): v for k, v in copies.items()}
-    assert len(flat) == len(model.trainable)
+    twice = "cls.token" in model.trainable and checkpoint.family == "deit"
+    assert len(flat) == len(model.trainable) + twice
     at = 0
     for full in model.trainable:
         ours, key = full.rsplit(".", 1)
-        ends = tuple(f".{m}.{part[key]}" for m in names[ours])
-        (expected,) = (v for k, v in flat.items() if k.endswith(ends))
+        ends = tuple(f".{m}.{part[key]}" for m in names.get(ours, ()))
+        ends += tuple(f".{t}" for t in of_tables.get(full, ()))
+        found = [v for k, v in flat.items() if k.endswith(ends)]
+        assert len(found) == max(1, len(of_tables.get(full, ())))
+        expected = np.concatenate(found, axis=1)  # DeiT's two tokens are one array here
         size = model.weights[full].size
         got, scale = Z[:, at : at + size], np.linalg.norm(expected)
         if full.endswith(".k.b"):  # adds the same to all scores of a query: 0 but for rounding
@@ -149,8 +178,11 @@ def compare(checkpoint, x, z_ref, J_ref):
     assert at == model.n
 
 
-@pytest.mark.parametrize("family", ["roberta", "bert", "vit", "deit"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("family", "case"),
+    [(f, c) for f in ("roberta", "bert", "distilbert", "vit", "deit") for c in CASES]
+    + [(f, c) for f in ("xlm-roberta", "camembert") for c in ("plain", "all-linear")],
+)
 def test_logits_and_jacobian(family, case, tmp_path, rng):
     net = build(family)
     net.save_pretrained(tmp_path / "base")
@@ -176,17 +208,126 @@ def test_activations(family, act, tmp_path, rng):
     compare(checkpoint, x, *reference(tuned, args))
 
 
-@pytest.mark.parametrize("family", ["roberta", "bert", "vit"])
-def test_head_among_the_trainables(family, tmp_path, rng):
+def saved_too(family, names, tmp_path, **options):
+    """A checkpoint whose adapter trains whole modules too, and the network tuned."""
     net = build(family)
     net.save_pretrained(tmp_path / "base")
-    tuned = adapt(net, family, modules_to_save=["classifier"])
+    tuned = adapt(net, family, modules_to_save=names, **options)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, p in tuned.named_parameters():
+            if "modules_to_save" in name:
+                p.add_(0.3 * torch.randn_like(p))
     tuned.save_pretrained(tmp_path / "adapter")
-    checkpoint = load_adapter(load_classifier(tmp_path / "base"), tmp_path / "adapter")
-    assert "head.out.W" in checkpoint.model.trainable
-    assert [s for s, _, _ in sites(checkpoint.model)][-1] == "head.out"
+    return load_adapter(load_classifier(tmp_path / "base"), tmp_path / "adapter"), tuned
+
+
+WHOLE = {
+    "head": ({f: ["classifier"] for f in FAMILIES}, ("head.out.W",)),
+    "norms": (
+        {
+            **{f: ["LayerNorm", "layer_norm"] for f in ("roberta", "bert", "distilbert")},
+            **{f: ["layernorm_after", f"{f}.layernorm"] for f in ("vit", "deit")},
+        },
+        ("1.n2.g",),
+    ),
+    "tables": (
+        {
+            "roberta": ["word_embeddings", "position_embeddings"],
+            "bert": ["word_embeddings", "token_type_embeddings"],
+            "distilbert": ["distilbert.embeddings"],
+            "vit": ["vit.embeddings"],
+            "deit": ["deit.embeddings"],
+        },
+        ("emb.token", "cls.token"),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ["roberta", "bert", "distilbert", "vit", "deit"])
+@pytest.mark.parametrize("what", WHOLE)
+def test_modules_trained_whole(family, what, tmp_path, rng):
+    """Beside the factors: loaded, with PEFT's Jacobian, and written so that PEFT loads them."""
+    names, trained = WHOLE[what]
+    checkpoint, tuned = saved_too(family, names[family], tmp_path)
     x, args = inputs(family, rng)
     compare(checkpoint, x, *reference(tuned, args))
+    assert set(trained) & set(checkpoint.model.trainable)
+    if what == "head":
+        assert [s for s, _, _ in sites(checkpoint.model)][-1] == "head.out"
+    save_adapter(checkpoint, tmp_path / "written")
+    again = load_adapter(load_classifier(tmp_path / "base"), tmp_path / "written")
+    assert again.model.trainable == checkpoint.model.trainable
+    written = peft.PeftModel.from_pretrained(build(family), tmp_path / "written").double().eval()
+    z = forward(checkpoint.model, x)[0]
+    with torch.no_grad():
+        assert np.linalg.norm(written(**args).logits.numpy() - z) <= TOL * np.linalg.norm(z)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_rank_above_the_number_of_classes(family, tmp_path, rng):
+    """Rank 8 on a head of 2 classes: computed and written as PEFT does."""
+    net = build(family, num_labels=2)
+    net.save_pretrained(tmp_path / "base")
+    head = ["out_proj"] if family == "roberta" else ["classifier"]
+    tuned = adapt(net, family, r=8, target_modules=targets(family) + head)
+    tuned.save_pretrained(tmp_path / "adapter")
+    checkpoint = load_adapter(load_classifier(tmp_path / "base"), tmp_path / "adapter")
+    assert checkpoint.model.weights["head.out.B"].shape == (2, 8)
+    x, args = inputs(family, rng)
+    compare(checkpoint, x, *reference(tuned, args))
+    save_adapter(checkpoint, tmp_path / "written")
+    fresh = build(family, num_labels=2)
+    written = peft.PeftModel.from_pretrained(fresh, tmp_path / "written").double().eval()
+    z = forward(checkpoint.model, x)[0]
+    with torch.no_grad():
+        assert np.linalg.norm(written(**args).logits.numpy() - z) <= TOL * np.linalg.norm(z)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("target", [["query", "word_embeddings"], r".*(query|word_embeddings)"])
+def test_lora_on_a_table_is_refused_as_not_supported(family, target, tmp_path):
+    net = build(family)
+    net.save_pretrained(tmp_path / "base")
+    adapt(net, family, target_modules=target).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"not supported.*LoRA on an embedding table"):
+        load_adapter(load_classifier(tmp_path / "base"), tmp_path / "adapter")
+
+
+def test_modules_within_one_another_are_refused(tmp_path):
+    """The ending fits the embeddings and a module in them; PEFT does not load what it wrote."""
+    with pytest.raises(InputError, match=r"modules_to_save.*not supported.*vit\.embeddings and"):
+        saved_too("vit", ["embeddings"], tmp_path)
+
+
+def test_a_table_that_is_stored_but_not_trained(tmp_path, rng):
+    net = build("bert")
+    net.save_pretrained(tmp_path / "base")
+    tuned = adapt(net, "bert")
+    with torch.no_grad():
+        net.bert.embeddings.word_embeddings.weight.mul_(1.1)
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    checkpoint = load_adapter(load_classifier(tmp_path / "base"), tmp_path / "adapter")
+    assert "emb.token" not in checkpoint.model.trainable
+    x, args = inputs("bert", rng)
+    compare(checkpoint, x, *reference(tuned, args))
+
+
+def test_names_with_the_adapters_own_name_in_them(tmp_path, rng):
+    """As torch's state_dict has them, and PEFT's files have not."""
+    checkpoint, _ = saved_too("bert", ["classifier"], tmp_path)
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    infix = {
+        re.sub(r"(lora_[AB]|classifier)\.(?=\w+$)", r"\1.default.", k).replace(
+            "classifier.default", "classifier.modules_to_save.default"
+        ): np.array(v)
+        for k, v in read_tensors(file).items()
+    }
+    assert sum(".default." in name for name in infix) == len(infix)
+    write_tensors(file, infix)
+    again = load_adapter(load_classifier(tmp_path / "base"), tmp_path / "adapter")
+    for key, array in checkpoint.model.weights.items():
+        assert (again.model.weights[key] == array).all(), key
 
 
 @pytest.mark.parametrize(
@@ -225,7 +366,10 @@ def test_an_adapter_that_changes_the_base_is_refused(tmp_path):
 @pytest.mark.parametrize("family", ["roberta", "bert", "vit", "deit"])
 @pytest.mark.parametrize(
     "case",
-    ["plain", "rslora", "patterns", "bias of B", "biases of the sites", "all biases"],
+    [
+        *("plain", "rslora", "patterns", "bias of B", "biases of the sites", "all biases"),
+        "rank above the widths",
+    ],
 )
 def test_peft_loads_what_is_written(family, case, tmp_path, rng):
     net = build(family)

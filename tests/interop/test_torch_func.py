@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: E402
 from loko_ref import loko  # noqa: E402
 from loko_ref.architectures import encoder_spec, roberta_spec, vit_spec  # noqa: E402
 from loko_ref.interop import load_adapter, load_classifier  # noqa: E402
-from loko_ref.interop.checkpoints import modules  # noqa: E402
+from loko_ref.interop.families import modules  # noqa: E402
 from loko_ref.jacobian import jacobian  # noqa: E402
 from loko_ref.model import Model, forward, mlp_spec, param_shapes, sites  # noqa: E402
 

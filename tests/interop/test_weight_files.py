@@ -15,8 +15,10 @@ from loko_ref.interop import (
     save_adapter,
     write_tensors,
 )
-from loko_ref.interop.adapters import targeted
-from loko_ref.interop.checkpoints import Checkpoint, modules
+from loko_ref.interop.checkpoints import Checkpoint
+from loko_ref.interop.families import modules
+from loko_ref.interop.fields import Fields
+from loko_ref.interop.targets import targeted
 from loko_ref.model import Model, add_lora, forward, init_model
 
 SIZE = {"layers": 2, "width": 4, "heads": 2, "ff": 6, "outputs": 3}
@@ -335,7 +337,7 @@ def test_adapter_round_trip_and_its_errors(tmp_path, rng):
         {"use_dora": True},
         {"bias": "some"},
         {"bias": "all"},  # the file has none
-        {"fan_in_fan_out": True},
+        {"fan_in_fan_out": "True"},
         {"r": None},
         {"r": 2.5},
         {"rank_pattern": {"query": 2.7}},
@@ -370,6 +372,7 @@ def test_adapters_refused(tmp_path, rng, change):
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": False},
         {"layers_to_transform": []},
+        {"fan_in_fan_out": True},  # of GPT-2's layers; PEFT resets it on a linear
         {"an_option_of_tomorrow": None, "lora_dropout": 0.1, "use_dora": False},
     ],
 )
@@ -414,17 +417,38 @@ def test_biases_round_trip_and_others_are_refused(tmp_path, rng, word):
         save_adapter(trained(["0.q.b"]), tmp_path / "some")
 
 
-def test_targets():
-    query = "roberta.encoder.layer.11.attention.self.query"
-    assert targeted({"target_modules": ["query"]}, query)
-    assert not targeted({"target_modules": ["uery"]}, query)
-    assert targeted({"target_modules": r".*self\.(query|key)"}, query)
-    assert not targeted({"target_modules": ["query"], "exclude_modules": ["query"]}, query)
-    assert targeted({"target_modules": ["query"], "layers_to_transform": 11}, query)
-    assert not targeted({"target_modules": ["query"], "layers_to_transform": [1]}, query)
-    some = {"target_modules": ["query"], "layers_to_transform": [11], "layers_pattern": "layer"}
-    assert targeted(some, query)
-    assert not targeted({"target_modules": "all-linear"}, "classifier", ["classifier"])
+QUERY = "roberta.encoder.layer.11.attention.self.query"
+HEAD = "classifier"
+
+
+@pytest.mark.parametrize(
+    ("config", "chosen"),
+    [
+        ({"target_modules": ["query"]}, {QUERY}),
+        ({"target_modules": ["uery"]}, set()),
+        ({"target_modules": [QUERY]}, {QUERY}),
+        ({"target_modules": r".*self\.(query|key)"}, {QUERY}),
+        ({"target_modules": r"self\.query"}, set()),
+        ({"target_modules": ["query"], "exclude_modules": ["query"]}, set()),
+        ({"target_modules": ["query"], "exclude_modules": r".*\.1[01]\..*"}, set()),
+        ({"target_modules": ["query"], "layers_to_transform": 11}, {QUERY}),
+        ({"target_modules": ["query"], "layers_to_transform": [1]}, set()),
+        (
+            {"target_modules": ["query"], "layers_to_transform": [11], "layers_pattern": "layer"},
+            {QUERY},
+        ),
+        (
+            {"target_modules": ["query"], "layers_to_transform": [11], "layers_pattern": ["lay"]},
+            set(),
+        ),
+        ({"target_modules": "all-linear"}, {QUERY, HEAD}),
+        ({"target_modules": "all-linear", "task_type": "SEQ_CLS"}, {QUERY}),
+        ({"target_modules": "all-linear", "modules_to_save": ["classifier"]}, {QUERY}),
+    ],
+)
+def test_targets(config, chosen):
+    modules = [QUERY, HEAD, "roberta.embeddings.LayerNorm"]
+    assert targeted(Fields("adapter_config.json", config), modules, {QUERY, HEAD}) == chosen
 
 
 def test_every_module_of_a_spec_has_a_name():
