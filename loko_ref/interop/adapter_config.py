@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from loko_ref.interop.fields import Fields, unsupported
+from loko_ref.interop.fields import Fields, short, unsupported
 
 __all__ = ["BIASES", "REFUSED", "check_config"]
 
@@ -60,10 +60,13 @@ def check_config(file: str, data: Mapping[str, Any]) -> Fields:
         raise config.bad("peft_type", "LORA", "a foreign file")
     config.choice("peft_type", "LORA", ("LORA",), "an adapter of another method")
     config.refuse(REFUSED)
-    if data.get("init_lora_weights") not in INITS:
+    init = data.get("init_lora_weights")
+    if not isinstance(init, bool | str | None):
+        raise config.bad("init_lora_weights", "true, false or a name")
+    if init not in INITS:
         raise unsupported(
             config.at("init_lora_weights"),
-            data["init_lora_weights"],
+            init,
             "true, false, 'gaussian', 'orthogonal' or 'eva'",
             "PEFT changes the base's weights at loading, or freezes a factor; PEFT's "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...) writes plain LoRA",
@@ -75,14 +78,14 @@ def check_config(file: str, data: Mapping[str, Any]) -> Fields:
         config.flag(key, False)
     for key in TEXTS:
         config.text(key)
-    config.choice("bias", "none", BIASES, "a typing error, or a newer PEFT")
+    config.choice("bias", "none", BIASES, "a newer PEFT, or a name of another field")
     config.whole("r")
     config.number("lora_alpha")
     config.number("lora_dropout", 0.0, low=0)
     for pattern, value in config.object("rank_pattern").items():
-        config.check_whole(f"{config.at('rank_pattern')}: {pattern:.100}", value)
+        config.check_whole(f"{config.at('rank_pattern')}: {short(pattern)}", value)
     for pattern, value in config.object("alpha_pattern").items():
-        config.check_number(f"{config.at('alpha_pattern')}: {pattern:.100}", value)
+        config.check_number(f"{config.at('alpha_pattern')}: {short(pattern)}", value)
     _check_names(config)
     return config
 
@@ -100,8 +103,8 @@ def _check_names(config: Fields) -> None:
             raise config.bad("modules_to_save", "names of modules", "a pattern, or a damaged file")
     chosen = data.get("layers_to_transform")
     for layer in chosen if isinstance(chosen, list) else [chosen]:
-        if not isinstance(layer, int | None) or isinstance(layer, bool):
-            raise config.bad("layers_to_transform", "a whole number, or a list of them")
+        if chosen is not None:
+            config.check_whole(config.at("layers_to_transform"), layer, low=0)
     if chosen is None and data.get("layers_pattern"):
         raise config.bad("layers_pattern", "layers_to_transform beside it", "PEFT's rule")
     if chosen not in (None, []) and isinstance(target, str):

@@ -9,11 +9,12 @@ among them (``all``), or none.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ _INFIX = re.compile(r"\.(lora_[AB]|modules_to_save)\.default\.")
 """The adapter's name within a tensor's: PEFT takes it out, torch's state_dict has it."""
 
 
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}"
+
+
 class Names:
     """Where an adapter holds each of our arrays, in one spelling of the modules.
 
@@ -72,6 +77,12 @@ class Names:
             return self.tables[array]
         ours, key = array.rsplit(".", 1)
         return (f"{self.module[ours]}.{LEAF[key][0]}",)
+
+    def spelt_in(self, tensors: Iterable[str]) -> int:
+        """Return how many of an adapter's tensors belong to a module of this spelling."""
+        ours = set(self.module.values())
+        paths = [itertools.accumulate(t.removeprefix(PREFIX).split("."), _join) for t in tensors]
+        return sum(any(path in ours for path in each) for each in paths)
 
     def home(self, array: str) -> str:
         """Return the module that an array belongs to."""
@@ -129,8 +140,7 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
         raise InputError("checkpoint", "a model with LoRA already", "none", "loaded twice")
     # which spelling of the modules' names this adapter uses: the one that its tensors have
     names = max(
-        (Names(checkpoint, age) for age in range(2)),
-        key=lambda n: sum(f"{PREFIX}{m}." in k for m in n.module.values() for k in tensors),
+        (Names(checkpoint, age) for age in range(2)), key=lambda names: names.spelt_in(tensors)
     )
     weights, used, missing = dict(model.weights), set(), []
     trained: set[str] = set()
@@ -171,7 +181,8 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
         train(f"{ours}.A", (r, i), (f"{module}.lora_A.weight",))
         train(f"{ours}.B", (o, r), (f"{module}.lora_B.weight",))
         if site.get("bias"):  # PEFT's bias is B's alone
-            weights[f"{ours}.bA"] = np.zeros(r, model.dtype)
+            if f"{ours}.B" in weights:  # r is no larger than the file's arrays
+                weights[f"{ours}.bA"] = np.zeros(r, model.dtype)
             train(f"{ours}.bB", (o,), (f"{module}.lora_B.bias",))
         return {**layer, "lora": site}
 
@@ -182,7 +193,8 @@ def load_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     if missing or surplus:
         raise InputError(
             str(folder),
-            f"missing {missing[:8] or 'nothing'}, surplus {surplus[:8] or 'nothing'}",
+            f"missing {short(missing) if missing else 'nothing'}, "
+            f"surplus {short(surplus) if surplus else 'nothing'}",
             "the tensors that adapter_config.json's target_modules and modules_to_save name",
             "an adapter of another base model, or a damaged file",
         )

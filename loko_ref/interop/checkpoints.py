@@ -17,7 +17,7 @@ import numpy as np
 from loko_ref.checks import check_choice
 from loko_ref.errors import InputError
 from loko_ref.interop.families import FAMILIES, modules, spellings
-from loko_ref.interop.fields import Fields, read_json
+from loko_ref.interop.fields import Fields, read_json, short
 from loko_ref.interop.model_config import (
     build_spec,
     check_classifier,
@@ -145,7 +145,8 @@ def load_classifier(
     if missing or surplus:
         raise InputError(
             str(folder),
-            f"missing {missing[:8] or 'nothing'}, surplus {surplus[:8] or 'nothing'}"
+            f"missing {short(missing) if missing else 'nothing'}, "
+            f"surplus {short(surplus) if surplus else 'nothing'}"
             + (f" (and {more} more)" if (more := len(missing[8:]) + len(surplus[8:])) else ""),
             f"the tensors of a {family} classifier",
             "a checkpoint without a classifier's head (head=numpy.random.default_rng(seed) draws "

@@ -21,8 +21,8 @@ LIMIT = 2**31 - 1
 """Largest size that a file may name."""
 
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 100
-_SHORT.maxlong = 40
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlong, _SHORT.maxlist = 40, 8
 
 
 def short(value: Any) -> str:

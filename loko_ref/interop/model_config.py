@@ -38,6 +38,9 @@ REFUSED = {
 }
 """Fields that change the function, and are not among the models here."""
 
+CLASSES = 100_000
+"""Most classes that one number may ask for: a fresh head takes memory for each."""
+
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 """How the classes end whose head is loaded."""
 
@@ -60,7 +63,12 @@ def depth(config: Fields, family: str) -> int:
 def outputs_of(config: Fields) -> int:
     """Return the number of classes."""
     labels = config.object("id2label")
-    return len(labels) if labels else config.whole("num_labels", 2)
+    if labels:
+        return len(labels)
+    classes = config.whole("num_labels", 2)
+    if classes > CLASSES:
+        raise config.bad("num_labels", f"at most {CLASSES} without their names in id2label")
+    return classes
 
 
 def check_classifier(config: Fields) -> None:

@@ -49,7 +49,8 @@ def targeted(config: Fields, modules: Sequence[str], linear: Collection[str] = (
         return chosen
     wanted = {layers} if isinstance(layers, int) else set(layers)
     index = _indices(config, [module for module in modules if module in chosen])
-    return {module for module in chosen if index.get(module) in wanted}
+    # what is listed by its full name is chosen in any layer
+    return {m for m in chosen if index.get(m) in wanted or m in config.texts("target_modules")}
 
 
 def _named(config: Fields, key: str, modules: Sequence[str]) -> set[str]:

@@ -87,10 +87,9 @@ def find_tensors(folder: str | Path, stem: str) -> list[Path]:
             if not isinstance(shard, str) or Path(shard).name != shard:
                 raise _bad(index, repr(shard), "file names without a path", "a foreign index")
         return [folder / shard for shard in shards]
-    for suffix in PICKLED:
-        for name in (stem, "pytorch_model"):
-            if (folder / f"{name}{suffix}").is_file():
-                _refuse_pickle(folder / f"{name}{suffix}")
+    for path in sorted(folder.glob("*")):
+        if path.name.startswith((stem, "pytorch_model")):  # shards too
+            _refuse_pickle(path)
     raise _bad(folder, "no such file", f"{stem}.safetensors in it", "a wrong folder")
 
 
