@@ -4,13 +4,12 @@ Needs neither torch nor peft: the configurations are written by hand.
 """
 
 import json
-import os
-import random
 import re
 import subprocess
 
 import numpy as np
 import pytest
+import sampling
 from handmade import CONFIG, adapted, change_json, saved
 from hostile import needs_linux, run
 
@@ -214,9 +213,9 @@ VICES = [
 
 
 def some(fields):
-    """Pairs of a field and a vice: a seeded share of them, all with LOKO_REF_LONG=1."""
+    """Pairs of a field and a vice: a seeded share of them in the default run."""
     pairs = [(key, value) for key in fields for value in VICES]
-    return pairs if os.environ.get("LOKO_REF_LONG") == "1" else random.Random(0).sample(pairs, 60)
+    return sampling.sample(pairs, 60, name=lambda pair: f"{pair[0]} {pair[1]!r:.40}")
 
 
 @needs_linux
