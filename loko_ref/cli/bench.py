@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,24 +18,28 @@ def bench(
     min_time: Annotated[float, typer.Option(help="Seconds to repeat each step for.")] = 3.0,
     route: Annotated[str, typer.Option(help="fast or readable.")] = "fast",
     as_json: Annotated[
-        bool, typer.Option("--json", help="All four problems of the table, in both dtypes.")
+        bool, typer.Option("--json", help="All four problems in both dtypes, as one document.")
     ] = False,
     curves: Annotated[
         bool, typer.Option(help="Instead: how the cost grows with n and with T, at fixed widths.")
     ] = False,
 ) -> None:
-    """Time one step; print JSON, a line a problem."""
-    from loko_ref import bench as room
-    from loko_ref.bench import PROBLEMS, measure
+    """Time one step; print JSON, one document and line per problem."""
+    from loko_ref import bench as timing
+    from loko_ref.bench import PROBLEMS
+    from loko_ref.documents import document
+
+    def measured(name: str, dtype: str) -> dict[str, Any]:
+        return timing.measure(name, dtype, min_time=min_time, route=route)
+
+    def show(name: str, content: dict[str, Any]) -> None:
+        typer.echo(json.dumps(document(name, content), allow_nan=False))
 
     if curves:
-        print(json.dumps(room.curves(dtype)))
-        return
-
-    if as_json and config == "all":
+        show("bench-curves", timing.curves(dtype))
+    elif as_json and config == "all":
         cases = [(name, kind) for name in list(PROBLEMS)[:4] for kind in ("float64", "float32")]
-        print(json.dumps([measure(*case, min_time=min_time, route=route) for case in cases]))
-        return
-    names = list(PROBLEMS)[:4] if config == "all" else [config]
-    for name in names:
-        print(json.dumps(measure(name, dtype, min_time=min_time, route=route)), flush=True)
+        show("bench", {"rows": [measured(*case) for case in cases]})
+    else:
+        for name in list(PROBLEMS)[:4] if config == "all" else [config]:
+            show("bench", measured(name, dtype))

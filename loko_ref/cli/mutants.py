@@ -47,6 +47,7 @@ def mutants(
     from loko_ref.conformance.cases import select
     from loko_ref.conformance.mutants import all_mutants
     from loko_ref.conformance.report import write_json
+    from loko_ref.documents import document
     from loko_ref.errors import InputError
     from loko_ref.storage import check_target
 
@@ -74,7 +75,7 @@ def mutants(
             typer.echo(f"    look at: {entry['look']}")
         typer.echo(f"{len(chosen)} mutants")
         if json is not None:
-            write_json(json, {"schema": "loko-ref/mutants/1", "mutants": listing})
+            write_json(json, document("mutants", {"mutants": listing}))
         return
     cases = select(dtype="float64")
     outcomes = [
@@ -83,18 +84,18 @@ def mutants(
             chosen, description="verifying mutants", console=Console(stderr=True), transient=True
         )
     ]
-    document = scoring.as_json(outcomes)
+    found = scoring.as_json(outcomes)
     for o in outcomes:
         mark = "named" if o.first == o.id else f"NOT NAMED (first: {o.first})"
         typer.echo(f"{o.id}: caught by {o.failed} checks, {mark} ({o.named})")
     stated = {i for group in scoring.INDISTINGUISHABLE for i in group}
     typer.echo(
-        f"mutants {document['mutants']}, caught {document['caught']}, "
-        f"named first {document['named_first']}, "
-        f"indistinguishable groups {len(document['indistinguishable'])}"
+        f"mutants {found['mutants']}, caught {found['caught']}, "
+        f"named first {found['named_first']}, "
+        f"indistinguishable groups {len(found['indistinguishable'])}"
     )
     if json is not None:
-        write_json(json, document)
+        write_json(json, found)
     good = all(o.failed and (o.first == o.id or o.id in stated) for o in outcomes)
     raise typer.Exit(0 if good else 1)
 
@@ -125,10 +126,10 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
             right += room.of_correct(target, cases, progress=lambda: bar.advance(task))
         for one in bar.track(chosen, description="known mistakes"):
             wrong += room.of_mutant(one, cases)
-    document = room.as_json(cases, right, wrong)
+    found = room.as_json(cases, right, wrong)
     if json is not None:
-        write_json(json, document)
-    for line in room.lines(document):
+        write_json(json, found)
+    for line in room.lines(found):
         typer.echo(line)
     unseen = {one.name for one in wrong} - {one.name for one in wrong if one.worst > 1}
     return all(one.worst <= 1 for one in right) and not unseen

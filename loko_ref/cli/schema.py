@@ -1,4 +1,4 @@
-"""``loko-ref schema NAME``: the JSON Schema of a document that this package writes."""
+"""``loko-ref schema [NAME]``: the JSON Schema of a document that this package writes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
+from loko_ref.documents import WRITTEN_BY, load
+
 __all__ = ["schema"]
 
 
 def schema(
     name: Annotated[
-        str,
-        typer.Argument(
-            help="verify (verify --json), mutants (mutants --json), calibration (mutants "
-            "--calibration --json), vectors (manifest.json)."
-        ),
-    ],
+        str | None, typer.Argument(help=f"One of {', '.join(WRITTEN_BY)}; by default the list.")
+    ] = None,
 ) -> None:
-    """Print the JSON Schema of a document that another command writes."""
-    from loko_ref.conformance.schema import load
-
+    """Print the JSON Schema of a document that another command writes, or the list of them."""
+    if name is None:
+        for one, command in WRITTEN_BY.items():
+            typer.echo(f"{one}\t{command}")
+        return
     typer.echo(json.dumps(load(name), indent=2))

@@ -15,14 +15,14 @@ from rich.table import Table
 from loko_ref import runs, storage, training
 from loko_ref.arrays import get_backend
 from loko_ref.cli.options import describe, parse_optimizers, parse_variants
+from loko_ref.documents import document
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.runconfig import BASELINES, RunConfig
 from loko_ref.runs import Entry
 from loko_ref.sources import regression
 
-__all__ = ["SCHEMA", "train"]
+__all__ = ["train"]
 
-SCHEMA = "loko-ref/train/1"
 SEEDS = (0, 1, 2)
 
 
@@ -90,7 +90,7 @@ def train(
         typer.Option(help="LoKO's steps by the readable (default) or the fast code, on NumPy."),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help=f"Write the results (schema {SCHEMA}).")
+        Path | None, typer.Option("--json", help="Write the results (loko-ref schema train).")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curves: F.svg (or .png).")] = None,
     checkpoint: Annotated[
@@ -318,18 +318,15 @@ def _table(entries: list[Entry]) -> Table:
 
 def _json(entries: list[Entry]) -> str:
     """Write the results; runs that diverged are listed apart, where there are any."""
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "runs": [entry.result for entry in entries if entry.result],
-    }
+    content: dict[str, Any] = {"runs": [entry.result for entry in entries if entry.result]}
     failures = [
         {"optimizer": e.config.optimizer, "config": e.config.as_dict(), **e.failure}
         for e in entries
         if e.failure
     ]
     if failures:
-        document["failures"] = failures
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+        content["failures"] = failures
+    return json.dumps(document("train", content), indent=2, allow_nan=False) + "\n"
 
 
 def _plot(entries: list[Entry], kind: str) -> bytes:

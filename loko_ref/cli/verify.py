@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loko_ref.errors import InputError
+
+if TYPE_CHECKING:
+    from loko_ref.conformance.verify import Check
 
 __all__ = ["verify"]
 
@@ -80,20 +84,16 @@ def verify(
 ) -> None:
     """Check an implementation against the oracle.
 
-    Exit code 0: all that ran passed, and something ran; 1: something failed; 2: TARGET cannot be
-    used, or nothing ran.
+    Exit code 0: all that ran passed, or failed as expected (--xfail), and something ran; 1:
+    something failed; 2: TARGET cannot be used, or nothing ran.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    from loko_ref.conformance import expectations, report
+    from loko_ref.conformance import expectations
     from loko_ref.conformance.cases import select
     from loko_ref.conformance.implementation import Implementation, load
-    from loko_ref.conformance.junit import write
-    from loko_ref.conformance.naming import name_mistakes
-    from loko_ref.conformance.page import write as write_page
     from loko_ref.conformance.subprocess_target import Command
-    from loko_ref.conformance.terminal import print_report
     from loko_ref.conformance.verify import run
     from loko_ref.storage import check_target
 
@@ -132,7 +132,7 @@ def verify(
         implementation, shown = load(str(target)), str(target)
     else:
         implementation, shown = Command(cmd, large=large), f"--cmd {shlex.quote(cmd)}"
-    console, err = Console(), Console(stderr=True)
+    err = Console(stderr=True)
     with (
         Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
         implementation if isinstance(implementation, Command) else contextlib.nullcontext(),
@@ -141,20 +141,37 @@ def verify(
         checks = run(
             implementation, cases, timeout=timeout, progress=lambda check: bar.advance(task)
         )
+    statuses = ((check.case.id, check.status) for check in checks)
+    notes = [*implementation.notes, *expectations.not_run(statuses, expected)]
+    raise typer.Exit(_publish(shown, checks, notes, expected, json, junit, html))
+
+
+def _publish(
+    shown: str,
+    checks: Sequence[Check],
+    notes: Sequence[str],
+    expected: Mapping[str, str],
+    json: Path | None,
+    junit: Path | None,
+    html: Path | None,
+) -> int:
+    """Write and print every report; return the exit code."""
+    from rich.console import Console
+
+    from loko_ref.conformance import junit as xml
+    from loko_ref.conformance import page, report, terminal
+    from loko_ref.conformance.naming import name_mistakes
+    from loko_ref.conformance.verify import summarise
+
     mistakes = name_mistakes(checks)
     if json is not None:  # files first: who reads the terminal's report may stop early (head)
-        report.write_json(json, report.as_json(shown, checks, implementation.notes, mistakes))
+        report.write_json(json, report.as_json(shown, checks, notes, mistakes, expected))
     if junit is not None:
-        write(junit, shown, checks, mistakes, expected)
+        xml.write(junit, shown, checks, mistakes, expected, notes)
     if html is not None:
-        write_page(html, shown, checks, implementation.notes, mistakes, expected)
-    print_report(console, shown, checks, implementation.notes, mistakes)
-    for key in expectations.unexpected_passes(checks, expected):
-        typer.echo(f"UNEXPECTED PASS {key}: was expected to fail: {expected[key]}")
-    for check in checks:
-        if check.status == "failed" and check.case.id in expected:
-            typer.echo(f"expected failure {check.case.id}: {expected[check.case.id]}")
-    raise typer.Exit(expectations.exit_code(checks, expected))
+        page.write(html, shown, checks, notes, mistakes, expected)
+    terminal.print_report(Console(), shown, checks, notes, mistakes, expected)
+    return summarise(checks, expected).exit_code
 
 
 def _recording(
@@ -166,28 +183,13 @@ def _recording(
     html: Path | None,
 ) -> int:
     """Check a recording; return the exit code."""
-    from rich.console import Console
-
-    from loko_ref.conformance import junit as xml
-    from loko_ref.conformance import recording, report
+    from loko_ref.conformance import recording
     from loko_ref.conformance import trace as walk
-    from loko_ref.conformance.naming import name_mistakes
-    from loko_ref.conformance.page import write as write_page
-    from loko_ref.conformance.terminal import print_report
-    from loko_ref.conformance.verify import summarise
 
     read = recording.read(trace, option)
     checks = walk.check(read, only)
-    mistakes = name_mistakes(checks)
     shown = " ".join(["--trace", shlex.quote(str(trace))])
     shown += "".join(f" --option {shlex.quote(item)}" for item in option)
     first = walk.first(checks)
     notes = [*read.notes, *([first] if first is not None else [])]
-    if json is not None:
-        report.write_json(json, report.as_json(shown, checks, notes, mistakes))
-    if junit is not None:
-        xml.write(junit, shown, checks, mistakes, {})
-    if html is not None:
-        write_page(html, shown, checks, notes, mistakes, {})
-    print_report(Console(), shown, checks, notes, mistakes)
-    return summarise(checks).exit_code
+    return _publish(shown, checks, notes, {}, json, junit, html)

@@ -22,9 +22,9 @@ from loko_ref.conformance.mutants import Changes, Mutant, as_implementation
 from loko_ref.conformance.operations import CATALOGUE, OPERATIONS
 from loko_ref.conformance.tolerance import FACTOR, FORMULA_TABLE, tolerance
 from loko_ref.conformance.verify import TIMEOUT
+from loko_ref.documents import document
 
 __all__ = [
-    "SCHEMA",
     "Spread",
     "as_json",
     "built_in",
@@ -34,7 +34,6 @@ __all__ = [
     "touched",
 ]
 
-SCHEMA = "loko-ref/calibration/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,8 +269,7 @@ def as_json(
             "quotient": None if mildest is None else _number(mildest.worst / right.worst),
             "unseen": [one.name for one in wrong if one.worst <= 1],
         }
-    return {
-        "schema": SCHEMA,
+    content = {
         "catalogue": CATALOGUE,
         "cases": len(cases),
         "mutants": len({one.name for one in mutants}),
@@ -281,6 +279,7 @@ def as_json(
         "correct": [_row(one) for one in correct],
         "wrong": [_row(one) for one in mutants],
     }
+    return document("calibration", content)
 
 
 MILDEST = 5

@@ -7,6 +7,7 @@ how many of its values can be rounded correctly beyond doubt.  [BALL-6]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.enclosure import enclosed
 from loko_ref.conformance.tolerance import canonical, factor, label, tolerance, unit
+from loko_ref.documents import document
 from loko_ref.errors import InputError, NumericalError
 
 __all__ = ["Quantity", "as_json", "certify", "certify_case"]
@@ -162,22 +164,30 @@ def certify(
     return found, failed
 
 
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def as_json(quantities: Sequence[Quantity], failed: dict[str, str]) -> dict[str, Any]:
-    """Summarise for a machine.
+    """Build the document ``loko-ref/certify/1``; a number that is not finite is null.
 
     ``quantities`` counts outputs of cases (a case that cannot be certified counts as one that is
     not contained), ``values`` their elements, ``undecided`` elements whose rounding is not proven.
     """
     judged = [q for q in quantities if not q.excluded]
-    operations: dict[str, dict[str, dict[str, float]]] = {"max_ulp": {}, "max_unit": {}}
+    worst: dict[str, dict[str, dict[str, float]]] = {"max_ulp": {}, "max_unit": {}}
     for q in judged:
         operation, dtype = q.case.split("/", 1)[0], q.case.rsplit("/", 1)[1]
         for key, value in (("max_ulp", q.ulps), ("max_unit", q.units)):
-            table = operations[key].setdefault(operation, {})
+            table = worst[key].setdefault(operation, {})
             table[dtype] = max(table.get(dtype, 0.0), value)
+    operations = {
+        key: {name: {d: _number(v) for d, v in table.items()} for name, table in tables.items()}
+        for key, tables in worst.items()
+    }
     values = sum(q.values for q in quantities)
     undecided = sum(len(q.undecided) for q in quantities)
-    return {
+    content = {
         "quantities": len(judged) + len(failed),
         "contained": sum(q.contained for q in judged),
         "undecided": undecided,
@@ -198,9 +208,9 @@ def as_json(quantities: Sequence[Quantity], failed: dict[str, str]) -> dict[str,
                 "quantity": q.name,
                 "bits": q.bits,
                 "values": q.values,
-                "radius": q.radius,
-                "ulps": q.ulps,
-                "units": q.units,
+                "radius": _number(q.radius),
+                "ulps": _number(q.ulps),
+                "units": _number(q.units),
                 "bound": q.bound,
                 "loose": q.loose,
                 "contained": q.contained,
@@ -208,3 +218,4 @@ def as_json(quantities: Sequence[Quantity], failed: dict[str, str]) -> dict[str,
             for q in quantities
         ],
     }
+    return document("certify", content)

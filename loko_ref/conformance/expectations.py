@@ -1,23 +1,34 @@
-"""Expected failures: a list of exact ids with a reason each, and what becomes of a run by it.
+"""Expected failures: a list of exact ids with a reason each.
 
 A file holds one a line, ``id: reason``; empty lines and lines that begin with # are passed over.
-An expected failure does not spoil the exit code; an expected failure that passes does.
+An expected failure does not spoil the exit code; an expected failure that passes does. What each
+check's outcome is in the light of the list, :mod:`loko_ref.conformance.verify` tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from loko_ref.conformance.cases import all_cases
-from loko_ref.conformance.verify import Check
+from loko_ref.conformance.verify import UNSUPPORTED
 from loko_ref.errors import InputError, closest
 
-__all__ = ["exit_code", "read", "unexpected_passes"]
+__all__ = ["not_run", "read"]
+
+NAMED = 8
+"""Ids that a note names."""
 
 
-def read(path: str | Path) -> dict[str, str]:
+def read(path: str | Path, option: str = "--xfail") -> dict[str, str]:
     """Read a list of expected failures: id -> reason.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    option : str
+        What named it, for the error.
 
     Raises
     ------
@@ -27,7 +38,7 @@ def read(path: str | Path) -> dict[str, str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("--xfail", str(path), "a text file", str(error)) from None
+        raise InputError(option, str(path), "a text file", str(error)) from None
     ids = {case.id for case in all_cases()}
     found: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
@@ -35,7 +46,7 @@ def read(path: str | Path) -> dict[str, str]:
         if not text or text.startswith("#"):
             continue
         key, _, reason = (part.strip() for part in text.partition(":"))
-        where = f"--xfail, line {number}"
+        where = f"{option}, line {number}"
         if not reason:
             raise InputError(where, repr(text[:80]), "'id: reason'", "the reason was left out")
         if key not in ids:
@@ -48,14 +59,27 @@ def read(path: str | Path) -> dict[str, str]:
     return found
 
 
-def unexpected_passes(checks: Sequence[Check], expected: Mapping[str, str]) -> list[str]:
-    """Ids that passed although they were expected to fail."""
-    return [c.case.id for c in checks if c.status == "passed" and c.case.id in expected]
+def not_run(
+    statuses: Iterable[tuple[str, str]], expected: Mapping[str, str], option: str = "--xfail"
+) -> list[str]:
+    """Return notes on the expected failures that were not run: not selected, or declined.
 
-
-def exit_code(checks: Sequence[Check], expected: Mapping[str, str]) -> int:
-    """Return 0 where all is as expected and something ran, 1 where not, 2 where nothing ran."""
-    surprises = [c for c in checks if c.status == "failed" and c.case.id not in expected]
-    if surprises or unexpected_passes(checks, expected):
-        return 1
-    return 0 if any(c.status != "unsupported" for c in checks) else 2
+    Parameters
+    ----------
+    statuses : iterable of (str, str)
+        Id and status of every check of the run.
+    expected : mapping of str to str
+        Id -> why it is expected to fail.
+    option : str
+        What named the list.
+    """
+    found = dict(statuses)
+    absent = [key for key in expected if key not in found]
+    declined = [key for key in expected if found.get(key) == UNSUPPORTED]
+    notes = []
+    for keys, why in ((absent, "not selected"), (declined, "declined")):
+        if keys:
+            more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+            listed = f"{', '.join(keys[:NAMED])}{more}"
+            notes.append(f"{option}: listed, but {why} and so not run ({len(keys)}): {listed}")
+    return notes

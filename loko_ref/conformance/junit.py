@@ -9,7 +9,15 @@ from xml.etree import ElementTree
 
 from loko_ref.conformance.naming import Mistake
 from loko_ref.conformance.report import failure
-from loko_ref.conformance.verify import Check
+from loko_ref.conformance.verify import (
+    EXPECTED_FAILURE,
+    FAILED,
+    UNEXPECTED_PASS,
+    UNSUPPORTED,
+    Check,
+    outcome,
+    summarise,
+)
 from loko_ref.storage import write_bytes
 
 __all__ = ["as_xml", "write"]
@@ -27,22 +35,32 @@ def as_xml(
     checks: Sequence[Check],
     mistakes: Mapping[str, Sequence[Mistake]],
     expected: Mapping[str, str],
+    notes: Sequence[str] = (),
 ) -> bytes:
-    """Build the document: a test case a check; declined and expected failures are skipped ones."""
+    """Build the document: one test case per check, and the verdict among the suite's properties.
+
+    Declined checks and expected failures are skipped ones, unexpected passes are failures. A run
+    in which nothing ran has one test case more, which is an error.
+    """
     suite = ElementTree.Element("testsuite", name=_text(f"loko-ref verify {target}"))
+    summary = summarise(checks, expected)
+    said = ElementTree.SubElement(suite, "properties")
+    for name, value in (("verdict", summary.text), *(("note", note) for note in notes)):
+        ElementTree.SubElement(said, "property", name=name, value=_text(value))
     counts = {"tests": len(checks), "failures": 0, "errors": 0, "skipped": 0}
     for check in checks:
         case = ElementTree.SubElement(
             suite, "testcase", classname=check.case.operation.name, name=check.case.id
         )
         reason = expected.get(check.case.id)
-        if check.status == "unsupported":
+        found = outcome(check.case.id, check.status, expected)
+        if found == UNSUPPORTED:
             counts["skipped"] += 1
             ElementTree.SubElement(case, "skipped", message=_text(str(check.reason)))
-        elif check.status == "failed" and reason is not None:
+        elif found == EXPECTED_FAILURE:
             counts["skipped"] += 1
             ElementTree.SubElement(case, "skipped", message=_text(f"expected to fail: {reason}"))
-        elif check.status == "failed":
+        elif found == FAILED:
             counts["failures"] += 1
             message = _text(failure(check))
             node = ElementTree.SubElement(case, "failure", message=message)
@@ -52,10 +70,14 @@ def as_xml(
                 for m in mistakes.get(check.case.id, ())
             ]
             node.text = _text("\n".join([message, f"hunts: {check.case.hunts}", *named]))
-        elif reason is not None:
+        elif found == UNEXPECTED_PASS:
             counts["failures"] += 1
             message = _text(f"passed, but was expected to fail: {reason}")
             ElementTree.SubElement(case, "failure", message=message)
+    if not summary.ran:
+        counts |= {"tests": len(checks) + 1, "errors": 1}
+        case = ElementTree.SubElement(suite, "testcase", classname="loko-ref", name="verify")
+        ElementTree.SubElement(case, "error", message=summary.text)
     suite.attrib |= {name: str(count) for name, count in counts.items()}
     root = ElementTree.Element("testsuites")
     root.append(suite)
@@ -69,6 +91,7 @@ def write(
     checks: Sequence[Check],
     mistakes: Mapping[str, Sequence[Mistake]],
     expected: Mapping[str, str],
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the document."""
-    write_bytes(path, as_xml(target, checks, mistakes, expected), "--junit")
+    write_bytes(path, as_xml(target, checks, mistakes, expected, notes), "--junit")

@@ -17,7 +17,14 @@ from loko_ref.conformance.compare import ratios
 from loko_ref.conformance.naming import Mistake
 from loko_ref.conformance.report import failure
 from loko_ref.conformance.tolerance import EXPLANATION, expected
-from loko_ref.conformance.verify import Check, summarise
+from loko_ref.conformance.verify import (
+    EXPECTED_FAILURE,
+    FAILED,
+    UNEXPECTED_PASS,
+    Check,
+    outcome,
+    summarise,
+)
 from loko_ref.errors import MissingExtraError
 from loko_ref.storage import write_bytes
 
@@ -171,14 +178,15 @@ def _element(check: Check) -> dict[str, str] | None:
     }
 
 
-def _operations(checks: Sequence[Check]) -> list[dict[str, Any]]:
+def _operations(checks: Sequence[Check], known: Mapping[str, str]) -> list[dict[str, Any]]:
     table = []
     for name in dict.fromkeys(check.case.operation.name for check in checks):
         part = [check for check in checks if check.case.operation.name == name]
-        counts = summarise(part)
+        counts = summarise(part, known)
         worst = max((c.worst for c in part if c.status != "unsupported"), default=0.0)
         reasons = dict.fromkeys(str(c.reason) for c in part if c.status == "unsupported")
-        mark = "off" if counts.failed else "good" if counts.ran else "none"
+        marks = {"failed": "off", "as expected": "off", "passed": "good"}
+        mark = marks.get(counts.verdict, "none")
         shown = f"{worst:.2g}" if counts.ran else ""
         row = {"name": name, "counts": counts, "worst": shown, "mark": mark}
         table.append({**row, "reasons": list(reasons)})
@@ -233,6 +241,10 @@ def as_html(
         for check in checks
         if check.status == "failed"
     ]
+
+    def of_outcome(kind: str) -> list[dict[str, Any]]:
+        return [f for f in failures if outcome(f["check"].case.id, FAILED, known) == kind]
+
     leading: dict[str, Mistake] = {}
     for fits in named.values():
         if fits:
@@ -243,12 +255,12 @@ def as_html(
     )
     return environment.from_string(source).render(
         target=target,
-        summary=summarise(checks),
+        summary=summarise(checks, known),
         notes=notes,
-        operations=_operations(checks),
-        failures=failures,
+        operations=_operations(checks, known),
+        sections=[("Failures", of_outcome(FAILED)), ("Expected failures", of_outcome(EXPECTED_FAILURE))],
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),
-        passes=[c for c in checks if c.status == "passed" and c.case.id in known],
+        passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],
         known=known,
         colours=COLOURS,
         explanation=EXPLANATION,

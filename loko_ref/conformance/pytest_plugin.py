@@ -1,7 +1,9 @@
 """The pytest plugin: every check of the kit as a test, and the cases for tests of one's own.
 
-``pytest --loko-implementation my_module`` runs each check as a test with the same id (a declined
-one is skipped with its reason). In a test of one's own::
+``pytest --loko-implementation my_module`` runs each check as a test with the same id. A declined
+one is skipped with its reason, one that ``--loko-xfail F`` lists is expected to fail, strictly. The
+verdict is that of ``loko-ref verify``; where no check ran, the exit code is 2 as there. In a test
+of one's own::
 
     from loko_ref.conformance.pytest_plugin import assert_correct, parametrize
 
@@ -14,15 +16,20 @@ Importing this module imports nothing of the kit: that waits until it is used.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from loko_ref.conformance.cases import Case
-    from loko_ref.conformance.verify import Check
+    from loko_ref.conformance.verify import Check, Summary
 
-__all__ = ["LokoItem", "assert_correct", "parametrize"]
+__all__ = ["TARGET", "LokoItem", "assert_correct", "parametrize"]
+
+
+TARGET = "--loko-implementation"
+"""The option that asks for the checks."""
 
 
 class _CheckFailed(AssertionError):
@@ -82,46 +89,118 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
     group = parser.getgroup("loko-ref", "correctness of LoKO and LTE implementations")
     group.addoption(
-        "--loko-implementation",
+        TARGET,
         metavar="TARGET",
         help="run loko-ref's checks on this file, module or module:attribute",
     )
     group.addoption("--loko-only", metavar="GLOB", help="only ids or operations that match")
     group.addoption("--loko-dtype", metavar="DTYPE", help="float64 or float32")
+    group.addoption(
+        "--loko-xfail",
+        metavar="FILE",
+        help="expected failures, one 'id: reason' a line; one that passes is an error",
+    )
 
 
 _TARGET = pytest.StashKey[Any]()
+_PREFIX = "loko-ref::"
+_OPTIONS = {"TARGET": TARGET, "only": "--loko-only", "dtype": "--loko-dtype"}
+"""What an error of the kit calls an argument -> the option that it came from."""
+
+_NOT_RUNS = ("collectonly", "setuponly", "showfixtures", "show_fixtures_per_test")
+"""Options of pytest under which no test is run."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the implementation once; a target that cannot be used is a usage error."""
-    target = config.getoption("--loko-implementation", None)
+    target = config.getoption(TARGET, None)
     if target is None:
+        for option in ("--loko-only", "--loko-dtype", "--loko-xfail"):
+            if config.getoption(option, None) is not None:
+                raise pytest.UsageError(f"{option} needs {TARGET} beside it, which was left out")
         return
+    from loko_ref.conformance import expectations
     from loko_ref.conformance.cases import select
     from loko_ref.conformance.implementation import load
     from loko_ref.errors import InputError
 
+    listed = config.getoption("--loko-xfail")
     try:
         cases = select(config.getoption("--loko-only"), config.getoption("--loko-dtype"))
-        config.stash[_TARGET] = (load(target), cases)
+        expected = {} if listed is None else expectations.read(listed, "--loko-xfail")
+        target = load(target)
     except InputError as error:
-        raise pytest.UsageError(str(error)) from None
+        argument = _OPTIONS.get(error.argument, error.argument)
+        again = InputError(argument, error.got, error.required, error.cause)
+        raise pytest.UsageError(str(again)) from None
+    config.stash[_TARGET] = target, cases, expected
+    if not hasattr(config, "workerinput") and not any(config.getoption(k) for k in _NOT_RUNS):
+        config.pluginmanager.register(_Verdict(config, expected), "loko-ref-verdict")
+
+
+class _Verdict:
+    """Collects what became of the checks, in xdist's workers too, and gives the verdict."""
+
+    def __init__(self, config: pytest.Config, expected: dict[str, str]) -> None:
+        # with --runxfail pytest takes expected failures for failures
+        self.expected = {} if config.getoption("runxfail") else expected
+        self.statuses: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note the status of a check; what ended it from outside, a failure, is one."""
+        if not report.nodeid.startswith(_PREFIX):
+            return
+        key, status = report.nodeid.removeprefix(_PREFIX), getattr(report, "loko_status", None)
+        if status is None and report.failed:
+            status = "failed"
+        elif status is None and report.skipped:
+            status = "unsupported"
+        if status is not None:
+            self.statuses[key] = status
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """End with exit code 2, as ``loko-ref verify`` does, where no check ran."""
+        well = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if not self._summary().ran and session.exitstatus in well:
+            session.exitstatus = self._summary().exit_code
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print the verdict, and what of the expected failures was not run."""
+        from loko_ref.conformance.expectations import not_run
+
+        terminalreporter.section("loko-ref")
+        for note in not_run(self.statuses.items(), self.expected, "--loko-xfail"):
+            terminalreporter.write_line(f"note {note}")
+        summary = self._summary()
+        colour = {"failed": "red", "passed": "green"}.get(summary.verdict, "yellow")
+        terminalreporter.write_line(summary.text, **{colour: True})
+
+    def _summary(self) -> Summary:
+        from loko_ref.conformance.verify import count, outcome
+
+        return count(outcome(key, status, self.expected) for key, status in self.statuses.items())
 
 
 class LokoItem(pytest.Item):
     """One check as a test."""
 
-    def __init__(self, *, implementation: Any, case: Case, **rest: Any) -> None:
+    def __init__(
+        self, *, implementation: Any, case: Case, expected: str | None, **rest: Any
+    ) -> None:
         super().__init__(**rest)
         self.implementation = implementation
         self.case = case
+        self.status: str | None = None
+        if expected is not None:
+            mark = pytest.mark.xfail(reason=expected, strict=True, raises=_CheckFailed)
+            self.add_marker(mark)
 
     def runtest(self) -> None:
         """Run the check."""
         from loko_ref.conformance.verify import TIMEOUT, run
 
         (check,) = run(self.implementation, [self.case], timeout=TIMEOUT)
+        self.status = check.status
         if check.status == "unsupported":
             pytest.skip(str(check.reason))
         if check.status == "failed":
@@ -138,6 +217,17 @@ class LokoItem(pytest.Item):
         return "loko-ref", None, f"loko-ref {self.case.id}"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Send the status of a check along with pytest's report of it."""
+    report = yield
+    if isinstance(item, LokoItem) and call.when == "call":
+        report.loko_status = item.status
+    return report
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
@@ -145,13 +235,14 @@ def pytest_collection_modifyitems(
     """Add the checks, before -k and -m choose among all tests."""
     if _TARGET not in config.stash:
         return
-    implementation, cases = config.stash[_TARGET]
+    implementation, cases, expected = config.stash[_TARGET]
     for case in cases:
         item = LokoItem.from_parent(
             session,
             name=case.id,
-            nodeid=f"loko-ref::{case.id}",
+            nodeid=f"{_PREFIX}{case.id}",
             implementation=implementation,
             case=case,
+            expected=expected.get(case.id),
         )
         items.append(item)

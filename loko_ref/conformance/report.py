@@ -15,12 +15,11 @@ from loko_ref.conformance.cases import Case
 from loko_ref.conformance.naming import Mistake
 from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.conformance.tolerance import EXPLANATION, unit
-from loko_ref.conformance.verify import Check, summarise
+from loko_ref.conformance.verify import Check, outcome, summarise
+from loko_ref.documents import document
 from loko_ref.errors import InputError
 
-__all__ = ["SCHEMA", "as_json", "failure", "how_found", "write_json"]
-
-SCHEMA = "loko-ref/verify/1"
+__all__ = ["as_json", "failure", "how_found", "write_json"]
 
 NAMED = 8
 """LoRA factors that a failure names."""
@@ -90,21 +89,30 @@ def as_json(
     checks: Sequence[Check],
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
+    expected: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Build the report ``loko-ref/verify/1``.
 
     ``first_divergence`` is null for a check that did not fail by a quantity; ``ratio`` is null
     where the number that came is not finite, or the form is wrong. ``mistakes`` of a failed check
     are the known ones that reproduce it, most likely first; where none does, the list is empty.
+    ``status`` is by the numbers alone, ``outcome`` in the light of the expected failures
+    (id -> reason), and ``verdict`` that of the whole run.
     """
-    named = mistakes or {}
-    summary = summarise(checks)
-    return {
-        "schema": SCHEMA,
+    named, expected = mistakes or {}, expected or {}
+    summary = summarise(checks, expected)
+    content = {
         "catalogue": CATALOGUE,
         "target": target,
         "tolerance": EXPLANATION,
         "notes": list(notes),
+        "verdict": {
+            "outcome": summary.verdict,
+            "text": summary.text,
+            "exit_code": summary.exit_code,
+            "expected_failures": summary.expected_failures,
+            "unexpected_passes": summary.unexpected_passes,
+        },
         "summary": {
             "ran": summary.ran,
             "passed": summary.passed,
@@ -116,6 +124,8 @@ def as_json(
                 "id": check.case.id,
                 "operation": check.case.operation.name,
                 "status": check.status,
+                "outcome": outcome(check.case.id, check.status, expected),
+                "expected_failure": expected.get(check.case.id),
                 "first_divergence": _first(check),
                 "finding": None
                 if check.finding is None
@@ -135,6 +145,7 @@ def as_json(
             for check in checks
         ],
     }
+    return document("verify", content)
 
 
 def write_json(path: str | Path, document: Any) -> None:

@@ -17,6 +17,7 @@ from loko_ref.conformance.implementation import Implementation
 from loko_ref.conformance.mutants import Mutant, as_implementation, idle
 from loko_ref.conformance.naming import name_mistakes
 from loko_ref.conformance.verify import Check, run
+from loko_ref.documents import document
 
 __all__ = ["INDISTINGUISHABLE", "Outcome", "as_json", "outcome"]
 
@@ -79,8 +80,7 @@ def outcome(one: Mutant, cases: Sequence[Case]) -> Outcome:
 
 def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Build the score: counts, and the groups that cannot be told apart."""
-    return {
-        "schema": "loko-ref/mutants/1",
+    content = {
         "mutants": len(outcomes),
         "caught": sum(o.failed > 0 for o in outcomes),
         "named_first": sum(o.first == o.id for o in outcomes),
@@ -98,3 +98,4 @@ def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             for o in outcomes
         ],
     }
+    return document("mutants", content)

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from loko_ref.conformance.naming import Mistake
 from loko_ref.conformance.report import failure, how_found
 from loko_ref.conformance.tolerance import EXPLANATION, expected
-from loko_ref.conformance.verify import Check, Summary, summarise
+from loko_ref.conformance.verify import (
+    EXPECTED_FAILURE,
+    UNEXPECTED_PASS,
+    Check,
+    Summary,
+    outcome,
+    summarise,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,27 +168,42 @@ def print_report(
     checks: Sequence[Check],
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
-    """Print a table by operation, the kinds of failure, what was declined, and the verdict."""
+    """Print a table by operation, the kinds of failure, what was declined, and the verdict.
+
+    Expected failures (`known`: id -> reason) are listed with their reasons, apart from the others.
+    """
     from rich.markup import escape
 
-    summary = summarise(checks)
-    _print_table(console, target, checks)
+    known = known or {}
+    summary = summarise(checks, known)
+    failed = [check for check in checks if check.case.id not in known]
+    _print_table(console, target, checks, known)
     for note in notes:
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
-    groups = group(checks, mistakes)
+    groups = group(failed, mistakes)
     explained: set[str] = set()
     for number, one in enumerate(groups):
         if number < BLOCKS:
             _print_block(console, target, one, explained)
         else:
             _print_line(console, one)
-    unnamed = sum(not fits for fits in (mistakes or {}).values())
+    unnamed = sum(not fits for key, fits in (mistakes or {}).items() if key not in known)
     if unnamed:
         console.print(f"\nNo known mistake reproduces {unnamed} of the wrong results.")
     if len(groups) > 1 or summary.failed > 1:
         text = "--json F lists every check, --html F draws each failure"
         console.print(text, style="dim", highlight=False)
+    for check in checks:
+        found, key = outcome(check.case.id, check.status, known), check.case.id
+        if found == UNEXPECTED_PASS:
+            text = f"[red]UNEXPECTED PASS[/] {escape(key)}: was expected to fail: "
+        elif found == EXPECTED_FAILURE:
+            text = f"[yellow]expected failure[/] {escape(key)}: "
+        else:
+            continue
+        console.print(f"{text}{escape(known[key])}", soft_wrap=True, highlight=False)
     declined: dict[str, list[str]] = {}
     for check in checks:
         if check.status == "unsupported":
@@ -198,25 +220,30 @@ def print_report(
     console.print(_verdict(summary))
 
 
-def _print_table(console: Console, target: str, checks: Sequence[Check]) -> None:
+def _print_table(
+    console: Console, target: str, checks: Sequence[Check], known: Mapping[str, str]
+) -> None:
     """Count by operation; those of which nothing ran have no row."""
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"loko-ref verify {escape(target)}", title_justify="left")
     table.add_column("operation", no_wrap=True)
-    for head in ("ran", "passed", "failed", "unsupported", "error/tol."):
+    expecting = ("expected failures", "unexpected passes") if known else ()
+    for head in ("ran", "passed", "failed", *expecting, "unsupported", "error/tol."):
         table.add_column(head, justify="right")
     for name in dict.fromkeys(check.case.operation.name for check in checks):
         part = [check for check in checks if check.case.operation.name == name]
-        counts = summarise(part)
+        counts = summarise(part, known)
         if not counts.ran:
             continue
         worst = max(c.worst for c in part if c.status != "unsupported")
-        mark = "red" if counts.failed else "green"
+        mark = {"failed": "red", "as expected": "yellow"}.get(counts.verdict, "green")
+        apart = (counts.expected_failures, counts.unexpected_passes) if known else ()
+        numbers = (counts.ran, counts.passed, counts.failed, *apart, counts.unsupported)
         table.add_row(
             f"[{mark}]{name}[/]",
-            *map(str, (counts.ran, counts.passed, counts.failed, counts.unsupported)),
+            *map(str, numbers),
             f"{worst:.2g}" if any(c.quantities for c in part) else "",
         )
     if table.row_count:
@@ -281,12 +308,5 @@ def _print_line(console: Console, one: Group) -> None:
 
 
 def _verdict(summary: Summary) -> str:
-    counts = (
-        f"{summary.ran} ran, {summary.passed} passed, {summary.failed} failed, "
-        f"{summary.unsupported} unsupported"
-    )
-    if summary.failed:
-        return f"[bold red]WRONG[/] {counts}"
-    if not summary.ran:
-        return f"[bold yellow]NOTHING RAN[/] {counts}"
-    return f"[bold green]all that ran passed[/]: {counts}"
+    style = {"failed": "red", "passed": "green"}.get(summary.verdict, "yellow")
+    return summary.text.replace(summary.headline, f"[bold {style}]{summary.headline}[/]", 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loko_ref.arrays import Array
@@ -13,10 +14,28 @@ from loko_ref.conformance.forced import Forced, force
 from loko_ref.conformance.implementation import Runnable
 from loko_ref.conformance.tolerance import tolerance
 
-__all__ = ["TIMEOUT", "Check", "Summary", "judge", "run", "summarise"]
+__all__ = [
+    "EXPECTED_FAILURE",
+    "FAILED",
+    "PASSED",
+    "TIMEOUT",
+    "UNEXPECTED_PASS",
+    "UNSUPPORTED",
+    "Check",
+    "Summary",
+    "count",
+    "judge",
+    "outcome",
+    "run",
+    "summarise",
+]
 
 TIMEOUT = 60.0
 """Seconds that one check may take."""
+
+PASSED, FAILED, UNSUPPORTED = "passed", "failed", "unsupported"
+EXPECTED_FAILURE, UNEXPECTED_PASS = "expected failure", "unexpected pass"
+"""Outcomes of a check in the light of a list of expected failures, beside the three of any run."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,17 +80,65 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Counts: ran = passed + failed; unsupported ones did not run."""
+    """The verdict on a run: every report takes counts, headline and exit code from here.
 
-    ran: int
+    Attributes
+    ----------
+    passed, failed, expected_failures, unexpected_passes, unsupported : int
+        Number of checks of each :func:`outcome`.
+    """
+
     passed: int
     failed: int
+    expected_failures: int
+    unexpected_passes: int
     unsupported: int
 
     @property
+    def ran(self) -> int:
+        """Number of checks that ran: all but the unsupported ones."""
+        return self.passed + self.failed + self.expected_failures + self.unexpected_passes
+
+    @property
+    def verdict(self) -> str:
+        """One of ``failed``, ``nothing ran``, ``as expected``, ``passed``.
+
+        An unexpected pass counts as a failure: the list of expected failures is out of date.
+        """
+        if self.failed or self.unexpected_passes:
+            return "failed"
+        if not self.ran:
+            return "nothing ran"
+        return "as expected" if self.expected_failures else "passed"
+
+    @property
     def exit_code(self) -> int:
-        """0 all that ran passed and something ran, 1 something failed, 2 nothing ran."""
-        return 1 if self.failed else 0 if self.ran else 2
+        """0 all that ran passed or failed as expected, 1 something else failed, 2 nothing ran."""
+        return {"failed": 1, "nothing ran": 2}.get(self.verdict, 0)
+
+    @property
+    def headline(self) -> str:
+        """The verdict in words."""
+        return {
+            "failed": "WRONG",
+            "nothing ran": "NOTHING RAN",
+            "as expected": "all that ran passed, or failed as expected",
+            "passed": "all that ran passed",
+        }[self.verdict]
+
+    @property
+    def text(self) -> str:
+        """The headline and the counts, in one line."""
+        counts = [f"{self.ran} ran", f"{self.passed} passed", f"{self.failed} failed"]
+        if self.expected_failures:
+            counts.append(_counted(self.expected_failures, "expected failure", "s"))
+        if self.unexpected_passes:
+            counts.append(_counted(self.unexpected_passes, "unexpected pass", "es"))
+        return f"{self.headline}: {', '.join([*counts, f'{self.unsupported} unsupported'])}"
+
+
+def _counted(number: int, name: str, plural: str) -> str:
+    return f"{number} {name}{plural if number > 1 else ''}"
 
 
 def judge(case: Case, answer: Answer) -> Check:
@@ -134,10 +201,48 @@ def run(
     return checks
 
 
-def summarise(checks: Sequence[Check]) -> Summary:
-    """Count the outcomes."""
-    count = {
-        status: sum(check.status == status for check in checks)
-        for status in ("passed", "failed", "unsupported")
-    }
-    return Summary(ran=count["passed"] + count["failed"], **count)
+def outcome(key: str, status: str, expected: Mapping[str, str]) -> str:
+    """Return what a check's status means in the light of the expected failures.
+
+    Parameters
+    ----------
+    key : str
+        The case's id.
+    status : {"passed", "failed", "unsupported"}
+        That of the check.
+    expected : mapping of str to str
+        Id -> why it is expected to fail.
+
+    Returns
+    -------
+    str
+        The status, or ``EXPECTED_FAILURE``, or ``UNEXPECTED_PASS``.
+    """
+    if key not in expected:
+        return status
+    return {FAILED: EXPECTED_FAILURE, PASSED: UNEXPECTED_PASS}.get(status, status)
+
+
+def count(outcomes: Iterable[str]) -> Summary:
+    """Count outcomes."""
+    found = Counter(outcomes)
+    return Summary(
+        passed=found[PASSED],
+        failed=found[FAILED],
+        expected_failures=found[EXPECTED_FAILURE],
+        unexpected_passes=found[UNEXPECTED_PASS],
+        unsupported=found[UNSUPPORTED],
+    )
+
+
+def summarise(checks: Sequence[Check], expected: Mapping[str, str] | None = None) -> Summary:
+    """Count the outcomes of checks.
+
+    Parameters
+    ----------
+    checks : sequence of Check
+        All of a run.
+    expected : mapping of str to str, optional
+        Id -> why it is expected to fail.
+    """
+    return count(outcome(check.case.id, check.status, expected or {}) for check in checks)

@@ -17,6 +17,7 @@ import numpy as np
 
 from loko_ref import storage
 from loko_ref.arrays import Array, to_host
+from loko_ref.documents import document
 from loko_ref.errors import MissingExtraError, NumericalError
 from loko_ref.lte import checkpoint
 from loko_ref.lte import diagnostics as diag
@@ -175,7 +176,7 @@ def report(job: Job, end: End) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     config = job.config
     spectra = _spectra(config, end, job.start)
-    result = {"schema": "loko-ref/lte/1"} | _summary(config, end, spectra, end.history.sent)
+    result = _summary(config, end, spectra, end.history.sent)
     runs = [_curves("mhlora" if config.mode == "mhlora" else "lte", end, spectra)]
     baselines = []
     for name in job.baselines:
@@ -207,12 +208,11 @@ def report(job: Job, end: End) -> tuple[dict[str, Any], dict[str, Any]]:
         runs.append(_curves(name, done, found))
     result["baselines"] = baselines
     details = {
-        "schema": "loko-ref/lte-details/1",
         "config": config.as_json(),
         "run": {"batch": job.batch, "steps": job.steps},
         "runs": runs,
     }
-    return result, details
+    return document("lte", result), document("lte-details", details)
 
 
 def text(result: Mapping[str, Any], details: Mapping[str, Any]) -> str:

@@ -116,9 +116,11 @@ def test_hostile_text_is_escaped():
 def test_a_passing_run_says_so():
     case = select(f"{OP}/tiny/float64")[0]
     check = judge(case, Answer(outputs=expected(case)))
-    text = Outline(page.as_html("mine.py", [check], (), {}, {case.id: "ticket 7"})).text
+    text = Outline(page.as_html("mine.py", [check])).text
     assert "All that ran passed" in " ".join(text.split())
     assert "Failures" not in text
+    text = Outline(page.as_html("mine.py", [check], (), {}, {case.id: "ticket 7"})).text
+    assert "WRONG: 1 ran, 0 passed, 0 failed, 1 unexpected pass" in " ".join(text.split())
     assert f"Unexpected pass: {case.id} was expected to fail: ticket 7" in text
     check = judge(case, Answer(declined="no"))
     assert "NOTHING RAN" in page.as_html("mine.py", [check])

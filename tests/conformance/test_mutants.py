@@ -11,7 +11,8 @@ from command import loko_ref
 from rich.console import Console
 from sampling import sample
 
-from loko_ref.conformance import junit, page, report, schema, score
+from loko_ref import documents as schema
+from loko_ref.conformance import junit, page, report, score
 from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.implementation import Implementation, load
 from loko_ref.conformance.mutants import (

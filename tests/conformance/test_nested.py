@@ -11,7 +11,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from loko_ref.conformance import operations_network, report, schema, tolerance
+from loko_ref import documents as schema
+from loko_ref.conformance import operations_network, report, tolerance
 from loko_ref.conformance.answer import Answer
 from loko_ref.conformance.cases import DTYPES, all_cases, select
 from loko_ref.conformance.formulas import FORMULAS as F

@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 from command import loko_ref
 
-from loko_ref.conformance import report, schema, score, vectors
+from loko_ref import documents as schema
+from loko_ref.conformance import report, score, vectors
 from loko_ref.conformance.cases import select
 from loko_ref.conformance.implementation import load
 from loko_ref.conformance.naming import name_mistakes

@@ -12,7 +12,8 @@ import pytest
 from command import loko_ref
 from sampling import sample
 
-from loko_ref.conformance import report, schema
+from loko_ref import documents as schema
+from loko_ref.conformance import report
 from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.compare import compare
 from loko_ref.conformance.implementation import load
