@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Spread:
     """Errors of one implementation in one dtype, in tolerances.

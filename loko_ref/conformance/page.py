@@ -258,7 +258,10 @@ def as_html(
         summary=summarise(checks, known),
         notes=notes,
         operations=_operations(checks, known),
-        sections=[("Failures", of_outcome(FAILED)), ("Expected failures", of_outcome(EXPECTED_FAILURE))],
+        sections=[
+            ("Failures", of_outcome(FAILED)),
+            ("Expected failures", of_outcome(EXPECTED_FAILURE)),
+        ],
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],
         known=known,

@@ -10,6 +10,9 @@ import jsonschema
 import pytest
 
 from loko_ref import documents
+
+# pytester forgets what a run imports; the kit is imported once, before
+from loko_ref.conformance import expectations, implementation, naming, pytest_plugin  # noqa: F401
 from loko_ref.conformance.cases import select
 
 pytest_plugins = ["pytester"]  # for pytest in this process
@@ -122,9 +125,9 @@ def test_five_reports_tell_one_story(scenario, tmp_path, monkeypatch, pytester):
     assert re.findall(r"^expected failure (\S+): (.*)$", done.stdout, re.M) == [
         (key, REASON) for key in expected
     ]
-    assert re.findall(r"^UNEXPECTED PASS (\S+): was expected to fail: (.*)$", done.stdout, re.M) == [
-        (key, REASON) for key in surprising
-    ]
+    assert re.findall(
+        r"^UNEXPECTED PASS (\S+): was expected to fail: (.*)$", done.stdout, re.M
+    ) == [(key, REASON) for key in surprising]
     assert ("FAILED" in done.stdout) == bool(counts["failed"])
     note = f"listed, but declined and so not run (1): {unseen[0]}" if unseen else ""
     assert ("note --xfail" in done.stdout) == bool(unseen)
@@ -174,8 +177,10 @@ def test_five_reports_tell_one_story(scenario, tmp_path, monkeypatch, pytester):
         assert (tag == "failure") == (key in [*outcomes.get("failed", ()), *surprising])
         assert (got[key] == ("skipped", f"expected to fail: {REASON}")) == (key in expected)
     assert int(suite.get("failures")) == counts["failed"] + counts["unexpected pass"]
-    assert int(suite.get("errors")) == (verdict == "nothing ran") == sum(
-        tag == "error" for tag, _ in got.values()
+    assert (
+        int(suite.get("errors"))
+        == (verdict == "nothing ran")
+        == sum(tag == "error" for tag, _ in got.values())
     )
     assert int(suite.get("tests")) == len(got)
 
