@@ -226,9 +226,10 @@ def as_html(
         raise MissingExtraError("the HTML report", "jinja2", "cli") from None
     named, known = mistakes or {}, known or {}
     quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
-    failures = [
+    failures: list[dict[str, Any]] = [
         {
             "check": check,
+            "outcome": outcome(check.case.id, check.status, known),
             "text": failure(check),
             "walk": _walk(check),
             "element": _element(check),
@@ -241,10 +242,6 @@ def as_html(
         for check in checks
         if check.status == "failed"
     ]
-
-    def of_outcome(kind: str) -> list[dict[str, Any]]:
-        return [f for f in failures if outcome(f["check"].case.id, FAILED, known) == kind]
-
     leading: dict[str, Mistake] = {}
     for fits in named.values():
         if fits:
@@ -259,8 +256,8 @@ def as_html(
         notes=notes,
         operations=_operations(checks, known),
         sections=[
-            ("Failures", of_outcome(FAILED)),
-            ("Expected failures", of_outcome(EXPECTED_FAILURE)),
+            (heading, [f for f in failures if f["outcome"] == kind])
+            for heading, kind in (("Failures", FAILED), ("Expected failures", EXPECTED_FAILURE))
         ],
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],

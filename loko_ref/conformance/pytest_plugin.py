@@ -224,7 +224,7 @@ def pytest_runtest_makereport(
     """Send the status of a check along with pytest's report of it."""
     report = yield
     if isinstance(item, LokoItem) and call.when == "call":
-        report.loko_status = item.status
+        report.loko_status = item.status  # type: ignore[attr-defined]
     return report
 
 

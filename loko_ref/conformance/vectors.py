@@ -1,6 +1,6 @@
 """Golden vectors: the cases as files, for a language that cannot be called from here.
 
-A folder holds ``manifest.json`` and one safetensors file a case with the tensors ``in.*`` (the
+A folder holds ``manifest.json`` and one safetensors file per case with the tensors ``in.*`` (the
 inputs, in the case's dtype; a mapping's entries as ``in.weights.0.W``), ``out.*`` (the oracle's
 outputs, float64) and ``tol.*`` (tolerance of every element, float64). Where the set was made with
 the extra ``certify``, ``gold.*`` holds the correctly rounded float64 of every exact value and
@@ -8,7 +8,7 @@ the extra ``certify``, ``gold.*`` holds the correctly rounded float64 of every e
 is NaN there, and the manifest lists it.  [BALL-6]
 
 Reading trusts nothing: sizes, names, hashes, heads, shapes and dtypes are checked before a number
-is used.
+is used. :func:`check` derives every entry of the manifest and every tensor again.
 """
 
 from __future__ import annotations
@@ -21,25 +21,37 @@ from typing import Any
 
 import numpy as np
 
+from loko_ref import balls
 from loko_ref.arrays import Array
-from loko_ref.conformance import enclosure, schema
-from loko_ref.conformance.cases import Case, all_cases
+from loko_ref.conformance import enclosure
+from loko_ref.conformance.cases import Case, all_cases, select
+from loko_ref.conformance.manifest import (
+    MANIFEST_SCHEMA,
+    NAME,
+    canonical,
+    digest,
+    plain_file,
+    read_manifest,
+)
 from loko_ref.conformance.operations import CATALOGUE
-from loko_ref.conformance.tolerance import expected, tolerance
+from loko_ref.conformance.tolerance import DELTA, expected, factor, tolerance, unit
+from loko_ref.documents import document
 from loko_ref.errors import InputError
-from loko_ref.interop.tensors import read_tensors, write_tensors
+from loko_ref.interop.tensors import pack_tensors, read_tensors
 from loko_ref.storage import write_bytes
 
-__all__ = ["MANIFEST_SCHEMA", "VERSION", "check", "export", "file_name", "read"]
+__all__ = ["MANIFEST_SCHEMA", "VERSION", "check", "export", "file_name", "read", "unchecked"]
 
 VERSION = "vectors/1"
 """Version of the vector set; it changes when a case's numbers do."""
 
 FILE_LIMIT = 64 * 2**20
-MANIFEST_LIMIT = 16 * 2**20
 
-MANIFEST_SCHEMA = schema.load("vectors")
-"""JSON Schema of the manifest."""
+ROUNDOFF = 2.0**-53
+"""Unit roundoff of float64, in which outputs and tolerances are computed, whatever the case's."""
+
+NARROW = 2.0**-70
+"""Largest radius of an enclosure, relative to its midpoint.  [BALL-6]"""
 
 
 def file_name(case_id: str) -> str:
@@ -56,13 +68,13 @@ def _flatten(prefix: str, value: Any) -> dict[str, Array]:
     return {prefix: value}
 
 
-def _tensors(case: Case) -> dict[str, Array]:
+def _tensors(case: Case, golden: bool) -> dict[str, Array]:
     tensors = _flatten("in", case.inputs())
     tensors |= {f"out.{name}": value for name, value in expected(case).items()}
     for name, bound in tolerance(case).items():
         if bound is not None:
             tensors[f"tol.{name}"] = bound
-    if enclosure.available():
+    if golden:
         for name, gold in enclosure.golden(case).items():
             tensors[f"gold.{name}"] = np.where(gold.decided, gold.value, np.nan)
             tensors[f"bound.{name}"] = np.where(gold.decided, gold.bound, np.nan)
@@ -79,10 +91,38 @@ def _undecided(tensors: Mapping[str, Array]) -> list[str]:
     ]
 
 
+def _head(case_id: str) -> dict[str, str]:
+    """Give what a case's file says of itself."""
+    return {"id": case_id, "version": VERSION}
+
+
+def _entry(case: Case, tensors: Mapping[str, Array]) -> dict[str, Any]:
+    """Give what the manifest says of a case, but for its file's size and hash."""
+    return {
+        "id": case.id,
+        "operation": case.operation.name,
+        "dtype": case.dtype,
+        "options": case.options,
+        "hunts": case.hunts,
+        "file": file_name(case.id),
+        "tensors": {
+            name: {"dtype": str(a.dtype), "shape": list(a.shape)}
+            for name, a in sorted(tensors.items())
+        },
+        "undecided": _undecided(tensors),
+    }
+
+
+def _top() -> dict[str, Any]:
+    return {"version": VERSION, "catalogue": CATALOGUE}
+
+
 def export(
     folder: str | Path,
     cases: Sequence[Case],
     progress: Callable[[Case], None] | None = None,
+    *,
+    only: str = "",
 ) -> dict[str, Any]:
     """Write cases and their manifest into a new or empty folder.
 
@@ -94,6 +134,8 @@ def export(
         What to write.
     progress : callable, optional
         Called after each case.
+    only : str
+        The glob that selected the cases, for the manifest; empty where they were chosen one by one.
 
     Returns
     -------
@@ -103,7 +145,7 @@ def export(
     Raises
     ------
     InputError
-        If the folder holds something already, or cannot be written.
+        If the folder holds something already, or cannot be written; if there is no case.
     """
     place = Path(folder)
     try:
@@ -117,165 +159,112 @@ def export(
         raise InputError(
             "DIR", f"{folder}, which is not empty", "a new or empty folder", "an older export"
         )
-    entries = []
+    if not cases:
+        raise InputError("cases", "none", "at least one case", "a selection that matches nothing")
+    entries, golden = [], enclosure.available()
     for case in cases:
-        path, tensors = place / file_name(case.id), _tensors(case)
-        write_tensors(path, tensors, {"id": case.id, "version": VERSION})
-        payload = path.read_bytes()
-        entries.append(
-            {
-                "id": case.id,
-                "operation": case.operation.name,
-                "dtype": case.dtype,
-                "options": case.options,
-                "hunts": case.hunts,
-                "file": path.name,
-                "bytes": len(payload),
-                "sha256": hashlib.sha256(payload).hexdigest(),
-                "tensors": {
-                    name: {"dtype": str(a.dtype), "shape": list(a.shape)}
-                    for name, a in sorted(tensors.items())
-                },
-                "undecided": _undecided(tensors),
-            }
-        )
+        tensors = _tensors(case, golden)
+        payload = pack_tensors(tensors, _head(case.id))
+        write_bytes(place / file_name(case.id), payload)
+        known = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+        entries.append(_entry(case, tensors) | known)
         if progress is not None:
             progress(case)
-    manifest = {
-        "schema": "loko-ref/vectors/1",
-        "version": VERSION,
-        "catalogue": CATALOGUE,
-        "cases": entries,
-    }
+    content = _top() | {"only": only, "golden": golden, "cases": entries}
+    manifest = document("vectors", content)
+    manifest["digest"] = digest(manifest)
     text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
-    write_bytes(place / "manifest.json", text.encode())
+    write_bytes(place / NAME, text.encode())
     return manifest
-
-
-def _refuse(where: object, got: str, required: str, cause: str) -> InputError:
-    return InputError(str(where), got, required, cause)
-
-
-def _plain_file(folder: Path, name: str, limit: int) -> Path:
-    """Return the path of a plain file of the folder itself, not too large."""
-    if not name or Path(name).name != name or "\\" in name or "\0" in name or name in (".", ".."):
-        raise _refuse(
-            folder, f"a file named {name!r}", "a plain file name", "a path that leaves the folder"
-        )
-    path = folder / name
-    if path.is_symlink() or not path.is_file():
-        raise _refuse(path, "no such plain file", "a file", "renamed, removed or a link")
-    size = path.stat().st_size
-    if size > limit:
-        raise _refuse(path, f"{size} bytes", f"at most {limit}", "an oversized or foreign file")
-    return path
-
-
-def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _matches(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
-    """Validate against the small part of JSON Schema that the manifest uses."""
-    kinds = {"object": dict, "array": list, "string": str, "integer": int}
-    kind = schema.get("type")
-    if kind is not None and (not isinstance(value, kinds[kind]) or isinstance(value, bool)):
-        return f"{where} is no {kind}"
-    if "const" in schema and value != schema["const"]:
-        return f"{where} is {value!r:.80}, not {schema['const']!r}"
-    if "enum" in schema and value not in schema["enum"]:
-        return f"{where} is {value!r:.80}, not one of {schema['enum']}"
-    if isinstance(value, int) and not (
-        schema.get("minimum", value) <= value <= schema.get("maximum", value)
-    ):
-        return f"{where} is out of range"
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        missing = [key for key in schema.get("required", ()) if key not in value]
-        if missing:
-            return f"{where} lacks '{missing[0]}'"
-        for key, item in value.items():
-            inner = properties.get(key, schema.get("additionalProperties", True))
-            if inner is False:
-                return f"{where} has a foreign key {key!r:.80}"
-            if isinstance(inner, Mapping):
-                wrong = _matches(item, inner, f"{where}.{key:.80}")
-                if wrong:
-                    return wrong
-    if isinstance(value, list) and "items" in schema:
-        for at, item in enumerate(value):
-            wrong = _matches(item, schema["items"], f"{where}[{at}]")
-            if wrong:
-                return wrong
-    return None
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise _refuse("DIR", str(folder), "a folder", "a path misspelt")
-    path = _plain_file(folder, "manifest.json", MANIFEST_LIMIT)
-    try:
-        manifest = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_strict)
-    except (ValueError, RecursionError) as error:
-        text = f"{type(error).__name__}: {error}"
-        raise _refuse(path, text[:200], "JSON", "a damaged or truncated file") from None
-    wrong = _matches(manifest, MANIFEST_SCHEMA, "manifest")
-    if wrong:
-        raise _refuse(path, wrong, "what 'loko-ref vectors schema' says", "damaged, or not ours")
-    return dict(manifest)
 
 
 def _case_tensors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
     """Read one case's file, every claim about it checked."""
-    path = _plain_file(folder, entry["file"], FILE_LIMIT)
+    path = plain_file(folder, entry["file"], FILE_LIMIT)
+
+    def refuse(got: str, required: str, cause: str) -> InputError:
+        return InputError(str(path), got, required, cause)
+
     if entry["file"] != file_name(entry["id"]):
-        raise _refuse(path, f"the file of {entry['id']!r:.120}", file_name(entry["id"]), "renamed")
+        raise refuse(f"the file of {entry['id']!r:.120}", file_name(entry["id"]), "renamed")
     payload = path.read_bytes()
     if len(payload) != entry["bytes"]:
-        raise _refuse(path, f"{len(payload)} bytes", str(entry["bytes"]), "truncated or grown")
+        raise refuse(f"{len(payload)} bytes", str(entry["bytes"]), "truncated or grown")
     if hashlib.sha256(payload).hexdigest() != entry["sha256"]:
-        raise _refuse(path, "another SHA-256", entry["sha256"], "a damaged or exchanged file")
+        raise refuse("another SHA-256", entry["sha256"], "a damaged or exchanged file")
     tensors = read_tensors(path)
     found = {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in tensors.items()}
     if found != entry["tensors"]:
         names = sorted(set(found) ^ set(entry["tensors"])) or sorted(
             n for n in found if found[n] != entry["tensors"][n]
         )
-        raise _refuse(path, f"tensor {names[0]!r:.80} unlike the manifest's", "the same", "damaged")
-    return {name: np.array(a) for name, a in tensors.items()}
+        raise refuse(f"tensor {names[0]!r:.80} unlike the manifest's", "the same", "damaged")
+    tensors = {name: np.array(a) for name, a in tensors.items()}
+    if pack_tensors(tensors, _head(entry["id"])) != payload:
+        raise refuse(
+            "another head than its tensors have", f"one with {_head(entry['id'])}", "edited by hand"
+        )
+    return tensors
 
 
 def read(folder: str | Path) -> dict[str, dict[str, Array]]:
-    """Read a vector set: case id -> tensors, every file checked.
+    """Read a vector set: case id -> tensors, every file and the manifest's digest checked.
 
     Raises
     ------
     InputError
-        If a file is missing, damaged, truncated, renamed, oversized, surplus or hostile.
+        If a file is missing, damaged, truncated, renamed, oversized, surplus or hostile, or the
+        manifest is not the one that was written.
     """
     place = Path(folder)
-    manifest = _manifest(place)
+    return _read(place, read_manifest(place))
+
+
+def _read(place: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
+    path = str(place / NAME)
     ids = [entry["id"] for entry in manifest["cases"]]
     if len(set(ids)) != len(ids):
-        raise _refuse(place / "manifest.json", "an id twice", "each id once", "damaged")
-    known = {"manifest.json", *(entry["file"] for entry in manifest["cases"])}
+        raise InputError(path, "an id twice", "each id once", "damaged")
+    known = {NAME, *(entry["file"] for entry in manifest["cases"])}
     surplus = sorted({path.name for path in place.iterdir()} - known)
     found = {entry["id"]: _case_tensors(place, entry) for entry in manifest["cases"]}
     if surplus:
-        raise _refuse(
-            place, f"a file {surplus[0]!r} that no case names", "none", "renamed or added"
+        raise InputError(
+            str(place), f"a file {surplus[0]!r} that no case names", "none", "renamed or added"
+        )
+    wanted = digest(manifest)
+    if manifest["digest"] != wanted:
+        raise InputError(
+            path,
+            f"digest {manifest['digest']:.80}",
+            f"{wanted}, that of its content",
+            "edited after the export, or damaged",
         )
     return found
 
 
-def check(folder: str | Path, progress: Callable[[str], None] | None = None) -> list[str]:
-    """Derive every vector again and compare.
+def unchecked(folder: str | Path) -> str:
+    """Return what :func:`check` cannot derive again here, in a sentence; empty where nothing.
 
-    Inputs must agree bit for bit; outputs within the case's tolerance; tolerances within a factor
-    of 32 (they depend on whether ball arithmetic is installed).
+    Raises
+    ------
+    InputError
+        As :func:`loko_ref.conformance.manifest.read_manifest`.
+    """
+    if not read_manifest(folder)["golden"] or enclosure.available():
+        return ""
+    return (
+        "gold.* and bound.* were held to the outputs and to each other, not derived again: that "
+        "needs the package 'python-flint': pip install 'loko-ref[certify]'"
+    )
+
+
+def check(folder: str | Path, progress: Callable[[str], None] | None = None) -> list[str]:
+    """Derive the manifest and every vector again, and compare.
+
+    Every entry of the manifest, the inputs and the correctly rounded values must agree exactly.
+    Outputs may differ by the roundoff of float64, in which they are computed; tolerances by what
+    that roundoff does to them; the proven bounds by what is left open by an enclosure's width.
 
     Returns
     -------
@@ -287,25 +276,86 @@ def check(folder: str | Path, progress: Callable[[str], None] | None = None) -> 
     InputError
         As :func:`read`.
     """
+    place = Path(folder)
+    manifest = read_manifest(place)
+    found = _read(place, manifest)
+    differing = [
+        f"manifest: {key} is {manifest[key]!r}, not {value!r}"
+        for key, value in _top().items()
+        if manifest[key] != value
+    ]
+    differing += _selection(manifest)
     cases = {case.id: case for case in all_cases()}
-    differing = []
-    for key, tensors in read(folder).items():
+    golden = manifest["golden"]
+    for entry in manifest["cases"]:
+        key = entry["id"]
         if key not in cases:
-            differing.append(f"{key}: no case of this version has this id")
+            differing.append(f"{key:.200}: no case of this version has this id")
             continue
-        fresh = _tensors(cases[key])
+        tensors, case = found[key], cases[key]
+        fresh = _tensors(case, golden and enclosure.available())
+        if golden and not enclosure.available():
+            fresh |= {n: a for n, a in tensors.items() if n.startswith(("gold.", "bound."))}
+            differing += [f"{key}: {wrong}" for wrong in _golden_unproven(case, tensors)]
+        for name, value in _entry(case, fresh).items():
+            if canonical(entry[name]) != canonical(value):
+                shown = f"{canonical(entry[name]):.200}, not {canonical(value):.200}"
+                differing.append(f"{key}: {name} is {shown}")
         for name in sorted(set(fresh) | set(tensors)):
-            if name.startswith(("gold.", "bound.")) and not enclosure.available():
-                continue  # they can be derived again with the extra 'certify' only
             if name not in fresh or name not in tensors:
                 differing.append(f"{key}: {name} is on one side only")
                 continue
-            wrong = _differs(cases[key], name, tensors[name], fresh[name])
+            wrong = _differs(case, name, tensors[name], fresh[name])
             if wrong:
                 differing.append(f"{key}: {name} {wrong}")
         if progress is not None:
             progress(key)
     return differing
+
+
+def _selection(manifest: Mapping[str, Any]) -> list[str]:
+    """Compare the cases that there are with those that the manifest's glob selects."""
+    only, ids = manifest["only"], [entry["id"] for entry in manifest["cases"]]
+    if not only:
+        return []
+    try:
+        wanted = [case.id for case in select(only)]
+    except InputError:
+        return [f"manifest: only is {only!r:.120}, which matches no case"]
+    absent = [key for key in wanted if key not in set(ids)]
+    surplus = [key for key in ids if key not in set(wanted)]
+    found = [f"{key}: a case that {only!r:.120} selects is missing" for key in absent]
+    found += [f"{key:.200}: not a case that {only!r:.120} selects" for key in surplus]
+    if not found and ids != wanted:
+        found.append("manifest: the cases are in another order than the catalogue's")
+    return found
+
+
+def _golden_unproven(case: Case, tensors: Mapping[str, Array]) -> list[str]:
+    """Hold golden values to the outputs and to their bounds, without an enclosure."""
+    wrong = []
+    for name in expected(case):
+        gold, bound = tensors.get(f"gold.{name}"), tensors.get(f"bound.{name}")
+        if gold is None or bound is None:
+            wrong.append(f"gold.{name} or bound.{name} is missing")
+            continue
+        decided = ~np.isnan(gold)
+        if (np.isnan(bound) == decided).any():
+            wrong.append(f"bound.{name} is not decided where gold.{name} is")
+            continue
+        gold, bound = gold[decided], bound[decided]
+        if not ((bound >= 0) & (bound <= np.spacing(np.abs(gold)))).all():
+            wrong.append(f"bound.{name} is not within a unit in the last place")
+        near = np.abs(gold - expected(case)[name][decided]) <= _reach(case, name)[decided]
+        if not near.all():
+            wrong.append(f"gold.{name} is beyond the roundoff of float64 of out.{name}")
+    return wrong
+
+
+def _reach(case: Case, name: str) -> Array:
+    """How far two right results in float64 may be apart, from the units of the case's dtype."""
+    size: Array = unit(case)[name].size * (2 * ROUNDOFF / float(np.finfo(case.dtype).eps))
+    return 2 * factor(case) * size
 
 
 def _differs(case: Case, name: str, old: Array, new: Array) -> str | None:
@@ -314,16 +364,35 @@ def _differs(case: Case, name: str, old: Array, new: Array) -> str | None:
         return f"was {old.dtype}{old.shape}, is {new.dtype}{new.shape}"
     if part == "in":
         return None if old.tobytes() == new.tobytes() else "is another input"
-    if part in ("gold", "bound"):  # a bound's last digits depend on the enclosure, no value does
-        near = 1e-6 if part == "bound" else 0.0
-        same = np.allclose(old, new, rtol=near, atol=0.0, equal_nan=True)
-        return None if same else "is not what ball arithmetic proves"
+    if part == "gold":
+        return None if np.array_equal(old, new, equal_nan=True) else "is not what balls prove"
+    if part == "bound":
+        return _bound_differs(case, quantity, old, new)
     if not np.isfinite(old).all():
         return "is not finite"
     if part == "tol":
-        within = (old <= 32 * new).all() and (new <= 32 * old).all()
-        return None if within else "is another tolerance"
-    bound = tolerance(case)[quantity]
-    if bound is not None and not (np.abs(old - new) <= bound).all():
-        return "is beyond its tolerance of what is derived now"
+        # a tolerance is a difference over DELTA of values that are right to so many roundoffs
+        share = 2 * factor(case) * ROUNDOFF / DELTA
+        return None if (np.abs(old - new) <= share * new).all() else "is another tolerance"
+    if not (np.abs(old - new) <= _reach(case, quantity)).all():
+        return "is beyond the roundoff of float64 of what is derived now"
+    return None
+
+
+def _bound_differs(case: Case, quantity: str, old: Array, new: Array) -> str | None:
+    """Compare two proven bounds on one distance.
+
+    Each is at least the distance, and at most the distance and its own enclosure's width more,
+    rounded upward. The width of the enclosure here is known, that of the other is narrow.
+    """
+    if not enclosure.available():
+        return None  # what is compared is the file with itself
+    with np.errstate(invalid="ignore"):
+        rounding = 4 * np.spacing(np.maximum(np.abs(old), np.abs(new)))
+        exact = enclosure.enclosed(case).outputs[quantity]
+        least = new - 2 * balls.radius(exact) - rounding
+        most = new + 2 * NARROW * np.abs(enclosure.golden(case)[quantity].value) + rounding
+        within = (old >= least) & (old <= most)
+    if not (within | (np.isnan(old) & np.isnan(new))).all():
+        return "is not the distance that balls prove"
     return None

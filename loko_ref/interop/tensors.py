@@ -18,7 +18,7 @@ import numpy as np
 from loko_ref.errors import InputError
 from loko_ref.storage import write_bytes
 
-__all__ = ["as_floats", "find_tensors", "read_tensors", "write_tensors"]
+__all__ = ["as_floats", "find_tensors", "pack_tensors", "read_tensors", "write_tensors"]
 
 DTYPES = {
     "F64": "<f8",
@@ -212,15 +212,13 @@ def as_floats(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:
     return cast
 
 
-def write_tensors(
-    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a safetensors file, tensors in the order of their names.
+def pack_tensors(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return a safetensors file's content, tensors in the order of their names.
 
     Parameters
     ----------
-    path : path-like
-        The file; its folder exists.
     tensors : mapping of str to array
         Host arrays.
     metadata : mapping of str to str, optional
@@ -245,4 +243,19 @@ def write_tensors(
         at += len(raw)
     text = json.dumps(head, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    write_bytes(Path(path), struct.pack("<Q", len(text)) + text + b"".join(chunks))
+    return struct.pack("<Q", len(text)) + text + b"".join(chunks)
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; its folder exists.
+    tensors, metadata
+        As for :func:`pack_tensors`.
+    """
+    write_bytes(Path(path), pack_tensors(tensors, metadata))

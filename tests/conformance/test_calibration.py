@@ -12,8 +12,8 @@ pytest.importorskip("typer", reason="typer (extra 'cli') is not installed")
 
 from typer.testing import CliRunner
 
-from loko_ref.cli.app import app
 from loko_ref import documents as schema
+from loko_ref.cli.app import app
 from loko_ref.conformance import calibration
 from loko_ref.conformance.cases import select
 from loko_ref.conformance.compare import ratios
