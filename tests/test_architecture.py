@@ -25,7 +25,7 @@ FLOORS = [
     {"backends"},
     {"arrays"},
     {"checks"},
-    {"layers", "lora", "optimizers", "storage", "data", "files", "architectures"},
+    {"layers", "lora", "optimizers", "storage", "documents", "data", "files", "architectures"},
     {"kalman", "kinds", "texts", "glue"},
     {"spec", "sources"},
     {"model"},

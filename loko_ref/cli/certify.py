@@ -30,7 +30,8 @@ def certify(
 ) -> None:
     """Enclose every quantity of every case in ball arithmetic, and hold the oracle to it.
 
-    Exit code 0: every quantity is contained; 1: some are not; 2: it cannot run (extra 'certify').
+    Exit code 0: every quantity is contained; 1: some are not; 2: it cannot run (extra 'certify'),
+    or nothing could be judged.
     """
     from fnmatch import fnmatchcase
     from json import dumps
@@ -52,7 +53,7 @@ def certify(
         pass
     chosen = [
         one
-        for one in select(case, dtype)
+        for one in select(case, dtype, argument="--case")
         if operation is None or fnmatchcase(one.operation.name, operation)
     ]
     if not chosen:
@@ -81,13 +82,16 @@ def certify(
         quantities, failed = room.certify(chosen, limit=limit, progress=progress)
     result = room.as_json(quantities, failed)
 
+    def shown(number: float | None) -> str:
+        return "not finite" if number is None else f"{number:.3g}"
+
     table = Table(title="oracle against its enclosure: largest error")
     for head in ("operation", "ulp float64", "units", "ulp float32", "units"):
         table.add_column(head, justify="left" if head == "operation" else "right")
     for name, ulps in result["max_ulp"].items():
         units = result["max_unit"][name]
-        cells = (t.get(d) for d in ("float64", "float32") for t in (ulps, units))
-        table.add_row(name, *("" if c is None else f"{c:.3g}" for c in cells))
+        cells = [(t, d) for d in ("float64", "float32") for t in (ulps, units)]
+        table.add_row(name, *(shown(t[d]) if d in t else "" for t, d in cells))
     console.print(table)
     if len(chosen) <= FEW:
         few = Table(title="each quantity")
@@ -122,6 +126,9 @@ def certify(
         highlight=False,
     )
     if json is not None:
-        write_bytes(json, (dumps(result, indent=1) + "\n").encode(), "--json")
+        write_bytes(json, (dumps(result, indent=1, allow_nan=False) + "\n").encode(), "--json")
+    if not result["quantities"]:
+        typer.echo("nothing could be judged, so nothing was certified", err=True)
+        raise typer.Exit(2)
     if result["contained"] != result["quantities"]:
         raise typer.Exit(1)

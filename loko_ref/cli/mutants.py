@@ -60,7 +60,7 @@ def mutants(
         raise InputError(name, got, "--calibration beside it", "--calibration was left out")
     chosen = [m for m in all_mutants() if only is None or fnmatchcase(m.id, only)]
     if not chosen:
-        raise InputError("only", repr(only), "a glob that matches a mutant's id", "misspelt")
+        raise InputError("--only", repr(only), "a glob that matches a mutant's id", "misspelt")
     if calibration:
         good = _calibrate(chosen, correct or [], case, json)
         raise typer.Exit(0 if good else 1)
@@ -109,8 +109,9 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
     from loko_ref.conformance.cases import select
     from loko_ref.conformance.implementation import load
     from loko_ref.conformance.report import write_json
+    from loko_ref.errors import InputError
 
-    cases = select(glob)
+    cases = select(glob, argument="--case")
     targets = [*room.built_in(), *(load(target) for target in correct)]
     right, wrong = [], []
     with Progress(
@@ -123,9 +124,24 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
     ) as bar:
         task = bar.add_task("correct code", total=len(cases) * len(targets))
         for target in targets:
-            right += room.of_correct(target, cases, progress=lambda: bar.advance(task))
+            measured = room.of_correct(target, cases, progress=lambda: bar.advance(task))
+            if not measured and target.target in correct:
+                raise InputError(
+                    "--correct",
+                    repr(target.target),
+                    "an implementation that answers one of the cases",
+                    "it declines them all, or nothing of them can be judged",
+                )
+            right += measured
         for one in bar.track(chosen, description="known mistakes"):
             wrong += room.of_mutant(one, cases)
+    if not right or not wrong:
+        raise InputError(
+            "--case",
+            repr(glob),
+            "cases that can be judged and in which one of the mistakes occurs",
+            "operations that the mistakes chosen by --only are not in",
+        )
     found = room.as_json(cases, right, wrong)
     if json is not None:
         write_json(json, found)

@@ -28,12 +28,10 @@ def export(
     from loko_ref.conformance import vectors
     from loko_ref.conformance.cases import select
 
-    cases = select(only)
+    cases = select(only, argument="--only")
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("exporting", total=len(cases))
-        manifest = vectors.export(
-            folder, cases, lambda case: bar.advance(task), only=only or "*"
-        )
+        manifest = vectors.export(folder, cases, lambda case: bar.advance(task), only=only or "*")
     typer.echo(f"{len(manifest['cases'])} cases of {vectors.VERSION} in {folder}")
 
 

@@ -113,7 +113,7 @@ def verify(
         raise typer.Exit(_recording(trace, option or [], only, json, junit, html))
     if option:
         raise InputError("--option", option[0], "--trace F beside it", "--trace was left out")
-    cases = select(only, dtype)
+    cases = select(only, dtype, argument="--only")
     expected = expectations.read(xfail) if xfail is not None else {}
     if list_:
         for case in cases:

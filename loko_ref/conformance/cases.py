@@ -186,8 +186,17 @@ def all_cases() -> tuple[Case, ...]:
     return tuple(generate())
 
 
-def select(only: str | None = None, dtype: str | None = None) -> list[Case]:
+def select(
+    only: str | None = None, dtype: str | None = None, *, argument: str = "only"
+) -> list[Case]:
     """Cases whose id or operation matches a glob, of one dtype or all.
+
+    Parameters
+    ----------
+    only, dtype : str, optional
+        The glob; float64 or float32.
+    argument : str
+        What the caller's user knows the glob as, for the error.
 
     Raises
     ------
@@ -206,7 +215,7 @@ def select(only: str | None = None, dtype: str | None = None) -> list[Case]:
     ]
     if not found:
         raise InputError(
-            "only",
+            argument,
             repr(only),
             "a glob that matches a case id or an operation, such as 'kalman.*'",
             "a name misspelt; 'loko-ref verify --list' prints every id",

@@ -137,16 +137,27 @@ def agree(
     Returns
     -------
     Check
-        Passed; or ``unsupported``, where conditioning leaves no digit to judge.  [TOL-3]
+        Passed.
 
     Raises
     ------
     AssertionError
         If it does not; names the first quantity that is off. Also if it declines.
+    InputError
+        If conditioning leaves no digit of what came back to judge, so that nothing was checked
+        [TOL-3]. A property test that draws such inputs discards them:
+        ``assume(check(...).status != "unsupported")``.
     """
     outcome = check(function, operation, arguments, **options)
     if outcome.status == "failed":
         raise AssertionError(f"{outcome.case.id}: {failure(outcome)}")
     if outcome.status == "unsupported" and not outcome.outputs:
         raise AssertionError(f"{outcome.case.id}: {outcome.reason}")
+    if outcome.status == "unsupported":
+        raise InputError(
+            operation,
+            f"inputs and outputs ({', '.join(outcome.outputs)}) that leave nothing to judge",
+            "at least one output with a digit that roundoff leaves",
+            "conditioning: the outputs' scales differ too much in this dtype",
+        )
     return outcome

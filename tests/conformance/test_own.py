@@ -98,7 +98,9 @@ def test_where_no_digit_is_left_nothing_is_judged():
     def only_gain(**keywords):
         return {"K": RIGHT[UPDATE](**keywords)["K"]}
 
-    assert agree(only_gain, UPDATE, arguments).status == "unsupported"
+    assert check(only_gain, UPDATE, arguments).status == "unsupported"
+    with pytest.raises(InputError, match=r"\(K\) that leave nothing to judge"):
+        agree(only_gain, UPDATE, arguments)
     assert agree(RIGHT[UPDATE], UPDATE, arguments).status == "passed"  # S is judged
 
 
