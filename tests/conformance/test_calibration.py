@@ -143,9 +143,14 @@ def test_unseen_mistakes_are_named_and_not_the_mildest():
         (["--score", "--calibration"], "--score: got --calibration too"),
         (["--correct", EINSUM], "--correct: got .*required --calibration beside it"),
         (["--case", OP], "--case: got .*required --calibration beside it"),
-        (["--calibration", "--case", "nothing"], "only: got 'nothing'"),
+        (["--calibration", "--case", "nothing"], "--case: got 'nothing'"),
         (["--calibration", "--only", "nothing"], "only: got 'nothing'"),
         (["--calibration", "--correct", "no.py"], "TARGET: got 'no.py'"),
+        (["--calibration", "--case", "lora.*", "--only", "R-J*"], "--case: got 'lora.*'"),
+        (
+            ["--calibration", "--case", "lora.delta/tiny/*", "--correct", f"{TARGETS}:DECLINES"],
+            "--correct: got .*required an implementation that answers one of the cases",
+        ),
     ],
 )
 def test_wrong_calls_are_refused(arguments, message):

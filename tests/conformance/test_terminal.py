@@ -143,7 +143,7 @@ def test_nothing_ran_has_no_table():
     assert f"unsupported not yet ({len(cases)}): lora.delta 10, lora.merge 10\n" in text
     assert "note a note" in text
     assert "tolerance" not in text
-    assert text.endswith(f"NOTHING RAN 0 ran, 0 passed, 0 failed, {len(cases)} unsupported\n")
+    assert text.endswith(f"NOTHING RAN: 0 ran, 0 passed, 0 failed, {len(cases)} unsupported\n")
 
 
 def test_markup_in_messages_is_no_markup():

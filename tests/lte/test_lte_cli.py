@@ -43,7 +43,7 @@ def test_the_json_has_the_promised_form_and_the_run_learns(tmp_path) -> None:
     )
     found = json.loads(file.read_text())
     assert found["schema"] == "loko-ref/lte/1"
-    assert set(found) == {"schema", "baselines"} | KEYS
+    assert set(found) == {"schema", "versions", "platform", "baselines"} | KEYS
     assert [b["name"] for b in found["baselines"]] == ["full", "lora"]
     for b in found["baselines"]:
         assert set(b) == {"name"} | KEYS
