@@ -8,6 +8,7 @@ from importlib.resources import files
 import jsonschema
 import numpy as np
 import pytest
+import sampling
 
 import loko_ref
 from loko_ref import bench, documents
@@ -15,7 +16,6 @@ from loko_ref.errors import InputError
 
 testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra 'cli')")
 
-LONG = bool(os.environ.get("LOKO_REF_LONG"))
 TARGETS = os.path.join(os.path.dirname(__file__), "conformance", "targets.py")
 
 
@@ -35,10 +35,9 @@ def written(path, *words, codes=(0,)):
 def train(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra 'data')")
     small = ["train", "--data", "iris", "--seed", 0, "--limit", 20]
-    yield written(tmp_path / "t.json", *small, "--json")
     diabetes = [*small[:2], "diabetes", *small[3:], "--optimizer", "sgd,lr=0.001"]
     yield written(tmp_path / "d.json", *diabetes, "--json")
-    diverged = ["--optimizer", "sgd,lr=1e200", "--optimizer", "adamw"]
+    diverged = ["--optimizer", "loko", "--optimizer", "sgd,lr=1e200", "--optimizer", "adamw"]
     yield written(tmp_path / "f.json", *small, *diverged, "--json", codes=(1,))
 
 
@@ -102,7 +101,7 @@ def timing(tmp_path):
 
 def curves(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        if not LONG:  # they take a minute
+        if not sampling.LONG:  # they take a minute
             point = {"r": 4, "n": 8192, "T": 64, "cpu_ms": 1.5}
             patch.setattr(bench, "curves", lambda dtype: {"n": [point], "T": [point]})
         yield json.loads(run("bench", "--curves"))

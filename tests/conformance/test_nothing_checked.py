@@ -21,8 +21,15 @@ def test_certify_where_nothing_can_be_judged(tmp_path, monkeypatch):
     pytest.importorskip("flint", reason="python-flint is not installed (extra 'certify')")
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     one = Quantity(
-        **{"case": "lora.delta/tiny/float64", "name": "delta", "bits": 128, "values": 6},
-        **{"radius": 0.0, "ulps": 0.0, "units": 0.0, "bound": 32.0, "loose": 0},
+        case="lora.delta/tiny/float64",
+        name="delta",
+        bits=128,
+        values=6,
+        radius=0.0,
+        ulps=0.0,
+        units=0.0,
+        bound=32.0,
+        loose=0,
         contained=True,
         undecided=(),
         excluded="the unit of error leaves no digit in this dtype",

@@ -1,6 +1,5 @@
 """The plugin's exit code and options: a run that checked nothing is an error, however it came."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from loko_ref.conformance.cases import all_cases
 pytest_plugins = ["pytester"]
 all_cases()
 
-LONG = bool(os.environ.get("LOKO_REF_LONG"))
 TARGETS = Path(__file__).parent / "targets.py"
 
 ONLY = "kalman.diagonal_update/random*"
@@ -105,8 +103,6 @@ def test_usage_errors_name_the_plugins_own_option(run, pytester, target, words, 
 @pytest.mark.parametrize("target", ["DECLINES", pytest.param("JITTER", marks=pytest.mark.slow)])
 def test_the_verdict_under_xdist(run, pytester, target):
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
-    if target == "JITTER" and not LONG:
-        pytest.skip("the long part (set LOKO_REF_LONG=1)")
     pytester.path.joinpath("x.txt").write_text(f"{RANDOM}: known\n")
     code, out, _ = run(target, "-p", "xdist", "-n", "1", "--loko-xfail", "x.txt")
     if target == "DECLINES":
