@@ -68,7 +68,15 @@ def verify(
         str | None, typer.Option("--dtype", help="float64 or float32; both by default.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds a check may take.")] = 60.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            help="Seconds a check may take, all of it (with --cmd: a new start after a failure "
+            "too); also the import of TARGET, or the command's first hello. A TARGET that stays in "
+            "compiled code cannot be interrupted; a command is killed, with all its processes.",
+        ),
+    ] = 60.0,
     large: Annotated[
         int | None,
         typer.Option(
@@ -129,9 +137,9 @@ def verify(
         )
     implementation: Implementation | Command
     if cmd is None:
-        implementation, shown = load(str(target)), str(target)
+        implementation, shown = load(str(target), timeout), str(target)
     else:
-        implementation, shown = Command(cmd, large=large), f"--cmd {shlex.quote(cmd)}"
+        implementation, shown = Command(cmd, large, timeout), f"--cmd {shlex.quote(cmd)}"
     console, err = Console(), Console(stderr=True)
     with (
         Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
