@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +15,9 @@ import typer
 from loko_ref.errors import InputError
 
 __all__ = ["verify"]
+
+LEAVING = 5.0
+"""Seconds that threads of the code under test have to end, once the report is written."""
 
 
 def verify(
@@ -136,6 +142,7 @@ def verify(
             "it was left out" if target is None else "two ways to name the implementation",
         )
     implementation: Implementation | Command
+    threads = set(threading.enumerate())
     if cmd is None:
         implementation, shown = load(str(target), timeout), str(target)
     else:
@@ -162,7 +169,23 @@ def verify(
     for check in checks:
         if check.status == "failed" and check.case.id in expected:
             typer.echo(f"expected failure {check.case.id}: {expected[check.case.id]}")
-    raise typer.Exit(expectations.exit_code(checks, expected))
+    code = expectations.exit_code(checks, expected)
+    if any(not thread.daemon for thread in set(threading.enumerate()) - threads):
+        _end_within(LEAVING, code)
+    raise typer.Exit(code)
+
+
+def _end_within(seconds: float, code: int) -> None:
+    """End this process although a thread that it waits for may never end."""
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _recording(

@@ -109,9 +109,13 @@ TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
 3. stop. You are sent {{"type": "stop"}} and exit with code 0.
 
 To a line that you cannot read, or of an unknown type, answer {{"type": "error", "id": null,
-"message": "..."}} and go on. A request may take --timeout seconds; after that, after
-a crash, and after a line that is no message, the request has failed and you are started anew, with
-a new hello. 'loko-ref protocol --cmd COMMAND' checks all but the numbers.
+"message": "..."}} and go on. Answer each request with one line, of at most {LINE_LIMIT} bytes.
+
+--timeout seconds are what your start up to the answer to hello may take, and each request; the exit
+after stop may take as long, at most 5 s. After a request that took longer, after a crash, and after
+a line that is no message, the request has failed. Your process and every process that it started
+are killed then, as after stop. You are started anew, with a new hello, within the time of the next
+request. 'loko-ref protocol --cmd COMMAND' checks all but the numbers.
 """
 """What ``loko-ref protocol`` prints."""
 
