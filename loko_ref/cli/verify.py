@@ -147,7 +147,7 @@ def verify(
         implementation, shown = load(str(target), timeout), str(target)
     else:
         implementation, shown = Command(cmd, large, timeout), f"--cmd {shlex.quote(cmd)}"
-    console, err = Console(), Console(stderr=True)
+    console, err = Console(emoji=False), Console(stderr=True)
     with (
         Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
         implementation if isinstance(implementation, Command) else contextlib.nullcontext(),
@@ -220,5 +220,5 @@ def _recording(
         xml.write(junit, shown, checks, mistakes, {})
     if html is not None:
         write_page(html, shown, checks, notes, mistakes, {})
-    print_report(Console(), shown, checks, notes, mistakes)
+    print_report(Console(emoji=False), shown, checks, notes, mistakes)
     return summarise(checks).exit_code

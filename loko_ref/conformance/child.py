@@ -78,7 +78,8 @@ class Child:
         self.status: int | None = None
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
         self._channel, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as undo, theirs:
+            undo.callback(self._channel.close)
             self.supervisor = subprocess.Popen(
                 [sys.executable, "-I", "-S", _SUPERVISOR, str(theirs.fileno()), *arguments],
                 stdin=subprocess.PIPE,
@@ -89,6 +90,7 @@ class Child:
                 start_new_session=True,
                 env={**os.environ, _MARK: self._mark.partition("=")[2]},
             )
+            undo.pop_all()
         streams = (self.supervisor.stdin, self.supervisor.stdout, self.supervisor.stderr)
         self._streams = [stream for stream in streams if stream is not None]
         self._in, self._out, self._err = (stream.fileno() for stream in self._streams)
@@ -262,19 +264,19 @@ class Child:
         return f"exited with code {self.status}"
 
     def stop(self, line: bytes, deadline: float) -> bytes:
-        """Send a last line, wait for the end, and return the line that came in between, if any."""
-        came: bytes | None = None
-        with contextlib.suppress(OSError, ProtocolError):
+        """Send a last line and wait for the end; return the first line that came, if any did."""
+        came = bytearray()
+        with contextlib.suppress(OSError):
             self._send(line)
-            while self.status is None and not self._lost and not self._wait(deadline):
-                came = self._take() if came is None else came
-                if came is not None:
-                    self._line.clear()
-                    self._searched = 0
-            while came is None and self._out in self._open and self._read():
-                came = self._take()
-            came = self._take() if came is None else came
-        return came or b""
+            over = False
+            while not over:
+                over = self.status is not None or self._lost or self._wait(deadline)
+                came += self._line[: 400 - len(came)]
+                self._line.clear()
+            while self._out in self._open and self._read() and time.monotonic() < deadline:
+                came += self._line[: 400 - len(came)]
+                self._line.clear()
+        return bytes(came).partition(b"\n")[0]
 
     def kill(self) -> None:
         """End the whole tree, and keep what stood on stderr."""

@@ -312,7 +312,10 @@ def _from_file(
 
 def _check_file(path: Path, what: str, most: int) -> None:
     """Refuse what is no file of the folder's own, or would take more memory than an answer may."""
-    found = path.lstat()
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        raise ProtocolError(f"{what} is not in the folder of hello") from None
     if stat.S_ISLNK(found.st_mode):
         raise ProtocolError(f"{what} is a link")
     if not stat.S_ISREG(found.st_mode):

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -94,7 +95,7 @@ class Command:
         self.files = False
         try:
             self._start(self._timeout, time.monotonic() + self._timeout)
-        except (Ended, ProtocolError, OSError) as error:
+        except (Ended, ValueError, OSError) as error:  # ValueError: of the protocol, or a NUL
             self.close()
             raise InputError(
                 "--cmd",
@@ -126,6 +127,7 @@ class Command:
             self._folder.cleanup()
 
     def _start(self, timeout: float | None, deadline: float | None) -> Child:
+        self.folder.mkdir(0o700, exist_ok=True)  # one before may have taken it away
         self._child = child = Child(self._arguments)
         message = protocol.hello(str(self.folder))
         answer, _ = self._exchange(child, message, timeout, deadline, " hello")
@@ -142,13 +144,14 @@ class Command:
         timeout: float | None,
         deadline: float | None,
         what: str,
+        more: str = "",
     ) -> tuple[dict[str, Any], bytes]:
         """Send a message; return the answer and the beginning of its line."""
         try:
             line = child.ask(_line(message), deadline)
             return protocol.parse(line), line[:400]
         except Ended as error:
-            within = f"{what} within {timeout:g} s" if error.kind == "timeout" else ""
+            within = f"{what} within {timeout:g} s{more}" if error.kind == "timeout" else ""
             raise Ended(error.kind, f"{error}{within}{self._drop()}") from None
         except ProtocolError as error:
             raise ProtocolError(f"{error}{self._drop()}") from None
@@ -196,14 +199,13 @@ class Command:
 
     def _ask(self, message: dict[str, Any], timeout: float | None) -> tuple[dict[str, Any], bytes]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        begun = time.monotonic()
-        child, what = self._child, ""
+        begun, child, more = time.monotonic(), self._child, ""
         if child is None:
             child = self._start(timeout, deadline)
             spent = time.monotonic() - begun
             if timeout is not None and spent > timeout / 2:  # which is then the likely cause
-                what = f", {spent:.3g} s of them for its new start,"
-        return self._exchange(child, message, timeout, deadline, what)
+                more = f", of which its new start took {spent:.3g} s"
+        return self._exchange(child, message, timeout, deadline, "", more)
 
     def _clear(self) -> None:
         """Delete the files of a request, whoever wrote them."""
@@ -211,6 +213,8 @@ class Command:
             for path in self.folder.iterdir():
                 if path.is_symlink() or not path.is_dir():
                     path.unlink()
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def run(self, case: Case, timeout: float | None = None) -> Answer:
         """Run one case; whatever goes wrong is its finding."""

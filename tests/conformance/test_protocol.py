@@ -181,7 +181,7 @@ MISBEHAVIOUR = {
     "no-files": ("protocol", "file 'mine.safetensors' is no plain name in the folder of hello", ""),
     "file-absolute": ("protocol", "mine.safetensors' is no plain name in the folder of hello", ""),
     "file-parent": ("protocol", "mine.safetensors' is no plain name in the folder of hello", ""),
-    "file-missing": ("protocol", "No such file", "mine.safetensors"),
+    "file-missing": ("protocol", "file 'mine.safetensors' is not in the folder of hello", ""),
     "file-folder": ("protocol", "file 'mine.safetensors' is no regular file", ""),
     "file-pipe": ("protocol", "file 'mine.safetensors' is no regular file", ""),
     "file-link": ("protocol", "file 'mine.safetensors' is a link", ""),
