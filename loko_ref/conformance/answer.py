@@ -85,10 +85,10 @@ def describe(error: BaseException, own: str) -> str:
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if name not in (own, importlib.__file__) and not name.startswith("<frozen"):
-            where = f" ({Path(name).name}, line {trace.tb_lineno})"
+            where = f" ({printable(Path(name).name, 100)}, line {trace.tb_lineno})"
         trace = trace.tb_next
     text = words(error)
-    return f"{printable(type(error).__name__, 80)}{': ' if text else ''}{text}{printable(where)}"
+    return f"{printable(type(error).__name__, 80)}{': ' if text else ''}{text}{where}"
 
 
 def check(result: Any, case: Case) -> Answer:
