@@ -76,15 +76,7 @@ class _TimeOutError(BaseException):
 
 
 class _InterruptError(BaseException):
-    """An interrupt from outside, as opposed to a KeyboardInterrupt that the code raises itself."""
-
-
-def _from_outside(error: BaseException) -> bool:
-    """Return whether an error that left `_guarded` is the user's interrupt."""
-    told_apart = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    return isinstance(error, _InterruptError) or (
-        isinstance(error, KeyboardInterrupt) and not told_apart
-    )
+    """The user's interrupt, as opposed to a KeyboardInterrupt that the code raises itself."""
 
 
 @contextlib.contextmanager
@@ -101,27 +93,38 @@ def _guarded(seconds: float | None) -> Iterator[None]:
     ):
         yield
         return
-    begun, over = time.monotonic(), False
+    begun, over, interrupted = time.monotonic(), False, False
 
     def stop(number: int, frame: FrameType | None) -> None:
         if not over:
             raise _TimeOutError
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise _InterruptError
+        nonlocal interrupted
+        interrupted = True
+        answer = answers[number]
+        if callable(answer):
+            answer(number, frame)
 
-    keyboard = signal.getsignal(signal.SIGINT)
-    if keyboard is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    answers = {int(n): signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number, answer in answers.items():
+        if callable(answer):
+            signal.signal(number, interrupt)
     alarm = signal.signal(signal.SIGALRM, stop)
     left, every = signal.setitimer(signal.ITIMER_REAL, seconds or 0, 0.1)
     try:
         yield
+    except KeyboardInterrupt:
+        if interrupted:
+            raise _InterruptError from None
+        raise
     finally:
         over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
-        signal.signal(signal.SIGINT, keyboard)
+        for number, answer in answers.items():
+            if callable(answer):
+                signal.signal(number, answer)
         if left:  # someone else's timer, such as a test runner's, goes on
             left = max(left - (time.monotonic() - begun), 1e-3)
             signal.setitimer(signal.ITIMER_REAL, left, every)
@@ -164,9 +167,9 @@ def _module_of(target: str, timeout: float | None) -> tuple[ModuleType, str]:
             "a Python file, a module or module:attribute that can be imported",
             "it waits for something, or computes while it is imported; --timeout gives it longer",
         ) from None
+    except _InterruptError:
+        raise KeyboardInterrupt from None
     except BaseException as error:
-        if _from_outside(error):
-            raise KeyboardInterrupt from None
         raise InputError(
             "TARGET",
             f"{target!r}, which fails to import: {describe(error, __file__)}",
@@ -341,9 +344,9 @@ def call(function: Callable[..., Any], case: Case, timeout: float | None = None)
     except _TimeOutError:
         message = f"did not return within {timeout:g} s"
         return Answer(finding=Finding(kind="timeout", message=message))
+    except _InterruptError:
+        raise KeyboardInterrupt from None
     except BaseException as error:
-        if _from_outside(error):
-            raise KeyboardInterrupt from None
         return Answer(finding=Finding(kind="raised", message=f"raised {describe(error, __file__)}"))
     finally:
         if os.getpid() != process:  # a fork of the code under test: the report is not its own

@@ -78,15 +78,14 @@ def _by_parent() -> dict[int, list[int]]:
     return found
 
 
-def _descendants() -> list[int]:
+def _descendants(root: int) -> list[int]:
     """Children, their children and so on, parents first."""
-    me = os.getpid()
-    if os.path.exists(f"/proc/{me}/task/{me}/children"):
+    if os.path.exists(f"/proc/{root}/task/{root}/children"):
         children = _children
     else:
         table = _by_parent()
         children = lambda pid: table.get(pid, [])  # noqa: E731
-    found = children(me)
+    found = children(root)
     for pid in found:  # grows as it goes
         found += children(pid)
     return found
@@ -116,7 +115,7 @@ def _end_tree(leader: int) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             stopped: dict[int, None] = {}
-            while new := [pid for pid in _descendants() if pid not in stopped]:
+            while new := [pid for pid in _descendants(os.getpid()) if pid not in stopped]:
                 for pid in new:
                     _signal(pid, signal.SIGSTOP)
                 stopped |= dict.fromkeys(new)

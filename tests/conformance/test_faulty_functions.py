@@ -71,16 +71,24 @@ def test_what_a_function_does_is_a_finding(name):
     assert len(check.finding.message) < 500
 
 
-def test_an_interrupt_from_outside_is_one():
-    """SIGINT while the function runs ends the run, other than a KeyboardInterrupt of its own."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        pytest.skip("the test runner handles interrupts in its own way")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_from_outside_is_one(number):
+    """One that a handler turns into a KeyboardInterrupt ends the run, not the check alone."""
+
+    def handle(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, handle)
     functions = {"lora.delta": faulty_functions.FUNCTIONS["sleeps"]}
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        run(Implementation(target="t", functions=functions), CASES, timeout=20)
-    timer.join()
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), number))
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            run(Implementation(target="t", functions=functions), CASES, timeout=20)
+        assert signal.getsignal(number) is handle
+        timer.join(10)
+    finally:
+        signal.signal(number, before)
 
 
 def test_another_timer_goes_on():
