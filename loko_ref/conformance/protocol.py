@@ -202,7 +202,7 @@ def encode(array: Array) -> dict[str, Any]:
     }
 
 
-def decode(value: Any, where: str, folder: Path | None = None, most: int = LINE_LIMIT) -> Array:
+def decode(value: Any, where: str, folder: Path | None = None) -> Array:
     """Read a tensor.
 
     Parameters
@@ -213,8 +213,6 @@ def decode(value: Any, where: str, folder: Path | None = None, most: int = LINE_
         What it is called, for the error.
     folder : path, optional
         Where files may lie.
-    most : int
-        Bytes that a file may have.
 
     Raises
     ------
@@ -223,7 +221,7 @@ def decode(value: Any, where: str, folder: Path | None = None, most: int = LINE_
     """
     dtype, shape = _announced(value, where)
     if "file" in value:
-        return _from_file(value, where, folder, dtype, shape, most)
+        return _from_file(value, where, folder, dtype, shape)
     data = value.get("data")
     if not isinstance(data, str):
         raise ProtocolError(f"{where}: no data")
@@ -237,9 +235,7 @@ def decode(value: Any, where: str, folder: Path | None = None, most: int = LINE_
     return np.frombuffer(raw, _DTYPES[dtype]).reshape(shape).astype(dtype)
 
 
-def decode_all(
-    outputs: Mapping[str, Any], folder: Path | None, most: int = LINE_LIMIT
-) -> dict[str, Array]:
+def decode_all(outputs: Mapping[str, Any], folder: Path | None, most: int) -> dict[str, Array]:
     """Read the tensors of an answer.
 
     Parameters
@@ -259,7 +255,7 @@ def decode_all(
     total = sum(_bytes(*_announced(value, name)) for name, value in outputs.items())
     if total > most:
         raise ProtocolError(f"outputs of {total} bytes, where at most {most} are read")
-    return {name: decode(value, name, folder, most) for name, value in outputs.items()}
+    return {name: decode(value, name, folder) for name, value in outputs.items()}
 
 
 def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
@@ -285,12 +281,7 @@ def _announced(value: Any, where: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _from_file(
-    value: Mapping[str, Any],
-    where: str,
-    folder: Path | None,
-    dtype: str,
-    shape: tuple[int, ...],
-    most: int,
+    value: Mapping[str, Any], where: str, folder: Path | None, dtype: str, shape: tuple[int, ...]
 ) -> Array:
     name, tensor = value.get("file"), value.get("tensor")
     plain = isinstance(name, str) and name.isprintable() and Path(name).name == name != ".."
@@ -298,7 +289,7 @@ def _from_file(
         raise ProtocolError(f"{where}: file {show(name)} is no plain name in the folder of hello")
     path = folder / str(name)
     try:
-        _check_file(path, f"{where}: file {show(name)}", most)
+        _check_file(path, f"{where}: file {show(name)}")
         tensors = read_tensors(path)
     except (InputError, RecursionError, OverflowError, MemoryError, TypeError, OSError) as error:
         raise ProtocolError(f"{where}: {type(error).__name__}: {error}"[:300]) from None
@@ -310,8 +301,8 @@ def _from_file(
     return np.array(array)
 
 
-def _check_file(path: Path, what: str, most: int) -> None:
-    """Refuse what is no file of the folder's own, or would take more memory than an answer may."""
+def _check_file(path: Path, what: str) -> None:
+    """Refuse what is no file of the folder's own, or has a head that would take much memory."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -320,8 +311,6 @@ def _check_file(path: Path, what: str, most: int) -> None:
         raise ProtocolError(f"{what} is a link")
     if not stat.S_ISREG(found.st_mode):
         raise ProtocolError(f"{what} is no regular file")
-    if found.st_size > most + HEAD_LIMIT:
-        raise ProtocolError(f"{what} has {found.st_size} bytes, where at most {most} are read")
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         start = file.read(8)

@@ -415,6 +415,9 @@ FILES = {
     "no-data": lambda path: lone(path, head(entry())),
     "surrogate": lambda path: lone(path, head({"\ud800": 7})),
     "control": lambda path: lone(path, head({"\x1b[31m": 7})),
+    "announced": lambda path: sparse(
+        path, 2**29 + 84, head(entry(shape=[2**26], data_offsets=[0, 2**29]))
+    ),
     "folder-gone": lambda path: os.rmdir(os.path.dirname(path)),
 }
 """What lies where the answer says that a tensor does; the harness says that it reads files."""
@@ -447,6 +450,8 @@ def answer_to(message, fault, folder):
     if fault.startswith("file-") and fault.removeprefix("file-") in FILES:
         path = os.path.join(folder, "d.safetensors")
         FILES[fault.removeprefix("file-")](path)
+        if fault == "file-announced":
+            return result(number, delta=tensor(file="d.safetensors", tensor="d", shape=[2**26]))
         return result(number, delta=tensor(file="d.safetensors", tensor="d"))
     if fault.startswith("stderr-"):
         text = ANSWERS[fault](number)
