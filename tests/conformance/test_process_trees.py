@@ -4,7 +4,6 @@ report is whole.
 
 import json
 import os
-import random
 import re
 import shlex
 import signal
@@ -25,6 +24,7 @@ import pytest
 from processes import command_line as command_line_of
 from processes import with_token
 from rich.console import Console
+from sampling import sample
 
 from loko_ref.conformance import junit, page, report, supervisor, terminal
 from loko_ref.conformance.answer import Answer, Finding
@@ -34,7 +34,6 @@ from loko_ref.conformance.subprocess_target import Command
 from loko_ref.conformance.verify import Check, judge
 from loko_ref.errors import InputError
 
-LONG = bool(os.environ.get("LOKO_REF_LONG"))
 HERE = Path(__file__).parent
 TIMEOUT = 0.7
 START = 20.0
@@ -54,15 +53,6 @@ REFUSED = {"hello-error-flood", "hello-foreign-name", *harness.HELLO, *harness.O
 """Hellos with which no check begins."""
 CROWDS = [*harness.RUN, *harness.HELLO, *harness.STOP, *harness.AFTER]
 MESSAGES = [f for f in harness.FAULTS if f not in CROWDS]
-HEAVY = [
-    f for f in MESSAGES if f.startswith(("many-", "wide-", "deep", "escaped", "spaces", "file-"))
-]
-SEED = int(os.environ.get("LOKO_REF_SEED", "11"))
-
-
-def some(faults, count):
-    """All in the long run, else as many of them as are told, by a seed."""
-    return faults if LONG else sorted(random.Random(SEED).sample(faults, count))
 
 
 def command_line(fault, token):
@@ -131,7 +121,7 @@ def verdict(fault, ran):
 @linux
 def test_every_fault_of_processes_ends_in_time_and_nothing_survives():
     """All beside each other, so that the waiting overlaps; of each kind some by default."""
-    faults = CROWDS if LONG else some(CROWDS, 16)
+    faults = sample(CROWDS, 16, name=str)
     with ThreadPoolExecutor(4) as pool:
         ran = dict(zip(faults, pool.map(run, faults), strict=True))
     for fault, one in ran.items():
@@ -143,7 +133,8 @@ def test_every_fault_of_processes_ends_in_time_and_nothing_survives():
 
 
 @linux
-@pytest.mark.parametrize("fault", some(MESSAGES, 12))
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("fault", MESSAGES)
 def test_every_message_is_a_finding_in_bounded_memory(fault):
     # Linux counts the peak anew when told to
     Path("/proc/self/clear_refs").write_text("5")
