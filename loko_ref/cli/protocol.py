@@ -70,9 +70,14 @@ def protocol(
                 report(True, f"tensors by file: {case.id} is answered")
             else:
                 report(False, f"tensors by file: {case.id}: {done.finding.message}")
-        code, seconds = harness.close(), harness.stop_timeout
-        ended = f"killed after {seconds:g} s" if code is None else f"exit code {code}"
-        report(code == 0, f"stop: {ended}")
+        try:
+            harness.ready(timeout)  # it may have failed above
+        except (Ended, ProtocolError, OSError) as error:
+            report(False, f"stop: untried, it does not start again: {error}")
+        else:
+            code, seconds = harness.close(), harness.stop_timeout
+            ended = f"killed after {seconds:g} s" if code is None else f"exit code {code}"
+            report(code == 0, f"stop: {ended}")
         if harness.extra:
             report(False, f"one line an answer: after the last one came {harness.extra}")
     raise typer.Exit(1 if wrong else 0)

@@ -180,6 +180,11 @@ class Command:
         self._folder.cleanup()
         return code
 
+    def ready(self, timeout: float) -> None:
+        """Start it where it is not running, within some seconds; raises as `ask` does."""
+        if self._child is None:
+            self._start(timeout, time.monotonic() + timeout)
+
     def ask(self, message: dict[str, Any], timeout: float | None) -> dict[str, Any]:
         """Send one message and wait for the answer, in a fresh process where there is none.
 

@@ -504,8 +504,15 @@ def main(fault):
             return
         elif kind == "run":
             RUN.get(fault, lambda: None)()
-            send(answer_to(message, fault, folder))
+            if message["operation"] == "lora.delta":
+                send(answer_to(message, fault, folder))
+            else:
+                send({"type": "unsupported", "id": message["id"]})
             AFTER.get(fault, lambda: None)()
+        elif fault == "unknown-crash":
+            then(session, crash)()
+        else:
+            send({"type": "error", "id": None, "message": "an unknown type"})
 
 
 if __name__ == "__main__":

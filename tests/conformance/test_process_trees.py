@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 import harness_of_faults as harness
 import numpy as np
 import pytest
+from command import loko_ref
 from processes import command_line as command_line_of
 from processes import with_token
 from rich.console import Console
@@ -197,7 +198,7 @@ def test_hostile_texts_stand_in_every_output_and_break_none(name):
 
 @linux
 def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
-    """The two commands, end to end, in all outputs."""
+    """End to end, in all outputs, on a terminal of ASCII."""
     token = uuid.uuid4().hex
     files = {name: tmp_path / f"r.{name}" for name in ("json", "html", "junit")}
     done = subprocess.run(
@@ -219,18 +220,32 @@ def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
     assert expected.encode() in done.stdout
     assert expected in files["html"].read_text()
     assert ElementTree.parse(files["junit"]).find(".//failure").get("message") == expected
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "loko_ref", "protocol", "--timeout", "0.5"),
-            *("--cmd", command_line("stop-hang-child", token)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "WRONG stop: killed after 0.5 s" in done.stdout
+    assert survivors(token) == []
+
+
+@linux
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(
+    ("fault", "wrong", "stop"),
+    [
+        ("stop-hang-child", [], "WRONG stop: killed after 3 s"),
+        ("stop-session", [], "ok    stop: exit code 0"),
+        ("stop-crash", [], "WRONG stop: exit code 3"),
+        ("stop-flood", ["one line an answer: after the last one came 'junk"], "WRONG stop: killed"),
+        ("crash-session", ["an unknown operation is answered"], "ok    stop: exit code 0"),
+        ("unknown-crash", ["an unknown type is answered"], "ok    stop: exit code 0"),
+    ],
+)
+def test_the_check_of_the_protocol_says_how_it_ends(fault, wrong, stop):
+    """It is started again for its stop, where it has failed before."""
+    token = uuid.uuid4().hex
+    done = loko_ref("protocol", "--timeout", "3", "--cmd", command_line(fault, token))
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith(stop) for line in lines) == 1, done
+    failed = [line for line in lines if line.startswith("WRONG") and " stop:" not in line]
+    assert len(failed) == len(wrong)
+    assert all(f"WRONG {text}" in line for text, line in zip(wrong, failed, strict=True))
+    assert done.returncode == (1 if wrong or stop.startswith("WRONG") else 0)
     assert survivors(token) == []
 
 
