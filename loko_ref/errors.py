@@ -19,6 +19,7 @@ __all__ = [
     "NumericalError",
     "UndecidedError",
     "closest",
+    "printable",
     "unknown_option",
 ]
 
@@ -144,8 +145,37 @@ def closest(name: str, allowed: Iterable[str]) -> str | None:
     >>> closest("decouplet", ["decoupled", "variational"])
     'decoupled'
     """
+    if len(str(name)) > 200:  # near to no name, and long to compare
+        return None
     near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
     return near[0] if near else None
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    r"""Return a foreign text as one that can be shown anywhere: what does not print is escaped.
+
+    Control characters, escape sequences, lone surrogates and marks that turn the direction of
+    writing are escaped as in Python; white space becomes one space.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+    limit : int, optional
+        Characters after which it is cut; how many more there were is added.
+
+    Examples
+    --------
+    >>> printable("a red\x1b[31m \ud800\n  word")
+    'a red\\x1b[31m \\ud800 word'
+    >>> printable("x" * 100, 3)
+    'xxx (and 97 more characters)'
+    """
+    short = text if limit is None else text[:limit]
+    # repr escapes just what str.isprintable denies
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(short.split()))
+    more = len(text) - len(short)
+    return f"{shown} (and {more} more characters)" if more else shown
 
 
 def unknown_option(argument: str, got: object, allowed: Iterable[str]) -> InputError:

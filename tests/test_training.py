@@ -138,7 +138,7 @@ def test_a_killed_process_leaves_a_checkpoint_from_which_the_run_ends_equal(tmp_
         time.sleep(0.002)
     time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
-    child.wait(30)
+    child.wait(timeout=30)
     (left,) = runs.read(path)
     assert left.progress["step"] >= 1
     (resumed,) = runs.run_all([given], resume=path)

@@ -6,6 +6,7 @@ reader went away (as `head` does), which is nobody's fault and said by nobody.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -26,6 +27,8 @@ def main() -> None:
     """Run the ``loko-ref`` command; report what cannot be run as one sentence, exit code 2."""
     from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
 
+    with contextlib.suppress(AttributeError):  # a stand-in for stdout that has no encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         from loko_ref.cli.app import app
     except ModuleNotFoundError as error:

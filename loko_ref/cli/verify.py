@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from loko_ref.conformance.verify import Check
 
 __all__ = ["verify"]
+
+LEAVING = 5.0
+"""Seconds that threads of the code under test have to end, once the report is written."""
 
 
 def verify(
@@ -72,7 +78,15 @@ def verify(
         str | None, typer.Option("--dtype", help="float64 or float32; both by default.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds a check may take.")] = 60.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            help="Seconds a check may take, all of it (with --cmd: a new start after a failure "
+            "too); also the import of TARGET, or the command's first hello. A TARGET that stays in "
+            "compiled code cannot be interrupted; a command is killed, with all its processes.",
+        ),
+    ] = 60.0,
     large: Annotated[
         int | None,
         typer.Option(
@@ -128,10 +142,11 @@ def verify(
             "it was left out" if target is None else "two ways to name the implementation",
         )
     implementation: Implementation | Command
+    threads = set(threading.enumerate())
     if cmd is None:
-        implementation, shown = load(str(target)), str(target)
+        implementation, shown = load(str(target), timeout), str(target)
     else:
-        implementation, shown = Command(cmd, large=large), f"--cmd {shlex.quote(cmd)}"
+        implementation, shown = Command(cmd, large, timeout), f"--cmd {shlex.quote(cmd)}"
     err = Console(stderr=True)
     with (
         Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
@@ -143,7 +158,10 @@ def verify(
         )
     statuses = ((check.case.id, check.status) for check in checks)
     notes = [*implementation.notes, *expectations.not_run(statuses, expected)]
-    raise typer.Exit(_publish(shown, checks, notes, expected, json, junit, html))
+    code = _publish(shown, checks, notes, expected, json, junit, html)
+    if any(not thread.daemon for thread in set(threading.enumerate()) - threads):
+        _end_within(LEAVING, code)
+    raise typer.Exit(code)
 
 
 def _publish(
@@ -170,8 +188,21 @@ def _publish(
         xml.write(junit, shown, checks, mistakes, expected, notes)
     if html is not None:
         page.write(html, shown, checks, notes, mistakes, expected)
-    terminal.print_report(Console(), shown, checks, notes, mistakes, expected)
+    terminal.print_report(Console(emoji=False), shown, checks, notes, mistakes, expected)
     return summarise(checks, expected).exit_code
+
+
+def _end_within(seconds: float, code: int) -> None:
+    """End this process although a thread that it waits for may never end."""
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _recording(

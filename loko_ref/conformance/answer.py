@@ -17,9 +17,13 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.arrangement import arranged
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.tolerance import expected
-from loko_ref.errors import closest
+from loko_ref.errors import closest, printable
 
-__all__ = ["Answer", "Finding", "check", "describe"]
+__all__ = ["Answer", "Finding", "check", "describe", "words"]
+
+
+TEXT = 2000
+"""Characters of a message that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Finding:
         ``raised``, ``timeout``, ``signature``, ``result``, ``output``, ``shape``, ``dtype`` or
         ``mutated``; of a command also ``crashed`` and ``protocol``.
     message : str
-        One sentence.
+        One sentence; made printable, since what it quotes is foreign.
     quantity : str or None
         The output it is about.
     index : tuple of int or None
@@ -46,10 +50,13 @@ class Finding:
     expected: str | float | None = None
     got: str | float | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message, TEXT))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What came back for one case: outputs, or that it was declined, or a finding.
+    """What came back for one case: outputs, or that it was declined (made printable), or a finding.
 
     ``returned`` is all of it where a shape is one that no other order of the numbers explains.
     """
@@ -59,6 +66,18 @@ class Answer:
     declined: str | None = None
     finding: Finding | None = None
 
+    def __post_init__(self) -> None:
+        if self.declined is not None:
+            object.__setattr__(self, "declined", printable(self.declined, TEXT))
+
+
+def words(error: BaseException) -> str:
+    """Return an exception's text, printable and short, whatever its class makes of `str`."""
+    try:
+        return printable(str(error), 300)
+    except Exception as other:
+        return f"(its text fails with {type(other).__name__})"
+
 
 def describe(error: BaseException, own: str) -> str:
     """Say an error, and the last line outside the file `own` that raised it, if one did."""
@@ -66,10 +85,10 @@ def describe(error: BaseException, own: str) -> str:
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if name not in (own, importlib.__file__) and not name.startswith("<frozen"):
-            where = f" ({Path(name).name}, line {trace.tb_lineno})"
+            where = f" ({printable(Path(name).name, 100)}, line {trace.tb_lineno})"
         trace = trace.tb_next
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{': ' if text else ''}{text[:300]}{where}"
+    text = words(error)
+    return f"{printable(type(error).__name__, 80)}{': ' if text else ''}{text}{where}"
 
 
 def check(result: Any, case: Case) -> Answer:

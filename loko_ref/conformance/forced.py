@@ -7,6 +7,7 @@ mistake is in what is carried from one step to the next.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,11 +96,25 @@ def _balanced(R: Array, C: int, dtype: str) -> Array:
     return np.asarray(grid * blocks.reshape(R.shape))
 
 
-def force(implementation: Runnable, case: Case, timeout: float | None = None) -> Forced:
-    """Walk a run step by step from the oracle's states, up to the first step that is wrong."""
+def force(implementation: Runnable, case: Case, deadline: float | None = None) -> Forced:
+    """Walk a run step by step from the oracle's states, up to the first step that is wrong.
+
+    Parameters
+    ----------
+    implementation : Runnable
+        The code under test.
+    case : Case
+        The run.
+    deadline : float, optional
+        Time of ``time.monotonic`` after which no step is begun, and none goes on.
+    """
     one_step = steps_of(case)
     for t, step in enumerate(one_step):
-        answer = implementation.run(step, timeout)
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            spent = Finding(kind="timeout", message="the check's time was over before it")
+            return Forced(steps=t + 1, finding=spent)
+        answer = implementation.run(step, left)
         divergence, _ = compare(step, answer.outputs)
         if divergence is not None:
             moved = replace(divergence, index=(t, *divergence.index[1:]))

@@ -11,9 +11,12 @@ import copy
 import importlib
 import importlib.util
 import inspect
+import itertools
+import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,12 +26,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from loko_ref.conformance.answer import Answer, Finding, check, describe
+from loko_ref.conformance.answer import Answer, Finding, check, describe, words
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.operations import OPERATIONS
 from loko_ref.errors import InputError, closest
 
 __all__ = ["Implementation", "Runnable", "call", "load"]
+
+MOST = 1000
+"""Names that are taken of a result."""
 
 
 class Runnable(Protocol):
@@ -69,31 +75,62 @@ class _TimeOutError(BaseException):
     """Raised inside the code under test; no ``except Exception`` swallows it."""
 
 
+class _InterruptError(BaseException):
+    """The user's interrupt, as opposed to a KeyboardInterrupt that the code raises itself."""
+
+
 @contextlib.contextmanager
-def _deadline(seconds: float | None) -> Iterator[None]:
-    """Interrupt Python code after some seconds, where the platform can."""
-    usable = (
-        seconds is not None
-        and hasattr(signal, "setitimer")
-        and threading.current_thread() is threading.main_thread()
-    )
-    if not usable:
+def _guarded(seconds: float | None) -> Iterator[None]:
+    """Interrupt Python code after some seconds, and tell interrupts from what the code raises.
+
+    Both by signals, so in the main thread of a POSIX process alone. A call that stays in compiled
+    code is interrupted when it comes back to Python; code that catches the interruption is
+    interrupted again every tenth of a second.
+    """
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield
         return
+    begun, over, interrupted = time.monotonic(), False, False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _TimeOutError
+        if not over:
+            raise _TimeOutError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        answer = answers[number]
+        if callable(answer):
+            answer(number, frame)
+
+    answers = {int(n): signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number, answer in answers.items():
+        if callable(answer):
+            signal.signal(number, interrupt)
+    alarm = signal.signal(signal.SIGALRM, stop)
+    left, every = signal.setitimer(signal.ITIMER_REAL, seconds or 0, 0.1)
     try:
         yield
+    except KeyboardInterrupt:
+        if interrupted:
+            raise _InterruptError from None
+        raise
     finally:
+        over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, alarm)
+        for number, answer in answers.items():
+            if callable(answer):
+                signal.signal(number, answer)
+        if left:  # someone else's timer, such as a test runner's, goes on
+            left = max(left - (time.monotonic() - begun), 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, left, every)
 
 
-def _module_of(target: str) -> tuple[ModuleType, str]:
+def _module_of(target: str, timeout: float | None) -> tuple[ModuleType, str]:
     """Import the file or module of a target; return it with the attribute's name."""
     place, colon, attribute = target.rpartition(":")
     if not colon or attribute.endswith((".py", "/", "\\")) or "/" in attribute:
@@ -112,17 +149,26 @@ def _module_of(target: str) -> tuple[ModuleType, str]:
             if folder not in sys.path:
                 sys.path.insert(0, folder)  # so that it can import its neighbours
             sys.modules[name] = module
-            with warnings.catch_warnings():
+            with _guarded(timeout), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 spec.loader.exec_module(module)
             return module, attribute
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        with warnings.catch_warnings():
+        with _guarded(timeout), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(place), attribute
-    except (KeyboardInterrupt, InputError):
+    except InputError:
         raise
+    except _TimeOutError:
+        raise InputError(
+            "TARGET",
+            f"{target!r}, which was not imported within {timeout:g} s",
+            "a Python file, a module or module:attribute that can be imported",
+            "it waits for something, or computes while it is imported; --timeout gives it longer",
+        ) from None
+    except _InterruptError:
+        raise KeyboardInterrupt from None
     except BaseException as error:
         raise InputError(
             "TARGET",
@@ -132,7 +178,7 @@ def _module_of(target: str) -> tuple[ModuleType, str]:
         ) from None
 
 
-def load(target: str) -> Implementation:
+def load(target: str, timeout: float | None = None) -> Implementation:
     """Find the mapping that a target holds.
 
     Parameters
@@ -140,6 +186,8 @@ def load(target: str) -> Implementation:
     target : str
         ``path/to/file.py``, ``package.module``, or either followed by ``:attribute``; the attribute
         is ``IMPLEMENTATION`` by default.
+    timeout : float, optional
+        Seconds that its import may take, as ``call`` measures them.
 
     Returns
     -------
@@ -150,7 +198,7 @@ def load(target: str) -> Implementation:
     InputError
         If it fails to import, or holds no mapping from operation name to function.
     """
-    module, attribute = _module_of(target)
+    module, attribute = _module_of(target, timeout)
     example = "IMPLEMENTATION = {'lora.delta': my_function}"
     if not hasattr(module, attribute):
         raise InputError(
@@ -248,8 +296,25 @@ def _mutated(given: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _plain(result: Any) -> Any:
+    """Take what a mapping holds out of it, while the code under test may still be interrupted."""
+    if not isinstance(result, Mapping):
+        return result
+    plain = {}
+    for name in itertools.islice(result, MOST):
+        value = plain[name] = result[name]
+        if not isinstance(value, np.ndarray) and hasattr(value, "__array__"):
+            with contextlib.suppress(Exception):  # `check` meets it again, and says it
+                plain[name] = np.array(value)
+    return plain
+
+
 def call(function: Callable[..., Any], case: Case, timeout: float | None = None) -> Answer:
     """Call a function on a case's inputs and check the form of what it returns.
+
+    Whatever it raises is a finding, SystemExit and KeyboardInterrupt too. It runs in this process:
+    one that ends the process (``os._exit``, a crash of compiled code), or that never comes back
+    from compiled code, ends or holds the run; as a command (``--cmd``) it does not.
 
     Parameters
     ----------
@@ -264,24 +329,28 @@ def call(function: Callable[..., Any], case: Case, timeout: float | None = None)
     if isinstance(keywords, Answer):
         return keywords
     given = dict(keywords)
+    process = os.getpid()
     try:
         with (
             warnings.catch_warnings(),
             np.errstate(all="ignore"),
-            _deadline(timeout),
+            _guarded(timeout),
         ):
             warnings.simplefilter("ignore")
-            result = function(**keywords)
+            result = _plain(function(**keywords))
     except NotImplementedError as error:
-        text = " ".join(str(error).split())
+        text = words(error)
         return Answer(declined="it declines (NotImplementedError" + (f": {text})" if text else ")"))
     except _TimeOutError:
         message = f"did not return within {timeout:g} s"
         return Answer(finding=Finding(kind="timeout", message=message))
-    except KeyboardInterrupt:
-        raise
+    except _InterruptError:
+        raise KeyboardInterrupt from None
     except BaseException as error:
         return Answer(finding=Finding(kind="raised", message=f"raised {describe(error, __file__)}"))
+    finally:
+        if os.getpid() != process:  # a fork of the code under test: the report is not its own
+            os._exit(0)
     changed = _mutated(given, case.inputs())
     if changed is None and given.get("spec") != case.options.get("spec"):
         changed = "spec"

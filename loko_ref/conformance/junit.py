@@ -22,7 +22,7 @@ from loko_ref.storage import write_bytes
 
 __all__ = ["as_xml", "write"]
 
-_FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd]")
+_FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML cannot hold."""
 
 

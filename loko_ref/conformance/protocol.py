@@ -11,6 +11,10 @@ import base64
 import binascii
 import json
 import math
+import os
+import reprlib
+import stat
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.operations import CATALOGUE
-from loko_ref.errors import InputError
+from loko_ref.errors import InputError, printable
 from loko_ref.interop.tensors import read_tensors, write_tensors
 
 __all__ = [
@@ -31,15 +35,31 @@ __all__ = [
     "canary",
     "check_hello",
     "decode",
+    "decode_all",
     "encode",
     "hello",
     "parse",
+    "quote",
     "request",
+    "show",
+    "text",
 ]
 
 PROTOCOL = "loko-ref/protocol/1"
-LINE_LIMIT = 64 * 2**20
+LINE_LIMIT = 16 * 2**20
 """Bytes that a line may have."""
+
+MARKS = 200_000
+"""Brackets, braces and commas that a line may have: each may become an object of many bytes."""
+
+NAMES = 1000
+"""Names that hello may list."""
+
+HEAD_LIMIT = 2**20
+"""Bytes that the head of a file of tensors may have."""
+
+TEXT = 300
+"""Characters of a message or a reason that are shown."""
 
 LARGE = 2**20
 """Bytes from which a tensor goes by file, where the harness says that it reads files."""
@@ -89,9 +109,13 @@ TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
 3. stop. You are sent {{"type": "stop"}} and exit with code 0.
 
 To a line that you cannot read, or of an unknown type, answer {{"type": "error", "id": null,
-"message": "..."}} and go on. A request may take --timeout seconds; after that, after
-a crash, and after a line that is no message, the request has failed and you are started anew, with
-a new hello. 'loko-ref protocol --cmd COMMAND' checks all but the numbers.
+"message": "..."}} and go on. Answer each request with one line, of at most {LINE_LIMIT} bytes.
+
+--timeout seconds are what your start up to the answer to hello may take, and each request; the exit
+after stop may take as long, at most 5 s. After a request that took longer, after a crash, and after
+a line that is no message, the request has failed. Your process and every process that it started
+are killed then, as after stop. You are started anew, with a new hello, within the time of the next
+request. 'loko-ref protocol --cmd COMMAND' checks all but the numbers.
 """
 """What ``loko-ref protocol`` prints."""
 
@@ -100,11 +124,34 @@ class ProtocolError(ValueError):
     """A line or a tensor that is not what the protocol says."""
 
 
-def quote(line: bytes | str) -> str:
+def quote(line: bytes) -> str:
     """Show the beginning of a line, printable."""
-    text = line.decode("utf-8", "backslashreplace") if isinstance(line, bytes) else line
-    short = text.rstrip("\r\n")
-    return repr(short[:160]) + (f" (and {len(short) - 160} more)" if len(short) > 160 else "")
+    short = line[:400].decode("utf-8", "backslashreplace").rstrip("\r\n")
+    return repr(short[:160]) + (f" (and {len(line) - 160} more)" if len(line) > 160 else "")
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlist = _SHORT.maxdict = 8
+
+
+def show(value: Any) -> str:
+    """Show any JSON value, however deep or long, in a few words."""
+    return _SHORT.repr(value)
+
+
+def text(message: Mapping[str, Any], key: str) -> str:
+    """Return a text of a message, made printable and short; empty where there is none.
+
+    Raises
+    ------
+    ProtocolError
+        If it is no text.
+    """
+    value = message.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ProtocolError(f"'{key}' is no text but {show(value)}")
+    return printable(value or "", TEXT)
 
 
 def _no_constant(name: str) -> Any:
@@ -126,9 +173,16 @@ def parse(line: bytes) -> dict[str, Any]:
     ProtocolError
         If it is no JSON object with a ``type``; quotes the line.
     """
+    marks = sum(map(line.count, (b"[", b"{", b",")))
+    if marks > MARKS:
+        raise ProtocolError(
+            f"a line on stdout of {marks} brackets, braces and commas (at most {MARKS}): "
+            f"{quote(line)}"
+        )
     try:
-        text = line.decode("utf-8")
-        message = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        message = json.loads(
+            line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
     except (ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:160]
         raise ProtocolError(f"a line on stdout that is no JSON ({reason}): {quote(line)}") from None
@@ -165,19 +219,9 @@ def decode(value: Any, where: str, folder: Path | None = None) -> Array:
     ProtocolError
         If anything about it is wrong.
     """
-    if not isinstance(value, dict):
-        raise ProtocolError(f"{where}: no tensor object")
-    dtype, shape = value.get("dtype"), value.get("shape")
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise ProtocolError(f"{where}: dtype {dtype!r:.80} is not float64 or float32")
-    if not isinstance(shape, list) or not all(
-        isinstance(d, int) and not isinstance(d, bool) and 0 <= d < 2**31 for d in shape
-    ):
-        raise ProtocolError(f"{where}: shape {shape!r:.80} is no list of sizes")
-    if len(shape) > 8:
-        raise ProtocolError(f"{where}: {len(shape)} axes")
+    dtype, shape = _announced(value, where)
     if "file" in value:
-        return _from_file(value, where, folder, dtype, tuple(shape))
+        return _from_file(value, where, folder, dtype, shape)
     data = value.get("data")
     if not isinstance(data, str):
         raise ProtocolError(f"{where}: no data")
@@ -185,32 +229,95 @@ def decode(value: Any, where: str, folder: Path | None = None) -> Array:
         raw = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ProtocolError(f"{where}: data is no base64 ({error})") from None
-    wanted = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+    wanted = _bytes(dtype, shape)
     if len(raw) != wanted:
-        raise ProtocolError(f"{where}: {len(raw)} bytes for shape {shape}, not {wanted}")
+        raise ProtocolError(f"{where}: {len(raw)} bytes for shape {list(shape)}, not {wanted}")
     return np.frombuffer(raw, _DTYPES[dtype]).reshape(shape).astype(dtype)
+
+
+def decode_all(outputs: Mapping[str, Any], folder: Path | None, most: int) -> dict[str, Array]:
+    """Read the tensors of an answer.
+
+    Parameters
+    ----------
+    outputs : mapping
+        What stood in the message.
+    folder : path or None
+        Where files may lie.
+    most : int
+        Bytes that they may have together.
+
+    Raises
+    ------
+    ProtocolError
+        If they announce more, before any is read; or if anything about one is wrong.
+    """
+    total = sum(_bytes(*_announced(value, name)) for name, value in outputs.items())
+    if total > most:
+        raise ProtocolError(f"outputs of {total} bytes, where at most {most} are read")
+    return {name: decode(value, name, folder) for name, value in outputs.items()}
+
+
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+
+
+def _announced(value: Any, where: str) -> tuple[str, tuple[int, ...]]:
+    """Return dtype and shape of a tensor object."""
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{where}: no tensor object")
+    dtype, shape = value.get("dtype"), value.get("shape")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ProtocolError(f"{where}: dtype {show(dtype)} is not float64 or float32")
+    if not isinstance(shape, list) or not all(
+        isinstance(d, int) and not isinstance(d, bool) and 0 <= d < 2**31 for d in shape
+    ):
+        raise ProtocolError(f"{where}: shape {show(shape)} is no list of sizes")
+    if len(shape) > 8:
+        raise ProtocolError(f"{where}: {len(shape)} axes")
+    if math.prod(max(size, 1) for size in shape) >= 2**60:  # also where another axis is empty
+        raise ProtocolError(f"{where}: no array has shape {shape}")
+    return dtype, tuple(shape)
 
 
 def _from_file(
     value: Mapping[str, Any], where: str, folder: Path | None, dtype: str, shape: tuple[int, ...]
 ) -> Array:
     name, tensor = value.get("file"), value.get("tensor")
-    plain = isinstance(name, str) and Path(name).name == name and "\0" not in name and name != ".."
+    plain = isinstance(name, str) and name.isprintable() and Path(name).name == name != ".."
     if folder is None or not plain or not isinstance(tensor, str):
-        raise ProtocolError(f"{where}: file {name!r:.80} is no plain name in the folder of hello")
+        raise ProtocolError(f"{where}: file {show(name)} is no plain name in the folder of hello")
     path = folder / str(name)
-    if path.is_symlink():
-        raise ProtocolError(f"{where}: file {name!r:.80} is a link")
     try:
+        _check_file(path, f"{where}: file {show(name)}")
         tensors = read_tensors(path)
     except (InputError, RecursionError, OverflowError, MemoryError, TypeError, OSError) as error:
         raise ProtocolError(f"{where}: {type(error).__name__}: {error}"[:300]) from None
     if tensor not in tensors:
-        raise ProtocolError(f"{where}: {name!r:.80} holds no tensor {tensor!r:.80}")
+        raise ProtocolError(f"{where}: {show(name)} holds no tensor {show(tensor)}")
     array = tensors[tensor]
     if str(array.dtype) != dtype or array.shape != shape:
         raise ProtocolError(f"{where}: the file holds {array.dtype}{array.shape}, not as announced")
     return np.array(array)
+
+
+def _check_file(path: Path, what: str) -> None:
+    """Refuse what is no file of the folder's own, or has a head that would take much memory."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        raise ProtocolError(f"{what} is not in the folder of hello") from None
+    if stat.S_ISLNK(found.st_mode):
+        raise ProtocolError(f"{what} is a link")
+    if not stat.S_ISREG(found.st_mode):
+        raise ProtocolError(f"{what} is no regular file")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        start = file.read(8)
+    if len(start) == 8:
+        (length,) = struct.unpack("<Q", start)
+        if HEAD_LIMIT < length <= found.st_size:
+            raise ProtocolError(f"{what} has a head of {length} bytes (at most {HEAD_LIMIT})")
 
 
 def canary(dtype: str) -> Array:
@@ -240,19 +347,27 @@ def check_hello(message: Mapping[str, Any], folder: Path) -> tuple[list[str], li
         If the version is another, a field is missing, or a canary is not what was sent.
     """
     if message.get("type") != "hello":
-        raise ProtocolError(f"the answer to hello has the type {message.get('type')!r:.80}")
+        raise ProtocolError(f"the answer to hello has the type {show(message.get('type'))}")
     if message.get("protocol") != PROTOCOL:
-        raise ProtocolError(f"protocol {message.get('protocol')!r:.80}, not {PROTOCOL!r}")
+        raise ProtocolError(f"protocol {show(message.get('protocol'))}, not {PROTOCOL!r}")
     lists: list[list[str]] = []
     for key in ("operations", "dtypes"):
         names = message.get(key)
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise ProtocolError(f"hello: '{key}' is no list of names")
+        if len(names) > NAMES or len(set(names)) < len(names):
+            raise ProtocolError(
+                f"hello: '{key}' has {len(names)} names, {len(set(names))} different ones "
+                f"(at most {NAMES}, each once)"
+            )
+        long = next((n for n in names if len(n) > 100 or printable(n) != n), None)
+        if long is not None:
+            raise ProtocolError(f"hello: '{key}' holds {show(long)}, which is no name")
         lists.append(names)
     operations, dtypes = lists
     unknown = [name for name in dtypes if name not in _DTYPES]
     if unknown or not dtypes:
-        raise ProtocolError(f"hello: dtypes {dtypes!r:.80}; known are float64, float32")
+        raise ProtocolError(f"hello: dtypes {show(dtypes)}; known are float64, float32")
     returned = message.get("canary")
     for name in dtypes:
         if not isinstance(returned, dict) or name not in returned:

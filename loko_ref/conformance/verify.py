@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,15 +187,16 @@ def run(
     cases : sequence of Case
         What to run.
     timeout : float, optional
-        Seconds a check.
+        Seconds a check, the forced steps of a failed run included.
     progress : callable, optional
         Called with each check as it is done.
     """
     checks = []
     for case in cases:
+        deadline = None if timeout is None else time.monotonic() + timeout
         check = judge(case, implementation.run(case, timeout))
         if case.operation.name == "loko.run" and check.divergence is not None:
-            check = replace(check, forced=force(implementation, case, timeout))
+            check = replace(check, forced=force(implementation, case, deadline))
         checks.append(check)
         if progress is not None:
             progress(checks[-1])

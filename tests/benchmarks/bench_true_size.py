@@ -110,7 +110,7 @@ def main() -> None:
                 print(json.dumps(run(case, dtype)), flush=True)
             else:
                 words = [__file__, "--here", "--only", case, "--dtype", dtype]
-                subprocess.run([sys.executable, *words], check=True)
+                subprocess.run([sys.executable, *words], check=True, timeout=24 * 3600)
 
 
 if __name__ == "__main__":

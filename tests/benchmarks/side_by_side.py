@@ -329,7 +329,7 @@ def compete(case, rounds, seconds):
     finally:
         for one in running.values():
             one.kill()
-            one.wait()
+            one.wait(timeout=60)
     row["ms"] = {k: round(v["median_ms"], 3) for k, v in best.items()}
     row["peak_mb"] = {k: v["peak_mb"] for k, v in best.items() if k != "floor"}
     ours = row["ms"]["loko_ref"]

@@ -1,4 +1,4 @@
-"""mpiexec as a subprocess: always with a time-out, always in a group that can be killed whole."""
+"""mpiexec as a subprocess: always with a time-out, and ended with every process of the job."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from processes import MARK, command_line, end_tree, new_mark, with_token
 
 OTHER = "LOKO_REF_OTHER_MPI_PYTHON"
 """Names a Python of an environment with the other MPI family (loko-ref and mpi4py in it)."""
@@ -46,6 +47,7 @@ def world(which: str) -> World:
 
 
 def environment(**more: str) -> dict[str, str]:
+    more |= {MARK: new_mark()}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "COVERAGE"))}
     return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | more
 
@@ -58,66 +60,57 @@ class Ended:
     seconds: float
 
 
-def start(command: list[str], **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@dataclass
+class Job:
+    """A job under way, and the mark that its processes have."""
+
+    process: subprocess.Popen[str]
+    mark: str
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def end(self) -> None:
+        """End all of it, whatever process group or session it is in, and wherever its parents."""
+        end_tree(self.pid, self.mark)
+        self.process.communicate(timeout=20)
+
+
+def start(command: list[str], **more: str) -> Job:
+    given = environment(**more)
+    process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
-        env=environment(**more),
+        env=given,
         start_new_session=True,
     )
+    return Job(process, given[MARK])
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> Ended:
+def finish(job: Job, timeout: float = 120) -> Ended:
     """Wait for the end; a job that hangs is killed whole, and is a failure."""
     begun = time.monotonic()
     try:
-        out, err = process.communicate(timeout=timeout)
+        out, err = job.process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate(timeout=20)
+        end_tree(job.pid, job.mark)
+        out, err = job.process.communicate(timeout=20)
         pytest.fail(f"no end within {timeout} s\n{out}\n{err}")
-    return Ended(process.returncode, out, err, time.monotonic() - begun)
+    except BaseException:
+        job.end()
+        raise
+    return Ended(job.process.returncode, out, err, time.monotonic() - begun)
 
 
 def mpi_command(w: World, ranks: int, *program: str) -> list[str]:
     return [w.mpiexec, *w.flags, "-n", str(ranks), w.python, "-m", "mpi4py", *program]
-
-
-def descendants(pid: int) -> list[int]:
-    """Children, their children and so on, from /proc."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    found, todo = [], [pid]
-    while todo:
-        for child in children.get(todo.pop(), []):
-            found.append(child)
-            todo.append(child)
-    return found
-
-
-def command_line(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return ""
-
-
-def with_token(token: str) -> list[int]:
-    """Processes whose command line holds the token."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            pid = int(entry.name)
-            if token in command_line(pid):
-                found.append(pid)
-    return found
 
 
 def assert_no_orphan(token: str, within: float = 5) -> None:

@@ -7,22 +7,12 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
-from launch import (
-    Ended,
-    assert_no_orphan,
-    command_line,
-    descendants,
-    environment,
-    finish,
-    mpi_command,
-    start,
-    world,
-)
+from launch import Ended, Job, assert_no_orphan, environment, finish, mpi_command, start, world
+from processes import command_line, descendants
 from sampling import SEED, count
 
 pytestmark = pytest.mark.timeout(300)
@@ -248,10 +238,10 @@ def test_a_killed_job_ends_within_ten_seconds(which, tmp_path) -> None:
         assert ended.code != 0
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.end()
 
 
-def wait_for_ranks(process: subprocess.Popen, token: str, ranks: int) -> list[int]:
+def wait_for_ranks(process: Job, token: str, ranks: int) -> list[int]:
     until = time.monotonic() + 60
     while time.monotonic() < until and process.poll() is None:
         found = [
