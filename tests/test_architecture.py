@@ -20,12 +20,12 @@ import loko_ref
 ROOT = Path(loko_ref.__file__).parent
 
 FLOORS = [
-    {"errors"},
+    {"errors", "interrupt"},
     {"balls"},
     {"backends"},
     {"arrays"},
     {"checks"},
-    {"layers", "lora", "optimizers", "storage", "data", "files", "architectures"},
+    {"layers", "lora", "optimizers", "storage", "fields", "data", "files", "architectures"},
     {"kalman", "kinds", "texts", "glue"},
     {"spec", "sources"},
     {"model"},
@@ -34,7 +34,8 @@ FLOORS = [
     {"fast", "lte", "runconfig"},
     {"pretraining"},
     {"bench", "training", "conformance"},
-    {"runs", "study", "strategies"},
+    {"runfile", "study", "strategies"},
+    {"runs"},
     {"cli"},
     {"__main__"},
 ]
