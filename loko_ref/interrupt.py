@@ -31,6 +31,7 @@ RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 """Where launchers say which rank a process is."""
 
 _GRACE = 1.0  # seconds in which a second interrupt is the same one
+_JOINED = 0.5  # the longest that a rank waits for the others to answer
 _IMPORT = 0.4  # the longest that an import holds one back
 
 _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -75,7 +76,9 @@ def command_line(*words: object) -> str:
         start = [python, "-m", "loko_ref"]
         if _rank() is not None:
             size = os.environ.get("PMI_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
-            start = ["mpiexec", "-n", size, python, "-m", "mpi4py", "-m", "loko_ref"]
+            beside = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+            mpiexec = beside if os.path.exists(beside) else "mpiexec"
+            start = [mpiexec, "-n", size, python, "-m", "mpi4py", "-m", "loko_ref"]
     else:
         name = os.path.basename(script)
         start = [name if shutil.which(name) == script else script]
@@ -94,15 +97,49 @@ def _line() -> str:
 
 
 def _leave_now() -> NoReturn:
-    """End the process without unwinding it."""
+    """End the process without unwinding it; under a launcher, the ranks that cannot answer too."""
     rank = _rank()
     if rank in (None, "0"):
-        start = "\n" if os.isatty(2) else ""
-        with contextlib.suppress(OSError):
-            os.write(2, f"{start}{_line()}".encode())
-    if rank is not None:  # the launcher ends a job with its first rank: let rank 0's line through
-        time.sleep(0.2)
+        _tell()
+    if rank is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the sign that this rank has answered
+        until = time.monotonic() + _JOINED
+        while (silent := _silent()) and time.monotonic() < until:
+            time.sleep(0.02)
+        if "0" in silent.values():
+            _tell()
+        for other in silent:  # it waits inside MPI for ranks to join, and hears nothing
+            with contextlib.suppress(OSError):
+                os.kill(other, signal.SIGTERM)
+        time.sleep(0.1)  # the launcher ends a job with its first rank: let the line through
     os._exit(128 + _State.number)
+
+
+def _tell() -> None:
+    with contextlib.suppress(OSError):
+        start = "\n" if os.isatty(2) else ""
+        os.write(2, f"{start}{_line()}".encode())
+
+
+def _silent() -> dict[int, str]:
+    """Return the launcher's ranks on this machine that have not answered: process id -> rank."""
+    found, parent = {}, os.getppid()
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
+            children = [int(word) for word in file.read().split()]
+        for child in children:
+            with contextlib.suppress(OSError), open(f"/proc/{child}/environ", "rb") as file:
+                pairs = dict(item.partition(b"=")[::2] for item in file.read().split(b"\0"))
+                rank = next((pairs[r.encode()] for r in RANKS if r.encode() in pairs), None)
+                if rank is not None and not _ignores(child, signal.SIGTERM):
+                    found[child] = rank.decode()
+    return found
+
+
+def _ignores(pid: int, number: int) -> bool:
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        mask = next(line.split()[1] for line in file if line.startswith("SigIgn:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def _importing(frame: FrameType | None) -> bool:
