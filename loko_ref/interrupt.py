@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # until this module is imported nothing answers: it imports t
     from types import FrameType
     from typing import Any, NoReturn
 
-__all__ = ["RANKS", "after", "command_line", "handled", "keep", "without", "working"]
+__all__ = ["RANKS", "after", "command_line", "handled", "keep", "resumes", "without", "working"]
 
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 """Where launchers say which rank a process is."""
@@ -43,7 +43,7 @@ class _State:
 
     working = False
     kept: Callable[[], str] | None = None
-    number: int = 2
+    number = 2
     since: float | None = None
     held = False
 
@@ -54,6 +54,13 @@ def keep(text: Callable[[], str] | None) -> None:
     A text that begins with "kept" is also said of an error that ends the command.
     """
     _State.kept = text
+
+
+def resumes(path: object | None) -> None:
+    """Set what an interrupt says before a run has begun, from its start or from a checkpoint."""
+    again = command_line(*sys.argv[1:])
+    text = "nothing is kept: no run had begun"
+    keep(lambda: text if path is None else f"{path} is as it was; go on with: {again}")
 
 
 def after(error: object) -> str:
@@ -160,7 +167,7 @@ def _again(number: int) -> None:
 def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if _State.since is None:
-        _State.since, _State.number = now, number
+        _State.since, _State.number = now, int(number)
     elif _State.held:  # the same one, delivered again
         _State.held = False
     elif now - _State.since < _GRACE:

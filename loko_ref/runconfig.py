@@ -111,6 +111,9 @@ def default_options(
     for name in given:
         if name not in fields:
             raise unknown_option(f"{optimizer}'s option", name, fields)
+        flag = isinstance(fields[name], bool)
+        if flag and given[name] is not None and not isinstance(given[name], bool):
+            raise InputError(name, repr(given[name]), "true or false", "a number or a text")
     if optimizer == "loko":
         observation = given.get("observation", fields["observation"])
         check_choice("observation", observation, P0)

@@ -162,13 +162,16 @@ def unpack(entry: Entry, k: int, place: Place) -> tuple[Task, Progress]:
     try:
         task = training.prepare(entry.config, weights)
     except InputError as error:
-        if error.argument != "weights" and error.argument not in weights:
-            raise  # such as a data file that is gone
-        name = "" if error.argument == "weights" else f"/{error.argument}"
-        raise place.error(f"{k}/weights{name}", error.got, error.required) from error
+        if error.argument in _CONFIG:
+            where = f"runs[{k}].config.{error.argument}"
+        elif error.argument == "weights" or error.argument in weights:
+            where = f"{k}/weights/{error.argument}".removesuffix("/weights")
+        else:  # such as a data file that is gone
+            raise
+        raise place.error(where, error.got, error.required, error.cause) from error
     if task.dataset.digest() != entry.digest:
-        raise InputError(
-            place.argument,
+        raise place.error(
+            f"runs[{k}].digest",
             f"data with digest {task.dataset.digest()[:12]}",
             f"the data that the run began with, digest {entry.digest[:12]}",
             "other files, or another release of scikit-learn or NumPy, which splits or bundles the "
@@ -177,7 +180,11 @@ def unpack(entry: Entry, k: int, place: Place) -> tuple[Task, Progress]:
     step = entry.progress["step"]
     place.check(f"runs[{k}].progress.step", step, Whole(0, task.steps))
     _check_curve(place, f"runs[{k}].progress.curve", entry, step, task.steps)
-    fresh = training.begin(task)
+    try:
+        fresh = training.begin(task)
+    except InputError as error:  # one p0 a layer, and other layers
+        where = f"runs[{k}].config.options.{error.argument}"
+        raise place.error(where, error.got, error.required, error.cause) from error
     wanted = pack(fresh, task, entry.digest, "running").arrays
     place.arrays(
         {f"{k}/{name}": a for name, a in entry.arrays.items()},

@@ -182,7 +182,7 @@ def lte(
     from loko_ref.lte import command, mpi, outcome
     from loko_ref.lte.team import Alone
 
-    interrupt.keep(lambda: _kept(resume))
+    interrupt.resumes(resume)
     team = mpi.connect() if mpi.launched() is not None else Alone()
 
     def prepare() -> Any:

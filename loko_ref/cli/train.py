@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,15 +145,15 @@ def train(
         go_on += ["--checkpoint-every", checkpoint_every]
     for flag, path in (("--json", json_file), ("--plot", plot)):
         go_on += [] if path is None else [flag, path]
-    before = _NOTHING if checkpoint is None else "nothing is kept: no run had begun"
-    if resume is not None:
-        again = command_line(*sys.argv[1:])
-        before = f"kept: {resume} as it was; go on with: {again}"
-    interrupt.keep(lambda: before)
+    interrupt.resumes(resume)
+    if checkpoint is None and resume is None:
+        interrupt.keep(lambda: _NOTHING)
 
     def saved(entries: Sequence[Entry]) -> None:
-        kept = f"kept: {checkpoint}, {_standing(entries)}; go on with: {command_line(*go_on)}"
-        interrupt.keep(lambda: kept)
+        assert checkpoint is not None
+        file, command = checkpoint, command_line(*go_on)
+        kept = f"kept: {file}, {_standing(entries)}; go on with: {command}"
+        interrupt.keep(lambda: kept if file.is_file() else f"nothing is kept: {file} is gone")
 
     entries = _watched(configs, checkpoint, checkpoint_every, resume, stop_after, saved)
 
