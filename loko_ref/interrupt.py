@@ -43,7 +43,7 @@ class _State:
 
     working = False
     kept: Callable[[], str] | None = None
-    number = 2
+    number: int = 2
     since: float | None = None
     held = False
 
@@ -190,16 +190,16 @@ def _handle(number: int, frame: FrameType | None) -> None:
 def handled() -> Iterator[None]:
     """Answer interrupts of this process while the block runs."""
     numbers = [signal.SIGINT] if _rank() is not None else [signal.SIGINT, signal.SIGTERM]
-    before: dict[int, Any] = {}
+    before: list[tuple[signal.Signals, Any]] = []
     _State.working, _State.kept, _State.since, _State.held = False, None, None, False
     with contextlib.suppress(ValueError):  # not the main thread: who runs it answers
         for number in numbers:
             if signal.getsignal(number) != signal.SIG_IGN:  # of a job in the background, say
-                before[number] = signal.signal(number, _handle)
+                before.append((number, signal.signal(number, _handle)))
     try:
         yield
     finally:
-        for number, handler in before.items() if _State.since is None else ():
+        for number, handler in before if _State.since is None else ():
             signal.signal(number, handler)
 
 
@@ -210,11 +210,12 @@ def working() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _State.since = _State.since or time.monotonic()
-        if _rank() is not None:  # the end of the interpreter would wait for the other ranks
+        if _State.since is not None:  # the interpreter's end would take long, or wait for ranks
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
             _leave_now()
-        start = "\n" if sys.stderr.isatty() else ""
-        print(f"{start}{_line()}", end="", file=sys.stderr, flush=True)
+        print(_line(), end="", file=sys.stderr)  # raised by other code than the handler
         raise SystemExit(128 + _State.number) from None
     finally:
         _State.working = False
