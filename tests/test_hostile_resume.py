@@ -12,9 +12,9 @@ import random
 
 import numpy as np
 import pytest
-from conftest import LONG
 from hostile import needs_linux, run
 from hostile_inputs import damage_json, json_paths, replaced
+from sampling import LONG, SEED
 
 from loko_ref import fields, runfile, runs, storage
 from loko_ref.errors import InputError
@@ -94,7 +94,7 @@ def damage_arrays(rng, arrays):
 def test_no_change_of_a_checkpoint_goes_unnoticed(tmp_path):
     seen = dict.fromkeys(("refused", "accepted"), 0)
     for k in range(INPUTS):
-        rng = random.Random(k)
+        rng = random.Random(f"{SEED} {k}")
         arrays, metadata, ends = original(rng.choice(sorted(RUNNING)))
         if rng.random() < 0.7:
             what, metadata = damage_json(rng, metadata)
@@ -102,14 +102,15 @@ def test_no_change_of_a_checkpoint_goes_unnoticed(tmp_path):
             what, arrays = damage_arrays(rng, arrays)
         path = tmp_path / f"{k}.npz"
         storage.save(path, arrays, metadata, schema=runs.CHECKPOINT)
+        label = f"input {k} of seed {SEED}, {what}"
         end = run(lambda path=path: ending(runs.run_all(resume=path)))
-        assert end.kind in seen, f"seed {k}, {what}: {end}"
+        assert end.kind in seen, f"{label}: {end}"
         seen[end.kind] += 1
         if end.kind == "refused":
-            assert str(path) in end.text, f"seed {k}, {what}: {end.text}"
+            assert str(path) in end.text, f"{label}: {end.text}"
             assert len(end.text) < 2000
         else:
-            assert end.value == ends, f"seed {k}, {what}: accepted, and ends otherwise"
+            assert end.value == ends, f"{label}: accepted, and ends otherwise"
         path.unlink()
     assert seen["refused"] > 0.9 * INPUTS
 
@@ -178,7 +179,7 @@ def test_every_leaf_of_the_metadata_has_a_check_of_its_own(tmp_path):
     for name in RUNNING:
         arrays, metadata, _ = original(name)
         paths = [p for p in json_paths(metadata) if len(p) > 1]
-        for at in paths if LONG else random.Random(name).sample(paths, 6):
+        for at in paths if LONG else random.Random(f"{SEED} {name}").sample(paths, 6):
             old = functools.reduce(operator.getitem, at, metadata)
             for new in WRONG:
                 if new == old and type(new) is type(old):
@@ -267,6 +268,7 @@ def test_runs_are_ended_then_running_then_waiting(tmp_path):
         runs.read(tmp_path / "c.npz")
 
 
+@pytest.mark.sampled(1 / 3)
 @pytest.mark.parametrize("noise", ["ema_innovation", "ema_innovation_hph", "ema_residual_hph"])
 @pytest.mark.parametrize("observation", ["softmax", "logits", "gaussian"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

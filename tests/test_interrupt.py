@@ -18,8 +18,8 @@ import traceback
 from pathlib import Path
 
 import pytest
-from conftest import LONG
 from hostile import needs_linux
+from sampling import LONG
 
 from loko_ref import interrupt, pretraining, runs, training
 from loko_ref.cli import main

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LONG
 from hostile import needs_linux, run
 from hostile_inputs import damage_json
 from lte_common import OPTIMIZERS, config, lora_only
+from sampling import LONG, SEED
 from test_hostile_resume import damage_arrays
 from test_lte_checkpoint import whole
 
@@ -95,20 +95,21 @@ def damage(rng: random.Random, files):
 def test_no_change_of_a_set_goes_unnoticed(tmp_path: Path) -> None:
     seen = dict.fromkeys(("refused", "accepted"), 0)
     for k in range(INPUTS):
-        rng = random.Random(k)
+        rng = random.Random(f"{SEED} {k}")
         c, files, ends = original(rng.choice(sorted(CASES)))
         what, files = damage(rng, files)
         folder = tmp_path / str(k)
         folder.mkdir()
         write(folder / "merge-00000002", files)
+        label = f"input {k} of seed {SEED}, {what}"
         end = run(lambda folder=folder, c=c: ending(c, folder))
-        assert end.kind in seen, f"seed {k}, {what}: {end}"
+        assert end.kind in seen, f"{label}: {end}"
         seen[end.kind] += 1
         if end.kind == "refused":
-            assert str(folder) in end.text, f"seed {k}, {what}: {end.text}"
+            assert str(folder) in end.text, f"{label}: {end.text}"
             assert len(end.text) < 2000
         else:
-            assert end.value == ends, f"seed {k}, {what}: accepted, and ends otherwise"
+            assert end.value == ends, f"{label}: accepted, and ends otherwise"
     assert seen["refused"] > 0.9 * INPUTS
 
 

@@ -23,7 +23,7 @@ from launch import (
     start,
     world,
 )
-from sampling import SEED, count
+from sampling import LONG, SEED, count
 
 pytestmark = pytest.mark.timeout(300)
 
