@@ -205,6 +205,7 @@ class RunConfig:
             object.__setattr__(self, "shift", default_shift(self.data))
         if self.tokenizer is not None:  # a path becomes JSON
             object.__setattr__(self, "tokenizer", str(self.tokenizer))
+        sources.check_options(self.data, str(self.shift), self.tokenizer, self.length)
         for name in ("batch", "epochs", "base_batch", "r", "evaluations", "limit", "length"):
             value = getattr(self, name)
             if value is None and name in ("limit", "length"):

@@ -75,7 +75,8 @@ def damage_arrays(rng, arrays):
         new[name], new[other] = new[other], new[name]
         how += f" with {other}"
     elif how == "dtype":
-        new[name] = a.astype(rng.choice(("float32", "int64", "bool", "uint8")))
+        with np.errstate(all="ignore"):  # a run that diverged leaves large numbers
+            new[name] = a.astype(rng.choice(("float32", "int64", "bool", "uint8")))
     elif how == "shape":
         new[name] = rng.choice((a[:-1], a[..., None], a.reshape(-1), a[None], a[:0], np.tile(a, 2)))
     elif how == "one bit":
@@ -193,7 +194,7 @@ def test_every_leaf_of_the_metadata_has_a_check_of_its_own(tmp_path):
                 text = refusal(path)
                 if not text.startswith(f"resume {str(path)!r}: "):
                     accepted.append(f"{'/'.join(map(str, at))} = {new!r:.40}: {text}")
-    assert not accepted
+    assert not accepted, "\n".join(accepted)
     assert count > 120
 
 
