@@ -4,7 +4,13 @@ Every number is computed by hand-derived formulas that stand beside their deriva
 differentiation, no jitter, no clipping.
 """
 
-from loko_ref import arrays, errors, jacobian, kalman, layers, loko, lora, model, optimizers
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from loko_ref import arrays, errors, jacobian, kalman, layers, loko, lora, model, optimizers
 
 __version__ = "0.1.0"
 
@@ -20,3 +26,12 @@ __all__ = [
     "model",
     "optimizers",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a public module when it is first named: the command line answers Ctrl-C before."""
+    if name in __all__:
+        import importlib
+
+        return importlib.import_module(f"loko_ref.{name}")
+    raise AttributeError(f"module 'loko_ref' has no attribute {name!r}")

@@ -26,6 +26,7 @@ __all__ = [
     "OptimizerState",
     "advance",
     "init",
+    "slot_names",
     "step",
 ]
 
@@ -144,8 +145,8 @@ class OptimizerState:
     step: int = 0
 
 
-def _slot_names(config: OptimizerConfig) -> tuple[str, ...]:
-    """Name the slots that a method's state has."""
+def slot_names(config: OptimizerConfig) -> tuple[str, ...]:
+    """Names of the slots that a method's state has."""
     if isinstance(config, SGD):
         return ("momentum",) if config.momentum else ()
     return ("sum",) if isinstance(config, AdaGrad) else ("exp_avg", "exp_avg_sq")
@@ -167,7 +168,7 @@ def init(theta: Array, config: OptimizerConfig) -> OptimizerState:
     zeros = namespace(theta).zeros_like(theta)
     if isinstance(config, AdaGrad):
         zeros = zeros + config.initial_accumulator_value
-    slots = dict.fromkeys(_slot_names(config), zeros)
+    slots = dict.fromkeys(slot_names(config), zeros)
     return OptimizerState(theta=theta, slots=slots)
 
 
@@ -190,7 +191,7 @@ def step(state: OptimizerState, gradient: Array, config: OptimizerConfig) -> Opt
     check_floats(theta=state.theta, gradient=gradient)
     check_shape("gradient", gradient, ("n",), {"n": state.theta.shape[0]})
     check_finite(gradient=gradient)
-    names = _slot_names(config)
+    names = slot_names(config)
     if set(state.slots) != set(names):
         raise InputError(
             "state",

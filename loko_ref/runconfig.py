@@ -11,11 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from loko_ref import loko, optimizers, sources
 from loko_ref.checks import check_choice, check_range, known_keywords
+from loko_ref.data import Asked
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.lora import INITS
+from loko_ref.model import Model, param_shapes
+from loko_ref.spec import mlp_spec
 
 __all__ = [
     "BASELINES",
@@ -106,6 +111,9 @@ def default_options(
     for name in given:
         if name not in fields:
             raise unknown_option(f"{optimizer}'s option", name, fields)
+        flag = isinstance(fields[name], bool)
+        if flag and given[name] is not None and not isinstance(given[name], bool):
+            raise InputError(name, repr(given[name]), "true or false", "a number or a text")
     if optimizer == "loko":
         observation = given.get("observation", fields["observation"])
         check_choice("observation", observation, P0)
@@ -197,12 +205,19 @@ class RunConfig:
             object.__setattr__(self, "shift", default_shift(self.data))
         if self.tokenizer is not None:  # a path becomes JSON
             object.__setattr__(self, "tokenizer", str(self.tokenizer))
+        sources.check_options(self.data, str(self.shift), self.tokenizer, self.length)
         for name in ("batch", "epochs", "base_batch", "r", "evaluations", "limit", "length"):
             value = getattr(self, name)
             if value is None and name in ("limit", "length"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(name, repr(value), "a whole number >= 1", "an empty batch or pass")
+        for width in self.hidden or ():
+            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+                raise InputError("hidden", repr(width), "whole numbers >= 1", "an empty layer")
+        # the data's own checks, before a base is trained on them
+        Asked(name=self.data, seed=self.seed, dtype=self.dtype, label_noise=self.label_noise)
+        check_range("alpha", self.alpha, low_open=True, high_open=True)
         check_choice("init", self.init, INITS)
         check_choice("backend", self.backend, ("numpy", "cupy"))  # balls enclose, and do not train
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -221,7 +236,19 @@ class RunConfig:
                 "'gaussian' for diabetes, another for sets with classes",
                 "an observation model of classes for real targets, or the reverse",
             )
+        else:
+            self._check_filter(1 if real else 2)
         self._check_route()
+
+    def _check_filter(self, outputs: int) -> None:
+        """Check LoKO's options on the smallest network: they do not depend on its size."""
+        spec = mlp_spec([1, outputs])
+        weights = {name: np.zeros(shape) for name, shape in param_shapes(spec).items()}
+        filter_ = loko.LokoConfig(model=Model(spec=spec, weights=weights), **self.options)
+        p0 = filter_.p0
+        for name, value in p0.items() if isinstance(p0, Mapping) else [("", p0)]:
+            where = f"p0[{name!r}]" if name else "p0"
+            check_range(where, value, low=0, low_open=True, high_open=True)
 
     def _check_route(self) -> None:
         """Refuse the fast route where there is only the readable one."""

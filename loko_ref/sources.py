@@ -80,6 +80,18 @@ def regression(name: str) -> bool:
     return name == "diabetes"
 
 
+def check_options(name: str, shift: str, tokenizer: str | None, length: int | None) -> None:
+    """Refuse options that a set does not have, before it is read."""
+    if not name.startswith("glue:") and (tokenizer is not None or length is not None):
+        raise InputError(
+            "length" if tokenizer is None else "tokenizer",
+            length if tokenizer is None else tokenizer,
+            "glue:FILE.tsv as data",
+            "an option of raw text, asked of other data",
+        )
+    check_choice("shift", shift, texts.SHIFTS if kind_of(name) == "text" else data.SHIFTS)
+
+
 def load(
     name: str = "digits",
     *,
@@ -116,13 +128,7 @@ def load(
     """
     kind = kind_of(name)
     word, colon, path = name.partition(":")
-    if word != "glue" and (tokenizer is not None or length is not None):
-        raise InputError(
-            "length" if tokenizer is None else "tokenizer",
-            length if tokenizer is None else tokenizer,
-            "glue:FILE.tsv as data",
-            "an option of raw text, asked of other data",
-        )
+    check_options(name, shift, tokenizer, length)
     rest: dict[str, Any] = {
         "shift": shift,
         "seed": seed,
@@ -133,7 +139,6 @@ def load(
         if kind == "text":
             return texts.load(name, **rest)
         return data.load(name, dtype=dtype, **rest)
-    check_choice("shift", shift, texts.SHIFTS if kind == "text" else data.SHIFTS)
     asked = Asked(name=name, dtype=dtype, **rest)
     if word == "glue":
         return _glue(asked, Path(path), tokenizer, LENGTH if length is None else length)

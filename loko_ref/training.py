@@ -24,6 +24,7 @@ from loko_ref.data import Dataset
 from loko_ref.model import forward, pack, unpack
 from loko_ref.pretraining import Task, check_bounded, loss_gradient, observation_of, prepare
 from loko_ref.runconfig import RunConfig
+from loko_ref.sources import regression
 
 __all__ = [
     "Point",
@@ -32,7 +33,9 @@ __all__ = [
     "advance",
     "begin",
     "evaluate",
+    "evaluated",
     "finished",
+    "mean",
     "prepare",
     "result",
     "stream_batch",
@@ -130,8 +133,15 @@ def _score(z: NDArray[Any], y: NDArray[Any], dataset: Dataset) -> float:
     return float((z.argmax(axis=1) == y).sum())
 
 
-def _mean(score: float, samples: int, dataset: Dataset) -> float:
-    return math.sqrt(score / samples) if dataset.regression else score / samples
+def mean(score: float, samples: int, regression: bool) -> float:
+    """Accuracy of a count of correct predictions; root of the mean of a sum of squared errors."""
+    return math.sqrt(score / samples) if regression else score / samples
+
+
+def evaluated(steps: int, config: RunConfig) -> range:
+    """Return the steps of a whole run after which the test part is evaluated, but the last."""
+    every = -(-steps // config.evaluations)
+    return range(every, steps, max(1, every))
 
 
 def advance(progress: Progress, task: Task) -> Progress:
@@ -172,9 +182,8 @@ def advance(progress: Progress, task: Task) -> Progress:
         progress.score + _score(z, _targets(task, progress.step), dataset),
     )
     curve = progress.curve
-    every = -(-task.steps // config.evaluations)
-    if step % every == 0 or step == task.steps:
-        online = _mean(score, step * config.batch, dataset)
+    if step == task.steps or step in evaluated(task.steps, config):
+        online = mean(score, step * config.batch, dataset.regression)
         test = evaluate(task, state.theta, step - 1)
         curve = (*curve, Point(samples=step * config.batch, online=online, test=test))
     return Progress(state=state, step=step, score=score, seconds=seconds, curve=curve)
@@ -200,11 +209,20 @@ def evaluate(task: Task, theta: Array, step: int = 0) -> float:
             z, _ = forward(model, asarray(part.x[some], theta))
         check_bounded(z, step, _knob(task.config), "z")
         score += _score(to_host(z), part.y[some], task.dataset)
-    return _mean(score, len(part), task.dataset)
+    return mean(score, len(part), task.dataset.regression)
 
 
-def result(progress: Progress, task: Task) -> dict[str, Any]:
+def result(config: RunConfig, step: int, seconds: float, last: Point) -> dict[str, Any]:
     """Summarise a finished run, as the schema ``loko-ref/train/1`` has it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    step, seconds : int, float
+        Batches learned, and the time spent in steps.
+    last : Point
+        The learning curve's end.
 
     Returns
     -------
@@ -212,13 +230,12 @@ def result(progress: Progress, task: Task) -> dict[str, Any]:
         ``optimizer``, ``config``, ``online_accuracy`` and ``test_accuracy`` (for regression
         ``online_rmse`` and ``test_rmse``), ``steps``, ``seconds``.
     """
-    last = progress.curve[-1]
-    kind = "rmse" if task.dataset.regression else "accuracy"
+    kind = "rmse" if regression(config.data) else "accuracy"
     return {
-        "optimizer": task.config.optimizer,
-        "config": task.config.as_dict(),
+        "optimizer": config.optimizer,
+        "config": config.as_dict(),
         f"online_{kind}": last.online,
         f"test_{kind}": last.test,
-        "steps": progress.step,
-        "seconds": progress.seconds,
+        "steps": step,
+        "seconds": seconds,
     }

@@ -1,7 +1,8 @@
 """The command line: ``loko-ref COMMAND``; each command stands in a module of its own.
 
-Exit codes: 0 all well, 1 the command ran and found something wrong, 2 it could not run, 141 its
-reader went away (as `head` does), which is nobody's fault and said by nobody.
+Exit codes: 0 all well, 1 the command ran and found something wrong, 2 it could not run, 130 it was
+interrupted (Ctrl-C; 143 by SIGTERM), 141 its reader went away (as `head` does), which is not an
+error; nothing is printed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+
+from loko_ref import interrupt
 
 __all__ = ["main"]
 
@@ -25,6 +28,11 @@ def _hush() -> None:
 
 def main() -> None:
     """Run the ``loko-ref`` command; report what cannot be run as one sentence, exit code 2."""
+    with interrupt.handled():  # before NumPy, SciPy and Typer are imported
+        _run()
+
+
+def _run() -> None:
     from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
 
     with contextlib.suppress(AttributeError):  # a stand-in for stdout that has no encoding
@@ -39,7 +47,8 @@ def main() -> None:
     try:
         app()
     except (BackendError, InputError, MissingExtraError, NumericalError) as error:
-        print(f"loko-ref: {error}", file=sys.stderr)
+        text = interrupt.after(error) if isinstance(error, InputError) else error
+        print(f"loko-ref: {text}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:
         _hush()

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 import loko_ref
+from loko_ref import interrupt
 
 __all__ = ["app"]
 
+
+class _Commands(TyperGroup):
+    """The commands; an interrupt of one is answered here, before Typer says anything of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        with interrupt.working():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="loko-ref",
     help="The correctness oracle for LoKO and LTE.",
     no_args_is_help=True,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from loko_ref import interrupt
+from loko_ref.errors import InputError
 
 __all__ = ["lte"]
 
@@ -177,6 +182,7 @@ def lte(
     from loko_ref.lte import command, mpi, outcome
     from loko_ref.lte.team import Alone
 
+    interrupt.resumes(resume)
     team = mpi.connect() if mpi.launched() is not None else Alone()
 
     def prepare() -> Any:
@@ -190,6 +196,7 @@ def lte(
         return command.prepare(asked, source, team)
 
     def work(job: Any) -> Any:
+        interrupt.keep(lambda: _kept(checkpoint, resume))
         return outcome.execute(job, team)
 
     # launchers that bind a rank to a core leave it one thread: one is every process's default
@@ -211,6 +218,25 @@ def lte(
     _write(details, more)
     if plot is not None:
         outcome.plot(plot, more)
+
+
+def _kept(*places: Path | None) -> str:
+    """Return what an interrupt leaves of a run, and the command that goes on from it.
+
+    `places` are the directories of checkpoints, the one to go on from first.
+    """
+    from loko_ref.lte.checkpoint import newest
+
+    given = [place for place in places if place is not None]
+    for place in given:
+        with contextlib.suppress(InputError):
+            last = newest(place)
+            words = interrupt.without(sys.argv[1:], "--resume")
+            command = interrupt.command_line(*words, "--resume", place)
+            return f"kept: {last}; go on with: {command}"
+    if given:
+        return f"nothing is kept: no merge, which {given[0]} would hold, was reached"
+    return "nothing is kept; give --checkpoint DIR to go on from a run's last merge"
 
 
 def _write(path: Path | None, content: Any) -> None:

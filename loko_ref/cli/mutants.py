@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,6 +122,7 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
+        disable=not sys.stderr.isatty(),
     ) as bar:
         task = bar.add_task("correct code", total=len(cases) * len(targets))
         for target in targets:

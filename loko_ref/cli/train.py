@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from loko_ref import runs, storage, training
+from loko_ref import interrupt, runs, storage, training
 from loko_ref.arrays import get_backend
 from loko_ref.cli.options import describe, parse_optimizers, parse_variants
 from loko_ref.documents import document
 from loko_ref.errors import InputError, unknown_option
+from loko_ref.interrupt import command_line
 from loko_ref.runconfig import BASELINES, RunConfig
 from loko_ref.runs import Entry
 from loko_ref.sources import regression
@@ -24,6 +26,8 @@ from loko_ref.sources import regression
 __all__ = ["train"]
 
 SEEDS = (0, 1, 2)
+EVERY = 50
+_NOTHING = "nothing is kept; give --checkpoint F.npz to go on from where a run was interrupted"
 
 
 def train(
@@ -96,7 +100,7 @@ def train(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Keep a checkpoint: F.npz or F.safetensors.")
     ] = None,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = EVERY,
     resume: Annotated[
         Path | None,
         typer.Option(help="Go on from a checkpoint; its own options are taken if none are given."),
@@ -136,7 +140,22 @@ def train(
     if resume is None or about or any(value is not None for value in chosen):
         configs = _configs(about, optimizer, variant, seed, p0, lr, route)
         get_backend(configs[0].backend)  # before the base is trained
-    entries = _watched(configs, checkpoint, checkpoint_every, resume, stop_after)
+    go_on: list[object] = ["train", "--resume", checkpoint, "--checkpoint", checkpoint]
+    if checkpoint_every != EVERY:
+        go_on += ["--checkpoint-every", checkpoint_every]
+    for flag, path in (("--json", json_file), ("--plot", plot)):
+        go_on += [] if path is None else [flag, path]
+    interrupt.resumes(resume)
+    if checkpoint is None and resume is None:
+        interrupt.keep(lambda: _NOTHING)
+
+    def saved(entries: Sequence[Entry]) -> None:
+        assert checkpoint is not None
+        file, command = checkpoint, command_line(*go_on)
+        kept = f"kept: {file}, {_standing(entries)}; go on with: {command}"
+        interrupt.keep(lambda: kept if file.is_file() else f"nothing is kept: {file} is gone")
+
+    entries = _watched(configs, checkpoint, checkpoint_every, resume, stop_after, saved)
 
     console = Console()
     if not console.is_terminal:
@@ -153,9 +172,18 @@ def train(
     if plot is not None and any(entry.curve for entry in entries):
         storage.write_bytes(plot, _plot(entries, plot.suffix[1:].lower()), "--plot")
     if any(entry.status in ("waiting", "running") for entry in entries):
-        complain.print(f"stopped; go on with: loko-ref train --resume {checkpoint}")
+        complain.print(f"stopped; go on with: {command_line(*go_on)}")
     if failed:
         raise typer.Exit(1)
+
+
+def _standing(entries: Sequence[Entry]) -> str:
+    """Describe how far the runs of a checkpoint are."""
+    ended = sum(entry.status in ("done", "failed") for entry in entries)
+    text = f"{ended} of {len(entries)} runs ended"
+    if any(entry.status == "running" for entry in entries):
+        text += f", the next at step {entries[ended].progress['step']}"
+    return text
 
 
 def _reason(entry: Entry) -> str:
@@ -229,6 +257,7 @@ def _watched(
     every: int,
     resume: Path | None,
     stop_after: int | None,
+    saved: Callable[[Sequence[Entry]], None],
 ) -> list[Entry]:
     """Carry the runs out under a progress bar on stderr; silent where that is no terminal."""
     console = Console(stderr=True)
@@ -261,6 +290,7 @@ def _watched(
             resume=resume,
             stop_after=stop_after,
             watch=watch,
+            saved=saved,
         )
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from loko_ref import interrupt
+
 __all__ = ["app"]
 
 app = typer.Typer(
@@ -29,7 +31,9 @@ def export(
     from loko_ref.conformance.cases import select
 
     cases = select(only, argument="--only")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    interrupt.keep(lambda: f"{folder} is incomplete: export into a new or empty folder")
+    err = Console(stderr=True)
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("exporting", total=len(cases))
         manifest = vectors.export(folder, cases, lambda case: bar.advance(task), only=only or "*")
     typer.echo(f"{len(manifest['cases'])} cases of {vectors.VERSION} in {folder}")

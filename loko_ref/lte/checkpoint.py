@@ -1,8 +1,9 @@
 """Checkpoints: one directory a merge, one file a head, whole or not at all; no pickle.
 
 ``DIR/merge-00000012/`` holds ``head-0000.npz``, ... (each written by the rank that holds the head)
-and ``shared.npz`` (the merged weights, every counter, the curves, the configuration, and the
-SHA-256 of every head's file). The set is written under another name, and renamed when it is
+and ``shared.npz`` (the merged weights, every counter, the curves, the configuration, the SHA-256 of
+every head's file, of the whole state (:func:`loko_ref.lte.state.fingerprint`), and of all of these
+fields). The set is written under another name, and renamed when it is
 complete: a directory of that name is a whole checkpoint. A set is read by any number of ranks.
 
 Ranks on several machines need a directory that all of them see.
@@ -13,28 +14,57 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import reprlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loko_ref import storage
-from loko_ref.arrays import Array, asarray
+from loko_ref.arrays import Array, asarray, namespace
 from loko_ref.errors import InputError
+from loko_ref.fields import (
+    SHA256,
+    Floats,
+    Items,
+    Kind,
+    Maybe,
+    Place,
+    Real,
+    Scalar,
+    Table,
+    Whole,
+    difference,
+    digest,
+    seal,
+)
 from loko_ref.lte.config import LteConfig
 from loko_ref.lte.experiment import History
-from loko_ref.lte.state import LteState, head_arrays, shared_arrays
+from loko_ref.lte.serial import bytes_per_merge
+from loko_ref.lte.state import LteState, combine, fingerprint, head_arrays, shared_arrays
 from loko_ref.lte.team import Team, span
 
 __all__ = ["KEEP", "SCHEMA", "load", "newest", "save"]
 
-SCHEMA = "loko-ref/lte-checkpoint/1"
+SCHEMA = "loko-ref/lte-checkpoint/2"
 KEEP = 2
 """Complete sets that are kept."""
 
 _NAME = re.compile(r"merge-(\d{8})")
+
+
+_COUNTERS = ("step", "merges", "optimizer_step")
+_SHARED = ("config", "run", "files", *_COUNTERS, "history", "state_sha256", "sha256")
+_HOLDS = {"slots.p": "positive", "R": "covariance"}
+_HOLDS |= {"slots.exp_avg_sq": "nonnegative", "slots.sum": "nonnegative"}
+
+
+def _seal(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of all fields but itself: the hashes of files and state among them."""
+    return seal({key: value for key, value in metadata.items() if key != "sha256"}, {})
 
 
 def _hash(path: Path) -> str:
@@ -71,7 +101,12 @@ def save(
     root = Path(directory)
     try:
         _write(root, config, state, history, run, team)
-    except OSError as error:
+    except BaseException as error:  # an interrupt too: no half-written set is left behind
+        if team.rank == 0:
+            for left in root.glob(".merge-*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise InputError(
             "checkpoint", repr(str(root)), "a directory that can be written to", str(error)
         ) from error
@@ -102,9 +137,10 @@ def _write(
         storage.save(partial / name, arrays, head, schema=SCHEMA, argument="checkpoint")
         own[name] = _hash(partial / name)
     files = {k: v for part in team.collect(own) for k, v in part.items()}
+    state_sha256 = fingerprint(config, state, team)
     if team.rank != 0:
         return
-    metadata = {
+    metadata: dict[str, Any] = {
         "config": config.as_json(),
         "run": dict(run),
         "files": files,
@@ -116,7 +152,9 @@ def _write(
             "evaluations": history.evaluations,
             "sent": history.sent,
         },
+        "state_sha256": state_sha256,
     }
+    metadata["sha256"] = _seal(metadata)
     shared = shared_arrays(config, state)
     storage.save(partial / "shared.npz", shared, metadata, schema=SCHEMA, argument="checkpoint")
     if final.exists():
@@ -148,71 +186,65 @@ def newest(directory: str | os.PathLike[str]) -> Path:
     return found[-1]
 
 
-def _compare(path: Path, saved: Any, asked: Any) -> None:
+def _compare(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of other choices, naming the first that differs."""
-    found = _differing("", saved, asked)
+    found = difference("", saved, asked)
     if found is not None:
         where, was, now = found
         raise InputError(
             "resume",
-            f"{str(path)!r}, made with {where} = {was!r}",
-            f"{where} = {now!r}, as asked for now",
+            f"{str(path)!r}, made with {where} = {reprlib.repr(was)}",
+            f"{where} = {reprlib.repr(now)}, as asked for now",
             "a checkpoint of another run; a resumed run takes the same arguments",
         )
 
 
-def _differing(where: str, saved: Any, asked: Any) -> tuple[str, Any, Any] | None:
-    """Find the first leaf of `asked` that is another in `saved`: its place, and both values."""
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        pairs: Any = ((f".{k}", saved.get(k), asked[k]) for k in asked)
-    elif isinstance(saved, list) and isinstance(asked, list):
-        if len(saved) != len(asked):
-            return f"number of {where.removeprefix('.')}", len(saved), len(asked)
-        pairs = ((f"[{j}]", a, b) for j, (a, b) in enumerate(zip(saved, asked, strict=True)))
-    else:
-        return None if saved == asked else (where.removeprefix("."), saved, asked)
-    return next((d for k, a, b in pairs if (d := _differing(where + k, a, b))), None)
-
-
-def _fits(file: Path, arrays: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
-    """Refuse arrays that are not those of such a run: names, shapes, dtypes, finite numbers."""
-    for name in sorted(arrays.keys() | wanted.keys()):
-        got = f"{arrays[name].dtype} {arrays[name].shape}" if name in arrays else "nothing"
-        want = f"{wanted[name].dtype} {wanted[name].shape}" if name in wanted else "nothing"
-        if got == want and not np.isfinite(arrays[name]).all():
-            got, want = "NaN or infinite", "finite numbers"
-        if got != want:
-            raise InputError("resume", f"{str(file)!r} with {name} {got}", want, "a foreign file")
-
-
-def _told(
-    path: Path, config: LteConfig, metadata: Mapping[str, Any]
+def _read_shared(
+    place: Place, config: LteConfig, metadata: dict[str, Any], itemsize: int
 ) -> tuple[dict[str, int], History]:
-    """Read counters and curves; a set is written at a merge, or where mhlora would have one."""
-    try:
-        counters = {key: int(metadata[key]) for key in ("step", "merges", "optimizer_step")}
-        told = metadata["history"]
-        history = History(
-            loss=[float(value) for value in told["loss"]],
-            evaluations=[(int(a), float(b), c) for a, b, c in told["evaluations"]],
-            sent=int(told["sent"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            "resume", f"{str(path)!r}: {error!r}", "counters and curves", "a foreign file"
-        ) from error
-    intervals, rest = divmod(counters["step"], config.merge_every)
+    """Check counters and curves; a set is written at a merge, or where mhlora would have one."""
+    names = tuple(f"head-{head:04d}.npz" for head in range(config.heads))
+    place.check("files", metadata["files"], Table(SHA256, names))
+    for key in ("state_sha256", "sha256"):
+        place.check(key, metadata[key], SHA256)
+    place.check("step", metadata["step"], Whole(1))
+    step, every = metadata["step"], config.merge_every
+    if step % every:
+        raise place.error("step", step, f"a multiple of merge_every = {every}")
+    merges = step // every if config.mode == "lte" else 0
+    place.same("merges", metadata["merges"], merges)
     fresh = config.optimizer_state == "reset"
-    merges = intervals if config.mode == "lte" else 0
-    wanted = {"merges": merges, "optimizer_step": 0 if fresh else counters["step"]}
-    if intervals < 1 or rest or counters != counters | wanted:
-        raise InputError(
-            "resume",
-            f"{str(path)!r} with {counters}",
-            f"a step that is a multiple of merge_every = {config.merge_every}, counted alike",
-            "a foreign file",
-        )
-    return counters, history
+    place.same("optimizer_step", metadata["optimizer_step"], 0 if fresh else step)
+    history = metadata["history"]
+    gathered = merges if config.mode == "lte" else step
+    sent = gathered * bytes_per_merge(config, itemsize)
+    accuracy: Kind = Maybe(Real(0, 1)) if config.loss == "mse" else Real(0, 1)
+    place.names("history", history, ("loss", "evaluations", "sent"))
+    place.check("history.loss", history["loss"], Items(Real(), length=step))
+    triples = Items(Items(Scalar(), length=3), length=1 + step // every)
+    place.check("history.evaluations", history["evaluations"], triples)
+    for k, (at, loss, share) in enumerate(history["evaluations"]):
+        name = f"history.evaluations[{k}]"
+        place.same(f"{name}[0]", at, k * every)
+        place.check(f"{name}[1]", loss, Real())
+        place.check(f"{name}[2]", share, accuracy)
+        if config.loss == "mse":
+            place.same(f"{name}[2]", share, None)
+    place.same("history.sent", history["sent"], sent)
+    counters = {"step": step, "merges": merges, "optimizer_step": metadata["optimizer_step"]}
+    return counters, History(
+        loss=history["loss"],
+        evaluations=[(at, loss, share) for at, loss, share in history["evaluations"]],
+        sent=sent,
+    )
+
+
+def _wanted(arrays: Mapping[str, Array]) -> dict[str, Floats]:
+    """Describe what each array of a file must be, by one of such a run."""
+    return {
+        name: Floats(dtype=a.dtype, shape=tuple(a.shape), holds=_HOLDS.get(name, ""))
+        for name, a in arrays.items()
+    }
 
 
 def load(
@@ -223,6 +255,8 @@ def load(
     begun: LteState,
 ) -> tuple[LteState, History]:
     """Read the newest set for the heads that this rank holds.
+
+    Every rank reads every file, and checks them alone: no rank waits for another here.
 
     Parameters
     ----------
@@ -238,37 +272,36 @@ def load(
     Raises
     ------
     InputError
-        If a file is missing, truncated, altered or foreign, or a choice differs.
+        If a file is missing, truncated, altered or foreign, a field or an array does not fit, or a
+        choice differs; names file and field.
     """
     path = newest(directory)
     shared, metadata = storage.load(path / "shared.npz", schema=SCHEMA, argument="resume")
-    for key in ("config", "run", "files"):
-        if not isinstance(metadata.get(key), dict):
-            raise InputError("resume", f"{str(path)!r} without '{key}'", "all keys", "damage")
-    # a set written before there was a choice was made with what is now the default
-    _compare(path, {"replicas": "train"} | metadata["config"], config.as_json())
-    _compare(path, {"backend": "numpy"} | metadata["run"], dict(run))
-    counters, history = _told(path, config, metadata)
-    _fits(path / "shared.npz", shared, shared_arrays(config, begun))
-    wanted = head_arrays(config, begun, 0)
-    if config.mode == "lte" and config.reset == "none":
-        wanted["merged"] = wanted["theta"]
+    place = Place(argument="resume", path=str(path / "shared.npz"), terms=config.layout.n)
+    place.names("", metadata, _SHARED)
+    for name, asked in (("config", config.as_json()), ("run", dict(run))):
+        place.names(name, metadata[name], tuple(asked))
+        _compare(path, metadata[name], asked)
+    counters, history = _read_shared(place, config, metadata, begun.theta.dtype.itemsize)
+    model = shared_arrays(config, begun)
+    place.arrays(shared, _wanted(model))
+    wanted = _wanted(head_arrays(config, replace(begun, merged=_merged_rows(config, begun)), 0))
     own = span(config.heads, team.rank, team.size)
     rows: list[dict[str, Array]] = []
+    digests = []
     for head in range(config.heads):  # every rank reads the rows last merged of all heads
-        name = f"head-{head:04d}.npz"
-        file = path / name
-        if not file.is_file() or _hash(file) != metadata["files"].get(name):
-            raise InputError(
-                "resume",
-                f"{str(file)!r} {'altered' if file.is_file() else 'missing'}",
-                "the file whose SHA-256 stands in shared.npz",
-                "a truncated or exchanged file, or a set copied in part",
-            )
-        arrays, _ = storage.load(file, schema=SCHEMA, argument="resume")
-        _fits(file, arrays, wanted)
+        arrays = _load_head(path, head, metadata["files"], wanted, config.layout.n)
+        digests.append(digest({name: arrays[name] for name in wanted}))
         keep = own.start <= head < own.stop
         rows.append(arrays if keep else {k: arrays[k] for k in ("theta", "merged") if k in arrays})
+    ordered = {name: shared[name] for name in model}
+    numbers = (counters["step"], counters["merges"], counters["optimizer_step"])
+    for key, found, what in (
+        ("state_sha256", combine(numbers, digest(ordered), digests), "the arrays and counters"),
+        ("sha256", _seal(metadata), "the other fields"),
+    ):
+        if metadata[key] != found:
+            raise place.error(key, f"{metadata[key][:12]}...", f"the SHA-256 of {what} in the set")
     mine = rows[own]
 
     def stack(name: str, rows: list[dict[str, Array]] = mine) -> Array:
@@ -299,3 +332,30 @@ def load(
         **counters,
     )
     return state, history
+
+
+def _merged_rows(config: LteConfig, begun: LteState) -> Array | None:
+    """Rows of the shape that a merge leaves, where one is remembered."""
+    if config.mode == "mhlora" or config.reset != "none":
+        return begun.merged
+    return namespace(begun.theta).zeros((config.heads, config.layout.n), dtype=begun.theta.dtype)
+
+
+def _load_head(
+    path: Path, head: int, files: Mapping[str, str], wanted: Mapping[str, Floats], terms: int
+) -> dict[str, Array]:
+    """Read one head's file, and check it against the set's hash and the run's shapes."""
+    file = path / f"head-{head:04d}.npz"
+    if not file.is_file() or _hash(file) != files[file.name]:
+        raise InputError(
+            "resume",
+            f"{str(file)!r} {'altered' if file.is_file() else 'missing'}",
+            "the file whose SHA-256 stands in shared.npz",
+            "a truncated or exchanged file, or a set copied in part",
+        )
+    arrays, metadata = storage.load(file, schema=SCHEMA, argument="resume")
+    place = Place(argument="resume", path=str(file), terms=terms)
+    place.names("", metadata, ("head",))
+    place.same("head", metadata["head"], head)
+    place.arrays(arrays, wanted)
+    return arrays

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from loko_ref import interrupt
 from loko_ref.arrays import Array, asarray, to_host
 from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
 from loko_ref.lte.team import span
@@ -164,6 +165,8 @@ class MpiTeam:
             result = work()
         except (BackendError, InputError, MissingExtraError, NumericalError, OSError) as error:
             said = str(error)
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:  # nothing foreseen: the others would wait for ever
             traceback.print_exc()
             self.fail(f"{type(error).__name__}: {error}")
@@ -181,11 +184,15 @@ class MpiTeam:
         """Do the work; whatever ends it early on this rank ends the job, with rank and step."""
         try:
             return work()
+        except KeyboardInterrupt:  # of every rank: the process ends where it is answered
+            if self.watch is not None:
+                self.watch.done()
+            raise
         except BaseException as error:  # also SystemExit(0): the others would wait for ever
             if isinstance(error, SystemExit):
                 what = f"left early with exit code {error.code}"
             else:
-                what = f"{type(error).__name__}: {error}"
+                what = f"{type(error).__name__}: {interrupt.after(error)}"
                 if not isinstance(error, InputError | NumericalError):
                     traceback.print_exc()
             self.fail(what)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from loko_ref import loko, lora, optimizers
-from loko_ref.arrays import Array, asarray, namespace, to_host
+from loko_ref.arrays import Array, asarray, namespace
 from loko_ref.checks import check_finite, check_floats, check_shape
 from loko_ref.errors import InputError
+from loko_ref.fields import digest
 from loko_ref.lte.config import Loko, LteConfig
 from loko_ref.lte.heads import Heads
 from loko_ref.lte.team import ALONE, Team, span
@@ -25,6 +26,7 @@ from loko_ref.spec import linears, map_linears
 
 __all__ = [
     "LteState",
+    "combine",
     "draw_factors",
     "draw_weights",
     "fingerprint",
@@ -289,17 +291,6 @@ def head_arrays(config: LteConfig, state: LteState, row: int) -> dict[str, Array
     return found
 
 
-def _digest(arrays: Mapping[str, Array]) -> str:
-    """SHA-256 over name, dtype, shape and little-endian bytes of each array in order."""
-    h = hashlib.sha256()
-    for name, array in arrays.items():
-        host = np.ascontiguousarray(to_host(array))
-        little = host.astype(host.dtype.newbyteorder("<"), copy=False)
-        h.update(f"{name} {little.dtype.str} {list(host.shape)}\n".encode())
-        h.update(little.tobytes())
-    return h.hexdigest()
-
-
 def fingerprint(config: LteConfig, state: LteState, team: Team = ALONE) -> str:
     """SHA-256 of the whole state: every weight, factor, optimizer state and counter.  [LTE-9].
 
@@ -308,12 +299,19 @@ def fingerprint(config: LteConfig, state: LteState, team: Team = ALONE) -> str:
     with D the digest of :func:`head_arrays`. A digest is the SHA-256 over, array by array, a line
     ``name dtype [shape]`` and the little-endian bytes in C order. Only digests travel.
     """
-    own = [_digest(head_arrays(config, state, row)) for row in range(state.theta.shape[0])]
-    digests: Sequence[str] = [d for part in team.collect(own) for d in part]
+    own = [digest(head_arrays(config, state, row)) for row in range(state.theta.shape[0])]
+    heads = [d for part in team.collect(own) for d in part]
+    counters = (state.step, state.merges, state.optimizer_step)
+    return combine(counters, digest(shared_arrays(config, state)), heads)
+
+
+def combine(counters: tuple[int, int, int], shared: str, heads: Sequence[str]) -> str:
+    """Put a fingerprint together: from counters, and the digests of shared arrays and heads."""
+    step, merges, optimizer_step = counters
     lines = [
         "loko-ref/lte-state/1",
-        f"step {state.step} merges {state.merges} optimizer_step {state.optimizer_step}",
-        f"shared {_digest(shared_arrays(config, state))}",
-        *(f"head {head} {digest}" for head, digest in enumerate(digests)),
+        f"step {step} merges {merges} optimizer_step {optimizer_step}",
+        f"shared {shared}",
+        *(f"head {head} {own}" for head, own in enumerate(heads)),
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

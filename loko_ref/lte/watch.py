@@ -47,7 +47,8 @@ shutil.rmtree(directory, ignore_errors=True)
 """
 
 _SENTRY = """
-import os, select, sys
+import os, select, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the ranks answer it
 rank, launcher, size, world = map(int, sys.argv[1:5])
 name = sys.argv[5] + "="
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from lte_common import OPTIMIZERS, config, lora_only, stack, together
 
-from loko_ref import lte, storage
+from loko_ref import fields, lte, storage
 from loko_ref.errors import InputError
 from loko_ref.lte import checkpoint
 from loko_ref.lte.experiment import Data, History, train
+from loko_ref.lte.state import combine, head_arrays
 from loko_ref.lte.team import Alone
 
 STEPS, BATCH = 11, 6  # 5 merges, and one that closes the run
@@ -100,7 +101,8 @@ def test_a_set_is_complete_or_not_there(tmp_path, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         whole(c, directory=tmp_path, resume=tmp_path)
     monkeypatch.undo()
-    assert (tmp_path / ".merge-00000003.tmp").is_dir()
+    assert not list(tmp_path.glob(".merge-*"))  # an interrupt leaves nothing half written
+    (tmp_path / ".merge-00000003.tmp").mkdir()  # a killed process does, and the next run clears it
     assert checkpoint.newest(tmp_path).name == "merge-00000002"
     digest, _ = whole(c, directory=tmp_path, resume=tmp_path)
     assert digest == whole(c)[0]
@@ -167,48 +169,93 @@ def test_a_damaged_checkpoint_is_refused_with_a_reason(name, reason, tmp_path) -
     assert whole(c, resume=tmp_path / "merge-00000001")[0] == whole(c)[0]
 
 
-def forge(path: Path, change) -> None:
-    """Change what a set says and rewrite its hashes: whole files, with other content."""
-    said = {}
+ONE = np.eye(2)
+
+
+def forge(path: Path, change, sealed: bool = True) -> None:
+    """Change what a set holds and rewrite its hashes: whole files, with other content."""
+    c, files = config(optimizer=lte.Loko()), {}
     for file in sorted(path.iterdir()):
-        said[file.stem] = storage.load(file, schema=checkpoint.SCHEMA)
-    metadata = said["shared"][1]
-    change(said["shared"][0], said["head-0001"][0], metadata)
-    for stem, (arrays, more) in said.items():
+        files[file.stem] = storage.load(file, schema=checkpoint.SCHEMA)
+    (shared, told), heads = files.pop("shared"), files
+    change(shared, heads["head-0001"][0], told)
+    for stem, (arrays, more) in heads.items():
         file = path / f"{stem}.npz"
-        if stem != "shared":
-            storage.save(file, arrays, more, schema=checkpoint.SCHEMA)
-            metadata["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    storage.save(path / "shared.npz", said["shared"][0], metadata, schema=checkpoint.SCHEMA)
+        storage.save(file, arrays, more, schema=checkpoint.SCHEMA)
+        told.get("files", {})[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    if sealed:
+        order = head_arrays(c, lte.init(c, batch=2), 0).keys() - {"merged"}
+        order = ["theta", "merged", *sorted(order - {"theta"}, key=lambda k: (k == "R", k))]
+        digests = [
+            fields.digest({k: arrays[k] for k in order if k in arrays})
+            for arrays, _ in heads.values()
+        ]
+        counters = (told.get("step"), told.get("merges"), told.get("optimizer_step"))
+        told["state_sha256"] = combine(counters, fields.digest(shared), digests)
+        told["sha256"] = checkpoint._seal(told)
+    storage.save(path / "shared.npz", shared, told, schema=checkpoint.SCHEMA)
 
 
 @pytest.mark.parametrize(
     ("reason", "change"),
     [
-        ("weights.0.W nothing", lambda shared, head, told: shared.pop("weights.0.W")),
-        ("base.0.W float64 ", lambda shared, head, told: shared.update({"base.0.W": np.eye(2)})),
+        (r"weights.0.W: got no array", lambda shared, head, told: shared.pop("weights.0.W")),
+        ("base.0.W: got float64 ", lambda shared, head, told: shared.update({"base.0.W": ONE})),
         ("NaN", lambda shared, head, told: shared["weights.0.W"].fill(np.nan)),
-        ("theta float32", lambda shared, head, told: head.update(theta=np.float32(head["theta"]))),
-        ("merged nothing", lambda shared, head, told: head.pop("merged")),
-        ("slots.p float64", lambda shared, head, told: head.update({"slots.p": np.ones(3)})),
-        ("'step': 3", lambda shared, head, told: told.update(step=3)),
-        ("'step': -4", lambda shared, head, told: told.update(step=-4)),
-        ("counters and curves", lambda shared, head, told: told.update(merges=None)),
-        ("counters and curves", lambda shared, head, told: told["history"].pop("sent")),
-        ("counters and curves", lambda shared, head, told: told.update(history=[])),
-        ("without 'config'", lambda shared, head, told: told.update(config=[])),
+        ("theta: got float32", lambda s, head, told: head.update(theta=np.float32(head["theta"]))),
+        ("merged: got no array", lambda shared, head, told: head.pop("merged")),
+        ("slots.p: got float64", lambda shared, head, told: head.update({"slots.p": np.ones(3)})),
+        ("slots.p: got an entry 0", lambda shared, head, told: head["slots.p"].fill(0)),
+        ("extra: got an array of", lambda shared, head, told: head.update(extra=np.ones(3))),
+        ("step: got 3; required a multiple", lambda shared, head, told: told.update(step=3)),
+        ("step: got -4; required a whole", lambda shared, head, told: told.update(step=-4)),
+        ("step: got 4.0; required a whole", lambda shared, head, told: told.update(step=4.0)),
+        ("merges: got None; required 2", lambda shared, head, told: told.update(merges=None)),
+        ("optimizer_step: got 2;", lambda shared, head, told: told.update(optimizer_step=2)),
+        ("history: got no field 'sent'", lambda shared, head, told: told["history"].pop("sent")),
+        ("history: got \\[]; required named", lambda shared, head, told: told.update(history=[])),
+        ("config: got \\[]; required named", lambda shared, head, told: told.update(config=[])),
+        ("run: got None; required named", lambda shared, head, told: told.update(run=None)),
+        ("an unknown field 'who'", lambda shared, head, told: told.update(who=1)),
+        ("got no field 'files'", lambda shared, head, told: told.pop("files")),
+        ("loss: got 3 entries", lambda shared, head, told: told["history"]["loss"].pop()),
+        (
+            r"\[1\]\[0\]: got 3",
+            lambda s, h, told: (
+                told["history"]["evaluations"][1].insert(0, 3)
+                or told["history"]["evaluations"][1].pop(1)
+            ),
+        ),
     ],
 )
 def test_whole_files_that_are_not_of_such_a_run_are_refused(reason, change, tmp_path) -> None:
     c = config(optimizer=lte.Loko())
     whole(c, directory=tmp_path, steps=4)
     newest = tmp_path / "merge-00000002"
+    before = (newest / "shared.npz").read_bytes()
     forge(newest, lambda *said: None)
-    assert whole(c, resume=tmp_path)[0] == whole(c)[0]
+    assert (newest / "shared.npz").read_bytes() == before  # the forger's hashes are the true ones
     forge(newest, change)
     with pytest.raises(InputError, match=reason) as caught:
         whole(c, resume=tmp_path)
-    assert caught.value.argument == "resume"
+    assert caught.value.argument.startswith("resume ")
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("state_sha256", lambda shared, head, told: head["merged"].__imul__(2)),
+        ("state_sha256", lambda shared, head, told: shared["weights.0.W"].__imul__(2)),
+        ("sha256", lambda shared, head, told: told["history"]["loss"].__setitem__(0, 0.5)),
+    ],
+)
+def test_content_that_fits_and_is_not_what_was_saved_is_refused(reason, change, tmp_path) -> None:
+    """The hashes of the files are rewritten; those of the content are not."""
+    c = config(optimizer=lte.Loko())
+    whole(c, directory=tmp_path, steps=4)
+    forge(tmp_path / "merge-00000002", change, sealed=False)
+    with pytest.raises(InputError, match=f"{reason}: got .*required the SHA-256 of"):
+        whole(c, resume=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -242,18 +289,6 @@ def test_of_a_network_the_first_part_that_differs_is_named(tmp_path) -> None:
     assert len(str(caught.value)) < 500
     with pytest.raises(InputError, match="number of spec = "):
         whole(replace(c, spec=[*other, {"kind": "tanh"}]), resume=tmp_path)
-
-
-def test_a_set_from_before_there_was_a_choice_was_made_with_its_default(tmp_path) -> None:
-    c = config()
-    whole(c, directory=tmp_path, steps=4)
-    shared = tmp_path / "merge-00000002" / "shared.npz"
-    arrays, metadata = storage.load(shared, schema=checkpoint.SCHEMA)
-    del metadata["config"]["replicas"]
-    storage.save(shared, arrays, metadata, schema=checkpoint.SCHEMA)
-    assert whole(c, resume=tmp_path)[0] == whole(c)[0]
-    with pytest.raises(InputError, match="replicas = 'train'"):
-        whole(replace(c, replicas="frozen"), resume=tmp_path)
 
 
 def test_an_empty_directory_is_no_checkpoint(tmp_path) -> None:

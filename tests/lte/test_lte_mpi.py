@@ -13,7 +13,7 @@ import time
 import pytest
 from launch import Ended, Job, assert_no_orphan, environment, finish, mpi_command, start, world
 from processes import command_line, descendants
-from sampling import SEED, count
+from sampling import LONG, SEED, count
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -357,3 +357,25 @@ def test_the_launchers_environment_is_read_as_documented(monkeypatch) -> None:
     assert mpi.launched() == 3
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     assert mpi.launched() == 2
+
+
+def test_an_interrupt_is_one_line_of_rank_0_and_ends_every_rank(tmp_path) -> None:
+    w = world("own")
+    token = f"interrupted-{os.getpid()}"
+    arguments = [*SMALL, "--steps", "100000", "--checkpoint", str(tmp_path / token)]
+    process = start(mpi_command(w, 2, "-m", "loko_ref", *arguments))
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob(f"{token}/merge-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    ended = finish(process)
+    assert time.monotonic() - begun < (1 if LONG else 4)
+    if w.family == "mpich":
+        assert ended.code == 130
+    ours = [line for line in ended.err.splitlines() if line.startswith("loko-ref: ")]
+    assert len(ours) == 1, ended.err
+    assert "interrupted; kept: " in ours[0]
+    assert "-m mpi4py -m loko_ref lte " in ours[0].split("go on with: ")[1]
+    assert "Traceback" not in ended.err + ended.out
+    assert_no_orphan(token)
