@@ -23,7 +23,7 @@ __all__ = ["HEAD", "NAMES", "SCHEMAS", "WRITTEN_BY", "document", "load"]
 SCHEMAS = {
     "verify": "loko-ref/verify/1",
     "mutants": "loko-ref/mutants/1",
-    "calibration": "loko-ref/calibration/1",
+    "calibration": "loko-ref/calibration/2",
     "vectors": "loko-ref/vectors/2",
     "certify": "loko-ref/certify/1",
     "train": "loko-ref/train/1",
