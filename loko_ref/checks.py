@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
 from loko_ref.backends import KNOWN
-from loko_ref.errors import InputError, NumericalError, UndecidedError, unknown_option
+from loko_ref.errors import InputError, NumericalError, UndecidedError, shown, unknown_option
 
 __all__ = [
     "check_choice",
@@ -23,10 +23,14 @@ __all__ = [
     "check_floats",
     "check_format",
     "check_positive",
+    "check_memory",
     "check_range",
+    "check_seed",
     "check_shape",
     "check_some",
     "check_symmetric",
+    "check_type",
+    "check_whole",
     "known_keywords",
 ]
 
@@ -69,7 +73,7 @@ FORMATS = ("float64", "float32")
 def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
     """Refuse an option name that is not one of `allowed`, naming the closest."""
     names = tuple(allowed)
-    if got not in names:
+    if not isinstance(got, str) or got not in names:
         raise unknown_option(argument, got, names)
 
 
@@ -86,12 +90,80 @@ def check_range(
     required = f"a number in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
     if isinstance(got, bool) or not isinstance(got, Real):
         raise InputError(
-            argument, repr(got), required, f"a {type(got).__name__} in place of a number"
+            argument, shown(got), required, f"a {type(got).__name__} in place of a number"
         )
-    x = float(got)
+    try:
+        x = float(got)
+    except OverflowError:
+        raise InputError(argument, shown(got), required, "a number beyond float64") from None
     inside = (x > low if low_open else x >= low) and (x < high if high_open else x <= high)
     if not inside:
-        raise InputError(argument, repr(got), required, "a value outside the method's range")
+        raise InputError(argument, shown(got), required, "a value outside the method's range")
+
+
+MOST = 2**31 - 1
+"""Largest count of anything: samples, steps, heads, widths."""
+
+
+def check_whole(argument: str, got: object, *, low: int = 1, high: int = MOST) -> None:
+    """Raise unless a value is a Python whole number in [low, high]."""
+    required = f"a whole number from {low} to {high}"
+    if isinstance(got, bool) or not isinstance(got, int):
+        raise InputError(
+            argument, shown(got), required, f"a {type(got).__name__} in place of a whole number"
+        )
+    if not low <= got <= high:
+        cause = "a value below the least" if got < low else "a value beyond the largest"
+        raise InputError(argument, shown(got), required, cause)
+
+
+def check_seed(argument: str, got: object) -> None:
+    """Raise unless a value is a whole number in [0, 2^64)."""
+    check_whole(argument, got, low=0, high=2**64 - 1)
+
+
+MEMORY = 8 * 2**30
+"""Bytes of arrays that a run may ask for, by an estimate that is made before any is allocated."""
+
+
+def check_memory(argument: str, got: object, count: int, dtype: Any = "float64") -> None:
+    """Raise where `count` numbers of a dtype take more than ``MEMORY`` bytes.
+
+    Parameters
+    ----------
+    argument, got : str, object
+        The option that asks for them, and its value.
+    count : int
+        How many numbers the arrays have in all, of any size.
+    dtype : dtype
+        float64 or float32.
+    """
+    size = count * (4 if "32" in str(dtype) else 8)
+    if size > MEMORY:
+        raise InputError(
+            argument,
+            f"{shown(got)}, for which arrays of {size / 2**30:,.4g} GiB are needed"
+            if size < 2**100
+            else f"{shown(got)}, for which no memory suffices",
+            f"at most {MEMORY // 2**30} GiB in all",
+            "a size with a digit too many, or a problem for another machine",
+        )
+
+
+def check_type(argument: str, got: object, kind: type, hint: str) -> None:
+    """Raise unless an argument is of a class of this package.
+
+    Parameters
+    ----------
+    argument, got : str, object
+        The argument and its value.
+    kind : type
+        The class.
+    hint : str
+        The likely cause, such as the order of the arguments.
+    """
+    if not isinstance(got, kind):
+        raise InputError(argument, f"a {type(got).__name__}", f"a {kind.__name__}", hint)
 
 
 def check_floats(**arrays: Any) -> None:

@@ -12,7 +12,6 @@ likewise; ``Dataset.unit`` leads back).
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loko_ref import extras
 from loko_ref.checks import check_choice, check_range
-from loko_ref.errors import InputError, MissingExtraError
+from loko_ref.errors import InputError
 
 __all__ = [
     "DATASETS",
@@ -173,10 +173,7 @@ class Asked:
 
 def _raw(name: str) -> tuple[NDArray[np.float64], NDArray[Any]]:
     """Features (float64) and targets as scikit-learn bundles them."""
-    try:
-        datasets = importlib.import_module("sklearn.datasets")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the data set '{name}'", "scikit-learn", "data") from error
+    datasets = extras.load("sklearn.datasets", f"the data set '{name}'")
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
     return np.asarray(x, np.float64), np.asarray(y)
 

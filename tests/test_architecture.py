@@ -21,6 +21,7 @@ ROOT = Path(loko_ref.__file__).parent
 
 FLOORS = [
     {"errors"},
+    {"extras"},
     {"balls"},
     {"backends"},
     {"arrays"},
