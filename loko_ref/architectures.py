@@ -14,13 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loko_ref.checks import check_choice
+from loko_ref.checks import check_choice, check_whole
 from loko_ref.errors import InputError
+from loko_ref.layers.activation import ACTIVATIONS
 
 __all__ = ["SMALL", "bert_spec", "blocks", "encoder_spec", "patch_side", "roberta_spec", "vit_spec"]
 
 SMALL: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "ff": 64}
 """Size of the transformers that are trained from scratch here."""
+
+DEEPEST = 10_000
+"""Most blocks of a stack."""
 
 PATCHES = 8
 """Most patches along a side of an image."""
@@ -66,8 +70,10 @@ def blocks(
     check_choice("norm", norm, ("post", "pre"))
     for target in targets:
         check_choice("targets", target, TARGETS)
-    if layers < 1:
-        raise InputError("layers", layers, "at least 1", "an encoder without blocks")
+    check_whole("layers", layers, high=DEEPEST)
+    for name, value in (("width", width), ("heads", heads), ("ff", ff)):
+        check_whole(name, value)
+    check_choice("activation", activation, ACTIVATIONS)
 
     def lin(key: str, i: int, o: int) -> dict[str, Any]:
         spec: dict[str, Any] = {"in": i, "out": o}

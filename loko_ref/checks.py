@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, TypeVar
@@ -32,6 +33,8 @@ __all__ = [
     "check_type",
     "check_whole",
     "known_keywords",
+    "read_number",
+    "read_whole",
 ]
 
 
@@ -164,6 +167,44 @@ def check_type(argument: str, got: object, kind: type, hint: str) -> None:
     """
     if not isinstance(got, kind):
         raise InputError(argument, f"a {type(got).__name__}", f"a {kind.__name__}", hint)
+
+
+def read_whole(argument: str, text: str, *, low: int = 1, high: int = MOST) -> int:
+    """Read a whole number in [low, high], in decimal digits.
+
+    Examples
+    --------
+    >>> read_whole("--heads", "4")
+    4
+    """
+    required = f"a whole number from {low} to {high}"
+    digits = text.strip().removeprefix("-").removeprefix("+")
+    if not (digits.isascii() and digits.isdigit()):
+        raise InputError(argument, shown(text), required, "a typing error, or another kind of value")
+    if len(digits.lstrip("0")) > len(str(high)) or not low <= int(text) <= high:
+        cause = "a value below the least" if "-" in text or int(digits[:40]) < low else "a digit too many"
+        raise InputError(argument, shown(text), required, cause)
+    return int(text)
+
+
+def read_number(argument: str, text: str) -> float:
+    """Read a finite number that float64 can hold.
+
+    Examples
+    --------
+    >>> read_number("--lr", "1e-3")
+    0.001
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(argument, shown(text), "a finite number", "a typing error, or an overflow")
+    mantissa = text.lower().partition("e")[0]
+    if value == 0 and any(c.isdigit() and c != "0" for c in mantissa):
+        raise InputError(argument, shown(text), "a number that float64 can hold", "an underflow to 0")
+    return value
 
 
 def check_floats(**arrays: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref import extras
-from loko_ref.checks import check_choice, check_range
+from loko_ref.checks import check_choice, check_range, check_seed, check_whole
 from loko_ref.errors import InputError
 
 __all__ = [
@@ -158,13 +158,9 @@ class Asked:
         """Check all but name and shift, which each loader knows."""
         check_choice("dtype", self.dtype, ("float64", "float32"))
         check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
-        seed, limit = self.seed, self.limit
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError("seed", repr(seed), "a whole number >= 0", "a float or a missing seed")
-        if limit is not None and (
-            isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
-        ):
-            raise InputError("limit", repr(limit), "a whole number >= 1", "a share of the samples")
+        check_seed("seed", self.seed)
+        if self.limit is not None:
+            check_whole("limit", self.limit)
 
     def rngs(self) -> list[np.random.Generator]:
         """Streams of the split, the shift, the noise: the split depends on neither other."""

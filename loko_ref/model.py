@@ -28,7 +28,15 @@ import numpy as np
 
 from loko_ref import lora
 from loko_ref.arrays import Array, asarray, namespace
-from loko_ref.checks import check_choice, check_finite, check_floats, check_format, check_shape
+from loko_ref.checks import (
+    check_choice,
+    check_finite,
+    check_floats,
+    check_format,
+    check_memory,
+    check_shape,
+    check_type,
+)
 from loko_ref.errors import InputError
 from loko_ref.kinds import KINDS, Ask, Context, backward, run
 from loko_ref.kinds.base import width_in
@@ -218,6 +226,8 @@ def init_model(
     """
     check_spec(spec)
     check_format("dtype", dtype)
+    count = sum(math.prod(shape) for shape in param_shapes(spec).values())
+    check_memory("spec", f"{count} weights", count, dtype)
     weights: dict[str, Any] = {}
     for layer in spec:
         weights |= KINDS[layer["kind"]].init(layer, rng, init, dtype)

@@ -9,13 +9,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from loko_ref import loko, optimizers, sources
-from loko_ref.checks import check_choice, check_range, known_keywords
+import numpy as np
+
+from loko_ref import data, loko, optimizers, sources, texts
+from loko_ref.checks import (
+    check_choice,
+    check_format,
+    check_range,
+    check_seed,
+    check_whole,
+    known_keywords,
+)
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.lora import INITS
+from loko_ref.model import Model, init_model
 
 __all__ = [
     "BASELINES",
@@ -119,6 +130,13 @@ def default_options(
     return fields | {name: value for name, value in given.items() if value is not None}
 
 
+@cache
+def _any_model() -> Model:
+    """Return a network with one LoRA site, to check choices that do not depend on the network."""
+    spec = [{"kind": "linear", "name": "0", "in": 2, "out": 2, "lora": {"r": 1, "alpha": 1.0}}]
+    return init_model(np.random.default_rng(0), spec)
+
+
 @known_keywords
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -199,10 +217,15 @@ class RunConfig:
             object.__setattr__(self, "tokenizer", str(self.tokenizer))
         for name in ("batch", "epochs", "base_batch", "r", "evaluations", "limit", "length"):
             value = getattr(self, name)
-            if value is None and name in ("limit", "length"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(name, repr(value), "a whole number >= 1", "an empty batch or pass")
+            if value is not None or name not in ("limit", "length"):
+                check_whole(name, value)
+        check_seed("seed", self.seed)
+        check_format("dtype", self.dtype)
+        check_choice("shift", self.shift, texts.SHIFTS if kind == "text" else data.SHIFTS)
+        check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
+        check_range("alpha", self.alpha, low_open=True, high_open=True)
+        for width in self.hidden or ():
+            check_whole("hidden", width)
         check_choice("init", self.init, INITS)
         check_choice("backend", self.backend, ("numpy", "cupy"))  # balls enclose, and do not train
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -221,6 +244,8 @@ class RunConfig:
                 "'gaussian' for diabetes, another for sets with classes",
                 "an observation model of classes for real targets, or the reverse",
             )
+        else:
+            loko.LokoConfig(model=_any_model(), **options)  # likewise, before a base is trained
         self._check_route()
 
     def _check_route(self) -> None:

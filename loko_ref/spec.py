@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loko_ref.arrays import Array, backend_of
-from loko_ref.checks import check_floats, check_shape
-from loko_ref.errors import InputError
+from loko_ref.checks import check_choice, check_floats, check_shape, check_whole
+from loko_ref.errors import InputError, shown
 from loko_ref.kinds import KINDS, Flow, Layer, Layers
 from loko_ref.kinds.base import check_layers, layer_shapes, width_in
 from loko_ref.kinds.tokens import Embedding
+from loko_ref.layers.activation import ACTIVATIONS
 
 __all__ = [
     "check_input",
@@ -119,8 +120,13 @@ def mlp_spec(
     >>> [k["kind"] for k in mlp_spec([4, 3, 2], "tanh")]
     ['linear', 'tanh', 'linear']
     """
-    if len(widths) < 2:
-        raise InputError("widths", widths, "at least two widths", "a network without a layer")
+    if isinstance(widths, str) or not isinstance(widths, Sequence) or len(widths) < 2:
+        raise InputError(
+            "widths", shown(widths), "at least two whole numbers", "a network without a layer"
+        )
+    for width in widths:
+        check_whole("widths", width)
+    check_choice("activation", activation, ACTIVATIONS)
     spec: list[dict[str, Any]] = []
     for j, (i, o) in enumerate(itertools.pairwise(widths)):
         if j:

@@ -8,7 +8,6 @@ cause. Ranges that only one command knows are checked there.
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,54 +15,16 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from loko_ref.checks import MOST
+from loko_ref.checks import read_number, read_whole
 from loko_ref.errors import InputError, shown
 
-__all__ = ["read_by_type", "read_number", "read_whole"]
+__all__ = ["read_by_type"]
 
 DAY = 86400.0
 """Seconds that a check or a timing may take at most."""
 
 LONGEST_TEXT = 2**16
 """Characters that the text of an option may have."""
-
-
-def read_whole(argument: str, text: str, *, low: int = 1, high: int = MOST) -> int:
-    """Read a whole number in [low, high], in decimal digits.
-
-    Examples
-    --------
-    >>> read_whole("--heads", "4")
-    4
-    """
-    required = f"a whole number from {low} to {high}"
-    digits = text.strip().removeprefix("-").removeprefix("+")
-    if not (digits.isascii() and digits.isdigit()):
-        raise InputError(argument, shown(text), required, "a typing error, or another kind of value")
-    if len(digits.lstrip("0")) > len(str(high)) or not low <= int(text) <= high:
-        cause = "a value below the least" if "-" in text or int(digits[:40]) < low else "a digit too many"
-        raise InputError(argument, shown(text), required, cause)
-    return int(text)
-
-
-def read_number(argument: str, text: str) -> float:
-    """Read a finite number that float64 can hold.
-
-    Examples
-    --------
-    >>> read_number("--lr", "1e-3")
-    0.001
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(argument, shown(text), "a finite number", "a typing error, or an overflow")
-    mantissa = text.lower().partition("e")[0]
-    if value == 0 and any(c.isdigit() and c != "0" for c in mantissa):
-        raise InputError(argument, shown(text), "a number that float64 can hold", "an underflow to 0")
-    return value
 
 
 def _refused(got: object, required: str, cause: str) -> typer.BadParameter:
@@ -126,6 +87,7 @@ READERS: dict[type, Callable[[Any], Any]] = {
 
 NAMED: dict[str, Callable[[Any], Any]] = {
     "seed": _reader("INTEGER", lambda text: read_whole("", text, low=0, high=2**64 - 1)),
+    "threads": _reader("INTEGER", lambda text: read_whole("", text, high=1024)),
     "timeout": _reader("FLOAT", _seconds),
     "min_time": _reader("FLOAT", _seconds),
 }

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from loko_ref.cli.needs import check_needs
 from loko_ref.errors import InputError
 
 __all__ = ["verify"]
@@ -97,8 +98,7 @@ def verify(
     from loko_ref.conformance.verify import run
     from loko_ref.storage import check_target
 
-    if not timeout > 0:
-        raise InputError("--timeout", timeout, "seconds > 0", "a sign")
+    check_needs(html=html, files=(trace,))
     for flag, path in (("--json", json), ("--junit", junit), ("--html", html)):
         if path is not None:
             check_target(flag, path)

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from loko_ref.arrays import Array, namespace, number
-from loko_ref.checks import (
-    check_shape,
-)
+from loko_ref.checks import check_floats, check_shape, check_type
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.jacobian import jacobian
 from loko_ref.kalman import noise, time
@@ -110,10 +108,20 @@ def step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState,
         overflow, or a `glm` filter that wound up is certain and wrong; names the step and the
         eigenvalue.
     """
+    if type(state) is not LokoState or type(batch) is not Batch or type(config) is not LokoConfig:
+        _check_types(state, batch, config)
     try:
         return _step(state, batch, config)
     except NumericalError as error:
         raise error.at_step(state.step) from None
+
+
+def _check_types(state: object, batch: object, config: object) -> None:
+    """Raise where :func:`step` is given its arguments in another order, or other objects."""
+    order = "the arguments in another order: step(state, batch, config)"
+    check_type("state", state, LokoState, order)
+    check_type("batch", batch, Batch, order)
+    check_type("config", config, LokoConfig, order)
 
 
 def _step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState, LokoRecord]:
@@ -147,6 +155,15 @@ def advance(
     outputs : callable
         theta (n,) -> z (batch, C): the network at another theta; called by ``ema_residual_hph``.
     """
+    order = "the arguments in another order: advance(state, config, z, Z, y, outputs)"
+    check_type("state", state, LokoState, order)
+    check_type("config", config, LokoConfig, order)
+    check_floats(z=z, Z=Z)
+    check_shape("z", z, ("batch", "C"), {"C": config.model.outputs})
+    m = z.shape[0] * z.shape[1]
+    check_shape("Z", Z, ("m", "n"), {"m": m, "n": config.model.n})
+    if not callable(outputs):
+        raise InputError("outputs", f"a {type(outputs).__name__}", "a function theta -> z", order)
     check_state(state, config)
     try:
         return _advance(state, config, z, Z, y, outputs)
@@ -241,6 +258,9 @@ def run(
     records : list of LokoRecord
         One a batch.
     """
+    if isinstance(batches, Batch | LokoState | LokoConfig) or not isinstance(batches, Iterable):
+        hint = "one batch in place of a list of them, or run(state, batches, config) in another order"
+        raise InputError("batches", f"a {type(batches).__name__}", "an iterable of Batch", hint)
     records: list[LokoRecord] = []
     for batch in batches:
         state, record = step(state, batch, config)
