@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from numpy.linalg import LinAlgError
 
@@ -17,6 +18,7 @@ __all__ = [
     "BackendError",
     "InputError",
     "MissingExtraError",
+    "MissingLibraryError",
     "NumericalError",
     "UndecidedError",
     "closest",
@@ -153,6 +155,39 @@ class MissingExtraError(ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str, str]]:
         return type(self), (self.feature, self.package, self.extra, self.failure)
+
+
+class MissingLibraryError(MissingExtraError):
+    """A package is installed, but a system library that it loads is not.
+
+    Parameters
+    ----------
+    feature, package, extra : str
+        As for :class:`MissingExtraError`; the extra brings the library too.
+    failure : str
+        What loading it said.
+    library : str
+        What is missing.
+    wheel : str
+        A package that brings the library.
+    """
+
+    def __init__(
+        self, feature: str, package: str, extra: str, failure: str, library: str, wheel: str
+    ) -> None:
+        super().__init__(feature, package, extra, failure)
+        self.library = library
+        self.wheel = wheel
+        self.msg = (
+            f"{feature} needs {library}: {package} is installed, but finds none to load "
+            f"({failure}): pip install {wheel} (pip install 'loko-ref[{extra}]' brings both), or "
+            "load your cluster's own"
+        )
+        self.args = (self.msg,)
+
+    def __reduce__(self) -> Any:
+        whole = (self.feature, self.package, self.extra, self.failure, self.library, self.wheel)
+        return type(self), whole
 
 
 class BackendError(RuntimeError):

@@ -33,6 +33,7 @@ def certify(
 
     Exit code 0: every quantity is contained; 1: some are not; 2: it cannot run (extra 'certify').
     """
+    check_needs(modules=[("flint", "ball arithmetic")])
     from json import dumps
 
     from rich.console import Console
@@ -46,7 +47,6 @@ def certify(
     from loko_ref.conformance.operations import OPERATIONS
     from loko_ref.storage import check_target, write_bytes
 
-    check_needs(modules=[("flint", "ball arithmetic")])
     if json is not None:
         check_target("--json", json)
     if limit < 128:

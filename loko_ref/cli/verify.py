@@ -84,6 +84,7 @@ def verify(
     Exit code 0: all that ran passed, and something ran; 1: something failed; 2: TARGET cannot be
     used, or nothing ran.
     """
+    check_needs(html=html, files=(trace,))
     from rich.console import Console
     from rich.progress import Progress
 
@@ -98,7 +99,6 @@ def verify(
     from loko_ref.conformance.verify import run
     from loko_ref.storage import check_target
 
-    check_needs(html=html, files=(trace,))
     for flag, path in (("--json", json), ("--junit", junit), ("--html", html)):
         if path is not None:
             check_target(flag, path)
