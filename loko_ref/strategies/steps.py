@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from loko_ref import kalman
+from loko_ref.errors import InputError
 from loko_ref.kinds.tokens import Embedding
 from loko_ref.loko import COVARIANCES, Batch, LokoConfig, LokoState
 from loko_ref.model import Model, pack, sites
@@ -23,6 +24,9 @@ __all__ = ["StepProblem", "batches", "configs", "states", "step_problems"]
 
 DENSE_FORMS = ("joseph", "textbook", "information")
 """Forms that take any R; ``sequential`` takes a diagonal one alone."""
+
+SEQUENTIAL = (("gaussian", "fixed"), ("logits", "fixed"))
+"""Observations and estimators whose R stays diagonal."""
 
 
 @st.composite
@@ -121,7 +125,17 @@ def configs(
             fixed.get(key) in (None, value)
             for key, value in zip(("observation", "noise", "timing"), c, strict=True)
         )
+        and (not fixed.get("center") or c[0] == "logits")
+        and (fixed.get("form") != "sequential" or c[:2] in SEQUENTIAL)
     ]
+    if not valid:
+        got = {k: v for k, v in fixed.items() if k in ("observation", "noise", "timing", "center")}
+        raise InputError(
+            "configs",
+            f"{got} for a model with {model.outputs} outputs",
+            "choices that go together; one output is observed as 'gaussian'",
+            "an observation of classes, or an estimator of another observation",
+        )
     observation, noise, timing = draw(st.sampled_from(valid))
     named = {name: draw(st.sampled_from([0.07, 0.5])) for name, _, _ in sites(model)}
     if covariance is None and fixed.get("form", "joseph") != "joseph":
@@ -141,7 +155,9 @@ def configs(
         "form": (dense_form or draw(st.sampled_from(DENSE_FORMS))) if dense else "joseph",
         "lam": draw(st.sampled_from([1.0, 0.99])),
         "q": draw(st.sampled_from([0.0, 1e-3])),
-        "center": observation == "logits" and draw(st.booleans()),
+        "center": observation == "logits"
+        and fixed.get("form") != "sequential"
+        and draw(st.booleans()),
     }
     return LokoConfig(model=model, **(choices | fixed))
 
@@ -178,7 +194,8 @@ def states(draw: st.DrawFn, config: LokoConfig, *, batch: int = 1, cond: float =
         r = draw(st.sampled_from([1.0, 0.125]))
         R = frozen((r * (np.eye(m) + np.outer(c, c))).astype(dtype))
     elif config.observation != "glm":
-        R = draw(spd_matrices(m, cond=cond, dtype=dtype))
+        alone = config.form == "sequential"
+        R = draw(spd_matrices(m, cond=cond, dtype=dtype, diagonal=alone))
     mean = draw(arrays(n, dtype=dtype, size=2.0))
     step = draw(st.integers(0, 1000))
     if config.covariance == "dense":
