@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from loko_ref import strategies as st
 from loko_ref.conformance.own import agree
 
-
 # A deadline would measure the machine, not the filter: other work on it, or the first call of a
 # library, takes longer than Hypothesis's 200 ms. A test that hangs is stopped by pytest-timeout.
 settings.register_profile("any machine", deadline=None)

@@ -18,19 +18,19 @@ from loko_ref.backends import KNOWN
 from loko_ref.errors import InputError, NumericalError, UndecidedError, shown, unknown_option
 
 __all__ = [
+    "check_array",
     "check_choice",
     "check_covariance",
     "check_finite",
     "check_floats",
     "check_format",
-    "check_positive",
     "check_memory",
+    "check_positive",
     "check_range",
     "check_seed",
     "check_shape",
     "check_some",
     "check_symmetric",
-    "check_type",
     "check_whole",
     "known_keywords",
     "read_number",
@@ -153,22 +153,6 @@ def check_memory(argument: str, got: object, count: int, dtype: Any = "float64")
         )
 
 
-def check_type(argument: str, got: object, kind: type, hint: str) -> None:
-    """Raise unless an argument is of a class of this package.
-
-    Parameters
-    ----------
-    argument, got : str, object
-        The argument and its value.
-    kind : type
-        The class.
-    hint : str
-        The likely cause, such as the order of the arguments.
-    """
-    if not isinstance(got, kind):
-        raise InputError(argument, f"a {type(got).__name__}", f"a {kind.__name__}", hint)
-
-
 def read_whole(argument: str, text: str, *, low: int = 1, high: int = MOST) -> int:
     """Read a whole number in [low, high], in decimal digits.
 
@@ -180,9 +164,15 @@ def read_whole(argument: str, text: str, *, low: int = 1, high: int = MOST) -> i
     required = f"a whole number from {low} to {high}"
     digits = text.strip().removeprefix("-").removeprefix("+")
     if not (digits.isascii() and digits.isdigit()):
-        raise InputError(argument, shown(text), required, "a typing error, or another kind of value")
+        raise InputError(
+            argument, shown(text), required, "a typing error, or another kind of value"
+        )
     if len(digits.lstrip("0")) > len(str(high)) or not low <= int(text) <= high:
-        cause = "a value below the least" if "-" in text or int(digits[:40]) < low else "a digit too many"
+        cause = (
+            "a value below the least"
+            if "-" in text or int(digits[:40]) < low
+            else "a digit too many"
+        )
         raise InputError(argument, shown(text), required, cause)
     return int(text)
 
@@ -203,7 +193,9 @@ def read_number(argument: str, text: str) -> float:
         raise InputError(argument, shown(text), "a finite number", "a typing error, or an overflow")
     mantissa = text.lower().partition("e")[0]
     if value == 0 and any(c.isdigit() and c != "0" for c in mantissa):
-        raise InputError(argument, shown(text), "a number that float64 can hold", "an underflow to 0")
+        raise InputError(
+            argument, shown(text), "a number that float64 can hold", "an underflow to 0"
+        )
     return value
 
 
@@ -245,10 +237,17 @@ def check_format(argument: str, dtype: object) -> None:
     if name not in FORMATS:
         raise InputError(
             argument,
-            repr(dtype),
+            shown(dtype),
             "float64 or float32",
             "another precision, or whole numbers: everything here computes in these two",
         )
+
+
+def check_array(argument: str, got: object) -> None:
+    """Raise unless a value is an array of some library."""
+    if not isinstance(getattr(got, "shape", None), tuple):
+        cause = "a list, a scalar, or another argument: convert it to an array first"
+        raise InputError(argument, f"type {type(got).__name__}", "an array", cause)
 
 
 def check_shape(
@@ -264,6 +263,7 @@ def check_shape(
     >>> import numpy
     >>> check_shape("H", numpy.zeros((2, 3)), ("m", "n"), {"m": 2, "n": 3})
     """
+    check_array(argument, array)
     known = dict(sizes or {})
     want = tuple(known.get(d, d) if isinstance(d, str) else d for d in shape)
     got = tuple(array.shape)

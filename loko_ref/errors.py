@@ -148,7 +148,11 @@ class MissingExtraError(ImportError):
         self.package = package
         self.extra = extra
         self.failure = failure
-        state = f"which is installed but fails to import ({failure})" if failure else "which is not installed"
+        state = (
+            f"which is installed but fails to import ({failure})"
+            if failure
+            else "which is not installed"
+        )
         super().__init__(
             f"{feature} needs the package '{package}', {state}: pip install 'loko-ref[{extra}]'"
         )

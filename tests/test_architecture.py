@@ -21,7 +21,7 @@ ROOT = Path(loko_ref.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"extras"},
+    {"extras", "signatures"},
     {"balls"},
     {"backends"},
     {"arrays"},

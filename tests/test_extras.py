@@ -63,7 +63,9 @@ def command(words):
     return 0, out.getvalue()
 
 
-@pytest.mark.parametrize(("words", "package"), CASES, ids=lambda x: x if str(x) == x else "-".join(x))
+@pytest.mark.parametrize(
+    ("words", "package"), CASES, ids=lambda x: x if str(x) == x else "-".join(x)
+)
 def test_a_missing_package_is_the_first_thing_said(words, package, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

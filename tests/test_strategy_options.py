@@ -117,7 +117,9 @@ OPTIONS = {
         "cond": (1.0, 1e4),
         **LOKO,
     },
-    "lte_runs": {"max_heads": (1, 3), "max_steps": (1, 4), "max_chunk": (1, 2), "dtype": DTYPE, **LTE},
+    "lte_runs": {
+        "max_heads": (1, 3), "max_steps": (1, 4), "max_chunk": (1, 2), "dtype": DTYPE, **LTE,
+    },
     "transformer_specs": TRANSFORMER,
     "transformers": {"size": (0.5, 1.0), "dtype": DTYPE, **TRANSFORMER},
 }  # fmt: skip
@@ -139,9 +141,7 @@ def test_no_strategy_and_no_option_is_left_out():
     for name, options in OPTIONS.items():
         parameters = inspect.signature(getattr(st, name)).parameters
         named = {
-            p.name
-            for p in parameters.values()
-            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+            p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         }
         assert named - {"draw", "model", "config"} <= set(options), name
 
@@ -201,9 +201,11 @@ def goes_together(options):
             return False
     if options.get("form") == "sequential" and (options.get("beta") or options.get("center")):
         return not options.get("center")
-    if options.get("form", "joseph") != "joseph":
-        if options.get("covariance") == "diagonal" or options.get("diagonal") == "variational":
-            return False
+    diagonal_alone = (
+        options.get("covariance") == "diagonal" or options.get("diagonal") == "variational"
+    )
+    if options.get("form", "joseph") != "joseph" and diagonal_alone:
+        return False
     if options.get("covariance") == "dense" and options.get("diagonal") == "variational":
         return False
     optimizer = options.get("optimizer")

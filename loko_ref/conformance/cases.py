@@ -187,9 +187,7 @@ def all_cases() -> tuple[Case, ...]:
     return tuple(generate())
 
 
-def select(
-    only: str | None = None, dtype: str | None = None, argument: str = "only"
-) -> list[Case]:
+def select(only: str | None = None, dtype: str | None = None, argument: str = "only") -> list[Case]:
     """Cases whose id or operation matches a glob, of one dtype or all.
 
     Parameters

@@ -47,7 +47,9 @@ def matcher(argument: str, glob: str | None) -> Callable[[str], bool]:
     return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def nothing_matches(argument: str, glob: str | None, names: Iterable[str], listing: str) -> InputError:
+def nothing_matches(
+    argument: str, glob: str | None, names: Iterable[str], listing: str
+) -> InputError:
     """Build the error for a glob that no name matches, with the closest name.
 
     Parameters

@@ -16,6 +16,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.checks import check_choice, check_whole
 from loko_ref.errors import InputError, closest
+from loko_ref.signatures import check_type
 
 __all__ = [
     "KINDS",
@@ -158,14 +159,10 @@ def first(flow: Flow, where: str, layer: Layer) -> None:
 
 def check_layers(layers: Layers, where: str, flow: Flow) -> Flow:
     """Refuse layers of an unknown kind, with foreign or missing keys, or that do not chain."""
-    if isinstance(layers, str) or not isinstance(layers, Sequence):
-        got = f"a {type(layers).__name__}"
-        raise InputError(where, got, "a list of layers, each a mapping", "another argument's value")
+    check_type(where, layers, Sequence, "another argument in place of a list of layers")
     for j, layer in enumerate(layers):
         at = f"{where}[{j}]"
-        if not isinstance(layer, Mapping):
-            got = f"a {type(layer).__name__}"
-            raise InputError(at, got, "a layer: a mapping with a 'kind'", "a layer's name alone")
+        check_type(at, layer, Mapping, "a layer's name in place of the layer")
         check_choice(f"{at}.kind", layer.get("kind"), KINDS)
         kind = KINDS[layer["kind"]]
         allowed = {"kind", *kind.required, *kind.optional}

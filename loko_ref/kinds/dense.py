@@ -43,7 +43,9 @@ class Linear(Kind):
         if layer.get("lora"):
             if not isinstance(layer["lora"], Mapping):
                 got = f"a {type(layer['lora']).__name__}"
-                raise InputError(f"{where}.lora", got, "a mapping with r and alpha", "the rank alone")
+                raise InputError(
+                    f"{where}.lora", got, "a mapping with r and alpha", "the rank alone"
+                )
             for key in layer["lora"].keys() - {"r", "alpha", "bias"}:
                 raise InputError(
                     f"{where}.lora.{key}",

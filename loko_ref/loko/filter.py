@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from loko_ref.arrays import Array, namespace, number
-from loko_ref.checks import check_floats, check_shape, check_type
+from loko_ref.checks import check_choice, check_floats, check_shape
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.jacobian import jacobian
 from loko_ref.kalman import noise, time
@@ -27,6 +27,7 @@ from loko_ref.loko.measurement import (
 )
 from loko_ref.loko.state import Batch, LokoRecord, LokoState, check_state
 from loko_ref.model import forward, unpack
+from loko_ref.signatures import check_type
 
 __all__ = ["advance", "loss", "run", "step", "targets"]
 
@@ -41,6 +42,8 @@ def targets(y: Array, z: Array, observation: str) -> Array:
     """
     if not hasattr(y, "ndim"):
         raise InputError("y", type(y).__name__, "an array", "a list or a scalar: wrap it")
+    check_floats(z=z)
+    check_choice("observation", observation, obs.OBSERVATIONS)
     if y.ndim == 1 and observation != "gaussian":
         rows = obs.one_hot(y, z.shape[1], z)
     else:
@@ -59,6 +62,14 @@ def loss(z: Array, y: Array, observation: str) -> Array:
     observation : str
         The observation model.
     """
+    check_floats(z=z, y=y)
+    check_choice("observation", observation, obs.OBSERVATIONS)
+    check_shape("z", z, ("batch", "C"))
+    check_shape("y", y, tuple(z.shape))
+    return _loss(z, y, observation)
+
+
+def _loss(z: Array, y: Array, observation: str) -> Array:
     if observation == "gaussian":
         return 0.5 * ((y - z) ** 2).sum(axis=1).mean()
     return -(y * log_softmax_forward(z)[0]).sum(axis=1).mean()
@@ -226,7 +237,7 @@ def _advance(
     record = LokoRecord(
         p_pred=p_pred,
         z=z,
-        loss=number(loss(z, y, config.observation)),
+        loss=number(_loss(z, y, config.observation)),
         yhat=seen.yhat,
         e=e,
         H=H,
@@ -259,7 +270,9 @@ def run(
         One a batch.
     """
     if isinstance(batches, Batch | LokoState | LokoConfig) or not isinstance(batches, Iterable):
-        hint = "one batch in place of a list of them, or run(state, batches, config) in another order"
+        hint = (
+            "one batch in place of a list of them, or run(state, batches, config) in another order"
+        )
         raise InputError("batches", f"a {type(batches).__name__}", "an iterable of Batch", hint)
     records: list[LokoRecord] = []
     for batch in batches:

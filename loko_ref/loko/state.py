@@ -23,12 +23,12 @@ from loko_ref.checks import (
     check_range,
     check_shape,
     check_symmetric,
-    check_type,
     check_whole,
 )
 from loko_ref.errors import InputError
 from loko_ref.loko.config import LokoConfig
 from loko_ref.model import pack, sites
+from loko_ref.signatures import check_type, takes
 
 __all__ = ["Batch", "LokoRecord", "LokoState", "check_state", "init", "init_at", "prior"]
 
@@ -156,11 +156,15 @@ def init(config: LokoConfig, batch: int = 1) -> LokoState:
     return init_at(config, pack(config.model), batch)
 
 
+@takes(config=LokoConfig)
 def init_at(config: LokoConfig, theta: Array, batch: int = 1) -> LokoState:
     """State before the first step, at a mean theta (n,) of the caller's.  [LOKO-1, NOISE-1].
 
     As :func:`init`, for filters that share a configuration, such as LTE's heads.
     """
+    check_floats(theta=theta)
+    check_shape("theta", theta, ("n",), {"n": config.model.n})
+    check_whole("batch", batch)
     xp = namespace(theta)
     m, n = batch * config.model.outputs, theta.shape[0]
     dense = config.covariance == "dense"

@@ -22,7 +22,13 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from loko_ref.arrays import Array, asarray, to_host
-from loko_ref.errors import BackendError, InputError, MissingExtraError, MissingLibraryError, NumericalError
+from loko_ref.errors import (
+    BackendError,
+    InputError,
+    MissingExtraError,
+    MissingLibraryError,
+    NumericalError,
+)
 from loko_ref.lte.team import span
 from loko_ref.lte.watch import Watch, sentry
 

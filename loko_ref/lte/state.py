@@ -21,6 +21,7 @@ from loko_ref.lte.config import Loko, LteConfig
 from loko_ref.lte.heads import Heads
 from loko_ref.lte.team import ALONE, Team, span
 from loko_ref.model import Model, init_model
+from loko_ref.signatures import NoneType, takes
 from loko_ref.spec import linears, map_linears
 
 __all__ = [
@@ -136,6 +137,7 @@ def _checked(config: LteConfig, weights: Mapping[str, Array]) -> None:
     check_finite(**weights)
 
 
+@takes(config=LteConfig, weights=(Mapping, NoneType), factors=(Mapping, NoneType))
 def init(
     config: LteConfig,
     *,
@@ -259,6 +261,7 @@ def heads_of(config: LteConfig, state: LteState) -> Heads:
     return Heads(theta=state.theta, merged=merged, weights=weights)
 
 
+@takes(config=LteConfig, weights=Mapping)
 def merged_model(config: LteConfig, weights: Mapping[str, Array]) -> Model:
     """Plain network of merged weights, for evaluation and as a start elsewhere."""
     return Model(spec=without_lora(config), weights=dict(weights), trainable=tuple(weights))
@@ -300,6 +303,7 @@ def _digest(arrays: Mapping[str, Array]) -> str:
     return h.hexdigest()
 
 
+@takes(config=LteConfig, state=LteState)
 def fingerprint(config: LteConfig, state: LteState, team: Team = ALONE) -> str:
     """SHA-256 of the whole state: every weight, factor, optimizer state and counter.  [LTE-9].
 
