@@ -10,10 +10,15 @@ Needs: pip install 'loko-ref[test]'
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from loko_ref import strategies as st
 from loko_ref.conformance.own import agree
+
+# A deadline would measure the machine, not the filter: other work on it, or the first call of a
+# library, takes longer than Hypothesis's 200 ms. A test that hangs is stopped by pytest-timeout.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def my_update(theta, p, H, e, R):

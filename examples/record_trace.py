@@ -1,11 +1,17 @@
-"""Record a run, then check the recording: ``loko-ref verify --trace trace.npz``.
+"""Record a run, then check the recording.
+
+    python examples/record_trace.py /tmp/trace.npz && loko-ref verify --trace /tmp/trace.npz
+
+Without an argument the recording goes to a new temporary folder, and its place is printed.
 
 Dump the state before each step under ``k/``, whatever you compute on the way beside it, and the
 state after the last step. This filter is someone's own: it shares no code with loko_ref.
 """
 
 import json
+import os
 import sys
+import tempfile
 
 import numpy as np
 
@@ -22,4 +28,6 @@ for k in range(5):
     theta, p = theta + K @ e, p_pred * (1 - np.einsum("nm,mn->n", K, H))
     record |= {f"{k}/p_pred": p_pred, f"{k}/H": H, f"{k}/e": e, f"{k}/S": S, f"{k}/K": K}
 record |= {"5/theta": theta, "5/p": p, "5/R": R}
-np.savez(sys.argv[1] if len(sys.argv) > 1 else "trace.npz", **record)
+place = sys.argv[1] if len(sys.argv) > 1 else os.path.join(tempfile.mkdtemp(), "trace.npz")
+np.savez(place, **record)
+print(f"recorded 5 steps; check them: loko-ref verify --trace {place}")

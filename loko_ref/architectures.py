@@ -14,13 +14,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loko_ref.checks import check_choice
-from loko_ref.errors import InputError
+from loko_ref.checks import check_choice, check_whole
+from loko_ref.errors import InputError, shown
+from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.signatures import NoneType, takes
 
 __all__ = ["SMALL", "bert_spec", "blocks", "encoder_spec", "patch_side", "roberta_spec", "vit_spec"]
 
 SMALL: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "ff": 64}
 """Size of the transformers that are trained from scratch here."""
+
+DEEPEST = 10_000
+"""Most blocks of a stack."""
 
 PATCHES = 8
 """Most patches along a side of an image."""
@@ -32,6 +37,7 @@ Lora = Mapping[str, Any] | None
 Layers = list[dict[str, Any]]
 
 
+@takes(targets=Sequence, lora=(Mapping, NoneType))
 def blocks(
     *,
     layers: int,
@@ -66,8 +72,10 @@ def blocks(
     check_choice("norm", norm, ("post", "pre"))
     for target in targets:
         check_choice("targets", target, TARGETS)
-    if layers < 1:
-        raise InputError("layers", layers, "at least 1", "an encoder without blocks")
+    check_whole("layers", layers, high=DEEPEST)
+    for name, value in (("width", width), ("heads", heads), ("ff", ff)):
+        check_whole(name, value)
+    check_choice("activation", activation, ACTIVATIONS)
 
     def lin(key: str, i: int, o: int) -> dict[str, Any]:
         spec: dict[str, Any] = {"in": i, "out": o}
@@ -236,6 +244,7 @@ def roberta_spec(*, pad: int = 1, types: int = 1, eps: float = 1e-5, **options: 
     return bert_spec(pad=pad, start=pad, types=types, eps=eps, **options)
 
 
+@takes(image=Sequence, patch=Sequence)
 def vit_spec(
     *,
     image: Sequence[int],
@@ -274,8 +283,13 @@ def vit_spec(
     >>> spec[3]["count"]
     17
     """
-    channels, h, w = (int(k) for k in image)
-    ph, pw = (int(k) for k in patch)
+    for name, sizes, count in (("image", image, 3), ("patch", patch, 2)):
+        if len(sizes) != count:
+            required = f"{count} whole numbers"
+            raise InputError(name, shown(sizes), required, "a side left out, or one for both")
+        for size in sizes:
+            check_whole(name, size)
+    (channels, h, w), (ph, pw) = image, patch
     count = (h // ph) * (w // pw) + tokens
     stack: Layers = [
         {"kind": "patchify", "image": [channels, h, w], "patch": [ph, pw]},
@@ -311,4 +325,6 @@ def patch_side(side: int) -> int:
     >>> [patch_side(side) for side in (8, 28, 32)]
     [2, 4, 4]
     """
-    return next(d for d in range(2, side + 1) if side % d == 0 and side // d <= PATCHES)
+    check_whole("side", side, low=2)
+    parts = next(k for k in range(PATCHES, 0, -1) if side % k == 0 and side // k >= 2)
+    return side // parts

@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, TypeVar
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
 from loko_ref.backends import KNOWN
-from loko_ref.errors import InputError, NumericalError, UndecidedError, unknown_option
+from loko_ref.errors import InputError, NumericalError, UndecidedError, shown, unknown_option
 
 __all__ = [
+    "check_array",
     "check_choice",
     "check_covariance",
     "check_finite",
     "check_floats",
     "check_format",
+    "check_memory",
     "check_positive",
     "check_range",
+    "check_seed",
     "check_shape",
     "check_some",
     "check_symmetric",
+    "check_whole",
     "known_keywords",
+    "read_number",
+    "read_whole",
 ]
 
 
@@ -69,7 +76,7 @@ FORMATS = ("float64", "float32")
 def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
     """Refuse an option name that is not one of `allowed`, naming the closest."""
     names = tuple(allowed)
-    if got not in names:
+    if not isinstance(got, str) or got not in names:
         raise unknown_option(argument, got, names)
 
 
@@ -86,12 +93,110 @@ def check_range(
     required = f"a number in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
     if isinstance(got, bool) or not isinstance(got, Real):
         raise InputError(
-            argument, repr(got), required, f"a {type(got).__name__} in place of a number"
+            argument, shown(got), required, f"a {type(got).__name__} in place of a number"
         )
-    x = float(got)
+    try:
+        x = float(got)
+    except OverflowError:
+        raise InputError(argument, shown(got), required, "a number beyond float64") from None
     inside = (x > low if low_open else x >= low) and (x < high if high_open else x <= high)
     if not inside:
-        raise InputError(argument, repr(got), required, "a value outside the method's range")
+        raise InputError(argument, shown(got), required, "a value outside the method's range")
+
+
+MOST = 2**31 - 1
+"""Largest count of anything: samples, steps, heads, widths."""
+
+
+def check_whole(argument: str, got: object, *, low: int = 1, high: int = MOST) -> None:
+    """Raise unless a value is a Python whole number in [low, high]."""
+    required = f"a whole number from {low} to {high}"
+    if isinstance(got, bool) or not isinstance(got, int):
+        raise InputError(
+            argument, shown(got), required, f"a {type(got).__name__} in place of a whole number"
+        )
+    if not low <= got <= high:
+        cause = "a value below the least" if got < low else "a value beyond the largest"
+        raise InputError(argument, shown(got), required, cause)
+
+
+def check_seed(argument: str, got: object) -> None:
+    """Raise unless a value is a whole number in [0, 2^64)."""
+    check_whole(argument, got, low=0, high=2**64 - 1)
+
+
+MEMORY = 8 * 2**30
+"""Bytes of arrays that a run may ask for, by an estimate that is made before any is allocated."""
+
+
+def check_memory(argument: str, got: object, count: int, dtype: Any = "float64") -> None:
+    """Raise where `count` numbers of a dtype take more than ``MEMORY`` bytes.
+
+    Parameters
+    ----------
+    argument, got : str, object
+        The option that asks for them, and its value.
+    count : int
+        How many numbers the arrays have in all, of any size.
+    dtype : dtype
+        float64 or float32.
+    """
+    size = count * (4 if "32" in str(dtype) else 8)
+    if size > MEMORY:
+        raise InputError(
+            argument,
+            f"{shown(got)}, for which arrays of {size / 2**30:,.4g} GiB are needed"
+            if size < 2**100
+            else f"{shown(got)}, for which no memory suffices",
+            f"at most {MEMORY // 2**30} GiB in all",
+            "a size with a digit too many, or a problem for another machine",
+        )
+
+
+def read_whole(argument: str, text: str, *, low: int = 1, high: int = MOST) -> int:
+    """Read a whole number in [low, high], in decimal digits.
+
+    Examples
+    --------
+    >>> read_whole("--heads", "4")
+    4
+    """
+    required = f"a whole number from {low} to {high}"
+    digits = text.strip().removeprefix("-").removeprefix("+")
+    if not (digits.isascii() and digits.isdigit()):
+        raise InputError(
+            argument, shown(text), required, "a typing error, or another kind of value"
+        )
+    if len(digits.lstrip("0")) > len(str(high)) or not low <= int(text) <= high:
+        cause = (
+            "a value below the least"
+            if "-" in text or int(digits[:40]) < low
+            else "a digit too many"
+        )
+        raise InputError(argument, shown(text), required, cause)
+    return int(text)
+
+
+def read_number(argument: str, text: str) -> float:
+    """Read a finite number that float64 can hold.
+
+    Examples
+    --------
+    >>> read_number("--lr", "1e-3")
+    0.001
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(argument, shown(text), "a finite number", "a typing error, or an overflow")
+    mantissa = text.lower().partition("e")[0]
+    if value == 0 and any(c.isdigit() and c != "0" for c in mantissa):
+        raise InputError(
+            argument, shown(text), "a number that float64 can hold", "an underflow to 0"
+        )
+    return value
 
 
 def check_floats(**arrays: Any) -> None:
@@ -132,10 +237,17 @@ def check_format(argument: str, dtype: object) -> None:
     if name not in FORMATS:
         raise InputError(
             argument,
-            repr(dtype),
+            shown(dtype),
             "float64 or float32",
             "another precision, or whole numbers: everything here computes in these two",
         )
+
+
+def check_array(argument: str, got: object) -> None:
+    """Raise unless a value is an array of some library."""
+    if not isinstance(getattr(got, "shape", None), tuple):
+        cause = "a list, a scalar, or another argument: convert it to an array first"
+        raise InputError(argument, f"type {type(got).__name__}", "an array", cause)
 
 
 def check_shape(
@@ -151,6 +263,7 @@ def check_shape(
     >>> import numpy
     >>> check_shape("H", numpy.zeros((2, 3)), ("m", "n"), {"m": 2, "n": 3})
     """
+    check_array(argument, array)
     known = dict(sizes or {})
     want = tuple(known.get(d, d) if isinstance(d, str) else d for d in shape)
     got = tuple(array.shape)

@@ -12,7 +12,6 @@ likewise; ``Dataset.unit`` leads back).
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref.checks import check_choice, check_range
-from loko_ref.errors import InputError, MissingExtraError
+from loko_ref import extras
+from loko_ref.checks import check_choice, check_range, check_seed, check_whole
+from loko_ref.errors import InputError
 
 __all__ = [
     "DATASETS",
@@ -158,13 +158,9 @@ class Asked:
         """Check all but name and shift, which each loader knows."""
         check_choice("dtype", self.dtype, ("float64", "float32"))
         check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
-        seed, limit = self.seed, self.limit
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError("seed", repr(seed), "a whole number >= 0", "a float or a missing seed")
-        if limit is not None and (
-            isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
-        ):
-            raise InputError("limit", repr(limit), "a whole number >= 1", "a share of the samples")
+        check_seed("seed", self.seed)
+        if self.limit is not None:
+            check_whole("limit", self.limit)
 
     def rngs(self) -> list[np.random.Generator]:
         """Streams of the split, the shift, the noise: the split depends on neither other."""
@@ -173,10 +169,7 @@ class Asked:
 
 def _raw(name: str) -> tuple[NDArray[np.float64], NDArray[Any]]:
     """Features (float64) and targets as scikit-learn bundles them."""
-    try:
-        datasets = importlib.import_module("sklearn.datasets")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the data set '{name}'", "scikit-learn", "data") from error
+    datasets = extras.load("sklearn.datasets", f"the data set '{name}'")
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
     return np.asarray(x, np.float64), np.asarray(y)
 

@@ -8,7 +8,9 @@ its offending eigenvalue and, inside a run, the step.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 from numpy.linalg import LinAlgError
 
@@ -16,12 +18,49 @@ __all__ = [
     "BackendError",
     "InputError",
     "MissingExtraError",
+    "MissingLibraryError",
     "NumericalError",
     "UndecidedError",
     "closest",
     "printable",
+    "shown",
     "unknown_option",
 ]
+
+LONGEST = 400
+"""Characters of a value that an error shows; of a longer one its beginning and its end."""
+
+_CONTROL = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
+}
+
+
+def _cut(text: str, longest: int = LONGEST) -> str:
+    """Leave out the middle of a long text, and show what would steer a terminal as an escape."""
+    if len(text) > longest:
+        half = longest // 2 - 20
+        text = f"{text[:half]} ... {text[-half:]} ({len(text)} characters)"
+    return text.translate(_CONTROL)
+
+
+def shown(value: object) -> str:
+    """Return the ``repr`` of a value that came from outside, bounded in length and in work.
+
+    Examples
+    --------
+    >>> shown("relu"), shown(10**5000)
+    ("'relu'", 'a whole number of 5001 digits')
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > LONGEST:
+        digits = int(value.bit_length() * math.log10(2)) + 1
+        return f"a whole number of {digits} digits"
+    if isinstance(value, str | bytes) and len(value) > LONGEST:
+        half = LONGEST // 2 - 40
+        return f"{value[:half]!r} ... {value[-half:]!r} ({len(value)} characters)"
+    try:
+        return _cut(repr(value))
+    except (RecursionError, ValueError):  # nested without end, or a huge number inside
+        return f"a {type(value).__name__}"
 
 
 class InputError(ValueError):
@@ -44,7 +83,9 @@ class InputError(ValueError):
         self.got = got
         self.required = required
         self.cause = cause
-        super().__init__(f"{argument}: got {got}; required {required}. Likely cause: {cause}.")
+        seen = _cut(got).replace("\n", "\\n") if isinstance(got, str) else shown(got)
+        text = f"{argument}: got {seen}; required {required}. Likely cause: {cause}."
+        super().__init__(_cut(text, 20 * LONGEST))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str, str]]:
         return type(self), (self.argument, self.got, self.required, self.cause)
@@ -99,19 +140,59 @@ class MissingExtraError(ImportError):
         The import that failed.
     extra : str
         The extra of ``loko-ref`` that brings it.
+    failure : str
+        Where the package is installed and cannot be used: what its import said.
     """
 
-    def __init__(self, feature: str, package: str, extra: str) -> None:
+    def __init__(self, feature: str, package: str, extra: str, failure: str = "") -> None:
         self.feature = feature
         self.package = package
         self.extra = extra
+        self.failure = failure
+        state = (
+            f"which is installed but fails to import ({failure})"
+            if failure
+            else "which is not installed"
+        )
         super().__init__(
-            f"{feature} needs the package '{package}', which is not installed: "
-            f"pip install 'loko-ref[{extra}]'"
+            f"{feature} needs the package '{package}', {state}: pip install 'loko-ref[{extra}]'"
         )
 
-    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
-        return type(self), (self.feature, self.package, self.extra)
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str, str]]:
+        return type(self), (self.feature, self.package, self.extra, self.failure)
+
+
+class MissingLibraryError(MissingExtraError):
+    """A package is installed, but a system library that it loads is not.
+
+    Parameters
+    ----------
+    feature, package, extra : str
+        As for :class:`MissingExtraError`; the extra brings the library too.
+    failure : str
+        What loading it said.
+    library : str
+        What is missing.
+    wheel : str
+        A package that brings the library.
+    """
+
+    def __init__(
+        self, feature: str, package: str, extra: str, failure: str, library: str, wheel: str
+    ) -> None:
+        super().__init__(feature, package, extra, failure)
+        self.library = library
+        self.wheel = wheel
+        self.msg = (
+            f"{feature} needs {library}: {package} is installed, but finds none to load "
+            f"({failure}): pip install {wheel} (pip install 'loko-ref[{extra}]' brings both), or "
+            "load your cluster's own"
+        )
+        self.args = (self.msg,)
+
+    def __reduce__(self) -> Any:
+        whole = (self.feature, self.package, self.extra, self.failure, self.library, self.wheel)
+        return type(self), whole
 
 
 class BackendError(RuntimeError):
@@ -138,17 +219,18 @@ class BackendError(RuntimeError):
 
 
 def closest(name: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed name nearest to `name`, or None where none is near.
+    """Return the allowed name nearest to `name` in any case, or None where none is near.
 
     Examples
     --------
-    >>> closest("decouplet", ["decoupled", "variational"])
+    >>> closest("Decouplet", ["decoupled", "variational"])
     'decoupled'
     """
-    if len(str(name)) > 200:  # near to no name, and long to compare
+    if len(name) > LONGEST:
         return None
-    near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
-    return near[0] if near else None
+    names = {known.casefold(): known for known in reversed(list(allowed))}
+    near = difflib.get_close_matches(name.casefold(), list(names), n=1, cutoff=0.5)
+    return names[near[0]] if near else None
 
 
 def printable(text: str, limit: int | None = None) -> str:
@@ -188,10 +270,12 @@ def unknown_option(argument: str, got: object, allowed: Iterable[str]) -> InputE
 Likely cause: a typing error; the closest known name is 'decoupled'.
     """
     names = list(allowed)
-    near = closest(str(got), names)
+    near = closest(got, names) if isinstance(got, str) else None
     cause = (
         f"a typing error; the closest known name is '{near}'"
         if near is not None
         else "a name from another package or version"
     )
-    return InputError(argument, repr(got), f"one of {', '.join(names)}", cause)
+    if near is not None and isinstance(got, str) and near.casefold() == got.casefold():
+        cause = f"upper and lower case; it is written '{near}'"
+    return InputError(argument, shown(got), f"one of {', '.join(names)}", cause)

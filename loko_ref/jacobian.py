@@ -7,7 +7,7 @@ dz (batch, C); gradient (n,).
 from __future__ import annotations
 
 from loko_ref.arrays import Array, namespace
-from loko_ref.checks import check_shape
+from loko_ref.checks import check_floats, check_shape
 from loko_ref.model import Model, check_inputs, forward, vjp
 
 __all__ = ["check_inputs", "gradient", "jacobian"]
@@ -49,6 +49,7 @@ def gradient(model: Model, x: Array, dz: Array) -> Array:
     """
     check_inputs(model, x)
     z, cache = forward(model, x)
+    check_floats(z=z, dz=dz)
     check_shape("dz", dz, tuple(z.shape))
     parts = vjp(model, dz[None], cache)
     xp = namespace(z)

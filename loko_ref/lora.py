@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array, scalar
-from loko_ref.checks import check_choice, check_floats, check_format, check_range, check_shape
+from loko_ref.checks import (
+    check_choice,
+    check_floats,
+    check_format,
+    check_range,
+    check_shape,
+    check_whole,
+)
 from loko_ref.errors import InputError
+from loko_ref.signatures import takes
 
 __all__ = ["FACTORS", "INITS", "delta", "delta_bias", "init_factors", "merge", "scale", "unmerge"]
 
@@ -40,6 +48,7 @@ def scale(alpha: float, r: int, like: Array | None = None) -> Any:
     return alpha / int(r) if like is None else scalar(alpha, like) / int(r)
 
 
+@takes(rng=np.random.Generator)
 def init_factors(
     rng: np.random.Generator,
     i: int,
@@ -75,11 +84,9 @@ def init_factors(
     """
     check_choice("init", init, INITS)
     check_format("dtype", dtype)
-    for name, value in (("i", i), ("o", o), ("r", r)):
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise InputError(
-                name, repr(value), "an integer >= 1", "a size that is not a whole number"
-            )
+    sizes: dict[str, Any] = {"i": i, "o": o, "r": r}
+    for name, value in sizes.items():
+        check_whole(name, int(value) if isinstance(value, np.integer) else value)
     if init == "orthogonal" and r > i:
         raise InputError(
             "r",
@@ -130,11 +137,13 @@ def delta_bias(B: Array, bA: Array, bB: Array, alpha: float) -> Array:
 
 def merge(W: Array, A: Array, B: Array, alpha: float) -> Array:
     """``W + (alpha / r) B A``, a new array.  [LORA-3]."""
+    check_floats(W=W)
     _check_factors(A, B, W)
     return W + delta(A, B, alpha)
 
 
 def unmerge(W: Array, A: Array, B: Array, alpha: float) -> Array:
     """``W - (alpha / r) B A``: undoes :func:`merge` up to rounding.  [LORA-3]."""
+    check_floats(W=W)
     _check_factors(A, B, W)
     return W - delta(A, B, alpha)

@@ -28,10 +28,19 @@ import numpy as np
 
 from loko_ref import lora
 from loko_ref.arrays import Array, asarray, namespace
-from loko_ref.checks import check_choice, check_finite, check_floats, check_format, check_shape
+from loko_ref.checks import (
+    check_choice,
+    check_finite,
+    check_floats,
+    check_format,
+    check_memory,
+    check_range,
+    check_shape,
+)
 from loko_ref.errors import InputError
 from loko_ref.kinds import KINDS, Ask, Context, backward, run
 from loko_ref.kinds.base import width_in
+from loko_ref.signatures import check_type, takes
 from loko_ref.spec import (
     Spec,
     check_input,
@@ -94,6 +103,8 @@ class Model:
     def __post_init__(self) -> None:
         """Check spec and weights against each other."""
         check_spec(self.spec)
+        check_type("weights", self.weights, Mapping, "the arrays alone, without their names")
+        check_type("trainable", self.trainable, Sequence, "one name in place of a tuple")
         shapes = param_shapes(self.spec)
         missing, surplus = shapes.keys() - self.weights.keys(), self.weights.keys() - shapes.keys()
         if missing or surplus:
@@ -135,6 +146,7 @@ class Model:
         return int(width_in(self.spec) or 0)
 
 
+@takes(model=Model)
 def sites(model: Model) -> list[tuple[str, tuple[str, ...], slice]]:
     """Trainables grouped by layer: (layer name, parameter names, slice of theta).  [LORA-4].
 
@@ -156,6 +168,7 @@ def sites(model: Model) -> list[tuple[str, tuple[str, ...], slice]]:
     return groups
 
 
+@takes(model=Model)
 def pack(model: Model) -> Array:
     """Concatenate the trainables, each row-major, in packing order: theta (n,).  [LORA-4]."""
     if not model.trainable:
@@ -167,6 +180,7 @@ def pack(model: Model) -> Array:
     return theta
 
 
+@takes(model=Model)
 def unpack(model: Model, theta: Array) -> Model:
     """Return the model with its trainables from theta (n,); undoes :func:`pack`.  [LORA-4].
 
@@ -191,6 +205,7 @@ def _substitute(model: Model, weights: Mapping[str, Array]) -> Model:
     return new
 
 
+@takes(rng=np.random.Generator)
 def init_model(
     rng: np.random.Generator,
     spec: Spec,
@@ -218,6 +233,8 @@ def init_model(
     """
     check_spec(spec)
     check_format("dtype", dtype)
+    count = sum(math.prod(shape) for shape in param_shapes(spec).values())
+    check_memory("spec", f"{count} weights", count, dtype)
     weights: dict[str, Any] = {}
     for layer in spec:
         weights |= KINDS[layer["kind"]].init(layer, rng, init, dtype)
@@ -226,6 +243,7 @@ def init_model(
     return Model(spec=spec, weights=weights)
 
 
+@takes(rng=np.random.Generator, model=Model)
 def add_lora(
     rng: np.random.Generator,
     model: Model,
@@ -251,6 +269,7 @@ def add_lora(
     targets : sequence of str, optional
         Names of linears; by default all.
     """
+    check_range("alpha", alpha, low_open=True, high_open=True)
     names = [layer["name"] for layer in linears(model.spec)]
     for target in targets or ():
         check_choice("targets", target, names)
@@ -273,6 +292,7 @@ def add_lora(
     return Model(spec=spec, weights=weights)
 
 
+@takes(model=Model)
 def merge_lora(model: Model) -> Model:
     """Fold every LoRA branch into its weight and bias; the outputs agree to rounding.  [LORA-3]."""
     weights = dict(model.weights)
@@ -295,6 +315,7 @@ def merge_lora(model: Model) -> Model:
     return Model(spec=spec, weights=weights)
 
 
+@takes(model=Model)
 def check_inputs(model: Model, x: Array, *, finite: bool = True) -> None:
     """Refuse an empty batch and inputs of wrong shape, library or dtype, NaN or infinity."""
     check_input(model.spec, next(iter(model.weights.values())), x)
@@ -304,6 +325,7 @@ def check_inputs(model: Model, x: Array, *, finite: bool = True) -> None:
         check_finite(x=x)
 
 
+@takes(model=Model)
 def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
     """Run the layers in order.
 
@@ -333,6 +355,7 @@ def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
     return run(model.spec, model.weights, x, Context())
 
 
+@takes(model=Model)
 def vjp(model: Model, dz: Array, cache: list[Any], *, per_sample: bool = False) -> dict[str, Array]:
     """Pull k cotangents back to the trainables, layer by layer from the last.  [LAY-9].
 

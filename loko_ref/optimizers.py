@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from loko_ref.arrays import Array, is_numpy, namespace, one_minus_power, root, scalar
 from loko_ref.checks import check_finite, check_floats, check_range, check_shape, known_keywords
 from loko_ref.errors import InputError
+from loko_ref.signatures import takes
 
 __all__ = [
     "SGD",
@@ -152,6 +153,7 @@ def slot_names(config: OptimizerConfig) -> tuple[str, ...]:
     return ("sum",) if isinstance(config, AdaGrad) else ("exp_avg", "exp_avg_sq")
 
 
+@takes(config=(SGD, AdaGrad, AdamW))
 def init(theta: Array, config: OptimizerConfig) -> OptimizerState:
     """State before the first step.
 
@@ -172,6 +174,7 @@ def init(theta: Array, config: OptimizerConfig) -> OptimizerState:
     return OptimizerState(theta=theta, slots=slots)
 
 
+@takes(state=OptimizerState, config=(SGD, AdaGrad, AdamW))
 def step(state: OptimizerState, gradient: Array, config: OptimizerConfig) -> OptimizerState:
     """One step down a gradient.  [OPT-1, OPT-2, OPT-3].
 

@@ -13,9 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref import loko, optimizers, sources
-from loko_ref.checks import check_choice, check_range, known_keywords
-from loko_ref.data import Asked
+from loko_ref import data, loko, optimizers, sources, texts
+from loko_ref.checks import (
+    check_choice,
+    check_format,
+    check_range,
+    check_seed,
+    check_whole,
+    known_keywords,
+)
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.lora import INITS
@@ -208,16 +214,15 @@ class RunConfig:
         sources.check_options(self.data, str(self.shift), self.tokenizer, self.length)
         for name in ("batch", "epochs", "base_batch", "r", "evaluations", "limit", "length"):
             value = getattr(self, name)
-            if value is None and name in ("limit", "length"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(name, repr(value), "a whole number >= 1", "an empty batch or pass")
-        for width in self.hidden or ():
-            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-                raise InputError("hidden", repr(width), "whole numbers >= 1", "an empty layer")
-        # the data's own checks, before a base is trained on them
-        Asked(name=self.data, seed=self.seed, dtype=self.dtype, label_noise=self.label_noise)
+            if value is not None or name not in ("limit", "length"):
+                check_whole(name, value)
+        check_seed("seed", self.seed)
+        check_format("dtype", self.dtype)
+        check_choice("shift", self.shift, texts.SHIFTS if kind == "text" else data.SHIFTS)
+        check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
         check_range("alpha", self.alpha, low_open=True, high_open=True)
+        for width in self.hidden or ():
+            check_whole("hidden", width)
         check_choice("init", self.init, INITS)
         check_choice("backend", self.backend, ("numpy", "cupy"))  # balls enclose, and do not train
         check_choice("activation", self.activation, ACTIVATIONS)

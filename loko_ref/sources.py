@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref import data, files, glue, texts
-from loko_ref.checks import check_choice
+from loko_ref.checks import check_choice, check_memory, check_whole
 from loko_ref.data import Asked, Dataset, Split, assemble, shift_features
 from loko_ref.errors import InputError
 
@@ -58,8 +58,8 @@ def kind_of(name: str) -> str:
     >>> kind_of("digits"), kind_of("wine"), kind_of("glue:SST-2/train.tsv")
     ('image', 'table', 'text')
     """
-    word, colon, path = name.partition(":")
-    if word in FILES and not path:
+    word, colon, path = str(name).partition(":")
+    if word in FILES and not path.strip():
         raise InputError(
             "data",
             repr(name),
@@ -128,6 +128,8 @@ def load(
     """
     kind = kind_of(name)
     word, colon, path = name.partition(":")
+    if length is not None:
+        check_whole("length", length)
     check_options(name, shift, tokenizer, length)
     rest: dict[str, Any] = {
         "shift": shift,
@@ -233,6 +235,7 @@ def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Datas
         raise InputError(asked.name, "one text and two texts a sample", "one task", "mixed files")
     parts = [pick[: asked.limit] for pick in picks]
     chosen = np.concatenate(parts)
+    check_memory("length", length, len(chosen) * length)
     some = [samples[j] for j in chosen]
     ends = np.cumsum([len(part) for part in parts])
     if tokenizer is None:

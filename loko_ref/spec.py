@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loko_ref.arrays import Array, backend_of
-from loko_ref.checks import check_floats, check_shape
+from loko_ref.checks import check_choice, check_floats, check_shape, check_whole
 from loko_ref.errors import InputError
 from loko_ref.kinds import KINDS, Flow, Layer, Layers
 from loko_ref.kinds.base import check_layers, layer_shapes, width_in
 from loko_ref.kinds.tokens import Embedding
+from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.signatures import NoneType, check_type, takes
 
 __all__ = [
     "check_input",
@@ -40,9 +42,18 @@ def walk(spec: Spec) -> Iterator[tuple[str, Layer]]:
             yield f"[{j}].layers{where}", inner
 
 
+def _layers(spec: Spec) -> Spec:
+    """Return a spec that is a list of layers of known kinds; raise for anything else."""
+    check_type("spec", spec, Sequence, "another argument in place of a list of layers")
+    for j, layer in enumerate(spec):
+        check_type(f"spec[{j}]", layer, Mapping, "a layer's name in place of the layer")
+        check_choice(f"spec[{j}].kind", layer.get("kind"), KINDS)
+    return spec
+
+
 def linears(spec: Spec) -> list[Layer]:
     """Every linear in model order, attention's projections included, with its full name."""
-    return [inner for layer in spec for inner in KINDS[layer["kind"]].linears(layer)]
+    return [inner for layer in _layers(spec) for inner in KINDS[layer["kind"]].linears(layer)]
 
 
 def map_linears(spec: Spec, change: Any) -> list[dict[str, Any]]:
@@ -86,7 +97,7 @@ def param_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     >>> param_shapes([{"kind": "linear", "name": "0", "in": 3, "out": 2}])
     {'0.W': (2, 3), '0.b': (2,)}
     """
-    return layer_shapes(spec)
+    return layer_shapes(_layers(spec))
 
 
 def width_out(spec: Spec) -> int:
@@ -96,10 +107,11 @@ def width_out(spec: Spec) -> int:
 
 def reads_tokens(spec: Spec) -> bool:
     """Tell whether the input has a token axis: a layer on tokens comes before any pooling."""
-    kinds = [layer["kind"] for _, layer in walk(spec)]
+    kinds = [layer["kind"] for _, layer in walk(_layers(spec))]
     return any(kind in ("attention", "prepend", "positions", "pool") for kind in kinds)
 
 
+@takes(lora=(Mapping, NoneType))
 def mlp_spec(
     widths: Sequence[int], activation: str = "relu", lora: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
@@ -119,8 +131,12 @@ def mlp_spec(
     >>> [k["kind"] for k in mlp_spec([4, 3, 2], "tanh")]
     ['linear', 'tanh', 'linear']
     """
+    check_type("widths", widths, Sequence, "one width in place of a list")
     if len(widths) < 2:
         raise InputError("widths", widths, "at least two widths", "a network without a layer")
+    for width in widths:
+        check_whole("widths", width)
+    check_choice("activation", activation, ACTIVATIONS)
     spec: list[dict[str, Any]] = []
     for j, (i, o) in enumerate(itertools.pairwise(widths)):
         if j:

@@ -1,9 +1,15 @@
 """Examples run as their readers would run them."""
 
+import ast
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from loko_ref import strategies
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,3 +50,52 @@ def test_property_test_catches_a_wrong_filter(tmp_path):
     assert re.search(r"kalman.diagonal_update/own/float\d\d: first off: p\[\d+\]: ", done.stdout)
     assert "FAILED test_my_filter.py::test_has_every_fact[rescaled]" in done.stdout
     assert "FAILED test_my_filter.py::test_dtype_is_kept" not in done.stdout
+
+
+def test_the_property_test_has_no_deadline():
+    """It would measure how loaded the machine is; a copy carries its own profile."""
+    text = (ROOT / "examples" / "property_test_my_filter.py").read_text(encoding="utf-8")
+    code = "from hypothesis import settings; assert settings().deadline is None"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{text}\n{code}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "deadline=None" in (strategies.__doc__ or "")
+
+
+def test_the_recording_goes_to_a_temporary_folder_or_where_it_is_told(tmp_path):
+    example = str(ROOT / "examples" / "record_trace.py")
+    cwd, temporary = tmp_path / "checkout", tmp_path / "tmp"
+    cwd.mkdir()
+    temporary.mkdir()
+    for arguments in ([], ["told.npz"]):
+        done = subprocess.run(
+            [sys.executable, example, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=cwd,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        )
+        place = re.search(r"loko-ref verify --trace (\S+)", done.stdout)[1]
+        assert (cwd / place).is_file()
+        assert [file.name for file in cwd.iterdir()] == arguments
+    assert len(list(temporary.rglob("trace.npz"))) == 1
+
+
+WRITERS = {"save", "savez", "savefig", "write_text", "write_bytes", "tofile", "dump", "mkdir"}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda f: f.name)
+def test_no_example_writes_to_a_place_of_its_own(file):
+    """No call that writes has a literal path: it is an argument, or a temporary folder."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        literal = node.args and isinstance(node.args[0], ast.Constant)
+        writes = name in WRITERS or (
+            name == "open"
+            and any(isinstance(a, ast.Constant) and "w" in str(a.value) for a in node.args[1:])
+        )
+        assert not (literal and writes), f"line {node.lineno}"

@@ -82,7 +82,7 @@ def test_delta_merge_unmerge(site, alpha, data):
             {"r": 5, "init": "orthogonal"},
             r"r: got 5; required at most i = 4 with init 'orthogonal'.*cannot be orthogonal",
         ),
-        ({"r": 0}, r"r: got 0; required an integer >= 1"),
+        ({"r": 0}, r"r: got 0; required a whole number from 1"),
         ({"i": 2.5}, r"i: got 2.5"),
         ({"init": "kaimin"}, r"init: got 'kaimin'.*closest known name is 'kaiming'"),
     ],

@@ -11,14 +11,14 @@ comparison of balls is true only where it is certain.  [BALL-2, BALL-3]
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from loko_ref.errors import InputError, MissingExtraError
+from loko_ref import extras
+from loko_ref.errors import InputError
 
 __all__ = [
     "ARITHMETIC",
@@ -43,12 +43,7 @@ __all__ = [
 @cache
 def flint() -> Any:
     """Import python-flint, or name the extra that brings it."""
-    try:
-        return importlib.import_module("flint")
-    except ModuleNotFoundError as error:
-        if error.name != "flint":
-            raise
-        raise MissingExtraError("ball arithmetic", "flint", "certify") from None
+    return extras.load("flint", "ball arithmetic")
 
 
 def precision(bits: int) -> Any:

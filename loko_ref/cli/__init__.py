@@ -40,9 +40,11 @@ def _run() -> None:
     try:
         from loko_ref.cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich"):
             raise
-        print(MissingExtraError("the command line", error.name, "cli"), file=sys.stderr)
+        missing = MissingExtraError("the command line", package, "cli")
+        print(f"loko-ref: {missing}", file=sys.stderr)
         raise SystemExit(2) from None
     try:
         app()

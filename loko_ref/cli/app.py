@@ -58,6 +58,7 @@ from loko_ref.cli.operations import operations  # noqa: E402
 from loko_ref.cli.protocol import protocol  # noqa: E402
 from loko_ref.cli.schema import schema  # noqa: E402
 from loko_ref.cli.train import train  # noqa: E402
+from loko_ref.cli.values import read_by_type  # noqa: E402
 from loko_ref.cli.vectors import app as vectors  # noqa: E402
 from loko_ref.cli.verify import verify  # noqa: E402
 
@@ -72,3 +73,4 @@ app.command("lte")(lte)
 app.command("certify")(certify)
 app.command("bench")(bench)
 app.command("schema")(schema)
+read_by_type(app)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from loko_ref.errors import InputError
+from loko_ref.cli.needs import check_needs
+from loko_ref.errors import InputError, shown
 
 __all__ = ["certify"]
 
@@ -34,35 +35,35 @@ def certify(
     Exit code 0: every quantity is contained; 1: some are not; 2: it cannot run (extra 'certify'),
     or nothing could be judged.
     """
-    from fnmatch import fnmatchcase
+    check_needs(modules=[("flint", "ball arithmetic")])
     from json import dumps
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
-    from loko_ref.balls import precision
+    from loko_ref.checks import check_whole
     from loko_ref.conformance import certify as room
     from loko_ref.conformance.cases import Case, select
+    from loko_ref.conformance.globs import matcher, nothing_matches
+    from loko_ref.conformance.operations import OPERATIONS
     from loko_ref.storage import check_target, write_bytes
 
     if json is not None:
         check_target("--json", json)
     if limit < 128:
         raise InputError("--limit", limit, "bits >= 128", "the starting precision is 128")
-    with precision(128):  # names the extra where python-flint is missing
-        pass
-    chosen = [
-        one
-        for one in select(case, dtype, argument="--case")
-        if operation is None or fnmatchcase(one.operation.name, operation)
-    ]
+    check_whole("--limit", limit, high=2**16)
+    matches = matcher("--operation", operation)
+    chosen = [one for one in select(case, dtype, argument="--case") if matches(one.operation.name)]
+    if not chosen and case is None:
+        raise nothing_matches("--operation", operation, OPERATIONS, "loko-ref operations")
     if not chosen:
         raise InputError(
             "--operation",
-            repr(operation) + ("" if case is None else f" with --case {case!r}"),
-            "a glob that matches an operation, such as 'kalman.*', among the cases chosen",
-            "a name misspelt; 'loko-ref operations' lists them",
+            f"{shown(operation)} with --case {shown(case)}",
+            "a glob that matches the operation of a case that --case chooses",
+            "options that exclude each other",
         )
     console = Console()
     bar = Progress(
@@ -84,7 +85,7 @@ def certify(
         quantities, failed = room.certify(chosen, limit=limit, progress=progress)
     result = room.as_json(quantities, failed)
 
-    def shown(number: float | None) -> str:
+    def brief(number: float | None) -> str:
         return "not finite" if number is None else f"{number:.3g}"
 
     table = Table(title="oracle against its enclosure: largest error")
@@ -93,7 +94,7 @@ def certify(
     for name, ulps in result["max_ulp"].items():
         units = result["max_unit"][name]
         cells = [(t, d) for d in ("float64", "float32") for t in (ulps, units)]
-        table.add_row(name, *(shown(t[d]) if d in t else "" for t, d in cells))
+        table.add_row(name, *(brief(t[d]) if d in t else "" for t, d in cells))
     console.print(table)
     if len(chosen) <= FEW:
         few = Table(title="each quantity")

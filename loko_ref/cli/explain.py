@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from loko_ref.cli.needs import check_needs
 from loko_ref.cli.options import describe, parse_variants
 from loko_ref.errors import InputError
 from loko_ref.runconfig import RunConfig
@@ -45,6 +47,7 @@ def explain_command(
     entries: Annotated[int, typer.Option(help="Entries of theta to follow.")] = 4,
 ) -> None:
     """Print LoKO's step in reading order: quantity, shape, equation, label, numbers, meaning."""
+    check_needs(data=data)
     variants = parse_variants(variant or [])
     if len(variants) > 1:
         raise InputError(
@@ -61,6 +64,9 @@ def explain_command(
         dtype=dtype,
         backend=backend,
     )
+    check_needs(backend=config.backend)
+    found = explain(config, steps=steps, skip=skip, entries=entries)
+    opening = next(found)  # what cannot be run is refused before anything is printed
     console = Console(highlight=False)
     name = describe("loko", config.options, data == "diabetes")
     about = f"{name} on {data}, shift {config.shift}; observation {config.options['observation']}"
@@ -70,7 +76,7 @@ def explain_command(
         "the computed quantity with its equation written plainly, relative to its largest entry "
         "(where yhat is almost 1, it is the plain 1 - yhat that loses digits)."
     )
-    for number, step in enumerate(explain(config, steps=steps, skip=skip, entries=entries)):
+    for number, step in enumerate(itertools.chain([opening], found)):
         if number == 0 and skip is None and step.number > 0:
             console.print(
                 f"\nBegins at step {step.number}, the first that the network gets wrong: there "

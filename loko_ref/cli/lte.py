@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from loko_ref import interrupt
+from loko_ref.cli.needs import check_needs
 from loko_ref.errors import InputError
 
 __all__ = ["lte"]
@@ -92,7 +93,6 @@ def lte(
         int,
         typer.Option(
             help="BLAS threads of each process; another number can change the last bits.",
-            min=1,
             rich_help_panel=_RUN,
         ),
     ] = 1,
@@ -177,7 +177,8 @@ def lte(
     asked = dict(locals())
     asked |= {k: asked[k] or [] for k in ("option", "baseline", "size", "targets")}
 
-    from threadpoolctl import threadpool_limits
+    check_needs(modules=[("threadpoolctl", "a number of BLAS threads")])
+    from threadpoolctl import threadpool_info, threadpool_limits
 
     from loko_ref.lte import command, mpi, outcome
     from loko_ref.lte.team import Alone
@@ -186,6 +187,11 @@ def lte(
     team = mpi.connect() if mpi.launched() is not None else Alone()
 
     def prepare() -> Any:
+        check_needs(data=data, tokenizer=tokenizer, plot=plot, backend=backend)
+        for library in threadpool_info():
+            if library["user_api"] == "blas" and library["num_threads"] < threads:
+                most = f"at most {library['num_threads']}, as {library['internal_api']} allows"
+                raise InputError("--threads", threads, most, "a BLAS built for fewer threads")
         from loko_ref.sources import load
         from loko_ref.storage import check_target
 

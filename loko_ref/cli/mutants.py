@@ -39,13 +39,12 @@ def mutants(
     those given) are set beside the mistakes', in tolerances; exit code 0 if every correct one
     stays below 1 and every mistake that occurs in the cases is seen in some dtype, else 1.
     """
-    from fnmatch import fnmatchcase
-
     from rich.console import Console
     from rich.progress import track
 
     from loko_ref.conformance import score as scoring
     from loko_ref.conformance.cases import select
+    from loko_ref.conformance.globs import matcher, nothing_matches
     from loko_ref.conformance.mutants import all_mutants
     from loko_ref.conformance.report import write_json
     from loko_ref.documents import document
@@ -59,9 +58,10 @@ def mutants(
     if (correct or case is not None) and not calibration:
         name, got = ("--correct", correct) if correct else ("--case", case)
         raise InputError(name, got, "--calibration beside it", "--calibration was left out")
-    chosen = [m for m in all_mutants() if only is None or fnmatchcase(m.id, only)]
+    matches = matcher("--only", only)
+    chosen = [m for m in all_mutants() if matches(m.id)]
     if not chosen:
-        raise InputError("--only", repr(only), "a glob that matches a mutant's id", "misspelt")
+        raise nothing_matches("--only", only, [m.id for m in all_mutants()], "loko-ref mutants")
     if calibration:
         good = _calibrate(chosen, correct or [], case, json)
         raise typer.Exit(0 if good else 1)

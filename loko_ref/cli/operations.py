@@ -19,19 +19,20 @@ def operations(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="One operation, or a glob such as 'observation.*'; by default every one."
+            help="One operation, or a glob such as 'observation.*' (or 'observation' alone); by "
+            "default every one."
         ),
     ] = None,
 ) -> None:
     """Describe the operations: inputs, options, outputs, shapes, defaults, formulas."""
-    from fnmatch import fnmatchcase
-
-    from loko_ref.conformance.operations import CATALOGUE, OPERATIONS, get
+    from loko_ref.conformance.globs import matcher, nothing_matches
+    from loko_ref.conformance.operations import CATALOGUE, OPERATIONS
     from loko_ref.conformance.operations_network import LAYERS, SPEC
 
-    chosen = [o for key, o in OPERATIONS.items() if name is None or fnmatchcase(key, name)]
-    if name is not None and not chosen:
-        chosen = [get(name)]  # which names the closest
+    matches = matcher("operation", name)
+    chosen = [o for key, o in OPERATIONS.items() if matches(key)]
+    if not chosen:
+        raise nothing_matches("operation", name, OPERATIONS, "loko-ref operations")
     if name is None:
         typer.echo(
             f"catalogue {CATALOGUE}\n\n"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loko_ref import loko
+from loko_ref.checks import read_number
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.kalman.observation import OBSERVATIONS
 from loko_ref.runconfig import BASELINES, OPTIMIZERS, default_options
@@ -32,12 +33,7 @@ def _value(argument: str, text: str, kind: type) -> Any:
             return False
         raise InputError(argument, repr(text), "true or false", "a value of another option")
     if kind is float:
-        try:
-            return float(text)
-        except ValueError:
-            raise InputError(
-                argument, repr(text), "a number", "a value of another option"
-            ) from None
+        return read_number(argument, text)
     return text
 
 

@@ -15,6 +15,8 @@ from rich.table import Table
 
 from loko_ref import interrupt, runs, storage, training
 from loko_ref.arrays import get_backend
+from loko_ref.checks import read_number
+from loko_ref.cli.needs import check_needs
 from loko_ref.cli.options import describe, parse_optimizers, parse_variants
 from loko_ref.documents import document
 from loko_ref.errors import InputError, unknown_option
@@ -114,6 +116,12 @@ def train(
     A base network is trained on unshifted data (digits: 64-128-128-10), LoRA (r = 4) is put on
     every linear, and the shifted stream is learned once. Exit code 1 if a run diverged.
     """
+    check_needs(
+        data="digits" if data is None and resume is None else data,
+        tokenizer=tokenizer,
+        plot=plot,
+        files=(checkpoint, resume),
+    )
     if json_file is not None:
         storage.check_target("--json", json_file)
     if plot is not None:
@@ -242,12 +250,7 @@ def _rates(texts: list[str]) -> dict[str, float]:
         name, sign, number = text.rpartition("=")
         if sign and name not in BASELINES:
             raise unknown_option("--lr", name, BASELINES)
-        try:
-            found[name or "all"] = float(number)
-        except ValueError:
-            raise InputError(
-                "--lr", repr(text), "a number, or NAME=NUMBER", "a typing error"
-            ) from None
+        found[name or "all"] = read_number("--lr", number)
     return found
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loko_ref.cli.needs import check_needs
 from loko_ref.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def verify(
     Exit code 0: all that ran passed, or failed as expected (--xfail), and something ran; 1:
     something failed; 2: TARGET cannot be used, or nothing ran.
     """
+    check_needs(html=html, files=(trace,))
     from rich.console import Console
     from rich.progress import Progress
 
@@ -111,8 +113,6 @@ def verify(
     from loko_ref.conformance.verify import run
     from loko_ref.storage import check_target
 
-    if not timeout > 0:
-        raise InputError("--timeout", timeout, "seconds > 0", "a sign")
     for flag, path in (("--json", json), ("--junit", junit), ("--html", html)):
         if path is not None:
             check_target(flag, path)

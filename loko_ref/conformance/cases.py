@@ -12,13 +12,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.checks import check_choice
+from loko_ref.conformance.globs import matcher, nothing_matches
 from loko_ref.conformance.operations import OPERATIONS, Operation
 
 __all__ = ["DTYPES", "OWN", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
@@ -193,31 +194,27 @@ def select(
 
     Parameters
     ----------
-    only, dtype : str, optional
-        The glob; float64 or float32.
+    only : str, optional
+        A glob, as :func:`loko_ref.conformance.globs.matcher` takes it.
+    dtype : {"float64", "float32"}, optional
+        Of the cases.
     argument : str
-        What the caller's user knows the glob as, for the error.
+        What the glob is called, for the error.
 
     Raises
     ------
     InputError
         If there is none.
     """
-    from loko_ref.errors import InputError, unknown_option
-
-    if dtype is not None and dtype not in DTYPES:
-        raise unknown_option("dtype", dtype, DTYPES)
+    if dtype is not None:
+        check_choice("dtype", dtype, DTYPES)
+    chosen = matcher(argument, only)
     found = [
         case
         for case in all_cases()
         if (dtype is None or case.dtype == dtype)
-        and (only is None or fnmatchcase(case.id, only) or fnmatchcase(case.operation.name, only))
+        and (chosen(case.id) or chosen(case.operation.name))
     ]
     if not found:
-        raise InputError(
-            argument,
-            repr(only),
-            "a glob that matches a case id or an operation, such as 'kalman.*'",
-            "a name misspelt; 'loko-ref verify --list' prints every id",
-        )
+        raise nothing_matches(argument, only, OPERATIONS, "loko-ref verify --list")
     return found

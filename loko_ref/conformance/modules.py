@@ -9,14 +9,13 @@ mask (batch, t), true where a token is real.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from loko_ref import extras
 from loko_ref.arrays import Array
-from loko_ref.errors import MissingExtraError
 from loko_ref.spec import check_spec, linears, param_shapes
 
 __all__ = ["build_module", "factor_shapes", "import_torch"]
@@ -27,10 +26,7 @@ Spec = Sequence[Layer]
 
 def import_torch() -> Any:
     """Import torch, or say which extra brings it."""
-    try:
-        return importlib.import_module("torch")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("verifying a torch optimizer", "torch", "interop") from error
+    return extras.load("torch", "verifying a torch optimizer")
 
 
 def factor_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:

@@ -256,6 +256,6 @@ def get(name: str) -> Operation:
     """Return an operation by name; an unknown one is an InputError naming the closest."""
     from loko_ref.errors import unknown_option
 
-    if name not in OPERATIONS:
+    if not isinstance(name, str) or name not in OPERATIONS:
         raise unknown_option("operation", name, OPERATIONS)
     return OPERATIONS[name]

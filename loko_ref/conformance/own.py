@@ -21,6 +21,7 @@ from loko_ref.conformance.operations import Operation, get
 from loko_ref.conformance.report import failure
 from loko_ref.conformance.verify import Check, judge
 from loko_ref.errors import InputError, unknown_option
+from loko_ref.signatures import takes
 
 __all__ = ["agree", "check", "own_case"]
 
@@ -57,6 +58,7 @@ def _sorted(
     )
 
 
+@takes(operation=str, arguments=Mapping)
 def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Case:
     """Make a case of inputs of one's own; its id is ``operation/own/dtype``.
 
@@ -99,6 +101,7 @@ def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Ca
     return Case(id=f"{operation}/{OWN}/{dtype}", recipe=recipe, dtype=dtype)
 
 
+@takes(operation=str, arguments=Mapping)
 def check(
     function: Callable[..., Any], operation: str, arguments: Mapping[str, Any], **options: Any
 ) -> Check:
@@ -122,6 +125,10 @@ def check(
     InputError, NumericalError
         If the oracle itself refuses the inputs.
     """
+    given: object = function
+    if not callable(given):
+        got, order = f"type {type(given).__name__}", "check(function, operation, arguments)"
+        raise InputError("function", got, "a function", f"arguments in another order: {order}")
     case = own_case(operation, arguments, **options)
     with np.errstate(all="ignore"):
         return judge(case, call(function, case))

@@ -9,7 +9,6 @@ tolerance and the known mistakes of every other case.  [TOL-1]
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,12 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.answer import Answer
 from loko_ref.conformance.cases import Case, Recipe
 from loko_ref.conformance.formulas import Values, identity, spread
+from loko_ref.conformance.globs import matcher
 from loko_ref.conformance.operations import OPERATIONS, Operation, Output
 from loko_ref.conformance.recording import Recording
 from loko_ref.conformance.tolerance import FORMULA_TABLE
 from loko_ref.conformance.verify import Check, judge
-from loko_ref.errors import InputError
+from loko_ref.errors import InputError, shown
 
 __all__ = ["TraceCase", "check", "first"]
 
@@ -247,7 +247,7 @@ def check(recording: Recording, only: str | None = None) -> list[Check]:
         If `only` matches nothing.
     """
     dense, glm = recording.options["covariance"] == "dense", recording.options["noise"] == "glm"
-    checks = []
+    chosen, checks = matcher("--only", only), []
     for k in sorted(recording.steps):
         state = not set(recording.steps[k]) - {"theta", "p", "P", "R"}
         if state and k - 1 in recording.steps and k + 1 not in recording.steps:
@@ -258,11 +258,11 @@ def check(recording: Recording, only: str | None = None) -> list[Check]:
                 continue
             one = _one(recording, k, target, have)
             name = one.case.operation.name
-            if only is None or fnmatchcase(one.case.id, only) or fnmatchcase(name, only):
+            if chosen(one.case.id) or chosen(name):
                 checks.append(one)
     if not checks:
         required = "a glob that matches a quantity, such as 'trace/0/S' or 'trace.S'"
-        raise InputError("--only", repr(only), required, "a name misspelt, or a single state")
+        raise InputError("--only", shown(only), required, "a name misspelt, or a single state")
     return checks
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve_triangular
-from loko_ref.checks import check_choice
+from loko_ref.checks import check_choice, check_floats
 from loko_ref.errors import InputError, NumericalError, UndecidedError
 from loko_ref.kalman import glm
 from loko_ref.kalman.diagonal import check_update
@@ -83,6 +83,7 @@ def update(
     [KAL-6]. The filter follows any linear change of outputs or parameters [KAL-7].
     """
     check_choice("form", form, FORMS)
+    check_floats(R=R)
     check_update(theta, H, e, R, P=P)
     return _update(theta, P, H, e, R, form)
 

@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from loko_ref.arrays import Array, asarray, cholesky, contrast_basis, epsilon, namespace, root
 from loko_ref.arrays import cho_solve as _cho_solve
 from loko_ref.checks import (
+    check_array,
     check_choice,
     check_covariance,
     check_finite,
     check_floats,
     check_shape,
     check_some,
+    check_whole,
 )
 from loko_ref.errors import InputError
 from loko_ref.layers.activation import softmax_forward
@@ -78,6 +80,9 @@ def one_hot(labels: Array, C: int, like: Array) -> Array:
     InputError
         If a label is not a whole number in [0, C).
     """
+    check_array("y", labels)
+    check_whole("C", C)
+    check_floats(like=like)
     xp = namespace(labels)
     check_shape("y", labels, ("batch",))
     if labels.dtype.kind not in "iu":
@@ -101,6 +106,8 @@ def one_hot(labels: Array, C: int, like: Array) -> Array:
 
 def predict(observation: str, z: Array) -> Array:
     """Predicted observation (batch, C) of the outputs z.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
+    check_choice("observation", observation, OBSERVATIONS)
+    check_floats(z=z)
     return z if observation == "gaussian" else softmax_forward(z)[0]
 
 

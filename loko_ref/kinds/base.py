@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.checks import check_choice
+from loko_ref.checks import check_choice, check_whole
 from loko_ref.errors import InputError, closest
+from loko_ref.signatures import check_type
 
 __all__ = [
     "KINDS",
@@ -140,10 +141,7 @@ def own(layer: Layer, keys: Sequence[str], weights: Weights) -> dict[str, Array]
 
 def whole(argument: str, value: Any, low: int = 1) -> None:
     """Refuse what is no whole number, or is below `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise InputError(
-            argument, repr(value), f"a whole number >= {low}", "a size that is not whole"
-        )
+    check_whole(argument, value, low=low)
 
 
 def draw(shapes: Shapes, rng: np.random.Generator, dtype: str) -> dict[str, Any]:
@@ -161,8 +159,10 @@ def first(flow: Flow, where: str, layer: Layer) -> None:
 
 def check_layers(layers: Layers, where: str, flow: Flow) -> Flow:
     """Refuse layers of an unknown kind, with foreign or missing keys, or that do not chain."""
+    check_type(where, layers, Sequence, "another argument in place of a list of layers")
     for j, layer in enumerate(layers):
         at = f"{where}[{j}]"
+        check_type(at, layer, Mapping, "a layer's name in place of the layer")
         check_choice(f"{at}.kind", layer.get("kind"), KINDS)
         kind = KINDS[layer["kind"]]
         allowed = {"kind", *kind.required, *kind.optional}

@@ -6,7 +6,7 @@ Shapes: x (batch, ..., i); dy (k, batch, ..., o).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,14 @@ class Linear(Kind):
         """Widths chain; the rank is at least 1 (it may exceed a width, as PEFT's may)."""
         i, o = layer["in"], layer["out"]
         for key in ("in", "out"):
-            check_range(f"{where}.{key}", layer[key], low=1)
+            whole(f"{where}.{key}", layer[key])
         flow.take(f"{where}.in", i)
         if layer.get("lora"):
+            if not isinstance(layer["lora"], Mapping):
+                got = f"a {type(layer['lora']).__name__}"
+                raise InputError(
+                    f"{where}.lora", got, "a mapping with r and alpha", "the rank alone"
+                )
             for key in layer["lora"].keys() - {"r", "alpha", "bias"}:
                 raise InputError(
                     f"{where}.lora.{key}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from loko_ref.arrays import Array
 from loko_ref.checks import (
@@ -125,6 +126,9 @@ class LokoConfig:
         check_range("r0", self.r0, low=0, low_open=True, high_open=True)
         check_range("lam", self.lam, low=0, high=1, low_open=True)
         check_range("q", self.q, low=0, high_open=True)
+        p0: object = self.p0
+        if isinstance(p0, Real) or not (isinstance(p0, Mapping) or hasattr(p0, "shape")):
+            check_range("p0", p0, low=0, low_open=True, high_open=True)
         for name in ("beta", "r0", "lam", "q"):  # a NumPy float64 would widen float32
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.center and self.observation != "logits":

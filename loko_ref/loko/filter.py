@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from loko_ref.arrays import Array, namespace, number
-from loko_ref.checks import (
-    check_shape,
-)
+from loko_ref.checks import check_choice, check_floats, check_shape
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.jacobian import jacobian
 from loko_ref.kalman import noise, time
@@ -29,6 +27,7 @@ from loko_ref.loko.measurement import (
 )
 from loko_ref.loko.state import Batch, LokoRecord, LokoState, check_state
 from loko_ref.model import forward, unpack
+from loko_ref.signatures import check_type
 
 __all__ = ["advance", "loss", "run", "step", "targets"]
 
@@ -43,6 +42,8 @@ def targets(y: Array, z: Array, observation: str) -> Array:
     """
     if not hasattr(y, "ndim"):
         raise InputError("y", type(y).__name__, "an array", "a list or a scalar: wrap it")
+    check_floats(z=z)
+    check_choice("observation", observation, obs.OBSERVATIONS)
     if y.ndim == 1 and observation != "gaussian":
         rows = obs.one_hot(y, z.shape[1], z)
     else:
@@ -61,6 +62,14 @@ def loss(z: Array, y: Array, observation: str) -> Array:
     observation : str
         The observation model.
     """
+    check_floats(z=z, y=y)
+    check_choice("observation", observation, obs.OBSERVATIONS)
+    check_shape("z", z, ("batch", "C"))
+    check_shape("y", y, tuple(z.shape))
+    return _loss(z, y, observation)
+
+
+def _loss(z: Array, y: Array, observation: str) -> Array:
     if observation == "gaussian":
         return 0.5 * ((y - z) ** 2).sum(axis=1).mean()
     return -(y * log_softmax_forward(z)[0]).sum(axis=1).mean()
@@ -110,10 +119,20 @@ def step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState,
         overflow, or a `glm` filter that wound up is certain and wrong; names the step and the
         eigenvalue.
     """
+    if type(state) is not LokoState or type(batch) is not Batch or type(config) is not LokoConfig:
+        _check_types(state, batch, config)
     try:
         return _step(state, batch, config)
     except NumericalError as error:
         raise error.at_step(state.step) from None
+
+
+def _check_types(state: object, batch: object, config: object) -> None:
+    """Raise where :func:`step` is given its arguments in another order, or other objects."""
+    order = "the arguments in another order: step(state, batch, config)"
+    check_type("state", state, LokoState, order)
+    check_type("batch", batch, Batch, order)
+    check_type("config", config, LokoConfig, order)
 
 
 def _step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState, LokoRecord]:
@@ -147,6 +166,15 @@ def advance(
     outputs : callable
         theta (n,) -> z (batch, C): the network at another theta; called by ``ema_residual_hph``.
     """
+    order = "the arguments in another order: advance(state, config, z, Z, y, outputs)"
+    check_type("state", state, LokoState, order)
+    check_type("config", config, LokoConfig, order)
+    check_floats(z=z, Z=Z)
+    check_shape("z", z, ("batch", "C"), {"C": config.model.outputs})
+    m = z.shape[0] * z.shape[1]
+    check_shape("Z", Z, ("m", "n"), {"m": m, "n": config.model.n})
+    if not callable(outputs):
+        raise InputError("outputs", f"a {type(outputs).__name__}", "a function theta -> z", order)
     check_state(state, config)
     try:
         return _advance(state, config, z, Z, y, outputs)
@@ -209,7 +237,7 @@ def _advance(
     record = LokoRecord(
         p_pred=p_pred,
         z=z,
-        loss=number(loss(z, y, config.observation)),
+        loss=number(_loss(z, y, config.observation)),
         yhat=seen.yhat,
         e=e,
         H=H,
@@ -241,6 +269,11 @@ def run(
     records : list of LokoRecord
         One a batch.
     """
+    if isinstance(batches, Batch | LokoState | LokoConfig) or not isinstance(batches, Iterable):
+        hint = (
+            "one batch in place of a list of them, or run(state, batches, config) in another order"
+        )
+        raise InputError("batches", f"a {type(batches).__name__}", "an iterable of Batch", hint)
     records: list[LokoRecord] = []
     for batch in batches:
         state, record = step(state, batch, config)

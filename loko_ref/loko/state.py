@@ -18,14 +18,17 @@ from loko_ref.checks import (
     check_covariance,
     check_finite,
     check_floats,
+    check_memory,
     check_positive,
     check_range,
     check_shape,
     check_symmetric,
+    check_whole,
 )
 from loko_ref.errors import InputError
 from loko_ref.loko.config import LokoConfig
 from loko_ref.model import pack, sites
+from loko_ref.signatures import check_type, takes
 
 __all__ = ["Batch", "LokoRecord", "LokoState", "check_state", "init", "init_at", "prior"]
 
@@ -148,21 +151,29 @@ def init(config: LokoConfig, batch: int = 1) -> LokoState:
     batch : int
         Samples a step, at least 1; R is (m, m) with m = batch * C.
     """
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise InputError("batch", repr(batch), "a whole number >= 1", "an empty batch")
+    check_type("config", config, LokoConfig, "arguments in another order: init(config, batch)")
+    check_whole("batch", batch)
     return init_at(config, pack(config.model), batch)
 
 
+@takes(config=LokoConfig)
 def init_at(config: LokoConfig, theta: Array, batch: int = 1) -> LokoState:
     """State before the first step, at a mean theta (n,) of the caller's.  [LOKO-1, NOISE-1].
 
     As :func:`init`, for filters that share a configuration, such as LTE's heads.
     """
+    check_floats(theta=theta)
+    check_shape("theta", theta, ("n",), {"n": config.model.n})
+    check_whole("batch", batch)
     xp = namespace(theta)
+    m, n = batch * config.model.outputs, theta.shape[0]
+    dense = config.covariance == "dense"
+    check_memory("batch", batch, 3 * m * m + 2 * m * n, theta.dtype)  # R, S and its factor; H, K
+    if dense:
+        check_memory("covariance", f"'dense' with n = {n}", 3 * n * n, theta.dtype)
     p = prior(config, theta)
-    m = batch * config.model.outputs
     R = None if config.observation == "glm" else config.r0 * xp.eye(m, dtype=theta.dtype)
-    if config.covariance == "dense":
+    if dense:
         return LokoState(theta=theta, P=xp.diag(p) if p.ndim == 1 else p, R=R)
     return LokoState(theta=theta, p=p, R=R)
 

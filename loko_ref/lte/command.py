@@ -5,7 +5,7 @@ Shapes: x (samples, i), or (samples, t) ids of a text; W (o, i).
 
 from __future__ import annotations
 
-import importlib.util
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,17 +14,26 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from loko_ref import extras
 from loko_ref.architectures import SMALL, patch_side, roberta_spec, vit_spec
 from loko_ref.arrays import Array, get_backend
-from loko_ref.checks import check_choice, check_range
-from loko_ref.errors import InputError, MissingExtraError, unknown_option
+from loko_ref.checks import (
+    check_choice,
+    check_format,
+    check_memory,
+    check_range,
+    check_whole,
+    read_number,
+    read_whole,
+)
+from loko_ref.errors import InputError, shown, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.lte import checkpoint
 from loko_ref.lte.config import OPTIMIZERS, LteConfig
 from loko_ref.lte.experiment import BASELINES, Data, History
 from loko_ref.lte.state import LteState, init
 from loko_ref.lte.team import Team
-from loko_ref.spec import linears, map_linears, mlp_spec
+from loko_ref.spec import linears, map_linears, mlp_spec, param_shapes
 
 __all__ = ["HIDDEN", "LEARNING_RATES", "NETWORKS", "SIZE", "Job", "network", "prepare"]
 
@@ -36,6 +45,9 @@ NETWORKS = ("mlp", "vit", "encoder")
 
 HIDDEN = "128,128"
 """Hidden widths of the perceptron, where none are named."""
+
+DEEPEST = 100
+"""Most hidden layers of the perceptron."""
 
 SIZE = (*SMALL, "patch")
 """Of the transformers: blocks, width of a token, heads of the attention, width of the feed-forward;
@@ -125,23 +137,25 @@ def _optimizer(name: str, lr: float | None, options: list[str], regression: bool
         elif key in truths:
             raise InputError("option", repr(item), f"{key}=true or {key}=false", "another value")
         else:
-            try:
-                chosen[key] = float(value)
-            except ValueError:
-                chosen[key] = value
+            chosen[key] = _number_or_word(item, value)
     return kind(**chosen)
 
 
-def _widths(text: str, i: int, o: int) -> list[int]:
+def _number_or_word(item: str, value: str) -> float | str:
+    """Read a value: a number where it begins as one, else a choice's name."""
     try:
-        return [i, *(int(w) for w in text.split(",")), o]
+        float(value)
     except ValueError:
-        raise InputError(
-            "hidden",
-            repr(text),
-            "widths such as 128,128",
-            "a width that is missing, or no whole number",
-        ) from None
+        return value
+    return read_number(f"option {shown(item)}", value)
+
+
+def _widths(text: str, i: int, o: int) -> list[int]:
+    words = text.split(",")
+    if len(words) > DEEPEST:
+        got = f"{len(words)} widths"
+        raise InputError("hidden", got, f"at most {DEEPEST} widths", "another option's value")
+    return [i, *(read_whole("hidden", word) for word in words), o]
 
 
 def _size(items: list[str]) -> dict[str, Any]:
@@ -150,10 +164,14 @@ def _size(items: list[str]) -> dict[str, Any]:
         key, _, value = item.partition("=")
         if key not in SIZE:
             raise unknown_option("size", key, SIZE)
-        if not value.isdecimal() or int(value) < 1:
-            raise InputError("size", repr(item), "NAME=NUMBER, at least 1", "a missing number")
-        found[key] = int(value)
+        found[key] = read_whole(f"size {key}", value)
     return found
+
+
+def _check_size(argument: str, got: object, spec: list[dict[str, Any]]) -> None:
+    """Raise where a network's weights alone are more than a run may ask for."""
+    count = sum(math.prod(shape) for shape in param_shapes(spec).values())
+    check_memory(argument, got, 2 * count)  # the weights now, and at the last reset
 
 
 def network(asked: Mapping[str, Any], source: _Source) -> list[dict[str, Any]]:
@@ -173,7 +191,9 @@ def network(asked: Mapping[str, Any], source: _Source) -> list[dict[str, Any]]:
         If the network cannot read the data, or a rank exceeds a dimension.
     """
     text = source.vocabulary is not None
-    name = asked["network"] or ("encoder" if text else "mlp")
+    name = asked["network"]
+    if name is None:
+        name = "encoder" if text else "mlp"
     check_choice("network", name, NETWORKS)
     if (name == "encoder") != text or (name == "vit" and source.image is None):
         raise InputError(
@@ -193,13 +213,13 @@ def network(asked: Mapping[str, Any], source: _Source) -> list[dict[str, Any]]:
     size = _size(asked["size"])
     side = size.pop("patch", None)
     size["outputs"] = source.outputs
-    activation = asked["activation"] or ("relu" if name == "mlp" else "gelu")
+    activation = asked["activation"]
+    if activation is None:
+        activation = "relu" if name == "mlp" else "gelu"
     check_choice("activation", activation, ACTIVATIONS)
     if name == "mlp":
         hidden = HIDDEN if asked["hidden"] is None else asked["hidden"]
         widths = _widths(hidden, source.base.x.shape[1], source.outputs)
-        for width in widths:
-            check_range("hidden", width, low=1)
         spec = mlp_spec(widths, activation)
     elif name == "vit":
         assert source.image is not None
@@ -216,6 +236,8 @@ def network(asked: Mapping[str, Any], source: _Source) -> list[dict[str, Any]]:
             activation=activation,
             **size,
         )
+    option = "hidden" if name == "mlp" else "size"
+    _check_size(option, asked[option], spec)
     return _with_lora(spec, asked, regression=source.classes is None)
 
 
@@ -224,7 +246,9 @@ def _with_lora(
 ) -> list[dict[str, Any]]:
     """Put LoRA on the linears asked for; all of them by default."""
     r = asked["rank"]
-    check_range("rank", r, low=1)
+    check_whole("rank", r)
+    if asked["alpha"] is not None:
+        check_range("alpha", asked["alpha"], low_open=True, high_open=True)
     alpha = 2.0 * r if asked["alpha"] is None else asked["alpha"]
     names = [layer["name"] for layer in linears(spec)]
     ends = {name.rsplit(".", 1)[-1] for name in names} | set(names)
@@ -268,8 +292,6 @@ def _check_together(asked: Mapping[str, Any]) -> None:
 
 def _check_places(asked: Mapping[str, Any]) -> None:
     """Refuse, before the run, what it could not leave behind at its end."""
-    if asked["plot"] is not None and importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("a plot", "matplotlib", "data")
     place, resume = asked["checkpoint"], asked["resume"]
     if place is None:
         return
@@ -311,10 +333,13 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
     InputError
         If an argument cannot be used, or a checkpoint is not of this run.
     """
+    if asked["plot"] is not None:
+        extras.load("matplotlib", "a plot")
     for name in asked["baseline"]:
         check_choice("baseline", name, BASELINES)
     _check_together(asked)
-    check_range("steps", asked["steps"], low=1)
+    check_whole("steps", asked["steps"])
+    check_format("dtype", asked["dtype"])
     check_choice("data_split", asked["data_split"], ("chunks", "replicated"))
     check_choice("backend", asked["backend"], ("numpy", "cupy"))  # balls enclose, and do not train
     like = get_backend(asked["backend"]).asarray(np.zeros(1, asked["dtype"]))

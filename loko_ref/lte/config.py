@@ -17,7 +17,13 @@ import numpy as np
 
 from loko_ref import lora
 from loko_ref.arrays import Array, is_numpy
-from loko_ref.checks import check_choice, check_range, known_keywords
+from loko_ref.checks import (
+    check_choice,
+    check_memory,
+    check_seed,
+    check_whole,
+    known_keywords,
+)
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.loko import LokoConfig
@@ -235,11 +241,9 @@ class LteConfig:
         """Check every choice, and that they go together."""
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
-        for name, low in (("heads", 1), ("merge_every", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise InputError(name, repr(value), "a whole number", "a float or a string")
-            check_range(name, value, low=low)
+        check_whole("heads", self.heads)
+        check_whole("merge_every", self.merge_every)
+        check_seed("seed", self.seed)
         if not isinstance(self.optimizer, SGD | AdaGrad | AdamW | Loko):
             raise InputError(
                 "optimizer",
@@ -248,6 +252,12 @@ class LteConfig:
                 "a name in place of a configuration",
             )
         check_spec(self.spec)
+        weights = 2 * sum(math.prod(shape) for shape in param_shapes(self.spec).values())
+        check_memory(
+            "spec", f"{weights // 2} weights, twice", weights
+        )  # W, and W at the last reset
+        own = 4 * self.heads * self.layout.n  # theta, as merged, and two slots of the optimizer
+        check_memory("heads", self.heads, weights + own)
         if not self.layout.factors and (self.heads > 1 or self.replicas == "frozen"):
             raise InputError(
                 "spec",

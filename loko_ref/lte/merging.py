@@ -18,6 +18,7 @@ from loko_ref.checks import check_shape
 from loko_ref.lte.config import LteConfig, Site
 from loko_ref.lte.state import LteState, draw_factors, fresh_copies, fresh_optimizer
 from loko_ref.lte.team import ALONE, Team
+from loko_ref.signatures import takes
 
 __all__ = ["merge", "merge_weights", "reset"]
 
@@ -77,6 +78,7 @@ def _bias(p: Mapping[str, Array]) -> Array:
     return total
 
 
+@takes(config=LteConfig, state=LteState)
 def merge(
     config: LteConfig,
     state: LteState,
@@ -165,6 +167,7 @@ def _after_merge(
     return state.slots, state.R, state.optimizer_step
 
 
+@takes(config=LteConfig, state=LteState)
 def reset(
     config: LteConfig,
     state: LteState,

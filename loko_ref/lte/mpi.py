@@ -23,7 +23,13 @@ import numpy as np
 
 from loko_ref import interrupt
 from loko_ref.arrays import Array, asarray, to_host
-from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
+from loko_ref.errors import (
+    BackendError,
+    InputError,
+    MissingExtraError,
+    MissingLibraryError,
+    NumericalError,
+)
 from loko_ref.lte.team import span
 from loko_ref.lte.watch import Watch, sentry
 
@@ -83,7 +89,8 @@ def connect() -> MpiTeam:
     Raises
     ------
     MissingExtraError
-        If mpi4py or the MPI library is not installed.
+        If mpi4py is not installed; :class:`~loko_ref.errors.MissingLibraryError` where it is, and
+        finds no MPI library.
     InputError
         If the launcher started several processes that do not see each other.
     """
@@ -94,9 +101,12 @@ def connect() -> MpiTeam:
         with _sentry(size):
             MPI = importlib.import_module("mpi4py.MPI")  # returns when all have joined
     except (ImportError, RuntimeError) as error:
-        raise MissingExtraError(
-            f"a run under mpiexec ({str(error).strip().splitlines()[0]})", "mpi4py", "mpi"
-        ) from error
+        feature, name = "a run under mpiexec", getattr(error, "name", None) or ""
+        if isinstance(error, ModuleNotFoundError) and name.split(".")[0] == "mpi4py":
+            raise MissingExtraError(feature, "mpi4py", "mpi") from error
+        failure = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        library = "an MPI library"
+        raise MissingLibraryError(feature, "mpi4py", "mpi", failure, library, "mpich") from error
     world = MPI.COMM_WORLD
     if size is not None and size != world.size:
         library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()

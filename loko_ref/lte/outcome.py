@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref import storage
+from loko_ref import extras, storage
 from loko_ref.arrays import Array, to_host
 from loko_ref.documents import document
-from loko_ref.errors import MissingExtraError, NumericalError
+from loko_ref.errors import NumericalError
 from loko_ref.lte import checkpoint
 from loko_ref.lte import diagnostics as diag
 from loko_ref.lte.command import Job
@@ -251,11 +251,8 @@ def plot(path: Path, details: Mapping[str, Any]) -> None:
     MissingExtraError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("a plot", "matplotlib", "data") from error
+    rc_context = extras.load("matplotlib", "a plot").rc_context
+    Figure = extras.load("matplotlib.figure", "a plot").Figure
     with rc_context({"svg.hashsalt": "loko-ref", "svg.fonttype": "none"}):
         figure = Figure(figsize=(10, 7), layout="constrained")
         axes = figure.subplots(2, 2)

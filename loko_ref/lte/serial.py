@@ -18,6 +18,7 @@ from loko_ref.lte.merging import merge, reset
 from loko_ref.lte.state import LteState
 from loko_ref.lte.stepping import StepRecord, deal, step
 from loko_ref.lte.team import ALONE, Team
+from loko_ref.signatures import check_type, takes
 
 __all__ = [
     "Event",
@@ -40,6 +41,7 @@ class Event:
     record: StepRecord | None = None
 
 
+@takes(config=LteConfig, itemsize=int)
 def bytes_per_merge(config: LteConfig, itemsize: int) -> int:
     """Logical bytes of the factors (and replicas) of all heads: what one merge sends.  [LTE-9].
 
@@ -52,6 +54,7 @@ Batches = Iterable[tuple[Array, Array]]
 Redraws = Callable[[int], Mapping[str, Array]] | None
 
 
+@takes(config=LteConfig, state=LteState, batches=Iterable)
 def iterate(
     config: LteConfig,
     state: LteState,
@@ -109,7 +112,9 @@ def iterate(
     def due() -> bool:
         return config.mode == "lte" and merges(state.step)
 
-    for x, y in batches:
+    for pair in batches:
+        check_type("batches", pair, (tuple, list), "batches of x alone, in place of pairs (x, y)")
+        x, y = pair
         team.log(state.step, "step")
         state, record = step(config, state, x, y, team, lr=_rate(rates, state.step))
         size = record.z.shape[-2]

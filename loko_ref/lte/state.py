@@ -22,6 +22,7 @@ from loko_ref.lte.config import Loko, LteConfig
 from loko_ref.lte.heads import Heads
 from loko_ref.lte.team import ALONE, Team, span
 from loko_ref.model import Model, init_model
+from loko_ref.signatures import NoneType, takes
 from loko_ref.spec import linears, map_linears
 
 __all__ = [
@@ -138,6 +139,7 @@ def _checked(config: LteConfig, weights: Mapping[str, Array]) -> None:
     check_finite(**weights)
 
 
+@takes(config=LteConfig, weights=(Mapping, NoneType), factors=(Mapping, NoneType))
 def init(
     config: LteConfig,
     *,
@@ -261,6 +263,7 @@ def heads_of(config: LteConfig, state: LteState) -> Heads:
     return Heads(theta=state.theta, merged=merged, weights=weights)
 
 
+@takes(config=LteConfig, weights=Mapping)
 def merged_model(config: LteConfig, weights: Mapping[str, Array]) -> Model:
     """Plain network of merged weights, for evaluation and as a start elsewhere."""
     return Model(spec=without_lora(config), weights=dict(weights), trainable=tuple(weights))
@@ -291,6 +294,7 @@ def head_arrays(config: LteConfig, state: LteState, row: int) -> dict[str, Array
     return found
 
 
+@takes(config=LteConfig, state=LteState)
 def fingerprint(config: LteConfig, state: LteState, team: Team = ALONE) -> str:
     """SHA-256 of the whole state: every weight, factor, optimizer state and counter.  [LTE-9].
 

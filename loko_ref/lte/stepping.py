@@ -14,7 +14,7 @@ import numpy as np
 
 from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, namespace
-from loko_ref.checks import check_finite, check_floats, check_shape
+from loko_ref.checks import check_array, check_finite, check_floats, check_shape
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman.observation import one_hot
 from loko_ref.kinds.tokens import Embedding
@@ -22,6 +22,7 @@ from loko_ref.lte import heads as net
 from loko_ref.lte.config import Loko, LteConfig
 from loko_ref.lte.state import LteState, heads_of
 from loko_ref.lte.team import ALONE, Team
+from loko_ref.signatures import takes
 from loko_ref.spec import check_input, reads_tokens
 
 __all__ = ["StepRecord", "deal", "step"]
@@ -121,6 +122,7 @@ def _one_a_head(config: LteConfig, state: LteState, x: Array) -> bool:
     return each
 
 
+@takes(config=LteConfig, state=LteState)
 def step(
     config: LteConfig,
     state: LteState,
@@ -155,6 +157,8 @@ def step(
     NumericalError
         If a gradient is no longer finite, or a filter's matrix is singular; names the step.
     """
+    for name, array in (("x", x), ("y", y)):
+        check_array(name, array)
     x, y = deal(config, state, x, y)
     if isinstance(config.optimizer, Loko):
         if lr is not None:

@@ -2,13 +2,18 @@
 
 For the property tests of this package, and of anyone else's::
 
-    from hypothesis import given
+    from hypothesis import given, settings
     from loko_ref import strategies as st
 
+    @settings(deadline=None)
     @given(st.diagonal_problems(max_n=8, cond=1e8))
     def test_variances_shrink(problem):
         new = my_update(**problem.arguments())
         assert (new["p"] <= problem.p).all()
+
+Hypothesis gives each example 200 ms by default, which a loaded machine exceeds now and then: tests
+of numerical code should say ``@settings(deadline=None)``, or load a profile that does, as
+``examples/property_test_my_filter.py``.
 
 Shapes: theta, p (n,); P (n, n); H, Z (m, n); e (m,); R (m, m); yhat (batch, C), m = batch * C.
 

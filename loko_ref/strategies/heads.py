@@ -35,6 +35,9 @@ STEPS = (
 the quotient few digits to be judged by."""
 
 
+LTE_ALONE = ("realisation", "reset", "optimizer_state", "reduction", "merging", "filter_merge")
+"""Choices that ``mhlora`` leaves at their defaults."""
+
 LARGEST = 100.0
 """A run in which an entry of theta grows beyond this diverges, and is not drawn."""
 
@@ -64,7 +67,9 @@ class LteRun:
 
     def state(self) -> lte.LteState:
         """Return the state before the first step."""
-        return lte.init(self.config, weights=self.weights, factors=self.factors)
+        c, batch = self.config, self.x.shape[1]
+        each = batch // c.heads if c.data == "chunks" and c.mode == "lte" else batch
+        return lte.init(c, weights=self.weights, factors=self.factors, batch=each)
 
     def run(self) -> tuple[lte.LteState, lte.Trace]:
         """Run it by :func:`loko_ref.lte.run`."""
@@ -96,13 +101,22 @@ class LteRun:
 
 
 @st.composite
-def _choices(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw choices that go together."""
-    if draw(st.booleans()):
+def _choices(draw: st.DrawFn, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw choices that go together, and with those that are fixed."""
+    usual = {f.name: f.default for f in fields(lte.LteConfig)}
+    alone = any(fixed.get(name, usual[name]) != usual[name] for name in LTE_ALONE)
+    optimizer, losses = draw(st.sampled_from(STEPS)), ["cross_entropy", "mse"]
+    if fixed.get("filter_merge", "keep") != "keep":
+        optimizer = lte.Loko(observation="gaussian" if fixed.get("loss") == "mse" else "glm")
+    optimizer = fixed.get("optimizer", optimizer)
+    if isinstance(optimizer, lte.Loko):
+        losses = ["mse" if optimizer.observation == "gaussian" else "cross_entropy"]
+    if fixed.get("mode", "lte" if alone or draw(st.booleans()) else "mhlora") == "lte":
+        kept = fixed.get("filter_merge", "keep") != "keep"
         found = {
             "mode": "lte",
             "reset": draw(st.sampled_from(["none", "B", "AB"])),
-            "optimizer_state": draw(st.sampled_from(["keep", "reset"])),
+            "optimizer_state": "keep" if kept else draw(st.sampled_from(["keep", "reset"])),
             "realisation": draw(st.sampled_from(["shared", "copies"])),
             "reduction": draw(st.sampled_from(["all", "own"])),
         }
@@ -111,8 +125,8 @@ def _choices(draw: st.DrawFn) -> dict[str, Any]:
     return found | {
         "merge_every": draw(st.integers(1, 3)),
         "data": draw(st.sampled_from(["chunks", "replicated"])),
-        "loss": draw(st.sampled_from(["cross_entropy", "mse"])),
-        "optimizer": draw(st.sampled_from(STEPS)),
+        "loss": draw(st.sampled_from(losses)),
+        "optimizer": optimizer,
     }
 
 
@@ -143,10 +157,12 @@ def lte_runs(
     dtype = draw(dtype_or(dtype))
     net = draw(models(max_width=3, max_depth=2, min_outputs=2, dtype=dtype))
     heads = fixed.pop("heads") if "heads" in fixed else draw(st.integers(1, max_heads))
+    chosen = draw(_choices(fixed)) | fixed
     spec: Sequence[dict[str, Any]] = [dict(layer) for layer in net.spec]
-    if len(spec) > 1 and draw(st.booleans()):
+    filters = isinstance(chosen["optimizer"], lte.Loko) and chosen["mode"] == "mhlora"
+    if len(spec) > 1 and not filters and draw(st.booleans()):
         spec[-1].pop("lora", None)  # a layer without LoRA: a copy a head
-    config = lte.LteConfig(spec=spec, heads=heads, **(draw(_choices()) | fixed))
+    config = lte.LteConfig(spec=spec, heads=heads, **chosen)
     shapes = param_shapes(spec)
     factors = {
         name: draw(arrays((heads, *shape), dtype=dtype, size=1.0))

@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from loko_ref import kalman
+from loko_ref.errors import InputError
 from loko_ref.kinds.tokens import Embedding
 from loko_ref.loko import COVARIANCES, Batch, LokoConfig, LokoState
 from loko_ref.model import Model, pack, sites
@@ -20,6 +21,12 @@ from loko_ref.strategies.matrices import arrays, frozen, spd_matrices, variances
 from loko_ref.strategies.networks import models
 
 __all__ = ["StepProblem", "batches", "configs", "states", "step_problems"]
+
+DENSE_FORMS = ("joseph", "textbook", "information")
+"""Forms that take any R; ``sequential`` takes a diagonal one alone."""
+
+SEQUENTIAL = (("gaussian", "fixed"), ("logits", "fixed"))
+"""Observations and estimators whose R stays diagonal."""
 
 
 @st.composite
@@ -89,7 +96,13 @@ def batches(
 
 @st.composite
 def configs(
-    draw: st.DrawFn, /, model: Model, *, covariance: str | None = None, **fixed: Any
+    draw: st.DrawFn,
+    /,
+    model: Model,
+    *,
+    covariance: str | None = None,
+    dense_form: str | None = None,
+    **fixed: Any,
 ) -> LokoConfig:
     """Draw a valid LoKO configuration for a model, from every choice that the package lists.
 
@@ -99,6 +112,8 @@ def configs(
         The network; one with a single output is observed as ``gaussian``.
     covariance : {"diagonal", "dense"}, optional
         None draws it.
+    dense_form : {"textbook", "joseph", "information"}, optional
+        Form of the update where the covariance is dense; None draws it.
     **fixed
         Any further field of :class:`loko_ref.loko.LokoConfig`, taken as given.
     """
@@ -110,7 +125,17 @@ def configs(
             fixed.get(key) in (None, value)
             for key, value in zip(("observation", "noise", "timing"), c, strict=True)
         )
+        and (not fixed.get("center") or c[0] == "logits")
+        and (fixed.get("form") != "sequential" or c[:2] in SEQUENTIAL)
     ]
+    if not valid:
+        got = {k: v for k, v in fixed.items() if k in ("observation", "noise", "timing", "center")}
+        raise InputError(
+            "configs",
+            f"{got} for a model with {model.outputs} outputs",
+            "choices that go together; one output is observed as 'gaussian'",
+            "an observation of classes, or an estimator of another observation",
+        )
     observation, noise, timing = draw(st.sampled_from(valid))
     named = {name: draw(st.sampled_from([0.07, 0.5])) for name, _, _ in sites(model)}
     if covariance is None and fixed.get("form", "joseph") != "joseph":
@@ -127,10 +152,12 @@ def configs(
         "p0": draw(st.sampled_from([0.07, 1.0, named])),
         "covariance": "dense" if dense else "diagonal",
         "diagonal": "decoupled" if dense else draw(st.sampled_from(kalman.diagonal.DIAGONALS)),
-        "form": draw(st.sampled_from(["joseph", "textbook", "information"])) if dense else "joseph",
+        "form": (dense_form or draw(st.sampled_from(DENSE_FORMS))) if dense else "joseph",
         "lam": draw(st.sampled_from([1.0, 0.99])),
         "q": draw(st.sampled_from([0.0, 1e-3])),
-        "center": observation == "logits" and draw(st.booleans()),
+        "center": observation == "logits"
+        and fixed.get("form") != "sequential"
+        and draw(st.booleans()),
     }
     return LokoConfig(model=model, **(choices | fixed))
 
@@ -167,7 +194,8 @@ def states(draw: st.DrawFn, config: LokoConfig, *, batch: int = 1, cond: float =
         r = draw(st.sampled_from([1.0, 0.125]))
         R = frozen((r * (np.eye(m) + np.outer(c, c))).astype(dtype))
     elif config.observation != "glm":
-        R = draw(spd_matrices(m, cond=cond, dtype=dtype))
+        alone = config.form == "sequential"
+        R = draw(spd_matrices(m, cond=cond, dtype=dtype, diagonal=alone))
     mean = draw(arrays(n, dtype=dtype, size=2.0))
     step = draw(st.integers(0, 1000))
     if config.covariance == "dense":
@@ -242,12 +270,12 @@ def step_problems(
     **fixed
         Fields of :class:`loko_ref.loko.LokoConfig`, taken as given. Where they are not given, beta
         is not 0, which would leave R without rank, and a dense update is the textbook's, as the
-        catalogue's is.
+        catalogue's is (unless the covariance, or an option of the diagonal alone, says diagonal).
     """
     if networks is None:
         networks = models(max_width=4, max_depth=2, min_outputs=2)
-    usual: dict[str, Any] = {"form": "textbook", "beta": draw(st.sampled_from([0.95, 0.5]))}
-    config = draw(configs(draw(networks), **(usual | fixed)))
+    usual: dict[str, Any] = {"beta": draw(st.sampled_from([0.95, 0.5]))}
+    config = draw(configs(draw(networks), dense_form="textbook", **(usual | fixed)))
     size = draw(st.integers(1, max_size))
     return StepProblem(
         config=config,

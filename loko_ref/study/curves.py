@@ -5,12 +5,12 @@ One colour a learner; its seeds as thin lines, their mean as a thick one, named 
 
 from __future__ import annotations
 
-import importlib
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loko_ref.errors import InputError, MissingExtraError
+from loko_ref import extras
+from loko_ref.errors import InputError
 from loko_ref.training import Point
 
 __all__ = ["draw"]
@@ -55,11 +55,8 @@ def draw(
     curves = {name: some for name, some in curves.items() if some}
     if not curves:
         raise InputError("curves", "no curve", "at least one", "every run failed at its start")
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-        figures = importlib.import_module("matplotlib.figure")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("a plot", "matplotlib", "data") from error
+    matplotlib = extras.load("matplotlib", "a plot")
+    figures = extras.load("matplotlib.figure", "a plot")
     style = {"font.size": 10, "svg.hashsalt": "loko-ref", "svg.fonttype": "none"}
     with matplotlib.rc_context(style):
         figure = figures.Figure(figsize=(10, 4.6), layout="constrained")

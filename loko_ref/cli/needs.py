@@ -1,0 +1,63 @@
+"""What a command needs beyond the extra ``[cli]``, checked before it prints, reads or computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from loko_ref import data as bundled
+from loko_ref import extras
+from loko_ref.arrays import get_backend
+
+__all__ = ["EXTRA", "check_needs"]
+
+EXTRA = {"train": "data", "explain": "data", "lte": "data", "certify": "certify"}
+"""Command -> the extra that it needs with its default options; the others need ``cli`` alone."""
+
+
+def check_needs(
+    *,
+    modules: Iterable[tuple[str, str]] = (),
+    data: str | None = None,
+    tokenizer: str | None = None,
+    plot: Path | None = None,
+    html: Path | None = None,
+    files: Iterable[Path | None] = (),
+    backend: str | None = None,
+) -> None:
+    """Import what a command's options need, or raise what names the extra.
+
+    Parameters
+    ----------
+    modules : iterable of (str, str)
+        Modules that the command needs whatever its options are, and what for.
+    data : str, optional
+        The data set.
+    tokenizer, plot, html : optional
+        Options that need a package of their own where they are given.
+    files : iterable of path or None
+        Files that are read or written; ``.safetensors`` needs the package.
+    backend : str, optional
+        The array library; NumPy is always there.
+
+    Raises
+    ------
+    MissingExtraError
+        If a package is missing.
+    BackendError, InputError
+        If the backend cannot be used, or is unknown.
+    """
+    for module, feature in modules:
+        extras.load(module, feature)
+    if html is not None:
+        extras.load("jinja2", "the HTML report")
+    if data in bundled.DATASETS:
+        extras.load("sklearn.datasets", f"the data set '{data}'")
+    if tokenizer is not None:
+        extras.load("tokenizers", "raw text by a tokenizer")
+    if plot is not None:
+        extras.load("matplotlib.figure", "a plot")
+    if any(file is not None and file.suffix.lower() == ".safetensors" for file in files):
+        extras.load("safetensors.numpy", "a .safetensors file")
+    if backend == "cupy":
+        get_backend(backend)

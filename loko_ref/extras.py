@@ -1,0 +1,50 @@
+"""Packages that an extra brings: imported where they are first needed, or named with the extra."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from loko_ref.errors import MissingExtraError
+
+__all__ = ["EXTRAS", "load"]
+
+EXTRAS = {
+    "typer": ("typer", "cli"),
+    "rich": ("rich", "cli"),
+    "jinja2": ("jinja2", "cli"),
+    "threadpoolctl": ("threadpoolctl", "cli"),
+    "sklearn": ("scikit-learn", "data"),
+    "matplotlib": ("matplotlib", "data"),
+    "mpi4py": ("mpi4py", "mpi"),
+    "flint": ("flint", "certify"),
+    "safetensors": ("safetensors", "interop"),
+    "tokenizers": ("tokenizers", "interop"),
+    "torch": ("torch", "interop"),
+}
+"""What is imported -> the package's name in an error, and the extra that brings it."""
+
+
+def load(module: str, feature: str) -> Any:
+    """Import a module of a package that an extra brings.
+
+    Parameters
+    ----------
+    module : str
+        Dotted name; its first part is a key of ``EXTRAS``.
+    feature : str
+        What needs it, for the error.
+
+    Raises
+    ------
+    MissingExtraError
+        If the package is not installed, or is installed and fails to import.
+    """
+    root = module.partition(".")[0]
+    package, extra = EXTRAS[root]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == root
+        failure = "" if absent else (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingExtraError(feature, package, extra, failure) from error
