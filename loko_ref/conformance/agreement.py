@@ -9,7 +9,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.mutants import Mutant, evaluate
-from loko_ref.conformance.tolerance import DELTA, REACH, canonical, factor, least, tolerance
+from loko_ref.conformance.tolerance import DELTA, canonical, factor, least, tolerance
 from loko_ref.conformance.tolerance import DRAWS as UNIT_DRAWS
 
 __all__ = ["bounds_of", "distance", "within"]
@@ -54,7 +54,7 @@ def bounds_of(one: Mutant, case: Case, size: float | None) -> Bounds:
     """Tolerance of a mutant's outputs: the oracle's, or its own where that is wider.
 
     Where a mutant's outputs have other shapes than the oracle's, its own is all that there is: it
-    is found from as many draws, and taken for as far below the truth, as a unit without balls is.
+    is found from as many draws as the oracle's.
     """
     base, centre = tolerance(case), evaluate.__wrapped__(one, case, size)
     u = float(np.finfo(case.dtype).eps) / 2
@@ -77,7 +77,7 @@ def bounds_of(one: Mutant, case: Case, size: float | None) -> Bounds:
         own = np.sqrt(total[name] / draws) * (u / DELTA)
         floor = least(name, canonical(case, name, centre[name]), case.dtype)
         own = factor(case) * np.maximum(own, floor)
-        found[name] = np.maximum(bound, own) if own.shape == bound.shape else REACH * own
+        found[name] = np.maximum(bound, own) if own.shape == bound.shape else own
     return found
 
 

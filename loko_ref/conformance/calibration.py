@@ -2,7 +2,7 @@
 
 A tolerance is well set if the worst error of every correct implementation stays well below it and
 the mildest mistake stands well above. Both are measured here, over the whole catalogue, in each
-dtype: 1 is the tolerance itself.  [BALL-5, TOL-2]
+dtype: 1 is the tolerance itself.  [TOL-2]
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 
 from loko_ref.conformance.cases import DTYPES, Case
 from loko_ref.conformance.compare import ratios
-from loko_ref.conformance.enclosure import available
 from loko_ref.conformance.implementation import Implementation
 from loko_ref.conformance.mutants import Changes, Mutant, as_implementation
 from loko_ref.conformance.operations import CATALOGUE, OPERATIONS
@@ -34,7 +33,7 @@ __all__ = [
     "touched",
 ]
 
-SCHEMA = "loko-ref/calibration/1"
+SCHEMA = "loko-ref/calibration/2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +248,7 @@ def _row(one: Spread) -> dict[str, Any]:
 def as_json(
     cases: Sequence[Case], correct: Sequence[Spread], mutants: Sequence[Spread]
 ) -> dict[str, Any]:
-    """Build the document ``loko-ref/calibration/1``.
+    """Build the document ``loko-ref/calibration/2``.
 
     ``gap`` holds, a dtype, the worst of the correct ones, the mildest of the mistakes (each at its
     worst case) and their quotient. A mistake that stays within tolerance everywhere in a dtype is
@@ -276,7 +275,6 @@ def as_json(
         "cases": len(cases),
         "mutants": len({one.name for one in mutants}),
         "factor": FACTOR,
-        "balls": available(),
         "gap": gap,
         "correct": [_row(one) for one in correct],
         "wrong": [_row(one) for one in mutants],
@@ -292,11 +290,9 @@ def _shown(value: float | None) -> str:
 
 
 def lines(document: Mapping[str, Any]) -> list[str]:
-    """Print the document as the tables of derivations/balls.md, in Markdown.  [BALL-5]."""
-    balls = "with" if document["balls"] else "without"
+    """Print the document as the tables of derivations/tolerance.md, in Markdown.  [TOL-2]."""
     out = [
-        f"{document['cases']} cases, {document['mutants']} mutants, {balls} ball arithmetic; "
-        "errors in tolerances",
+        f"{document['cases']} cases, {document['mutants']} mutants; errors in tolerances",
         "",
         "| correct implementation | dtype | outputs | median | 99 % | worst | at |",
         "|---|---|---|---|---|---|---|",

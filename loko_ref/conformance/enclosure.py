@@ -1,10 +1,10 @@
-"""What ball arithmetic says of a case: its exact outputs, and how far its inputs' roundoff reaches.
+"""What ball arithmetic says of a case: its exact outputs.
 
-The oracle's own code is run on balls (:mod:`loko_ref.balls`): on the case's inputs as they stand,
-which gives each output with a proven enclosure; and on inputs inflated by one unit roundoff of the
-dtype, whose radii bound what that roundoff can do.  [BALL-1, BALL-5]
+The oracle's own code is run on balls (:mod:`loko_ref.balls`), on the case's inputs as they stand,
+which gives each output with a proven enclosure.  [BALL-1]
 
-Needs the extra ``certify``; :func:`available` tells whether it is there.
+Needs the extra ``certify``; :func:`available` tells whether it is there. No verdict and no
+tolerance reads anything from here: they are the same without the extra.  [BALL-5]
 """
 
 from __future__ import annotations
@@ -19,13 +19,9 @@ import numpy as np
 
 from loko_ref import balls
 from loko_ref.arrays import Array
-from loko_ref.conformance.cases import OWN, Case
-from loko_ref.errors import InputError, NumericalError, UndecidedError
+from loko_ref.conformance.cases import Case
 
-__all__ = ["Golden", "available", "enclosed", "golden", "on_balls", "widths"]
-
-BITS = 192
-"""Precision at which inflated inputs are evaluated: their own radii are far wider."""
+__all__ = ["Golden", "available", "enclosed", "golden", "on_balls"]
 
 
 def available() -> bool:
@@ -40,22 +36,10 @@ def _convert(value: Any, f: Callable[[Any], Any]) -> Any:
     return f(array) if array.dtype.kind == "f" else array
 
 
-def on_balls(case: Case, u: float = 0.0) -> dict[str, Any]:
-    """Run the oracle on balls, at the precision in force.
-
-    Parameters
-    ----------
-    case : Case
-        The case.
-    u : float
-        Relative radius of the inputs; 0 takes them exactly.
-    """
-
-    def made(a: Array) -> Any:
-        return balls.inflate(a, u) if u else balls.balls(a)
-
+def on_balls(case: Case) -> dict[str, Any]:
+    """Run the oracle on balls, at the precision in force."""
     inputs = {
-        name: value if name in case.exact else _convert(value, made)
+        name: value if name in case.exact else _convert(value, balls.balls)
         for name, value in case.inputs().items()
     }
     return dict(case.operation.oracle(inputs, case.options))
@@ -65,36 +49,6 @@ def on_balls(case: Case, u: float = 0.0) -> dict[str, Any]:
 def enclosed(case: Case, limit: int = 2048) -> balls.Enclosed:
     """Enclose every output of a case: precision doubles until each is narrow.  [BALL-6]."""
     return balls.enclose(lambda: on_balls(case), limit=limit)
-
-
-@lru_cache(maxsize=1024)
-def widths(case: Case) -> tuple[Mapping[str, Array], str]:
-    """Radii of the outputs when every input is inflated by the dtype's roundoff.  [BALL-5].
-
-    Returns
-    -------
-    mapping of str to array
-        Output name -> radius; empty where balls do not serve.
-    str
-        Why not; empty where they do.
-    """
-    if not available():
-        return {}, "the extra 'certify' is not installed"
-    if case.operation.name.startswith("trace."):
-        return {}, "a recording is judged without them"
-    if case.recipe.name == OWN:
-        return {}, "inputs of one's own are judged without them"
-    if case.operation.stepwise:
-        return {}, "over many steps enclosures grow wider than errors do"
-    u = float(np.finfo(case.dtype).eps) / 2
-    try:
-        with balls.precision(BITS):
-            wide = on_balls(case, u)
-            return {name: balls.radius(value) for name, value in wide.items()}, ""
-    except UndecidedError as error:
-        return {}, f"inputs inflated by u leave a branch undecided ({error.quantity})"
-    except (InputError, NumericalError) as error:
-        return {}, f"inputs inflated by u leave the operation's domain ({type(error).__name__})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -59,7 +59,7 @@ def _first(check: Check) -> dict[str, Any] | None:
 
 
 def how_found(case: Case) -> str:
-    """Tell how a case's units of error came about.  [TOL-1, BALL-5]."""
+    """Tell how a case's units of error came about.  [TOL-1, TOL-4, TOL-5]."""
     return next(iter(unit(case).values())).how
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loko_ref.conformance.naming import Mistake
-from loko_ref.conformance.report import failure, how_found
+from loko_ref.conformance.report import failure
 from loko_ref.conformance.tolerance import EXPLANATION, expected
 from loko_ref.conformance.verify import Check, Summary, summarise
 
@@ -192,9 +192,6 @@ def print_report(
     ran = [check for check in checks if check.status != "unsupported"]
     if ran:
         console.print(f"\n{EXPLANATION}", style="dim", highlight=False)
-    balls = Counter(how_found(check.case).partition("; ")[2] for check in ran)
-    for how, count in balls.most_common():
-        console.print(f"{count} cases: {how}", style="dim", highlight=False)
     console.print(_verdict(summary))
 
 

@@ -5,9 +5,9 @@ moves by one unit roundoff u of the dtype: the root mean square over seeded rand
 that size, evaluated along the plain formulas in float64. It adapts to conditioning, cancellation,
 saturation and dtype by itself. An element's tolerance is ``factor`` units.  [TOL-1, TOL-2]
 
-Where balls serve (:mod:`loko_ref.conformance.enclosure`: python-flint is installed, a single step,
-no branch undecided), the radius that roundoff in the inputs has in ball arithmetic counts too: it
-is a proven upper bound where the random disturbances are an estimate from below.  [BALL-5]
+In a single step the gain, and what follows it, is also moved by the backward error of a stable
+solve [TOL-4]; and what follows it by a gain that is off by its own unit: whoever has K right and
+goes on by the right formula is right [TOL-5].
 
 Where u times the conditioning leaves no digit to judge, a quantity is not judged, with the
 reason.  [TOL-3]
@@ -16,7 +16,7 @@ reason.  [TOL-3]
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,9 +26,9 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases import OWN, Case
 from loko_ref.conformance.descent import DESCENT
-from loko_ref.conformance.enclosure import widths
 from loko_ref.conformance.formulas import FORMULAS
 from loko_ref.conformance.lte_plain import LTE_FORMULAS
+from loko_ref.conformance.values import identity
 
 __all__ = [
     "EXPLANATION",
@@ -53,11 +53,6 @@ DELTA = 2.0**-34
 DRAWS = 16
 """Disturbances a case; over 16 the root mean square is not below a third of its mean."""
 
-REACH = 2.0
-"""How far beyond the random estimate a ball's radius is believed. With 2 the worst correct
-algorithm known stands at a third of its tolerance with balls as without (long runs); more gains
-nothing.  [BALL-5]"""
-
 LIMIT = 2.0**-8
 """A quantity whose tolerance exceeds this part of its size everywhere is not judged."""
 
@@ -68,6 +63,9 @@ stable in norm only (by eigenvalues) may err by many units in a small row and is
 SOLVED = ("K", "theta", "p", "P")
 """What a solve with S yields; not judged where the case is row-scaled.  [TOL-3]"""
 
+SOLVED_WITH = ("S", "R", "R_used")
+"""Matrices that a gain is solved with.  [TOL-4]"""
+
 COVARIANCES = ("P_pred", "R_used", "S", "P", "R", "R_step")
 """Symmetric outputs: the unit of entry (i, j) is at least u sqrt(diagonal_i diagonal_j)."""
 
@@ -75,9 +73,9 @@ EXPLANATION = (
     f"An element's tolerance is {FACTOR:g} sqrt(1 + N/16) units, N the longest axis of an input. "
     f"Its unit is how far it moves (root mean square over {DRAWS} seeded random draws) when every "
     "input and every quantity on the way to it moves by one unit roundoff of the dtype: "
-    "conditioning, cancellation and dtype are in it. Where ball arithmetic serves (one step, the "
-    "extra 'certify' installed), its radius for inputs known to one unit roundoff counts where "
-    f"larger, up to {REACH:g} times that. float32 results are judged against float64's."
+    "conditioning, cancellation and dtype are in it. In a single step K and what follows it have "
+    "at least the unit that the backward error of a stable solve gives them, and what follows K "
+    "the one that K off by its unit does. float32 results are judged against float64's."
 )
 
 FORMULA_TABLE = {**FORMULAS, **DESCENT, **LTE_FORMULAS}
@@ -116,11 +114,13 @@ class _Disturb:
         noise = 2 * self._rng.random(np.shape(value)) - 1
         return value * (1 + DELTA * 3**0.5 * noise)
 
-    def inputs(self, value: Any, exact: tuple[str, ...] = ()) -> Any:
+    def inputs(self, value: Any, exact: tuple[str, ...] = (), name: str = "") -> Any:
         """Move every input but the exact ones."""
         if isinstance(value, Mapping):
-            return {k: item if k in exact else self.inputs(item) for k, item in value.items()}
-        return self("", value)
+            return {
+                k: item if k in exact else self.inputs(item, name=k) for k, item in value.items()
+            }
+        return self(name, value)
 
 
 class _DisturbInNorm(_Disturb):
@@ -131,16 +131,11 @@ class _DisturbInNorm(_Disturb):
 
     def __call__(self, name: str, value: Any) -> Any:
         moved = super().__call__(name, value)
-        if name in ("S", "R", "R_used"):
+        if name in SOLVED_WITH:
             noise = 2 * self._rng.random(np.shape(value)) - 1
             largest = np.max(np.abs(value), axis=(-2, -1), keepdims=True)
             moved = moved + DELTA * 3**0.5 * noise * largest
         return moved
-
-    def inputs(self, value: Any, exact: tuple[str, ...] = ()) -> Any:
-        """Move every input but the exact ones, by its name."""
-        moved = super().inputs(value, exact)
-        return moved | {"R": self("R", value["R"])} if "R" in value else moved
 
 
 @lru_cache(maxsize=1024)
@@ -169,20 +164,29 @@ def expected(case: Case) -> Mapping[str, Array]:
     return {name: canonical(case, name, np.asarray(value)) for name, value in out.items()}
 
 
-def _with_solve(
-    case: Case, centre: Mapping[str, Array], total: Mapping[str, Array]
+def _evaluate(
+    case: Case, inputs: Any, keep: Callable[[str, Any], Any] = identity
 ) -> dict[str, Array]:
-    """Widen what a solve yields by what the solve's own backward error does.  [TOL-4]."""
-    inputs, wide = _wide(_inputs(case)), {name: np.zeros_like(a) for name, a in total.items()}
+    """Evaluate the plain formulas; the gain leads where it is on the way and no output."""
+    seen = {}
+
+    def look(name: str, value: Any) -> Any:
+        seen[name] = keep(name, value)
+        return seen[name]
+
+    out = dict(case.operation.plain(inputs, case.options, FORMULA_TABLE, look))
+    return out if "K" in out or "K" not in seen else {"K": seen["K"], **out}
+
+
+def _spread(
+    case: Case, centre: Mapping[str, Array], moved: Callable[[int], Mapping[str, Array]]
+) -> dict[str, Array]:
+    """Root mean square distance of DRAWS evaluations from the undisturbed one."""
+    total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
     for draw in range(DRAWS):
-        disturb = _DisturbInNorm(zlib.crc32(case.id.encode()) + DRAWS + draw)
-        start = disturb.inputs(inputs, case.exact)
-        moved = case.operation.plain(start, case.options, FORMULA_TABLE, disturb)
-        for name, value in moved.items():
-            wide[name] += (canonical(case, name, value - centre[name])) ** 2
-    order = list(centre)
-    solved = order[order.index("K") :]
-    return {k: np.maximum(a, wide[k]) if k in solved else a for k, a in total.items()}
+        for name, value in moved(draw).items():
+            total[name] += canonical(case, name, value - centre[name]) ** 2
+    return {name: np.sqrt(square / DRAWS) for name, square in total.items()}
 
 
 def least(name: str, value: Array, dtype: str) -> Array:
@@ -198,37 +202,43 @@ def least(name: str, value: Array, dtype: str) -> Array:
 
 @lru_cache(maxsize=1024)
 def unit(case: Case) -> Mapping[str, Unit]:
-    """Find the unit of error of every output of a case.  [TOL-1, BALL-5].
+    """Find the unit of error of every output of a case.  [TOL-1, TOL-4, TOL-5].
 
     Returns
     -------
     mapping of str to Unit
         Output name -> unit.
     """
-    plain, inputs, options = case.operation.plain, _wide(_inputs(case)), case.options
-    centre = plain(inputs, options, FORMULA_TABLE, lambda name, value: value)
-    total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
-    for draw in range(DRAWS):
-        disturb = _Disturb(zlib.crc32(case.id.encode()) + draw)
-        moved = plain(disturb.inputs(inputs, case.exact), options, FORMULA_TABLE, disturb)
-        for name, value in moved.items():
-            total[name] += (canonical(case, name, value - centre[name])) ** 2
-    if case.recipe.name == OWN and "K" in centre:
-        total = _with_solve(case, centre, total)
-    u = float(np.finfo(case.dtype).eps) / 2
+    inputs, seed = _wide(_inputs(case)), zlib.crc32(case.id.encode())
+    centre, u = _evaluate(case, inputs), float(np.finfo(case.dtype).eps) / 2
+    follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
     how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
-    radii, why = widths(case)
-    how += (
-        f"; no balls: {why}" if why else f"; radius in ball arithmetic, up to {REACH:g} times that"
-    )
-    found = {}
-    for name in centre:
-        size = np.sqrt(total[name] / DRAWS) * (u / DELTA)
-        size = np.maximum(size, least(name, expected(case)[name], case.dtype))
-        if name in radii:
-            size = np.maximum(size, np.minimum(radii[name], REACH * size))
-        found[name] = Unit(size=size, how=how)
-    return found
+
+    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> dict[str, Array]:
+        disturb = kind(seed + draw)
+        return _evaluate(case, disturb.inputs(inputs, case.exact), disturb)
+
+    size = _spread(case, centre, disturbed)
+    if follows and (case.recipe.name == OWN or not case.operation.stepwise):
+        solve = _spread(case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm))
+        size |= {name: np.maximum(size[name], solve[name]) for name in follows}
+        how += "; K and what follows it also with the backward error of a stable solve"
+    known = {**centre, **expected(case)}
+    size = {
+        name: np.maximum(value * (u / DELTA), least(name, known[name], case.dtype))
+        for name, value in size.items()
+    }
+    if follows and not case.operation.stepwise:
+
+        def by_gain(draw: int) -> dict[str, Array]:
+            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
+            step = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
+            return _evaluate(case, inputs, lambda name, a: a + step if name == "K" else a)
+
+        gain = _spread(case, centre, by_gain)
+        size |= {name: np.maximum(size[name], gain[name] * (u / DELTA)) for name in follows[1:]}
+        how += "; what follows K also with K off by its unit"
+    return {name: Unit(size=size[name], how=how) for name in expected(case)}
 
 
 def factor(case: Case) -> float:

@@ -36,7 +36,7 @@ def test_command_writes_what_it_promises(tmp_path):
     document = json.loads(path.read_text())
     rule = schema.load("calibration")
     jsonschema.validate(document, rule)
-    assert document["schema"] == "loko-ref/calibration/1"
+    assert document["schema"] == "loko-ref/calibration/2"
     assert document["cases"] == len(select(OP))
     names = {(row["name"], row["dtype"]) for row in document["correct"]}
     assert names == {
