@@ -11,8 +11,8 @@ import scipy.linalg
 pytest.importorskip("flint", reason="python-flint (extra 'certify') is not installed")
 
 from loko_ref import balls
-from loko_ref.conformance import certify, enclosure, tolerance
-from loko_ref.conformance.cases import Case, Recipe, all_cases, select
+from loko_ref.conformance import certify, tolerance
+from loko_ref.conformance.cases import Case, Recipe, all_cases
 from loko_ref.kalman import diagonal
 
 
@@ -96,7 +96,7 @@ def test_wrong_ones_stand_far_outside(rng, cond):
 
 
 def row_scaled(draw, dtype):
-    scales = np.array([1.0, 1e-6, 1e-2, 1e-4])
+    scales = np.array([1.0, 1e-9, 1e-3, 1e-6] if dtype == "float64" else [1.0, 1e-6, 1e-2, 1e-4])
     return {
         "theta": draw(12),
         "p": draw.positive(12),
@@ -131,11 +131,3 @@ def test_a_row_scaled_case_is_labelled_and_does_not_fail_a_normwise_stable_solve
 
 def test_no_case_of_the_kit_is_row_scaled():
     assert not [case.id for case in all_cases() if tolerance.label(case)]
-
-
-def test_balls_say_why_they_do_not_serve():
-    (case,) = select("loko.run/glm/float64")
-    radii, why = enclosure.widths(case)
-    assert not radii
-    assert "steps" in why
-    assert why in tolerance.unit(case)["K"].how

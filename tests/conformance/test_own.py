@@ -57,7 +57,7 @@ def test_the_catalogues_own_inputs_are_judged_alike():
     assert own.options == case.options
     for name, value in expected(case).items():
         assert (expected(own)[name] == value).all()
-        # other random draws, and no balls: the unit is of the same size
+        # other random draws: the unit is of the same size
         ratio = tolerance(own)[name] / tolerance(case)[name]
         assert 1 / 32 < ratio.min() <= ratio.max() < 32
 

@@ -1,0 +1,116 @@
+"""Right updates by many routes pass every case of the filter, on any machine.  [TOL-4, TOL-5].
+
+Ways to solve with S that are backward stable, or stable in norm, and ways to go on from the gain;
+an explicit inverse and P - K S K' among them, which lose most where the leverage nears one.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from loko_ref.conformance import recording, trace
+from loko_ref.conformance.cases import select
+from loko_ref.conformance.compare import compare
+from loko_ref.conformance.tolerance import expected, tolerance, unit
+
+pytestmark = pytest.mark.verdict
+
+LEVERAGE = "kalman.diagonal_update/high-leverage/float64"
+
+
+def by_cholesky(PH, S):
+    return scipy.linalg.cho_solve(scipy.linalg.cho_factor(S), PH.T).T
+
+
+def by_qr(PH, S):
+    Q, T = np.linalg.qr(S)
+    return scipy.linalg.solve_triangular(T, Q.T @ PH.T).T
+
+
+def by_eigenvalues(PH, S):
+    values, V = np.linalg.eigh(S)
+    return PH @ ((V / values) @ V.T)
+
+
+GAINS = {
+    "lu": lambda PH, S: np.linalg.solve(S, PH.T).T,
+    "cholesky": by_cholesky,
+    "qr": by_qr,
+    "eigenvalues": by_eigenvalues,
+    "inverse": lambda PH, S: PH @ np.linalg.inv(S),
+    "pseudoinverse": lambda PH, S: PH @ np.linalg.pinv(S, rcond=1e-15),
+}
+
+
+def joseph(P, H, K, S, R):
+    F = np.eye(len(P), dtype=P.dtype) - K @ H
+    return F @ P @ F.T + K @ R @ K.T
+
+
+POSTERIORS = {
+    "plain": lambda P, H, K, S, R: P - K @ H @ P,
+    "factored": lambda P, H, K, S, R: (np.eye(len(P), dtype=P.dtype) - K @ H) @ P,
+    "by S": lambda P, H, K, S, R: P - K @ S @ K.T,
+    "joseph": joseph,
+}
+
+
+def update(x, solve, posterior, diagonal=None):
+    """Answer a case; a diagonal P is handled as the matrix that it is."""
+    P = x["P"] if "P" in x else np.diag(x["p"])
+    H, R = x["H"], x["R"]
+    PH = P @ H.T
+    S = H @ PH + R
+    K = solve(PH, S)
+    out = {"S": S, "K": K, "theta": x["theta"] + K @ x["e"]}
+    if diagonal == "variational":
+        return out | {"p": 1 / (1 / x["p"] + (H * np.linalg.solve(R, H)).sum(axis=0))}
+    new = posterior(P, H, K, S, R)
+    return out | ({"P": new} if "P" in x else {"p": np.diag(new)})
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("gain", GAINS)
+def test_a_stable_solve_is_right_whatever_route_follows(gain, posterior):
+    cases = select("kalman.dense_update") + select("kalman.diagonal_update")
+    assert len(cases) > 40
+    worst = {
+        case.id: compare(
+            case,
+            update(case.inputs(), GAINS[gain], POSTERIORS[posterior], case.options.get("diagonal")),
+        )[1]
+        for case in cases
+    }
+    assert max(worst.values()) <= 0.8, max(worst, key=worst.get)
+
+
+def test_what_follows_a_right_gain_is_right():
+    """K off by one of its units, each entry by itself, moves p by about one of p's units."""
+    (case,) = select(LEVERAGE)
+    x, K, units = case.inputs(), expected(case)["K"], unit(case)
+    moves = []
+    for seed in range(200):
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], K.shape)
+        p = x["p"] * (1 - ((K + signs * units["K"].size) * x["H"].T).sum(axis=1))
+        moves.append((p - expected(case)["p"]) / units["p"].size)
+    root = np.sqrt(np.mean(np.square(moves), axis=0))
+    assert np.all(root < 1.5)
+    assert root[0] > 0.6  # there it is what the unit consists of
+    assert tolerance(case)["p"][0] < 1e-7 * expected(case)["p"][0]
+
+
+@pytest.mark.parametrize("gain", ["inverse", "eigenvalues"])
+@pytest.mark.parametrize(("off", "status"), [(0.0, "passed"), (1e-7, "failed")])
+def test_a_recording_without_its_gain_is_judged_alike(gain, off, status, tmp_path):
+    (case,) = select(LEVERAGE)
+    x = case.inputs()
+    out = update(x, GAINS[gain], POSTERIORS["by S"])
+    step = {"theta": x["theta"], "p": x["p"], "p_pred": x["p"], "H": x["H"], "S": out["S"]}
+    record = {f"0/{k}": a for k, a in step.items()}
+    record |= {"0/Z": x["H"], "0/R": x["R"], "1/theta": out["theta"], "1/p": out["p"] * (1 + off)}
+    options = json.dumps({"observation": "gaussian", "noise": "fixed"})
+    np.savez(tmp_path / "t.npz", options=np.array(options), **record)
+    checks = {c.case.id: c for c in trace.check(recording.read(tmp_path / "t.npz"))}
+    assert checks["trace/1/p"].status == status
