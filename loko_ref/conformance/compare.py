@@ -16,9 +16,13 @@ from loko_ref.conformance.tolerance import canonical, expected, tolerance
 __all__ = ["Divergence", "compare", "in_theta", "ratios"]
 
 
+EQUAL = 0.9
+"""Errors of one quantity, as parts of the largest, that count as large as it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """The first quantity outside its tolerance, at its worst element.
+    """The first quantity outside its tolerance, at its worst element (of equal ones the first).
 
     Attributes
     ----------
@@ -106,6 +110,15 @@ def ratios(case: Case, outputs: Mapping[str, Array]) -> dict[str, Array]:
     return found
 
 
+def _worst(part: Array) -> int:
+    """Flat index of the worst element: the first of those that differ from it by rounding only.
+
+    Two elements that are equal but for their rounding, as S[0, 1] and S[1, 0] are, would else
+    take turns from machine to machine.
+    """
+    return int(np.argmax(part >= EQUAL * np.max(part)))
+
+
 def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None, float]:
     """Walk the outputs in dataflow order, a run step by step.
 
@@ -135,7 +148,7 @@ def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None
             part = ratio if step is None else ratio[step]
             if float(np.max(part, initial=0.0)) <= 1:
                 continue
-            inner = np.unravel_index(int(np.argmax(part)), part.shape)
+            inner = np.unravel_index(_worst(part), part.shape)
             inside = tuple(map(int, inner))
             index = inside if step is None else (step, *inside)
             got = canonical(case, name, outputs[name].astype(np.float64))

@@ -13,6 +13,8 @@ from loko_ref.conformance.tolerance import expected
 from loko_ref.conformance.verify import run
 from loko_ref.kalman.observation import check_ones
 
+pytestmark = pytest.mark.verdict
+
 BY_ID = {m.id: m for m in all_mutants()}
 
 

@@ -20,6 +20,8 @@ from loko_ref.conformance.tolerance import expected, tolerance
 from loko_ref.conformance.verify import judge, run
 from loko_ref.errors import InputError
 
+pytestmark = pytest.mark.verdict
+
 TARGETS = Path(__file__).parent / "targets.py"
 OP = "kalman.diagonal_update"
 VOID = {"meta", "path", "rect"}

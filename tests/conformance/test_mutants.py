@@ -97,6 +97,7 @@ def test_where_a_mutant_is_idle_it_is_right_code_to_the_bit(key):
     assert not any(idle(BY_ID["SINGLE"], c) for c in CASES)  # it changes what every formula gives
 
 
+@pytest.mark.verdict
 @pytest.mark.parametrize(
     ("key", "size"), [("S-JITTER", 1e-9), ("P-FLOOR", 0.1), ("THETA-LEARNING-RATE", 0.5)]
 )
@@ -112,6 +113,7 @@ def test_a_size_is_fitted(key, size):
     assert np.median([m.size for m in firsts]) == pytest.approx(size, rel=1e-4)
 
 
+@pytest.mark.verdict
 def test_a_softmax_without_its_maximum_fails_where_it_overflows_and_before():
     functions = as_implementation(BY_ID["SOFTMAX-NAIVE"])
     checks = run(
@@ -131,6 +133,7 @@ def test_a_softmax_without_its_maximum_fails_where_it_overflows_and_before():
     ] * len(kinds)
 
 
+@pytest.mark.verdict
 def test_single_precision_inside_is_named():
     right = load(str(HERE / "einsum_loko.py")).functions["kalman.diagonal_update"]
 
@@ -162,6 +165,7 @@ def _jittered(right, theta, e, **keywords):
     return {name: value.astype(theta.dtype) for name, value in out.items()}
 
 
+@pytest.mark.verdict
 def test_a_jitter_of_float32s_roundoff_is_not_taken_for_single_precision():
     """Its formula gives the numbers to the last digit; rounding does that by no chance."""
     right = load(str(HERE / "einsum_loko.py")).functions
@@ -184,6 +188,7 @@ def test_a_jitter_of_float32s_roundoff_is_not_taken_for_single_precision():
         assert fits[0].size == pytest.approx(3e-7, rel=1e-3)
 
 
+@pytest.mark.verdict
 def test_what_a_run_does_not_tell_apart_is_said():
     right = load(str(HERE / "einsum_loko.py")).functions["kalman.dense_update"]
     functions = {"kalman.dense_update": lambda **given: _jittered(right, **given)}
@@ -208,6 +213,7 @@ def test_what_a_run_does_not_tell_apart_is_said():
     assert {tuple(m["alike"]) for m in mistakes} == {alike}
 
 
+@pytest.mark.verdict
 def test_an_unknown_mistake_is_said_to_be_unknown():
     right = load(str(HERE / "einsum_loko.py")).functions["kalman.diagonal_update"]
 
@@ -236,6 +242,7 @@ def _smaller_gain(out):
     return out
 
 
+@pytest.mark.verdict
 @pytest.mark.parametrize("odd", [_decayed, _smaller_gain])
 def test_a_small_mistake_is_not_taken_for_lost_digits(odd):
     """S is right to the last digit: what comes after it is off for another reason."""
@@ -248,6 +255,7 @@ def test_a_small_mistake_is_not_taken_for_lost_digits(odd):
     assert not any(named.values())
 
 
+@pytest.mark.verdict
 def test_half_precision_inside_is_named_where_the_time_update_is_right():
     """As with TF32: products alone lose digits."""
     right = load(str(HERE / "einsum_loko.py")).functions["kalman.diagonal_update"]
@@ -266,6 +274,7 @@ def test_half_precision_inside_is_named_where_the_time_update_is_right():
     assert leading.count("HALF") >= 0.75 * len(leading), leading
 
 
+@pytest.mark.verdict
 def test_one_number_alone_does_not_prove_a_size():
     """Some beta gives any R of one entry: of a floor under R nothing is known."""
     right = load(str(HERE / "einsum_loko.py")).functions["noise.update"]

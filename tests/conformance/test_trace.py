@@ -15,6 +15,8 @@ from loko_ref.conformance.naming import name_mistakes
 from loko_ref.conformance.verify import summarise
 from loko_ref.errors import InputError
 
+pytestmark = pytest.mark.verdict
+
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"noise": "ema_innovation", "beta": 0.9, "lam": 0.98, "q": 1e-4}
 

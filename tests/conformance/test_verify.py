@@ -20,6 +20,8 @@ from loko_ref.conformance.tolerance import expected
 from loko_ref.conformance.verify import judge, run, summarise
 from loko_ref.errors import InputError
 
+pytestmark = pytest.mark.verdict
+
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 TARGETS = HERE / "targets.py"
