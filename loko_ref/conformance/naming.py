@@ -31,8 +31,8 @@ AGREE = 1e-3
 """How near sizes are, relatively, that are one size."""
 
 ROUNDING = 0.5
-"""Mean error, in tolerances, up to which nothing but rounding is left: in what is right it is at
-most a third of a tolerance anywhere, and a twentieth in the mean.  [TOL-2]"""
+"""Mean error, in tolerances, up to which nothing but rounding is left: that of right code is far
+below it (its median at most 0.05, and 0.16 at the 99th percentile).  [TOL-2]"""
 
 PROBES = 2
 """Failed checks of each operation on which every mutant is tried."""

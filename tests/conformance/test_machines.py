@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sampling import sample
 
 pytest.importorskip("threadpoolctl", reason="threadpoolctl (extra 'cli') is not installed")
 
@@ -19,11 +20,8 @@ from loko_ref.conformance.mutants import all_mutants, as_implementation
 from loko_ref.conformance.tolerance import expected, unit
 from loko_ref.conformance.verify import run
 
-pytestmark = pytest.mark.verdict
-
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
-LONG = os.environ.get("LOKO_REF_LONG") == "1"
 TARGETS = [EXAMPLES / "my_loko.py", EXAMPLES / "my_buggy_loko.py", HERE / "einsum_loko.py"]
 MACHINES = [("SkylakeX", 1), ("Haswell", 2), ("Nehalem", 1)]
 
@@ -64,7 +62,7 @@ def report(kernel, threads, ids):
         env={**os.environ, "OPENBLAS_CORETYPE": kernel, "OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1000,
         check=False,
     )
     if done.returncode < 0:
@@ -78,24 +76,25 @@ def report(kernel, threads, ids):
 
 def sampled():
     """A few cases, and what is known to be hard; every one in the long part."""
-    cases = [case.id for case in all_cases()]
-    if LONG:
-        return cases
-    hard = [i for i in cases if "high-leverage" in i or "nearly-singular" in i]
-    short = [i for i in cases if i.partition(".")[0] not in ("lte",) and "run" not in i]
-    return [*dict.fromkeys([*short[::23], *hard])]
+    some = [case.id for case in sample(all_cases(), 0.04)]
+    some += ["model.jacobian/gelu/float64"]  # my_buggy_loko is wrong there, and named
+    hard = [c.id for c in all_cases() if "high-leverage" in c.id or "nearly-singular" in c.id]
+    return [*dict.fromkeys([*some, *hard])]
 
 
+@pytest.mark.timeout(1800)  # the long part takes each case six times over
 def test_reports_do_not_depend_on_the_machine():
     ids = sampled()
     first, *others = (report(*machine, ids) for machine in MACHINES)
     for other in others:
         assert other == first
     right, buggy, einsum = (first[str(target)]["summary"] for target in TARGETS)
-    assert right["failed"] == einsum["failed"] == 0 < buggy["failed"]
-    assert right["passed"] == right["ran"] > 15
+    assert right["failed"] == einsum["failed"] == 0
+    assert buggy["failed"] > 0
+    assert right["ran"] + right["unsupported"] == buggy["ran"] + buggy["unsupported"] == len(ids)
 
 
+@pytest.mark.verdict
 @pytest.mark.parametrize("tilt", [1 - 1e-12, 1.0, 1 + 1e-12, 1.02])
 def test_of_equal_errors_the_first_is_shown(tilt):
     """S[2, 1] is as wrong as S[1, 2]; which of them is worse is a matter of rounding."""
@@ -111,6 +110,7 @@ def test_of_equal_errors_the_first_is_shown(tilt):
     assert compare(case, {"S": S})[0].index == (2, 1)
 
 
+@pytest.mark.verdict
 @pytest.mark.parametrize("seed", range(4))
 def test_what_nothing_tells_apart_is_named_in_the_order_of_the_catalogue(seed, monkeypatch):
     """Whatever rounding makes of how near two mistakes come."""

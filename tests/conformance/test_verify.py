@@ -54,7 +54,6 @@ def cli(*arguments, cwd=None):
     )
 
 
-@pytest.mark.verdict
 @pytest.mark.parametrize("path", [EXAMPLES / "my_loko.py", HERE / "einsum_loko.py"], ids=str)
 def test_no_false_alarm(path):
     implementation = load(str(path))
@@ -69,7 +68,6 @@ def test_no_false_alarm(path):
     assert max(c.worst for c in done) < 0.7
 
 
-@pytest.mark.verdict
 def test_my_buggy_loko_is_caught_at_z():
     done = run(load(str(EXAMPLES / "my_buggy_loko.py")), all_cases())
     failed = [c for c in done if c.status == "failed"]
