@@ -144,7 +144,7 @@ def needs(extra):
 def test_files_import_what_the_extra_test_brings_or_ask_first():
     """What else a test imports stands below an `importorskip` of it, in the file or function."""
     here = {path.stem for path in TESTS.rglob("*.py")} | {"loko_ref", "numpy", "scipy"}
-    allowed = here | needs("test") | set(sys.stdlib_module_names)
+    allowed = here | {"xdist"} | needs("test") | set(sys.stdlib_module_names)
     assert {"pytest", "hypothesis", "sklearn", "flint", "typer"} <= allowed
     assert not {"torch", "jax", "transformers", "peft", "tokenizers", "cupy"} & allowed
     files = [p for p in TESTS.rglob("*.py") if "benchmarks" not in p.parts]

@@ -68,7 +68,7 @@ def place(one):
 
 
 @pytest.mark.verdict
-@pytest.mark.sampled(0.1, by=place)
+@pytest.mark.sampled(0.06, by=place)
 @pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
 def test_caught_and_named_first(one):
     outcome = score.outcome(one, CASES)

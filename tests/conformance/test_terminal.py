@@ -4,6 +4,7 @@ import io
 import json
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from loko_ref.conformance import report, terminal
@@ -15,6 +16,7 @@ from loko_ref.conformance.naming import name_mistakes
 from loko_ref.conformance.tolerance import expected
 from loko_ref.conformance.verify import judge, run
 
+pytestmark = pytest.mark.verdict
 ONE_SCREEN = 60
 
 
