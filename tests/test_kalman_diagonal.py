@@ -3,9 +3,9 @@
 import exact
 import numpy as np
 import pytest
-from sampling import count
 from hypothesis import assume, given, reject
 from hypothesis import strategies as hs
+from sampling import count
 from support import close, eps, readonly, slack
 
 from loko_ref import strategies as st

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from sampling import count
 from hypothesis import given
 from hypothesis import strategies as hs
+from sampling import count
 from support import close, eps, readonly
 
 from loko_ref import strategies as st
