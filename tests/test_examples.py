@@ -20,7 +20,7 @@ settings.load_profile("few")
 @pytest.fixture
 def folder(tmp_path):
     """A folder whose conftest asks Hypothesis for few examples; for its usual 100 with --long."""
-    (tmp_path / "conftest.py").write_text(FEW.format(count=sampling.count(15, 100)))
+    (tmp_path / "conftest.py").write_text(FEW.format(count=sampling.count(10, 100)))
     return tmp_path
 
 
