@@ -95,6 +95,19 @@ def pytest_sessionfinish(session):
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the kit's tests in one worker, which keeps the units of error that they share."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "units" if "conformance/" in nodeid else nodeid
+
+    few = (config.getvalue("numprocesses") or 0) <= 3  # with more, no one should take them all
+    return Together(config, log) if few and config.getvalue("dist") == "load" else None
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
     """Every worker collects the same: one of them is heard."""
     left = getattr(node, "workeroutput", {}).get("left_out", {})

@@ -11,6 +11,7 @@ import pkgutil
 import subprocess
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,16 @@ HOST = {
 REGISTRIES = {"loko_ref.conformance.cases", "loko_ref.conformance.mutants"}
 
 
+@cache
 def modules():
     """(dotted name, room, syntax tree) of every module."""
+    found = []
     for file in sorted(ROOT.rglob("*.py")):
         parts = file.relative_to(ROOT.parent).with_suffix("").parts
         name = ".".join(parts).removesuffix(".__init__")
         room = parts[1] if len(parts) > 1 else "__init__"
-        yield name, room, ast.parse(file.read_text(encoding="utf-8"))
+        found.append((name, room, ast.parse(file.read_text(encoding="utf-8"))))
+    return found
 
 
 def imports(name, tree):

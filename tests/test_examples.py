@@ -8,14 +8,28 @@ import sys
 from pathlib import Path
 
 import pytest
+import sampling
 
 from loko_ref import strategies
 
 ROOT = Path(__file__).resolve().parents[1]
+FEW = """
+from hypothesis import settings
+
+settings.register_profile("few", max_examples={count}, deadline=None, derandomize=True)
+settings.load_profile("few")
+"""
 
 
-def test_property_test_of_a_filter(tmp_path):
-    file = tmp_path / "test_my_filter.py"
+@pytest.fixture
+def folder(tmp_path):
+    """A folder whose conftest asks Hypothesis for few examples; for its usual 100 with --long."""
+    (tmp_path / "conftest.py").write_text(FEW.format(count=sampling.count(10, 100)))
+    return tmp_path
+
+
+def test_property_test_of_a_filter(folder):
+    file = folder / "test_my_filter.py"
     file.write_text((ROOT / "examples" / "property_test_my_filter.py").read_text(encoding="utf-8"))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
@@ -23,18 +37,18 @@ def test_property_test_of_a_filter(tmp_path):
         text=True,
         check=False,
         timeout=300,
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 passed" in done.stdout
 
 
-def test_property_test_catches_a_wrong_filter(tmp_path):
+def test_property_test_catches_a_wrong_filter(folder):
     """The decoupled variance without its factor p: found, and shrunk to one parameter."""
     text = (ROOT / "examples" / "property_test_my_filter.py").read_text(encoding="utf-8")
     wrong = text.replace("p[k] -= p[k] * (K[k] @ H[:, k])", "p[k] -= K[k] @ H[:, k]")
     assert wrong != text
-    file = tmp_path / "test_my_filter.py"
+    file = folder / "test_my_filter.py"
     file.write_text(wrong)
     some = "agrees or rescaled or dtype"  # each failure is shrunk, which takes its time
     done = subprocess.run(
@@ -43,7 +57,7 @@ def test_property_test_catches_a_wrong_filter(tmp_path):
         text=True,
         check=False,
         timeout=300,
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAILED test_my_filter.py::test_agrees_with_the_reference" in done.stdout

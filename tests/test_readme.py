@@ -20,7 +20,8 @@ def blocks(text):
 def ci_commands():
     """What .ci/run calls: (environment, its commands), in order."""
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    calls = re.findall(r"^ *in_ (\w+) [^\n]*<<'?COMMAND'?\n(.*?)^COMMAND$", text, flags=re.S | re.M)
+    one = r"^ *(?:in_|beside) (\w+) [^\n]*<<'?COMMAND'?\n(.*?)^COMMAND$"
+    calls = re.findall(one, text, flags=re.S | re.M)
     return [(where, body.splitlines()) for where, body in calls]
 
 
@@ -42,7 +43,7 @@ def test_both_commands_are_what_ci_runs_first(commands):
 
 def test_ci_takes_the_verdicts_under_three_kernels_then_larger_samples_then_lint():
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert re.search(r"for kernel in Haswell SkylakeX Nehalem; do\n +in_ tests ", text)
+    assert re.search(r"for kernel in Haswell SkylakeX Nehalem; do\n +beside tests ", text)
     lines = [line for _, calls in ci_commands()[2:] for line in calls]
     assert sum("OPENBLAS_CORETYPE=$kernel" in k and "-m verdict" in k for k in lines) == 1
     assert sum("LOKO_REF_SHARE=" in k and "LOKO_REF_SEED=$seed" in k for k in lines) == 1

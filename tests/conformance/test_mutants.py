@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from command import loko_ref
 from rich.console import Console
-from sampling import sample
+from sampling import LONG, sample
 
 from loko_ref import documents as schema
-from loko_ref.conformance import junit, page, report, score
+from loko_ref.conformance import cases, junit, page, report, score
 from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.implementation import Implementation, load
 from loko_ref.conformance.mutants import (
@@ -69,7 +69,7 @@ def place(one):
 
 
 @pytest.mark.verdict
-@pytest.mark.sampled(0.1, by=place)
+@pytest.mark.sampled(0.06, by=place)
 @pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
 def test_caught_and_named_first(one):
     outcome = score.outcome(one, CASES)
@@ -350,12 +350,14 @@ def test_verify_names_the_mistake(tmp_path):
             assert "mistakes" not in check
 
 
-def test_cli_mutants(tmp_path):
+def test_cli_mutants(tmp_path, monkeypatch):
     out = tmp_path / "m.json"
     result = cli("mutants", "--json", out)
     assert result.returncode == 0
     assert "S-JITTER: jitter added to S" in result.stdout
     assert len(json.loads(out.read_text())["mutants"]) == len(MUTANTS)
+    few = CASES if LONG else [c for c in CASES if c.operation.name.startswith(("kalman", "loko"))]
+    monkeypatch.setattr(cases, "select", lambda dtype: few)  # it takes all: minutes of units
     result = cli("mutants", "--score", "--only", "TIME-Q-*", "--json", out)
     assert result.returncode == 0, result.stdout
     document = json.loads(out.read_text())

@@ -17,7 +17,6 @@ from loko_ref.conformance.tolerance import expected
 from loko_ref.conformance.verify import judge, run
 
 pytestmark = pytest.mark.verdict
-
 ONE_SCREEN = 60
 
 

@@ -22,7 +22,6 @@ from loko_ref.conformance.verify import judge, run, summarise
 from loko_ref.errors import InputError
 
 pytestmark = pytest.mark.verdict
-
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 TARGETS = HERE / "targets.py"
@@ -59,7 +58,7 @@ def test_no_false_alarm(path):
     implementation = load(str(path))
     mine = [c for c in all_cases() if c.operation.name in implementation.functions]
     assert {c.operation.name.split(".")[0] for c in mine} >= {"kalman", "model", "loko"}
-    mine = sample(mine, 0.4, by=lambda c: (c.operation.name, c.dtype))
+    mine = sample(mine, 0.3, by=lambda c: (c.operation.name, c.dtype))
     done = run(implementation, mine)
     assert [c.case.id for c in done if c.status != "passed"] == []
     assert summarise(done).exit_code == 0
@@ -69,7 +68,8 @@ def test_no_false_alarm(path):
 
 
 def test_my_buggy_loko_is_caught_at_z():
-    done = run(load(str(EXAMPLES / "my_buggy_loko.py")), all_cases())
+    cases = sample(all_cases(), 0.3, by=lambda c: (c.operation.name, c.dtype))
+    done = run(load(str(EXAMPLES / "my_buggy_loko.py")), cases)
     failed = [c for c in done if c.status == "failed"]
     assert {c.divergence.quantity for c in failed} == {"Z"}
     assert {c.case.operation.name for c in failed} == {"model.jacobian", "loko.step", "loko.run"}
