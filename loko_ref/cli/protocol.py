@@ -24,7 +24,8 @@ def protocol(
     """
     from loko_ref.conformance.cases import all_cases
     from loko_ref.conformance.child import Ended
-    from loko_ref.conformance.protocol import SPECIFICATION, ProtocolError, show
+    from loko_ref.conformance.protocol import ProtocolError, show
+    from loko_ref.conformance.specification import SPECIFICATION
     from loko_ref.conformance.subprocess_target import Command
     from loko_ref.errors import InputError, printable
 

@@ -57,7 +57,7 @@ MESSAGES = [f for f in harness.FAULTS if f not in CROWDS]
 
 
 def command_line(fault, token):
-    return shlex.join([sys.executable, "-I", str(HERE / "harness_of_faults.py"), fault, token])
+    return shlex.join([sys.executable, str(HERE / "harness_of_faults.py"), fault, token])
 
 
 def survivors(token):
