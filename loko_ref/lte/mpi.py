@@ -97,6 +97,7 @@ def connect() -> MpiTeam:
         raise MissingExtraError(
             f"a run under mpiexec ({str(error).strip().splitlines()[0]})", "mpi4py", "mpi"
         ) from error
+    interrupt.joined()
     world = MPI.COMM_WORLD
     if size is not None and size != world.size:
         library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()
