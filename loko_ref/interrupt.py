@@ -25,13 +25,24 @@ if TYPE_CHECKING:  # until this module is imported nothing answers: it imports t
     from types import FrameType
     from typing import Any, NoReturn
 
-__all__ = ["RANKS", "after", "command_line", "handled", "keep", "resumes", "without", "working"]
+__all__ = [
+    "RANKS",
+    "after",
+    "command_line",
+    "handled",
+    "joined",
+    "keep",
+    "resumes",
+    "without",
+    "working",
+]
 
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 """Where launchers say which rank a process is."""
 
 _GRACE = 1.0  # seconds in which a second interrupt is the same one
-_JOINED = 0.5  # the longest that a rank waits for the others to answer
+_JOINING = 0.5  # the longest that a rank waits for the others to answer: some may hear nothing
+_JOINED = 2.0  # and when all have joined: each answers, the slowest after its step
 _IMPORT = 0.4  # the longest that an import holds one back
 
 _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -46,6 +57,7 @@ class _State:
     number: int = 2
     since: float | None = None
     held = False
+    joined = False
 
 
 def keep(text: Callable[[], str] | None) -> None:
@@ -54,6 +66,11 @@ def keep(text: Callable[[], str] | None) -> None:
     A text that begins with "kept" is also said of an error that ends the command.
     """
     _State.kept = text
+
+
+def joined() -> None:
+    """Note that every rank of a launcher has joined the others."""
+    _State.joined = True
 
 
 def resumes(path: object | None) -> None:
@@ -110,7 +127,7 @@ def _leave_now() -> NoReturn:
         _tell()
     if rank is not None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the sign that this rank has answered
-        until = time.monotonic() + _JOINED
+        until = time.monotonic() + (_JOINED if _State.joined else _JOINING)
         while (silent := _silent()) and time.monotonic() < until:
             time.sleep(0.02)
         if "0" in silent.values():

@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import os
+import pickle
 import sys
 import time
 import traceback
@@ -107,6 +108,7 @@ def connect() -> MpiTeam:
         failure = (str(error).strip().splitlines() or [type(error).__name__])[0]
         library = "an MPI library"
         raise MissingLibraryError(feature, "mpi4py", "mpi", failure, library, "mpich") from error
+    interrupt.joined()
     world = MPI.COMM_WORLD
     if size is not None and size != world.size:
         library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()
@@ -125,8 +127,14 @@ class MpiTeam:
         self.watch: Watch | None = None
 
     def meet(self) -> None:
-        """Wait for all ranks, with a little sleep: a spinning rank takes others' cores away."""
-        request = self.comm.Ibarrier()
+        """Wait for all ranks."""
+        self._wait(self.comm.Ibarrier())
+
+    def _wait(self, request: Any) -> None:
+        """Wait with a little sleep, in Python.
+
+        A rank that spins takes others' cores away; one that waits inside MPI hears no interrupt.
+        """
         tries = 0
         while not request.Test():
             tries += 1
@@ -142,15 +150,22 @@ class MpiTeam:
         starts = [s.start * n for s in spans]
         found = np.empty((heads, n), host.dtype)
         kind = self.MPI.FLOAT if host.dtype == np.float32 else self.MPI.DOUBLE
-        self.comm.Allgatherv([host, kind], [found, counts, starts, kind])
+        self._wait(self.comm.Iallgatherv([host, kind], [found, counts, starts, kind]))
         self.sent += found.nbytes
         return asarray(found, rows)
 
     def collect(self, item: Any) -> list[Any]:
         """Small host objects of all ranks, in rank order, on every rank."""
         self.meet()
-        found: list[Any] = self.comm.allgather(item)
-        return found
+        own = np.frombuffer(pickle.dumps(item), np.uint8)
+        size = np.array([own.size], np.int64)
+        sizes = np.empty(self.size, np.int64)
+        self._wait(self.comm.Iallgather([size, self.MPI.INT64_T], [sizes, self.MPI.INT64_T]))
+        ends = np.cumsum(sizes)
+        every, kind = np.empty(int(ends[-1]), np.uint8), self.MPI.BYTE
+        counts, starts = sizes.tolist(), (ends - sizes).tolist()
+        self._wait(self.comm.Iallgatherv([own, kind], [every, counts, starts, kind]))
+        return [pickle.loads(every[a:b].tobytes()) for a, b in zip(starts, ends, strict=True)]
 
     def log(self, step: int, doing: str) -> None:
         """Note the step at hand where it outlives this process."""
@@ -196,7 +211,7 @@ class MpiTeam:
             return work()
         except KeyboardInterrupt:  # of every rank: the process ends where it is answered
             if self.watch is not None:
-                self.watch.done()
+                self.watch.done(wait=False)
             raise
         except BaseException as error:  # also SystemExit(0): the others would wait for ever
             if isinstance(error, SystemExit):

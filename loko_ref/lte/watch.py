@@ -177,8 +177,8 @@ class Watch:
         if self.file is not None:
             os.pwrite(self.file, " ".join(text.split()).ljust(_WIDTH).encode() + b"\n", 0)
 
-    def done(self) -> None:
-        """All is well: the watcher goes without a word."""
+    def done(self, wait: bool = True) -> None:
+        """Dismiss the watcher, which prints nothing then; `wait` for its end, or leave it to it."""
         if self.file is not None:
             os.close(self.file)
             self.file = None
@@ -188,5 +188,6 @@ class Watch:
         if self.watcher is not None and self.watcher.stdin is not None:
             self.watcher.stdin.write(b"done")
             self.watcher.stdin.close()
-            self.watcher.wait(timeout=10)
+            if wait:
+                self.watcher.wait(timeout=10)
             self.watcher = None

@@ -372,7 +372,7 @@ def test_an_interrupt_is_one_line_of_rank_0_and_ends_every_rank(tmp_path) -> Non
     ended = finish(process)
     assert time.monotonic() - begun < (1 if LONG else 4)
     if w.family == "mpich":
-        assert ended.code == 130
+        assert ended.code == 130, f"{ended}"
     ours = [line for line in ended.err.splitlines() if line.startswith("loko-ref: ")]
     assert len(ours) == 1, ended.err
     assert "interrupted; kept: " in ours[0]
