@@ -116,7 +116,11 @@ def differs(case: Case, name: str, old: Array, new: Array) -> str | None:
     if part == "in":
         return None if old.tobytes() == new.tobytes() else "is another input"
     if part == "gold":
-        return None if np.array_equal(old, new, equal_nan=True) else "is not what balls prove"
+        return (
+            None
+            if np.array_equal(old, new, equal_nan=True)
+            else "is not what ball arithmetic proves"
+        )
     if part == "bound":
         return _bound_differs(case, quantity, old, new)
     if not np.isfinite(old).all():
@@ -145,5 +149,5 @@ def _bound_differs(case: Case, quantity: str, old: Array, new: Array) -> str | N
         most = new + 2 * NARROW * np.abs(enclosure.golden(case)[quantity].value) + rounding
         within = (old >= least) & (old <= most)
     if not (within | (np.isnan(old) & np.isnan(new))).all():
-        return "is not the distance that balls prove"
+        return "is not the distance that ball arithmetic proves"
     return None
