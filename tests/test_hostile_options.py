@@ -10,9 +10,12 @@ import io
 import os
 import random
 import re
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
+import sampling
 import typer
 from hostile import needs_linux, run
 
@@ -21,8 +24,7 @@ from loko_ref.cli.app import app
 
 pytestmark = needs_linux
 
-LONG = os.environ.get("LOKO_REF_LONG") == "1"
-COUNT = 600 if LONG else 150
+COUNT = sampling.count(150, 600)
 
 HUGE = "9" * 400
 NEVER = {
@@ -160,10 +162,42 @@ def draw(rng):
     for parameter in chosen:
         pool = NEVER if parameter.name in SLOW or rng.random() < 0.5 else PERHAPS
         kinds[parameter.name] = rng.choice(list(pool))
-        values[parameter.name] = pool[kinds[parameter.name]]
-    if {"trace", "cmd"} & set(kinds) and "target" not in kinds:
+        values[parameter.name] = inside(rng, words, parameter.name, pool[kinds[parameter.name]])
+        if (words, parameter.name) == (("verify",), "option"):
+            values["trace"] = "trace.npz"
+        if (words, parameter.name) == (("lte",), "size"):
+            values.pop("hidden", None)
+            values |= {"network": "vit", "data": "digits"}
+    if {"trace", "cmd"} & set(values) and "target" not in kinds:
         values.pop("target", None)  # they take its place
+    if "trace" in values:
+        for name in {"only", "dtype"} - set(kinds):
+            values.pop(name, None)
     return words, values, kinds
+
+
+INNER = {
+    (("verify",), "option"): ("beta", "lam", "q", "observation", "center", "form"),
+    (("train",), "variant"): ("beta", "p0", "p0.0", "observation", "noise", "center", "lam"),
+    (("train",), "optimizer"): ("sgd,lr", "adamw,beta1", "sgd,nesterov", "loko,p0"),
+    (("train",), "lr"): ("sgd", "adamw"),
+    (("explain",), "variant"): ("beta", "p0", "q", "r0", "form"),
+    (("lte",), "option"): ("eps", "weight_decay", "beta1"),
+    (("lte",), "size"): ("layers", "width", "heads", "ff", "patch"),
+    (("lte",), "hidden"): ("4,",),
+    (("train",), "data"): ("mnist:", "glue:", "cifar10:"),
+    (("lte",), "data"): ("mnist:", "glue:"),
+}
+"""Option of several words -> what stands before a hostile value in it."""
+
+
+def inside(rng, words, parameter, value):
+    """Put a value behind a name that the option knows, half of the time."""
+    names = INNER.get((words, parameter))
+    if names is None or rng.random() < 0.5:
+        return value
+    name = rng.choice(names)
+    return f"{name}{value}" if name[-1] in ":," else f"{name}={value}"
 
 
 def options(words):
@@ -185,6 +219,10 @@ def folder(tmp_path_factory):
         "def delta(A, B, alpha):\n    return {'delta': alpha / len(A) * (B @ A)}\n"
         "IMPLEMENTATION = {'lora.delta': delta}\n"
     )
+    example = Path(__file__).parents[1] / "examples" / "record_trace.py"
+    with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["record_trace.py", str(place / "trace.npz")])
+        runpy.run_path(str(example))
     imports()
     return place
 
@@ -249,7 +287,7 @@ def imports():
     gc.freeze()  # a fork that collects garbage would copy every page
 
 
-@pytest.mark.skipif(not LONG, reason="the long part (LOKO_REF_LONG=1): each command runs once")
+@pytest.mark.skipif(not sampling.LONG, reason="the long part: each command runs once")
 def test_the_cheap_forms_run(folder):
     for words, cheap in CHEAP.items():
         line = argv(words, cheap)
@@ -258,8 +296,7 @@ def test_the_cheap_forms_run(folder):
 
 
 def test_hostile_options(folder):
-    seed = int(os.environ.get("LOKO_REF_SEED", "0"))
-    rng, wrong = random.Random(seed), []
+    rng, wrong = random.Random(sampling.SEED), []
     for _ in range(COUNT):
         words, values, kinds = draw(rng)
         line = argv(words, values)
@@ -267,4 +304,4 @@ def test_hostile_options(folder):
         found = problem(words, values, kinds, outcome)
         if found is not None:
             wrong.append(f"{' '.join(words)} {kinds}: {found[:3000]}")
-    assert not wrong, f"{len(wrong)} of {COUNT} (seed {seed}):\n" + "\n\n".join(wrong)
+    assert not wrong, f"{len(wrong)} of {COUNT} ({sampling.repeat()}):\n" + "\n\n".join(wrong)

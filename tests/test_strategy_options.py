@@ -2,10 +2,10 @@
 
 import inspect
 import itertools
-import os
 import random
 
 import pytest
+import sampling
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as hs
 
@@ -20,11 +20,10 @@ from loko_ref.lte.config import CHOICES
 from loko_ref.strategies.heads import STEPS
 from loko_ref.strategies.steps import DENSE_FORMS, SEQUENTIAL
 
-LONG = os.environ.get("LOKO_REF_LONG") == "1"
-PAIRS = 60 if LONG else 4
+PAIRS = sampling.count(4, 60)
 
 FEW = settings(
-    max_examples=10 if LONG else 1,
+    max_examples=sampling.count(1, 10),
     phases=[Phase.generate],
     deadline=None,
     database=None,
@@ -151,7 +150,7 @@ def singles_and_pairs(name):
     values = [(key, value) for key, some in OPTIONS[name].items() for value in some]
     found = [{}] + [{key: value} for key, value in values]
     pairs = [dict(two) for two in itertools.combinations(values, 2) if two[0][0] != two[1][0]]
-    return found + random.Random(name).sample(pairs, min(len(pairs), PAIRS))
+    return found + random.Random(f"{name} {sampling.SEED}").sample(pairs, min(len(pairs), PAIRS))
 
 
 def strategy(name, options):

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.checks import check_choice, read_number
 from loko_ref.conformance.operations import OPERATIONS
-from loko_ref.errors import InputError, MissingExtraError, unknown_option
+from loko_ref.errors import InputError, MissingExtraError, shown, unknown_option
 from loko_ref.kalman.noise import check_combination
 
 __all__ = ["NAMING", "SHAPES", "Recording", "read"]
@@ -123,18 +124,30 @@ def _content(path: Path) -> tuple[dict[str, Array], str]:
     return arrays, str(arrays.pop("options", "{}"))
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
+    """Read the text of an option by the option's type."""
+    if name not in _OPTIONS:
+        raise unknown_option("--option", name, _OPTIONS)
+    option = _OPTIONS[name]
+    if option.choices:
+        return text.strip('"')
+    if isinstance(option.default, bool):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return read_number(f"--option {name}", text)
+
+
+def _finite(value: Any) -> bool:
     try:
-        return json.loads(text)
-    except ValueError:
-        return text
+        return bool(np.isfinite(float(value)))
+    except OverflowError:
+        return False
 
 
 def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
     """Those of the file, then the command line's, then defaults; each checked."""
     try:
         named = json.loads(head)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("options", repr(head[:60]), "a JSON object", str(error)) from None
     if not isinstance(named, dict):
         raise InputError("options", repr(head[:60]), "a JSON object", "another JSON value")
@@ -142,18 +155,18 @@ def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals:
             raise InputError("--option", repr(item), "NAME=VALUE", "the value was left out")
-        named[name] = _value(value)
+        named[name] = _value(name, value)
     for name, value in named.items():
         if name not in _OPTIONS:
             raise unknown_option("--option", name, _OPTIONS)
         option = _OPTIONS[name]
-        if option.choices and value not in option.choices:
-            raise unknown_option(f"--option {name}", str(value), option.choices)
+        if option.choices:
+            check_choice(f"--option {name}", value, option.choices)
         kind = bool if isinstance(option.default, bool) else (int, float)
         wrong = not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
-        if not option.choices and (wrong or not np.isfinite(value)):
+        if not option.choices and (wrong or not _finite(value)):
             what = "true or false" if kind is bool else "a finite number"
-            raise InputError(f"--option {name}", repr(value), what, "a typing error")
+            raise InputError(f"--option {name}", shown(value), what, "a typing error")
     lam, q, beta = (named.get(k, _OPTIONS[k].default) for k in ("lam", "q", "beta"))
     if not (0 < lam <= 1 and q >= 0 and 0 <= beta <= 1):
         got = f"lam={lam}, q={q}, beta={beta}"

@@ -47,7 +47,7 @@ from loko_ref.lte.serial import bytes_per_merge
 from loko_ref.lte.state import LteState, combine, fingerprint, head_arrays, shared_arrays
 from loko_ref.lte.team import Team, span
 
-__all__ = ["KEEP", "SCHEMA", "load", "newest", "save"]
+__all__ = ["KEEP", "SCHEMA", "check_place", "load", "newest", "save"]
 
 SCHEMA = "loko-ref/lte-checkpoint/2"
 KEEP = 2
@@ -359,3 +359,41 @@ def _load_head(
     place.same("head", metadata["head"], head)
     place.arrays(arrays, wanted)
     return arrays
+
+
+def check_place(place: Path | None, resume: Path | None) -> None:
+    """Raise, before a run, where its checkpoints could not be written.
+
+    Parameters
+    ----------
+    place : path or None
+        The directory that is to hold them; it is made.
+    resume : path or None
+        Where the run goes on from: the one place whose sets are this run's own.
+
+    Raises
+    ------
+    InputError
+        If it cannot be made or written to, or holds the sets of another run.
+    """
+    if place is None:
+        return
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            "checkpoint", repr(str(place)), "a directory that can be written to", str(error)
+        ) from error
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            "checkpoint", repr(str(place)), "a directory that can be written to", "no permission"
+        )
+    begun = None if resume is None else resume.resolve()
+    sets = sorted(place.glob("merge-*"))
+    if sets and (begun is None or place.resolve() not in (begun, begun.parent)):
+        raise InputError(
+            "checkpoint",
+            f"{str(place)!r}, which holds {sets[-1].name} of another run",
+            "a new or empty directory, or the one resumed from",
+            "a run before this one; the sets with the highest numbers are kept, and these are its",
+        )

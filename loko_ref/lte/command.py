@@ -6,7 +6,6 @@ Shapes: x (samples, i), or (samples, t) ids of a text; W (o, i).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -155,7 +154,16 @@ def _widths(text: str, i: int, o: int) -> list[int]:
     if len(words) > DEEPEST:
         got = f"{len(words)} widths"
         raise InputError("hidden", got, f"at most {DEEPEST} widths", "another option's value")
-    return [i, *(read_whole("hidden", word) for word in words), o]
+    return [i, *(_count("hidden", text, "widths such as 128,128, each", w) for w in words), o]
+
+
+def _count(argument: str, item: str, form: str, text: str) -> int:
+    """Read a number of an option that has several words."""
+    try:
+        return read_whole(argument, text)
+    except InputError as error:
+        required = f"{form} {error.required}"
+        raise InputError(argument, shown(item), required, error.cause) from None
 
 
 def _size(items: list[str]) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def _size(items: list[str]) -> dict[str, Any]:
         key, _, value = item.partition("=")
         if key not in SIZE:
             raise unknown_option("size", key, SIZE)
-        found[key] = read_whole(f"size {key}", value)
+        found[key] = _count("size", item, "NAME=NUMBER,", value)
     return found
 
 
@@ -290,32 +298,6 @@ def _check_together(asked: Mapping[str, Any]) -> None:
             )
 
 
-def _check_places(asked: Mapping[str, Any]) -> None:
-    """Refuse, before the run, what it could not leave behind at its end."""
-    place, resume = asked["checkpoint"], asked["resume"]
-    if place is None:
-        return
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            "checkpoint", repr(str(place)), "a directory that can be written to", str(error)
-        ) from error
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(
-            "checkpoint", repr(str(place)), "a directory that can be written to", "no permission"
-        )
-    begun = None if resume is None else resume.resolve()
-    sets = sorted(place.glob("merge-*"))
-    if sets and (begun is None or place.resolve() not in (begun, begun.parent)):
-        raise InputError(
-            "checkpoint",
-            f"{str(place)!r}, which holds {sets[-1].name} of another run",
-            "a new or empty directory, or the one resumed from",
-            "a run before this one; the sets with the highest numbers are kept, and these are its",
-        )
-
-
 def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
     """Turn the command's arguments into a run, from its start or from a checkpoint.
 
@@ -385,7 +367,7 @@ def prepare(asked: Mapping[str, Any], source: _Source, team: Team) -> Job:
             )
         team.sent = history.sent
     if team.rank == 0:
-        _check_places(asked)
+        checkpoint.check_place(asked["checkpoint"], asked["resume"])
     return Job(
         config=config,
         data=data,

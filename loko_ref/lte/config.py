@@ -253,10 +253,8 @@ class LteConfig:
             )
         check_spec(self.spec)
         weights = 2 * sum(math.prod(shape) for shape in param_shapes(self.spec).values())
-        check_memory(
-            "spec", f"{weights // 2} weights, twice", weights
-        )  # W, and W at the last reset
-        own = 4 * self.heads * self.layout.n  # theta, as merged, and two slots of the optimizer
+        check_memory("spec", f"{weights // 2} weights", weights)  # W, and W at the last reset
+        own = 4 * self.heads * self.layout.n  # theta, as merged, two slots of the optimizer
         check_memory("heads", self.heads, weights + own)
         if not self.layout.factors and (self.heads > 1 or self.replicas == "frozen"):
             raise InputError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -88,10 +88,8 @@ def test_a_checkpoint_in_another_dtype_is_refused_by_that_name(tmp_path) -> None
 
 
 def test_the_extra_that_a_plot_needs_is_named_before_the_run(tmp_path, monkeypatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name)
-    )
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(outcome, "execute", lambda *a: pytest.fail("the run had begun"))
     with pytest.raises(MissingExtraError, match=r"matplotlib.*loko-ref\[data\]"):
         call("--steps", "2", "--plot", str(tmp_path / "a.svg"))
