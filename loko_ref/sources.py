@@ -21,6 +21,7 @@ downloaded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ Part = tuple[NDArray[Any], NDArray[np.int64]]
 
 def _find(folder: Path, names: Sequence[str], cause: str) -> Path:
     """Look for the file of a directory that goes by one of several names."""
-    found = [folder / name for name in names if (folder / name).is_file()]
+    found = [folder / name for name in names if os.path.lexists(folder / name)]
     if not found:
         got = "no such file" if folder.is_dir() else "no such directory"
         raise InputError(str(folder / names[0]), got, f"one of {', '.join(names)}", cause)

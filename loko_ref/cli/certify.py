@@ -42,7 +42,7 @@ def certify(
     from loko_ref.balls import precision
     from loko_ref.conformance import certify as room
     from loko_ref.conformance.cases import Case, select
-    from loko_ref.storage import check_target, write_bytes
+    from loko_ref.writing import check_target, write_bytes
 
     if json is not None:
         check_target("--json", json)

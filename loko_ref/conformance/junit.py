@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from loko_ref.conformance.naming import Mistake
 from loko_ref.conformance.report import failure
 from loko_ref.conformance.verify import Check
-from loko_ref.storage import write_bytes
+from loko_ref.writing import write_bytes
 
 __all__ = ["as_xml", "write"]
 

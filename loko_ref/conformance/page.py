@@ -19,7 +19,7 @@ from loko_ref.conformance.report import failure
 from loko_ref.conformance.tolerance import EXPLANATION, expected
 from loko_ref.conformance.verify import Check, summarise
 from loko_ref.errors import MissingExtraError
-from loko_ref.storage import write_bytes
+from loko_ref.writing import write_bytes
 
 __all__ = ["CELLS", "COLOURS", "HeatMap", "as_html", "heat_map", "write"]
 

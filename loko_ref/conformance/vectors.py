@@ -28,7 +28,8 @@ from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.conformance.tolerance import expected, tolerance
 from loko_ref.errors import InputError
 from loko_ref.interop.tensors import read_tensors, write_tensors
-from loko_ref.storage import write_bytes
+from loko_ref.reading import read_bytes, read_json
+from loko_ref.writing import make_folder, write_bytes
 
 __all__ = ["MANIFEST_SCHEMA", "VERSION", "check", "export", "file_name", "read"]
 
@@ -105,15 +106,8 @@ def export(
     InputError
         If the folder holds something already, or cannot be written.
     """
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        occupied = any(place.iterdir())
-    except OSError as error:
-        raise InputError(
-            "DIR", str(folder), "a folder that can be written", str(error.strerror)
-        ) from None
-    if occupied:
+    place = make_folder("DIR", folder)
+    if any(place.iterdir()):
         raise InputError(
             "DIR", f"{folder}, which is not empty", "a new or empty folder", "an older export"
         )
@@ -121,7 +115,7 @@ def export(
     for case in cases:
         path, tensors = place / file_name(case.id), _tensors(case)
         write_tensors(path, tensors, {"id": case.id, "version": VERSION})
-        payload = path.read_bytes()
+        payload = read_bytes(path)
         entries.append(
             {
                 "id": case.id,
@@ -156,8 +150,8 @@ def _refuse(where: object, got: str, required: str, cause: str) -> InputError:
     return InputError(str(where), got, required, cause)
 
 
-def _plain_file(folder: Path, name: str, limit: int) -> Path:
-    """Return the path of a plain file of the folder itself, not too large."""
+def _plain_file(folder: Path, name: str) -> Path:
+    """Return the path of a plain file of the folder itself."""
     if not name or Path(name).name != name or "\\" in name or "\0" in name or name in (".", ".."):
         raise _refuse(
             folder, f"a file named {name!r}", "a plain file name", "a path that leaves the folder"
@@ -165,17 +159,7 @@ def _plain_file(folder: Path, name: str, limit: int) -> Path:
     path = folder / name
     if path.is_symlink() or not path.is_file():
         raise _refuse(path, "no such plain file", "a file", "renamed, removed or a link")
-    size = path.stat().st_size
-    if size > limit:
-        raise _refuse(path, f"{size} bytes", f"at most {limit}", "an oversized or foreign file")
     return path
-
-
-def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
 
 
 def _matches(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
@@ -216,12 +200,8 @@ def _matches(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
 def _manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise _refuse("DIR", str(folder), "a folder", "a path misspelt")
-    path = _plain_file(folder, "manifest.json", MANIFEST_LIMIT)
-    try:
-        manifest = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_strict)
-    except (ValueError, RecursionError) as error:
-        text = f"{type(error).__name__}: {error}"
-        raise _refuse(path, text[:200], "JSON", "a damaged or truncated file") from None
+    path = _plain_file(folder, "manifest.json")
+    manifest = read_json(path, limit=MANIFEST_LIMIT)
     wrong = _matches(manifest, MANIFEST_SCHEMA, "manifest")
     if wrong:
         raise _refuse(path, wrong, "what 'loko-ref vectors schema' says", "damaged, or not ours")
@@ -230,10 +210,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _case_tensors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
     """Read one case's file, every claim about it checked."""
-    path = _plain_file(folder, entry["file"], FILE_LIMIT)
+    path = _plain_file(folder, entry["file"])
     if entry["file"] != file_name(entry["id"]):
         raise _refuse(path, f"the file of {entry['id']!r:.120}", file_name(entry["id"]), "renamed")
-    payload = path.read_bytes()
+    payload = read_bytes(path, limit=FILE_LIMIT)
     if len(payload) != entry["bytes"]:
         raise _refuse(path, f"{len(payload)} bytes", str(entry["bytes"]), "truncated or grown")
     if hashlib.sha256(payload).hexdigest() != entry["sha256"]:

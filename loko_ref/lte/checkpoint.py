@@ -10,7 +10,6 @@ Ranks on several machines need a directory that all of them see.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from loko_ref.lte.config import LteConfig
 from loko_ref.lte.experiment import History
 from loko_ref.lte.state import LteState, head_arrays, shared_arrays
 from loko_ref.lte.team import Team, span
+from loko_ref.reading import hash_file
 
 __all__ = ["KEEP", "SCHEMA", "load", "newest", "save"]
 
@@ -38,7 +38,7 @@ _NAME = re.compile(r"merge-(\d{8})")
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hash_file(path, "resume")
 
 
 def save(

@@ -6,7 +6,6 @@ Shapes: x (samples, i), or (samples, t) ids of a text; W (o, i).
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from loko_ref.lte.experiment import BASELINES, Data, History
 from loko_ref.lte.state import LteState, init
 from loko_ref.lte.team import Team
 from loko_ref.spec import linears, map_linears, mlp_spec
+from loko_ref.writing import make_folder
 
 __all__ = ["HIDDEN", "LEARNING_RATES", "NETWORKS", "SIZE", "Job", "network", "prepare"]
 
@@ -273,16 +273,7 @@ def _check_places(asked: Mapping[str, Any]) -> None:
     place, resume = asked["checkpoint"], asked["resume"]
     if place is None:
         return
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            "checkpoint", repr(str(place)), "a directory that can be written to", str(error)
-        ) from error
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(
-            "checkpoint", repr(str(place)), "a directory that can be written to", "no permission"
-        )
+    make_folder("checkpoint", place)
     begun = None if resume is None else resume.resolve()
     sets = sorted(place.glob("merge-*"))
     if sets and (begun is None or place.resolve() not in (begun, begun.parent)):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref import storage
 from loko_ref.arrays import Array, to_host
 from loko_ref.errors import MissingExtraError, NumericalError
 from loko_ref.lte import checkpoint
@@ -27,6 +26,7 @@ from loko_ref.lte.serial import Event
 from loko_ref.lte.state import LteState, fingerprint, init
 from loko_ref.lte.team import ALONE, Alone, Team
 from loko_ref.spec import linears
+from loko_ref.writing import write_bytes
 
 __all__ = ["End", "execute", "plot", "report", "text"]
 
@@ -288,4 +288,4 @@ def plot(path: Path, details: Mapping[str, Any]) -> None:
                 ax.legend(fontsize=7)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    storage.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), "--plot")

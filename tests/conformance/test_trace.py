@@ -174,7 +174,7 @@ def test_a_dtype_that_numpy_has_not_is_named(tmp_path):
     head = b'{"0/theta": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}'
     path = tmp_path / "t.safetensors"
     path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
-    with pytest.raises(InputError, match="dtype BF16; required float64 or float32"):
+    with pytest.raises(InputError, match="dtype BF16; required one of F64, F32"):
         recording.read(path)
 
 

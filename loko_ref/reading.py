@@ -1,0 +1,371 @@
+"""Opening what a user names as input: regular files, of bounded size, and JSON of bounded depth.
+
+A FIFO, a device, a directory or a socket is refused before it is read: reading one may never end.
+What a file unpacks to is bounded by what it says of itself, or by its size.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+import os
+import stat
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from loko_ref.errors import InputError
+
+__all__ = [
+    "LIMIT",
+    "hash_file",
+    "kind_of",
+    "open_file",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "refuse",
+]
+
+LIMIT = 2**31
+"""Bytes of a file that is read whole, unless a reader has a closer bound."""
+
+TEXT_LIMIT = 8 * 2**20
+"""Bytes of a text or a JSON document, unless a reader has another bound."""
+
+UNPACKED = 4 * 2**20
+"""Bytes that any gzipped file may unpack to; beyond, at most `RATIO` times its size."""
+
+RATIO = 64
+"""Real data (MNIST 5, GLUE 3) is far below it; a bomb reaches 1000."""
+
+DEPTH = 64
+"""Levels of lists and objects in one another in JSON."""
+
+CONTAINERS = 500_000
+"""Lists and objects in JSON: each takes 25 times the memory of its text."""
+
+DIGITS = 100
+"""Digits of a whole number in JSON."""
+
+_HEAD = 4096
+
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a disk",
+}
+
+_CAUSES = {
+    "a directory": "a directory in the place of a file in it",
+    "a FIFO": "a pipe such as <(...): write its content to a file first",
+}
+
+
+def kind_of(mode: int) -> str:
+    """Name the kind of file of a mode: ``a FIFO``."""
+    return _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def refuse(
+    path: str | os.PathLike[str], argument: str | None, got: str, required: str, cause: str
+) -> InputError:
+    """Build the error about a file: under the option that it was given by, or under its own name.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    argument : str or None
+        The option; None where the file's name says enough.
+    got, required, cause : str
+        As in :class:`InputError`.
+    """
+    name = str(os.fspath(path))
+    if argument is None:
+        return InputError(name if name.isprintable() else repr(name), got, required, cause)
+    return InputError(argument, f"{name!r}: {got}", required, cause)
+
+
+def _cannot(path: str | os.PathLike[str], argument: str | None, error: Exception) -> InputError:
+    missing = isinstance(error, FileNotFoundError)
+    got = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    cause = "a wrong path or a typing error in it" if missing else "its permissions or its place"
+    return refuse(path, argument, got, "a file that can be read", cause)
+
+
+def open_file(
+    path: str | os.PathLike[str], argument: str | None = None, limit: int | None = None
+) -> BinaryIO:
+    """Open a regular file for reading; symbolic links are followed.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    argument : str, optional
+        The option that it was given by, for the error.
+    limit : int, optional
+        Most bytes that it may have.
+
+    Raises
+    ------
+    InputError
+        If it is missing, cannot be read, is no regular file, or is too large.
+    """
+    try:
+        mode = os.stat(path).st_mode  # asked before it is opened: opening a device may act on it
+        if stat.S_ISREG(mode):
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            handle = os.open(path, flags)
+            try:
+                mode = os.fstat(handle).st_mode
+                size = os.fstat(handle).st_size
+            except BaseException:
+                os.close(handle)
+                raise
+            if stat.S_ISREG(mode) and (limit is None or size <= limit):
+                return os.fdopen(handle, "rb")
+            os.close(handle)
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        raise _cannot(path, argument, error) from None
+    if not stat.S_ISREG(mode):
+        kind = kind_of(mode)
+        cause = _CAUSES.get(kind, "another path")
+        raise refuse(path, argument, kind, "a regular file", cause)
+    cause = "another or a damaged file"
+    raise refuse(path, argument, f"{size} bytes", f"at most {limit} bytes", cause)
+
+
+def read_bytes(
+    path: str | os.PathLike[str],
+    argument: str | None = None,
+    *,
+    limit: int = LIMIT,
+    unpack: bool = False,
+    length: Callable[[bytes], int] | None = None,
+) -> bytes:
+    """Read a regular file whole.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    argument : str, optional
+        The option that it was given by, for the error.
+    limit : int
+        Most bytes of its content.
+    unpack : bool
+        Whether a gzipped file is unpacked: to at most 4 MiB, or 64 times its size.
+    length : callable, optional
+        Given the first 4096 bytes of the content, returns how many there have to be: a content
+        of another length is refused before it is read.
+
+    Raises
+    ------
+    InputError
+        As :func:`open_file`; if it is too large, of another length, cut or damaged.
+    """
+    with open_file(path, argument, limit) as file:
+        size = os.fstat(file.fileno()).st_size
+        packed = unpack and file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        try:
+            if not packed:
+                return _content(path, argument, file, size, limit, length)
+            with gzip.GzipFile(fileobj=file, mode="rb") as inner:
+                most = min(limit, max(UNPACKED, RATIO * size))
+                return _content(path, argument, inner, None, most, length)
+        except EOFError:
+            got, cause = "a gzipped file without its end", "a cut download"
+            raise refuse(path, argument, got, "a whole file", cause) from None
+        except (OSError, zlib.error) as error:
+            cause = "a damaged or cut file"
+            raise refuse(path, argument, str(error), "a readable file", cause) from None
+
+
+def _content(
+    path: str | os.PathLike[str],
+    argument: str | None,
+    file: BinaryIO | gzip.GzipFile,
+    size: int | None,
+    limit: int,
+    length: Callable[[bytes], int] | None,
+) -> bytes:
+    """Read at most `limit` bytes, and exactly `length` of them where that is known."""
+    head = file.read(_HEAD)
+    wanted = length(head) if length is not None else None
+    most = limit if wanted is None else min(wanted, limit)
+    if wanted is not None and wanted > limit:
+        got, required = f"a head that announces {wanted} bytes", f"at most {limit} bytes"
+        raise refuse(path, argument, got, required, "a damaged head, or a file made to harm")
+    if size is not None and wanted is not None and size != wanted:
+        raise refuse(path, argument, f"{size} bytes", f"{wanted} bytes, by its head", "a cut file")
+    data = head + file.read(max(0, most - len(head)))
+    if len(data) > most or file.read(1):
+        required = f"{most} bytes, by its head" if wanted is not None else f"at most {most} bytes"
+        cause = "a damaged file, or one made to harm"
+        raise refuse(path, argument, f"more than {most} bytes", required, cause)
+    if wanted is not None and len(data) != wanted:
+        got = f"{len(data)} bytes"
+        raise refuse(path, argument, got, f"{wanted} bytes, by its head", "a cut file")
+    return data
+
+
+def hash_file(path: str | os.PathLike[str], argument: str | None = None) -> str:
+    """Return the SHA-256 of a regular file, in hexadecimal.
+
+    Raises
+    ------
+    InputError
+        As :func:`open_file`.
+    """
+    digest = hashlib.sha256()
+    with open_file(path, argument) as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def read_text(
+    path: str | os.PathLike[str],
+    argument: str | None = None,
+    *,
+    limit: int = TEXT_LIMIT,
+    unpack: bool = False,
+) -> str:
+    """Read a regular file of UTF-8 text; a byte order mark is dropped.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_bytes`; if it is no UTF-8, or holds NUL.
+    """
+    data = read_bytes(path, argument, limit=limit, unpack=unpack)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        cause = "a foreign or damaged file"
+        raise refuse(path, argument, str(error), "text in UTF-8", cause) from None
+    if "\0" in text:
+        got, cause = f"NUL at character {text.index(chr(0))}", "a foreign or damaged file"
+        raise refuse(path, argument, got, "text in UTF-8", cause)
+    return text
+
+
+def read_json(
+    path: str | os.PathLike[str], argument: str | None = None, *, limit: int = TEXT_LIMIT
+) -> Any:
+    """Read a regular file that holds one JSON value.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_bytes` and :func:`parse_json`.
+    """
+    data = read_bytes(path, argument, limit=limit)
+    return parse_json(str(path) if argument is None else f"{argument}, {path}", data, limit=limit)
+
+
+class _JsonError(ValueError):
+    """What JSON's grammar allows, and a document may not hold."""
+
+
+def _constant(name: str) -> Any:
+    raise _JsonError(f"{name}, which is no number")
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise _JsonError(f"a number of {len(text)} digits, more than {DIGITS}")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _JsonError(f"the number {text[:40]}, which is beyond float64")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise _JsonError(f"the key {twice!r:.80} given twice")
+    return found
+
+
+def parse_json(argument: str, text: str | bytes, *, limit: int = TEXT_LIMIT) -> Any:
+    """Parse one JSON value that somebody else wrote.
+
+    Parameters
+    ----------
+    argument : str
+        The option, or the file and its field, for the error.
+    text : str or bytes
+        The document; bytes are UTF-8.
+    limit : int
+        Most bytes or characters of it.
+
+    Returns
+    -------
+    object
+        At most 64 levels deep, with whole numbers of at most 100 digits, finite floats, and text
+        that UTF-8 can hold.
+
+    Raises
+    ------
+    InputError
+        If it is no JSON, gives a key twice, holds NaN or infinity, or passes a bound.
+
+    Examples
+    --------
+    >>> parse_json("--option", '{"a": [1, 2.5]}')
+    {'a': [1, 2.5]}
+    """
+    if len(text) > limit:
+        got, cause = f"JSON of {len(text)} bytes", "another or a damaged file"
+        raise InputError(argument, got, f"at most {limit}", cause)
+    try:
+        document = text.decode("utf-8") if isinstance(text, bytes) else text
+        document.encode("utf-8")
+        if document.count("[") + document.count("{") > CONTAINERS:
+            raise _JsonError(f"more than {CONTAINERS} lists and objects")
+        value = json.loads(
+            document,
+            object_pairs_hook=_unique,
+            parse_constant=_constant,
+            parse_int=_whole,
+            parse_float=_real,
+        )
+        _check_depth(value)
+        if "\\u" in document:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # no lone surrogate
+    except RecursionError:
+        got = f"lists or objects more than {DEPTH} levels deep"
+        raise InputError(argument, got, f"at most {DEPTH} levels", "a damaged document") from None
+    except ValueError as error:
+        got = f"JSON with {error}" if isinstance(error, _JsonError) else f"no JSON ({error})"
+        cause = "a damaged or foreign document, or a typing error"
+        raise InputError(argument, got[:300], "a JSON value", cause) from None
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Raise RecursionError for what is too deep for whoever walks through it."""
+    level = [value]
+    for _ in range(DEPTH):
+        level = [v for v in level if isinstance(v, (dict, list))]
+        if not level:
+            return
+        level = [v for c in level for v in (c.values() if isinstance(c, dict) else c)]
+    if any(isinstance(v, (dict, list)) for v in level):
+        raise RecursionError
