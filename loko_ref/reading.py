@@ -52,6 +52,7 @@ DIGITS = 100
 """Digits of a whole number in JSON."""
 
 _HEAD = 4096
+_PART = 2**20
 
 _KINDS = {
     stat.S_IFREG: "a regular file",
@@ -207,8 +208,12 @@ def _content(
         raise refuse(path, argument, got, required, "a damaged head, or a file made to harm")
     if size is not None and wanted is not None and size != wanted:
         raise refuse(path, argument, f"{size} bytes", f"{wanted} bytes, by its head", "a cut file")
-    data = head + file.read(max(0, most - len(head)))
-    if len(data) > most or file.read(1):
+    parts, left = [head], most - len(head)
+    while left > 0 and (part := file.read(min(left, _PART))):  # read(n) takes n bytes at once
+        parts.append(part)
+        left -= len(part)
+    data = b"".join(parts)
+    if left < 0 or file.read(1):
         required = f"{most} bytes, by its head" if wanted is not None else f"at most {most} bytes"
         cause = "a damaged file, or one made to harm"
         raise refuse(path, argument, f"more than {most} bytes", required, cause)
