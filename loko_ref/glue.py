@@ -74,7 +74,7 @@ def glue_rows(
         if name not in head:
             raise InputError(
                 str(path),
-                f"columns {', '.join(head)}"[:200],
+                f"columns {', '.join(head)!r}"[:200],
                 f"a column '{name}'",
                 "another task, or a test part",
             )
@@ -111,7 +111,7 @@ def _columns(path: str | Path, head: Sequence[str]) -> tuple[list[str], str]:
             return list(columns), label
     raise InputError(
         str(path),
-        f"columns {', '.join(head)}"[:200],
+        f"columns {', '.join(head)!r}"[:200],
         f"those of {', '.join(GLUE)} or CoLA, with labels",
         "a test part, which has no labels, a regression (STS-B), or no GLUE file",
     )

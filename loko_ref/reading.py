@@ -16,12 +16,16 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from loko_ref.errors import InputError
 
 __all__ = [
     "LIMIT",
     "hash_file",
     "kind_of",
+    "map_file",
     "open_file",
     "parse_json",
     "read_bytes",
@@ -236,6 +240,13 @@ def hash_file(path: str | os.PathLike[str], argument: str | None = None) -> str:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def map_file(file: BinaryIO) -> NDArray[np.uint8]:
+    """Return the bytes of an open file as a read-only array, which takes no memory of its own."""
+    if os.fstat(file.fileno()).st_size == 0:
+        return np.zeros(0, np.uint8)
+    return np.memmap(file, np.uint8, "r")
 
 
 def read_text(

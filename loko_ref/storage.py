@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from loko_ref.arrays import to_host
 from loko_ref.containers import pack_npz, pack_safetensors, parse_npz, parse_safetensors
 from loko_ref.errors import InputError
-from loko_ref.reading import open_file, parse_json, refuse
+from loko_ref.reading import map_file, open_file, parse_json, refuse
 from loko_ref.writing import check_target, write_bytes
 
 __all__ = ["SUFFIXES", "check_target", "load", "save", "write_bytes"]
@@ -174,8 +174,7 @@ def load(
     with open_file(place, argument, LIMIT) as file:
         _check_digest(file, place, argument)
         if place.suffix.lower() == ".safetensors":
-            data = np.memmap(file, dtype=np.uint8, mode="r")
-            views, about = parse_safetensors(data, place, argument)
+            views, about = parse_safetensors(map_file(file), place, argument)
             arrays = {name: np.array(view) for name, view in views.items()}
             head: bytes | str | None = about.get(_HEAD)
         else:

@@ -49,8 +49,8 @@ def check_arguments(
             _check_option(choice, options[choice.name])
     chosen = {o.name: o.default for o in operation.options} | dict(options)
     sizes: _Sizes = {}
-    spec = chosen.get("spec")
-    if spec is not None:
+    spec: Any = chosen.get("spec")
+    if "spec" in chosen:
         _check_layers(spec)
         sizes["C"] = width_out(spec), "the spec"
         if operation.name.startswith("loko."):
@@ -98,10 +98,10 @@ def _check_option(option: Option, value: Any) -> None:
     whole = name in ("heads", "merge_every", "merge_at", "reset_at")
     for number in numbers:
         plain = isinstance(number, Real) and not isinstance(number, (bool, np.bool_))
-        if whole and (not plain or number != int(number) or not 1 <= number < 2**31):
-            raise InputError(name, got, "whole numbers from 1 to 2147483647", "a typing error")
-        if not plain or abs(number) > 1e308 or number != number:
+        if not plain or not abs(number) <= 1e308:
             raise InputError(name, got, "a finite number", "a typing error")
+        if whole and (number != int(number) or not 1 <= number < 2**31):
+            raise InputError(name, got, "whole numbers from 1 to 2147483647", "a typing error")
 
 
 def _array(name: str, value: Any) -> NDArray[Any]:

@@ -7,7 +7,6 @@ on. The names are those of the operation ``loko.step``.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from loko_ref.conformance.operations import OPERATIONS
 from loko_ref.containers import parse_npz, parse_safetensors, text_of
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.kalman.noise import check_combination
-from loko_ref.reading import open_file, parse_json
+from loko_ref.reading import map_file, open_file, parse_json
 
 __all__ = ["NAMING", "SHAPES", "Recording", "read"]
 
@@ -92,9 +91,7 @@ def _content(path: Path) -> tuple[dict[str, Array], str]:
         raise _refuse(path, f"suffix {suffix!r}", form, "a missing or foreign suffix")
     with open_file(path, "--trace") as file:
         if suffix == ".safetensors":
-            if os.fstat(file.fileno()).st_size == 0:
-                raise _refuse(path, "an empty file", form, "a cut file")
-            views, about = parse_safetensors(np.memmap(file, np.uint8, "r"), path, "--trace")
+            views, about = parse_safetensors(map_file(file), path, "--trace")
             arrays = {name: np.array(view) for name, view in views.items()}
             return arrays, about.get("options", "{}")
         arrays = parse_npz(file, path, "--trace", texts=("options",))

@@ -14,7 +14,7 @@ import numpy as np
 
 from loko_ref.containers import pack_safetensors, parse_safetensors
 from loko_ref.errors import InputError
-from loko_ref.reading import open_file, read_json
+from loko_ref.reading import map_file, open_file, read_json
 from loko_ref.writing import write_bytes
 
 __all__ = ["as_floats", "find_tensors", "read_tensors", "write_tensors"]
@@ -83,10 +83,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         raise _bad(path, "no such file", "a .safetensors file", "a wrong path or a missing shard")
     with open_file(path) as file:
         _refuse_pickle(path, file.read(9))
-        size = os.fstat(file.fileno()).st_size
-        if size < 8:
-            raise _bad(path, f"{size} bytes", "at least 8", "a truncated download")
-        return parse_safetensors(np.memmap(file, dtype=np.uint8, mode="r"), path, widen=True)[0]
+        return parse_safetensors(map_file(file), path, widen=True)[0]
 
 
 def as_floats(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:

@@ -1,18 +1,12 @@
-"""Named arrays in a file: NumPy's ``.npz`` and ``.safetensors``, read without trust.
+"""NumPy's ``.npz``, read without trust, written with equal bytes for equal content.
 
-Nothing in a file is executed, and none of its claims is believed: sizes, shapes, dtypes and places
-are checked against the file before an array is made. What a compressed ``.npz`` unpacks to is at
-most 64 MiB, or 64 times the file's size.
-
-A safetensors file is: eight bytes, the length of the head (little-endian); the head, JSON: name ->
-dtype, shape, data_offsets (and ``__metadata__``, strings); then the data, without gaps.
+What a compressed archive unpacks to is at most 64 MiB, or 64 times the file's size.
 """
 
 from __future__ import annotations
 
 import ast
 import io
-import json
 import math
 import os
 import re
@@ -20,38 +14,16 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loko_ref.containers.shapes import are_truths, sized
 from loko_ref.errors import InputError
-from loko_ref.reading import parse_json, refuse
+from loko_ref.reading import refuse
 
-__all__ = ["DTYPES", "pack_npz", "pack_safetensors", "parse_npz", "parse_safetensors", "text_of"]
-
-DTYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "|i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "|u1",
-    "BOOL": "|b1",
-}
-"""safetensors' name -> NumPy's."""
-
-AXES = 32
-"""Axes that NumPy 1 can hold."""
-
-HEAD_LIMIT = 16 * 2**20
-"""Bytes of the head of a safetensors file; the largest checkpoints' have less than one MiB."""
+__all__ = ["pack_npz", "parse_npz", "text_of"]
 
 DIRECTORY_LIMIT = 12 * 2**20
 """Bytes of the directory of an ``.npz``: about 150,000 arrays."""
@@ -68,26 +40,6 @@ _UNREADABLE = (
     RuntimeError, ValueError, OverflowError, IndexError,
 )  # fmt: skip
 """What zipfile raises on archives that are cut, damaged, encrypted or of another kind."""
-
-
-def _sized(shape: Any) -> tuple[int, ...]:
-    """Check that a list or tuple is the shape of an array; raise ValueError else."""
-    if len(shape) > AXES:
-        raise ValueError(f"{len(shape)} axes")
-    for size in shape:
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise ValueError(f"{size!r:.40} is no size")
-    if math.prod(max(d, 1) for d in shape) >= 2**60:  # also where another axis is empty
-        raise ValueError(f"no array has shape {tuple(shape)}")
-    return tuple(shape)
-
-
-def _truths(raw: NDArray[Any]) -> bool:
-    """Whether bytes hold truth values: 0 and 1."""
-    return not raw.size or int(raw.view(np.uint8).max()) <= 1
-
-
-# npz
 
 
 def pack_npz(arrays: Mapping[str, NDArray[Any]], comment: bytes = b"") -> bytearray:
@@ -198,6 +150,8 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         stored = entry.compress_type == zipfile.ZIP_STORED
         if stored and entry.compress_size != entry.file_size:
             raise ValueError(f"array {name!r:.80} has two sizes")
+        if not found and entry.header_offset:
+            raise ValueError(f"{entry.header_offset} bytes before the archive")
         if entry.header_offset < end:
             raise ValueError(f"array {name!r:.80} begins inside another")
         end = entry.header_offset + 30 + entry.compress_size
@@ -225,7 +179,7 @@ def _array(member: Any, size: int, text: bool) -> NDArray[Any]:
         at += part
     if member.read(1):  # and the checksum is looked at
         raise ValueError("more data than announced")
-    if dtype.kind == "b" and not _truths(array):
+    if dtype.kind == "b" and not are_truths(array):
         raise ValueError("truth values that are neither 0 nor 1")
     return array.reshape(shape, order="F" if fortran else "C")
 
@@ -249,7 +203,7 @@ def _head(member: Any) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
             raise ValueError(f"dtype {kind!r:.80}, which is no plain number")
         if not isinstance(fortran, bool) or not isinstance(said["shape"], tuple):
             raise ValueError("a foreign head")
-        shape, dtype = _sized(said["shape"]), np.dtype(kind)
+        shape, dtype = sized(said["shape"]), np.dtype(kind)
     except (SyntaxError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"a damaged head ({type(error).__name__}: {error})"[:200]) from None
     return dtype, fortran, shape, 8 + struct.calcsize(form) + length
@@ -263,144 +217,13 @@ def text_of(array: NDArray[Any]) -> str:
     ValueError
         If it holds several, or none that is text.
     """
+    if array.size != 1 or array.dtype.kind not in "US":
+        raise ValueError(
+            f"an array of shape {array.shape} and dtype {array.dtype}, which is no text"
+        )
+    if array.dtype.kind == "U":
+        points = np.frombuffer(array.tobytes(), np.dtype("u4").newbyteorder(array.dtype.byteorder))
+        if ((points > 0x10FFFF) | ((points >= 0xD800) & (points < 0xE000))).any():
+            raise ValueError("text beyond Unicode")
     value = array.item()
-    text = value.decode("utf-8") if isinstance(value, bytes) else value
-    if not isinstance(text, str):
-        raise ValueError(f"dtype {array.dtype} is no text")
-    return text
-
-
-# safetensors
-
-
-def parse_safetensors(
-    data: NDArray[np.uint8],
-    path: str | os.PathLike[str],
-    argument: str | None = None,
-    *,
-    widen: bool = False,
-) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Cut the tensors out of a safetensors file; they are views of it where they can be.
-
-    Parameters
-    ----------
-    data : array (bytes,) of uint8
-        The whole file, such as a memory map.
-    path : path-like
-        Its name, for the error.
-    argument : str, optional
-        The option that it was given by, for the error.
-    widen : bool
-        Whether BF16 becomes float32, exactly; else it is refused, as NumPy has no such dtype.
-
-    Returns
-    -------
-    tensors : dict of str to array
-    metadata : dict of str to str
-        What stands under ``__metadata__``.
-
-    Raises
-    ------
-    InputError
-        If the file is truncated or damaged; names the tensor where it can.
-    """
-    if data.size < 8:
-        raise refuse(path, argument, f"{data.size} bytes", "at least 8", "a truncated download")
-    (length,) = struct.unpack("<Q", data[:8].tobytes())
-    most = min(data.size - 8, HEAD_LIMIT)
-    if not 2 <= length <= most:
-        got, cause = f"a head of {length} bytes", "a truncated or foreign file"
-        raise refuse(path, argument, got, f"2 to {most}", cause)
-    name = str(Path(path)) if argument is None else f"{argument}, {path}"
-    head = parse_json(f"{name}: head", data[8 : 8 + length].tobytes(), limit=HEAD_LIMIT)
-    about = head.pop("__metadata__", None) or {} if isinstance(head, dict) else None
-    if not isinstance(about, dict) or not all(isinstance(v, str) for v in about.values()):
-        required = "a JSON object, its __metadata__ one of strings"
-        raise refuse(path, argument, "another head", required, "a damaged or foreign file")
-    body, tensors = data[8 + length :], {}
-    at = 0
-    for key, entry in sorted(head.items(), key=_offset):
-        tensors[key] = _tensor(f"{name}: tensor {key!r:.120}", entry, body, at, widen)
-        at = int(entry["data_offsets"][1])
-    if at != body.size:
-        cause = "a file with data of no tensor"
-        raise refuse(path, argument, f"{body.size} bytes of data", f"{at}", cause)
-    return tensors, about
-
-
-def _offset(item: tuple[str, Any]) -> int:
-    try:
-        return _sized(item[1]["data_offsets"])[0]
-    except (TypeError, KeyError, ValueError, IndexError):
-        return 0
-
-
-def _tensor(where: str, entry: Any, body: NDArray[np.uint8], at: int, widen: bool) -> NDArray[Any]:
-    """Cut one tensor out of the data, which must go on at byte `at`."""
-    try:
-        kind = str(entry["dtype"])
-        shape = _sized(entry["shape"])
-        start, stop = entry["data_offsets"]
-        for offset in (start, stop):
-            _sized([offset])
-    except (TypeError, KeyError, ValueError) as error:
-        got = f"{type(error).__name__}: {error}"
-        raise InputError(where, got, "dtype, shape, data_offsets", "a damaged head") from None
-    if kind not in DTYPES and not (widen and kind == "BF16"):
-        known = f"one of {', '.join(DTYPES)}" + (", BF16" if widen else "")
-        raise InputError(where, f"dtype {kind:.80}", known, "quantised weights, or a damaged head")
-    dtype = np.dtype("<u2" if kind == "BF16" else DTYPES[kind])
-    size = math.prod(shape) * dtype.itemsize
-    if stop - start != size:
-        got = f"{stop - start} bytes for shape {shape}"
-        raise InputError(where, got, f"{size}", "a damaged head")
-    if start != at or stop > body.size:
-        got, required = f"bytes {start} to {stop}", f"from {at} up to {body.size}"
-        raise InputError(where, got, required, "a truncated file")
-    raw = body[start:stop].view(np.ndarray)
-    if raw.size == 0:
-        return np.zeros(shape, np.float32 if kind == "BF16" else dtype)
-    if kind == "BOOL" and not _truths(raw):
-        raise InputError(where, "a byte that is neither 0 nor 1", "truth values", "damaged data")
-    if start % dtype.itemsize or raw.ctypes.data % dtype.itemsize:
-        raw = raw.copy()
-    array = raw.view(dtype).reshape(shape)
-    if kind == "BF16":
-        array = (array.astype("<u4") << 16).view("<f4")
-    return array
-
-
-def pack_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytearray:
-    """Pack host arrays as a safetensors file, in the order of their names.
-
-    Parameters
-    ----------
-    tensors : mapping of str to array
-        Host arrays.
-    metadata : mapping of str to str
-        For ``__metadata__``, which stands first in the head.
-
-    Raises
-    ------
-    InputError
-        If an array has a dtype that the format has not.
-    """
-    names = {np.dtype(v): k for k, v in DTYPES.items()}
-    head: dict[str, Any] = {"__metadata__": dict(metadata)}
-    chunks, at = [], 0
-    for name in sorted(tensors):
-        array = np.asarray(tensors[name], order="C")
-        if array.dtype not in names:
-            known = f"one of {', '.join(DTYPES)}"
-            raise InputError(name, f"dtype {array.dtype}", known, "an object or complex")
-        raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-        head[name] = {
-            "dtype": names[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [at, at + len(raw)],
-        }
-        chunks.append(raw)
-        at += len(raw)
-    text = json.dumps(head, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return bytearray(struct.pack("<Q", len(text)) + text + b"".join(chunks))
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
