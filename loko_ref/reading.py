@@ -1,4 +1,4 @@
-"""Opening what a user names as input: regular files, of bounded size, and JSON of bounded depth.
+"""Opening what a user names as input: regular files, of bounded size.
 
 A FIFO, a device, a directory or a socket is refused before it is read: reading one may never end.
 What a file unpacks to is bounded by what it says of itself, or by its size.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
-import math
 import os
 import stat
 import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +25,7 @@ __all__ = [
     "kind_of",
     "map_file",
     "open_file",
-    "parse_json",
     "read_bytes",
-    "read_json",
     "read_text",
     "refuse",
 ]
@@ -45,15 +41,6 @@ UNPACKED = 4 * 2**20
 
 RATIO = 64
 """Real data (MNIST 5, GLUE 3) is far below it; a bomb reaches 1000."""
-
-DEPTH = 64
-"""Levels of lists and objects in one another in JSON."""
-
-CONTAINERS = 500_000
-"""Lists and objects in JSON: each takes 25 times the memory of its text."""
-
-DIGITS = 100
-"""Digits of a whole number in JSON."""
 
 _HEAD = 4096
 _PART = 2**20
@@ -273,115 +260,3 @@ def read_text(
         got, cause = f"NUL at character {text.index(chr(0))}", "a foreign or damaged file"
         raise refuse(path, argument, got, "text in UTF-8", cause)
     return text
-
-
-def read_json(
-    path: str | os.PathLike[str], argument: str | None = None, *, limit: int = TEXT_LIMIT
-) -> Any:
-    """Read a regular file that holds one JSON value.
-
-    Raises
-    ------
-    InputError
-        As :func:`read_bytes` and :func:`parse_json`.
-    """
-    data = read_bytes(path, argument, limit=limit)
-    return parse_json(str(path) if argument is None else f"{argument}, {path}", data, limit=limit)
-
-
-class _JsonError(ValueError):
-    """What JSON's grammar allows, and a document may not hold."""
-
-
-def _constant(name: str) -> Any:
-    raise _JsonError(f"{name}, which is no number")
-
-
-def _whole(text: str) -> int:
-    if len(text) > DIGITS:
-        raise _JsonError(f"a number of {len(text)} digits, more than {DIGITS}")
-    return int(text)
-
-
-def _real(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise _JsonError(f"the number {text[:40]}, which is beyond float64")
-    return number
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise _JsonError(f"the key {twice!r:.80} given twice")
-    return found
-
-
-def parse_json(argument: str, text: str | bytes, *, limit: int = TEXT_LIMIT) -> Any:
-    """Parse one JSON value that somebody else wrote.
-
-    Parameters
-    ----------
-    argument : str
-        The option, or the file and its field, for the error.
-    text : str or bytes
-        The document; bytes are UTF-8.
-    limit : int
-        Most bytes or characters of it.
-
-    Returns
-    -------
-    object
-        At most 64 levels deep, with whole numbers of at most 100 digits, finite floats, and text
-        that UTF-8 can hold.
-
-    Raises
-    ------
-    InputError
-        If it is no JSON, gives a key twice, holds NaN or infinity, or passes a bound.
-
-    Examples
-    --------
-    >>> parse_json("--option", '{"a": [1, 2.5]}')
-    {'a': [1, 2.5]}
-    """
-    if len(text) > limit:
-        got, cause = f"JSON of {len(text)} bytes", "another or a damaged file"
-        raise InputError(argument, got, f"at most {limit}", cause)
-    try:
-        document = text.decode("utf-8") if isinstance(text, bytes) else text
-        document.encode("utf-8")
-        if document.count("[") + document.count("{") > CONTAINERS:
-            raise _JsonError(f"more than {CONTAINERS} lists and objects")
-        value = json.loads(
-            document,
-            object_pairs_hook=_unique,
-            parse_constant=_constant,
-            parse_int=_whole,
-            parse_float=_real,
-        )
-        _check_depth(value)
-        if "\\u" in document:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")  # no lone surrogate
-    except RecursionError:
-        got = f"lists or objects more than {DEPTH} levels deep"
-        raise InputError(argument, got, f"at most {DEPTH} levels", "a damaged document") from None
-    except ValueError as error:
-        got = f"JSON with {error}" if isinstance(error, _JsonError) else f"no JSON ({error})"
-        cause = "a damaged or foreign document, or a typing error"
-        raise InputError(argument, got[:300], "a JSON value", cause) from None
-    return value
-
-
-def _check_depth(value: Any) -> None:
-    """Raise RecursionError for what is too deep for whoever walks through it."""
-    level = [value]
-    for _ in range(DEPTH):
-        level = [v for v in level if isinstance(v, (dict, list))]
-        if not level:
-            return
-        level = [v for c in level for v in (c.values() if isinstance(c, dict) else c)]
-    if any(isinstance(v, (dict, list)) for v in level):
-        raise RecursionError

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from loko_ref.arrays import to_host
 from loko_ref.containers import pack_npz, pack_safetensors, parse_npz, parse_safetensors
+from loko_ref.documents import parse_json
 from loko_ref.errors import InputError
-from loko_ref.reading import map_file, open_file, parse_json, refuse
+from loko_ref.reading import map_file, open_file, refuse
 from loko_ref.writing import check_target, write_bytes
 
 __all__ = ["SUFFIXES", "check_target", "load", "save", "write_bytes"]

@@ -18,9 +18,10 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.operations import OPERATIONS
 from loko_ref.containers import parse_npz, parse_safetensors, text_of
+from loko_ref.documents import parse_json
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.kalman.noise import check_combination
-from loko_ref.reading import map_file, open_file, parse_json
+from loko_ref.reading import map_file, open_file
 
 __all__ = ["NAMING", "SHAPES", "Recording", "read"]
 

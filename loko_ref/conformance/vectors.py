@@ -26,9 +26,10 @@ from loko_ref.conformance import enclosure, schema
 from loko_ref.conformance.cases import Case, all_cases
 from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.conformance.tolerance import expected, tolerance
+from loko_ref.documents import read_json
 from loko_ref.errors import InputError
 from loko_ref.interop.tensors import read_tensors, write_tensors
-from loko_ref.reading import read_bytes, read_json
+from loko_ref.reading import read_bytes
 from loko_ref.writing import make_folder, write_bytes
 
 __all__ = ["MANIFEST_SCHEMA", "VERSION", "check", "export", "file_name", "read"]

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref.containers.shapes import are_truths, sized
+from loko_ref.documents import parse_json
 from loko_ref.errors import InputError
-from loko_ref.reading import parse_json, refuse
+from loko_ref.reading import refuse
 
 __all__ = ["DTYPES", "pack_safetensors", "parse_safetensors"]
 

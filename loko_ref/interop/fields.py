@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loko_ref import reading
+from loko_ref import documents
 from loko_ref.errors import InputError
 
 __all__ = ["Fields", "read_json", "short", "unsupported"]
@@ -44,7 +44,7 @@ Likely cause: another activation.
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or name what is wrong with the file."""
-    data = reading.read_json(path)
+    data = documents.read_json(path)
     if not isinstance(data, dict):
         raise InputError(str(path), type(data).__name__, "a JSON object", "a foreign file")
     return data

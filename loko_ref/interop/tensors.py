@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from loko_ref.containers import pack_safetensors, parse_safetensors
+from loko_ref.documents import read_json
 from loko_ref.errors import InputError
-from loko_ref.reading import map_file, open_file, read_json
+from loko_ref.reading import map_file, open_file
 from loko_ref.writing import write_bytes
 
 __all__ = ["as_floats", "find_tensors", "read_tensors", "write_tensors"]
