@@ -184,6 +184,7 @@ def _cifar(folder: Path, classes: int) -> list[Part]:
 def _images(asked: Asked, train: Part, test: Part) -> Dataset:
     """Draw the parts first, then scale: the whole set in floats need not fit."""
     (x, y), (x_test, y_test) = train, test
+    _check_classes(asked, y, y_test)
     if x.shape[1:] != x_test.shape[1:]:
         raise InputError(
             asked.name,
@@ -212,6 +213,17 @@ def _images(asked: Asked, train: Part, test: Part) -> Dataset:
     )
 
 
+def _check_classes(asked: Asked, *labels: NDArray[np.int64]) -> None:
+    """Refuse samples that are all of one class: nothing can be learned of them."""
+    if len(np.unique(np.concatenate(labels))) < 2:
+        raise InputError(
+            asked.name,
+            f"{sum(map(len, labels))} samples of one class",
+            "two classes or more",
+            "a cut file, or another column than that of the labels",
+        )
+
+
 def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Dataset:
     rng, *_ = asked.rngs()
     if path.is_dir():
@@ -225,6 +237,7 @@ def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Datas
         picks = np.split(rng.permutation(count), [count // 2, count // 2 + count // 3])
     samples = [sample for some, _ in both for sample in some]
     y = glue.number_labels([name for _, some in both for name in some])
+    _check_classes(asked, y)
     if len({len(sample) for sample in samples}) > 1:
         raise InputError(asked.name, "one text and two texts a sample", "one task", "mixed files")
     parts = [pick[: asked.limit] for pick in picks]

@@ -1,5 +1,6 @@
 """Outputs: regular files whole or not at all, what is none written through, nothing lost."""
 
+import json
 import os
 import socket
 import stat
@@ -8,6 +9,7 @@ import time
 
 import hostile
 import pytest
+from command import loko_ref
 
 from loko_ref import writing
 from loko_ref.errors import InputError
@@ -251,3 +253,84 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     for name in ("file", "file/b", "n" * 300, "nul\0"):
         with pytest.raises(InputError, match="a directory that can be written to"):
             make_folder("--checkpoint", tmp_path / name)
+
+
+LIST = ("mutants", "--only", "S-JITTER", "--json")
+
+
+@needs_posix
+def test_a_command_writes_through_a_device_and_a_link(tmp_path):
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "old").chmod(0o640)
+    (tmp_path / "link").symlink_to("old")
+    for path in ("/dev/null", tmp_path / "link"):
+        done = loko_ref(*LIST, path)
+        assert done.returncode == 0, done.stderr
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert (tmp_path / "link").is_symlink()
+    assert mode_of(tmp_path / "old") == 0o640
+    assert json.loads((tmp_path / "old").read_text())["schema"].startswith("loko-ref/mutants/")
+
+
+@needs_posix
+def test_a_command_gives_a_fifo_all_of_its_document(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    assert "a FIFO that no program reads" in loko_ref(*LIST, tmp_path / "fifo").stderr
+    handle = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        assert loko_ref(*LIST, tmp_path / "fifo").returncode == 0
+        assert json.loads(file.read())["mutants"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify", "none.py", "--json", "a", "--html", "a"),
+        ("verify", "none.py", "--junit", "a", "--html", "./a"),
+        ("verify", "mine.py", "--json", "mine.py"),
+        ("verify", "none.py", "--xfail", "mine.py", "--json", "mine.py"),
+        ("verify", "--trace", "mine.npz", "--html", "mine.npz"),
+        ("train", "--json", "a.svg", "--plot", "a.svg"),
+        ("train", "--json", "a.npz", "--checkpoint", "a.npz"),
+        ("train", "--resume", "mine.npz", "--json", "mine.npz"),
+        ("lte", "--json", "a", "--details", "a"),
+        ("lte", "--plot", "a.svg", "--details", "a.svg"),
+    ],
+)
+def test_a_command_refuses_to_lose_a_file(tmp_path, monkeypatch, words):
+    """Before the work, and so before a target that is not there is missed."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.py", "mine.npz"):
+        (tmp_path / name).write_text("mine")
+    done = loko_ref(*words)
+    assert done.returncode == 2
+    assert "a file of its own" in done.stderr
+    assert sorted(os.listdir()) == ["mine.npz", "mine.py"]
+    assert (tmp_path / "mine.npz").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify", "none.py", "--json"),
+        ("verify", "none.py", "--junit"),
+        ("verify", "none.py", "--html"),
+        ("mutants", "--json"),
+        ("mutants", "--score", "--json"),
+        ("train", "--json"),
+        ("train", "--plot"),
+        ("train", "--checkpoint"),
+        ("lte", "--json"),
+        ("lte", "--details"),
+        ("lte", "--plot"),
+        ("certify", "--json"),
+    ],
+)
+def test_every_output_is_checked_before_the_work(tmp_path, words):
+    end = {"--plot": ".svg", "--checkpoint": ".npz"}.get(words[-1], "")
+    (tmp_path / f"folder{end}").mkdir()
+    for name, word in ((f"folder{end}", "a directory"), (f"nowhere/a{end}", "existing directory")):
+        done = loko_ref(*words, tmp_path / name)
+        assert done.returncode == 2
+        assert word in done.stderr
+        assert f"loko-ref: {words[-1]}: got" in done.stderr

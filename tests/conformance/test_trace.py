@@ -14,6 +14,7 @@ from loko_ref.conformance import recording, trace
 from loko_ref.conformance.naming import name_mistakes
 from loko_ref.conformance.verify import summarise
 from loko_ref.errors import InputError
+from loko_ref.interop import write_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"noise": "ema_innovation", "beta": 0.9, "lam": 0.98, "q": 1e-4}
@@ -47,9 +48,7 @@ def write(path, record, options=OPTIONS):
     if path.suffix == ".npz":
         np.savez(path, options=np.array(json.dumps(options)), **record)
     else:
-        numpy = pytest.importorskip("safetensors.numpy")
-        arrays = {name: np.ascontiguousarray(a) for name, a in record.items()}
-        numpy.save_file(arrays, path, metadata={"options": json.dumps(options)})
+        write_tensors(path, record, {"options": json.dumps(options)})
     return path
 
 
