@@ -12,6 +12,7 @@ import io
 import json
 import lzma
 import random
+import re
 import struct
 import tempfile
 import time
@@ -347,7 +348,7 @@ def resized(data, size):
 
 def many_entries():
     one = b"PK\1\2".ljust(46, b"\0")
-    directory = one * (2**24 // len(one))
+    directory = one * (3 * 2**23 // len(one))
     return directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, len(directory), 0, 0)
 
 
@@ -510,6 +511,7 @@ def inputs(seed, count):
     for name, some in lies().items():
         fixed += [Input(by_name[name], f"lie: {k}", c, refused=True) for k, c in some.items()]
     rng.shuffle(fixed)
+    fixed.sort(key=lambda one: not re.search(r"bomb|many|10\^12|16 MB", one.label))  # always there
     fixed = fixed[: count // 2]
     drawn = []
     while len(fixed) + len(drawn) < count:
