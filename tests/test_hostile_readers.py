@@ -348,7 +348,7 @@ def resized(data, size):
 
 def many_entries():
     one = b"PK\1\2".ljust(46, b"\0")
-    directory = one * (3 * 2**23 // len(one))
+    directory = one * (2**24 // len(one))
     return directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, len(directory), 0, 0)
 
 
@@ -616,3 +616,21 @@ def test_what_is_given_to_parse_json_is_bounded():
     for text in (b"[" + deep + b"]", b'{"a":' + deep + b"}"):
         with pytest.raises(InputError, match="64 levels"):
             documents.parse_json("x", text)
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["zip", "zip64"])
+def test_an_archives_directory_is_bounded_before_it_is_read(tmp_path, far):
+    """zipfile takes seven times its size for it."""
+    data = many_entries()
+    if far:  # the size stands in another record, the end refers to it
+        size = len(data) - 22
+        record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 9, 9, size, 0)
+        locator = struct.pack("<4sLQL", b"PK\6\7", 0, size, 1)
+        end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 0, 0)
+        data = data[:-22] + record + locator + end
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            assert len(archive.infolist()) == size // 46
+    path = tmp_path / "trace.npz"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="an archive of too many entries"):
+        recording.read(path)
