@@ -265,7 +265,7 @@ def assemble(
     Raises
     ------
     InputError
-        If a part is empty, or label noise is asked of a regression.
+        If a part is empty, there is one class alone, or label noise is asked of a regression.
     """
     _, shifting, noising = asked.rngs()
     for what, part in (("base", base), ("stream", stream), ("test", test)):
@@ -273,15 +273,14 @@ def assemble(
             raise InputError(
                 asked.name, f"no sample for the {what} part", "at least one", "a file of a few rows"
             )
+    if classes == 1:
+        raise InputError(asked.name, "one class", "two or more", "a cut file, or another column")
     moved = move(shifting, np.concatenate([stream.x, test.x]))
     y = stream.y
     if asked.label_noise:
-        if classes is None or classes < 2:
+        if classes is None:
             raise InputError(
-                "label_noise",
-                asked.label_noise,
-                "0 for regression" if classes is None else "0 for a single class",
-                "a set without classes",
+                "label_noise", asked.label_noise, "0 for regression", "a set without classes"
             )
         y = _corrupt(noising, y, asked.label_noise, classes)
     return Dataset(

@@ -7,9 +7,8 @@ Nothing is downloaded, and nothing is unpickled.
 
 from __future__ import annotations
 
-import gzip
+import math
 import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 
 from loko_ref.checks import check_choice
 from loko_ref.errors import InputError
+from loko_ref.reading import read_bytes
 
-__all__ = ["read_bytes", "read_cifar", "read_idx", "read_mnist"]
+__all__ = ["read_cifar", "read_idx", "read_mnist"]
 
 Images = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -29,27 +29,11 @@ DTYPES = ("float64", "float32", "uint8")
 """Of images: scaled to [0, 1], or the file's bytes."""
 
 IDX = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+AXES = 8
+"""Most axes of an idx file; images have three."""
 
-
-def read_bytes(path: str | Path) -> bytes:
-    """Read a file, unpacked if it is gzipped.
-
-    Raises
-    ------
-    InputError
-        If it is missing, damaged or cut.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            str(path),
-            f"{type(error).__name__}: {error}",
-            "a readable file",
-            "a wrong path" if isinstance(error, FileNotFoundError) else "a damaged or cut file",
-        ) from None
+CIFAR_ROWS = 100_000
+"""Most samples of a CIFAR file; the published ones have 50,000 at most."""
 
 
 def _scaled(raw: NDArray[Any], dtype: str) -> Images:
@@ -64,21 +48,29 @@ def read_idx(path: str | Path) -> NDArray[np.generic]:
     InputError
         If the file is missing, foreign or truncated.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, unpack=True, length=lambda head: _idx_head(path, head)[0])
+    _, dtype, shape = _idx_head(path, data)
+    return np.frombuffer(data, dtype, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+def _idx_head(path: str | Path, data: bytes) -> tuple[int, np.dtype[Any], tuple[int, ...]]:
+    """Read the head of an idx file: bytes of the whole, dtype, shape."""
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX:
         raise InputError(str(path), f"first bytes {data[:4]!r}", "an idx file", "a foreign file")
-    dims = data[3]
-    if len(data) < 4 + 4 * dims:
-        raise InputError(str(path), f"{len(data)} bytes", "a whole head", "a truncated file")
-    shape = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims])
-    dtype = np.dtype(IDX[data[2]])
-    wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    body = data[4 + 4 * dims :]
-    if len(body) != wanted:
+    axes = data[3]
+    if not 1 <= axes <= AXES:
         raise InputError(
-            str(path), f"{len(body)} bytes of data", f"{wanted} for shape {shape}", "truncated"
+            str(path), f"an array of {axes} axes", f"1 to {AXES}", "a damaged or foreign file"
         )
-    return np.frombuffer(body, dtype).reshape(shape)
+    if len(data) < 4 + 4 * axes:
+        raise InputError(str(path), f"{len(data)} bytes", "a whole head", "a truncated file")
+    shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
+    if 0 in shape:
+        raise InputError(
+            str(path), f"an array of shape {shape}", "samples of some size", "an empty set"
+        )
+    dtype = np.dtype(IDX[data[2]])
+    return 4 + 4 * axes + math.prod(shape) * dtype.itemsize, dtype, shape
 
 
 def read_mnist(
@@ -131,7 +123,7 @@ def read_cifar(
     row = before + 3 * 32 * 32
     parts = []
     for path in paths:
-        data = read_bytes(path)
+        data = read_bytes(path, limit=CIFAR_ROWS * row, unpack=True)
         if not data or len(data) % row:
             raise InputError(
                 str(path),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref.errors import InputError, MissingExtraError
-from loko_ref.files import read_bytes
+from loko_ref.reading import read_text
 
 __all__ = ["GLUE", "glue_rows", "number_labels", "read_glue", "tokenize", "tokenizer_ids"]
 
@@ -29,6 +29,15 @@ GLUE = {
     "SST-2": (("sentence",), "label"),
 }
 """GLUE's tasks of classification: columns of the text, column of the label. CoLA has no header."""
+
+CLASSES = 1000
+"""Most classes; GLUE's tasks have two or three."""
+
+LIMIT = 2**28
+"""Bytes of a file; the largest of GLUE's (MNLI) has 76 MB."""
+
+HOLES = 1000
+"""Ids of a vocabulary that no token has, beyond as many as there are tokens."""
 
 
 def glue_rows(
@@ -49,16 +58,12 @@ def glue_rows(
     InputError
         If the file is missing, not UTF-8, has no known columns or no row, or a line is damaged.
     """
-    try:
-        lines = read_bytes(path).decode("utf-8-sig").split("\n")  # other line ends are text
-    except UnicodeDecodeError as error:
-        raise InputError(str(path), str(error), "UTF-8", "a foreign or damaged file") from None
-    rows = [line.removesuffix("\r").split("\t") for line in lines]
-    if rows[-1] == [""]:
-        del rows[-1]
-    if not rows:
+    lines = read_text(path, limit=LIMIT, unpack=True).split("\n")  # other line ends are text
+    if lines[-1] in ("", "\r"):
+        del lines[-1]
+    if not lines:
         raise InputError(str(path), "an empty file", "rows of a GLUE task", "a cut file")
-    head, first = rows[0], 1
+    head, first = _cells(lines[0]), 1
     columns = [text] if isinstance(text, str) else list(text or ("sentence",))
     if text is None and label is None:
         if len(head) == 4 and head[1] in ("0", "1"):
@@ -68,9 +73,17 @@ def glue_rows(
     for name in (*columns, label):
         if name not in head:
             raise InputError(
-                str(path), f"columns {head}", f"a column '{name}'", "another task, or a test part"
+                str(path),
+                f"columns {', '.join(head)!r}"[:200],
+                f"a column '{name}'",
+                "another task, or a test part",
             )
-    for number, row in enumerate(rows[first:], start=first + 1):
+    if len(lines) == first:
+        raise InputError(str(path), "a header alone", "at least one row", "a cut file")
+    at, answer = [head.index(name) for name in columns], head.index(label)
+    samples, labels = [], []
+    for number, line in enumerate(lines[first:], start=first + 1):
+        row = _cells(line)
         if len(row) != len(head):
             raise InputError(
                 f"{path}, line {number}",
@@ -78,11 +91,17 @@ def glue_rows(
                 f"{len(head)}",
                 "a damaged line, or a cut file",
             )
-    if len(rows) == first:
-        raise InputError(str(path), "a header alone", "at least one row", "a cut file")
-    at, answer = [head.index(name) for name in columns], head.index(label)
-    body = rows[first:]
-    return [tuple(row[j] for j in at) for row in body], [row[answer] for row in body]
+        if not row[answer].strip():
+            raise InputError(
+                f"{path}, line {number}", "an empty label", "a label", "a test part, or a cut line"
+            )
+        samples.append(tuple(row[j] for j in at))
+        labels.append(row[answer])
+    return samples, labels
+
+
+def _cells(line: str) -> list[str]:
+    return line.removesuffix("\r").split("\t")
 
 
 def _columns(path: str | Path, head: Sequence[str]) -> tuple[list[str], str]:
@@ -92,7 +111,7 @@ def _columns(path: str | Path, head: Sequence[str]) -> tuple[list[str], str]:
             return list(columns), label
     raise InputError(
         str(path),
-        f"columns {', '.join(head)}"[:200],
+        f"columns {', '.join(head)!r}"[:200],
         f"those of {', '.join(GLUE)} or CoLA, with labels",
         "a test part, which has no labels, a regression (STS-B), or no GLUE file",
     )
@@ -109,7 +128,8 @@ def number_labels(names: Sequence[str]) -> Labels:
     Raises
     ------
     InputError
-        If a number is negative.
+        If a number is negative or beyond the most classes that are taken, or there are more
+        different labels than that.
 
     Examples
     --------
@@ -117,12 +137,28 @@ def number_labels(names: Sequence[str]) -> Labels:
     (array([1, 0]), array([2, 0]))
     """
     order = {name: j for j, name in enumerate(sorted(set(names)))}
+    if len(order) > CLASSES:
+        raise InputError(
+            "label",
+            f"{len(order)} different labels",
+            f"at most {CLASSES}",
+            "a column of text, or of real numbers",
+        )
     if not all(name.removeprefix("-").isdecimal() for name in order):
         return np.array([order[name] for name in names], dtype=np.int64)
-    labels = np.array([int(name) for name in names], dtype=np.int64)
-    if labels.size and labels.min() < 0:
-        raise InputError("label", labels.min(), "0 or more", "a test part, which has no labels")
-    return labels
+    for name in order:
+        if name.startswith("-") and name.strip("-0"):
+            raise InputError(
+                "label", f"{name:.40}", "0 or more", "a test part, which has no labels"
+            )
+        if len(name.strip("-")) > len(str(CLASSES)) or int(name) >= CLASSES:
+            raise InputError(
+                "label",
+                f"{name:.40}" + ("..." if len(name) > 40 else ""),
+                f"below {CLASSES}: the network has an output a class",
+                "a column of ids, or a damaged line",
+            )
+    return np.array([int(name) for name in names], dtype=np.int64)
 
 
 def read_glue(
@@ -192,14 +228,22 @@ def _tokenizer(tokenizer: str | Path) -> tuple[Any, str, tuple[int, ...]]:
     except ModuleNotFoundError as error:
         raise MissingExtraError("raw text by a tokenizer", "tokenizers", "interop") from error
     path = Path(tokenizer)
-    if not path.is_file():
-        raise InputError("tokenizer", str(path), "a tokenizer.json", "a wrong path")
+    text = read_text(path, "tokenizer", limit=2**27)
     try:
-        made = library.Tokenizer.from_file(str(path))
+        made = library.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
         raise InputError(
             "tokenizer", f"{path}: {error}", "a tokenizer.json", "a damaged or foreign file"
         ) from None
+    known = made.get_vocab(with_added_tokens=True)
+    rows = max(known.values(), default=-1) + 1
+    if rows > 2 * len(known) + HOLES:
+        raise InputError(
+            "tokenizer",
+            f"{path}: an id {rows - 1} among {len(known)} tokens",
+            f"ids below {2 * len(known) + HOLES}",
+            "a damaged vocabulary: the table of tokens has a row an id",
+        )
     pad = next((t for t in ("<pad>", "[PAD]") if made.token_to_id(t) is not None), None)
     if pad is None:
         raise InputError("tokenizer", str(path), "a token <pad> or [PAD]", "another model's")

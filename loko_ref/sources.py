@@ -21,6 +21,7 @@ downloaded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ Part = tuple[NDArray[Any], NDArray[np.int64]]
 
 def _find(folder: Path, names: Sequence[str], cause: str) -> Path:
     """Look for the file of a directory that goes by one of several names."""
-    found = [folder / name for name in names if (folder / name).is_file()]
+    found = [folder / name for name in names if os.path.lexists(folder / name)]
     if not found:
         got = "no such file" if folder.is_dir() else "no such directory"
         raise InputError(str(folder / names[0]), got, f"one of {', '.join(names)}", cause)
@@ -190,6 +191,7 @@ def _cifar(folder: Path, classes: int) -> list[Part]:
 def _images(asked: Asked, train: Part, test: Part) -> Dataset:
     """Draw the parts first, then scale: the whole set in floats need not fit."""
     (x, y), (x_test, y_test) = train, test
+    _check_classes(asked, y, y_test)
     if x.shape[1:] != x_test.shape[1:]:
         raise InputError(
             asked.name,
@@ -218,6 +220,17 @@ def _images(asked: Asked, train: Part, test: Part) -> Dataset:
     )
 
 
+def _check_classes(asked: Asked, *labels: NDArray[np.int64]) -> None:
+    """Refuse samples that are all of one class: nothing can be learned of them."""
+    if len(np.unique(np.concatenate(labels))) < 2:
+        raise InputError(
+            asked.name,
+            f"{sum(map(len, labels))} samples of one class",
+            "two classes or more",
+            "a cut file, or another column than that of the labels",
+        )
+
+
 def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Dataset:
     rng, *_ = asked.rngs()
     if path.is_dir():
@@ -231,6 +244,7 @@ def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Datas
         picks = np.split(rng.permutation(count), [count // 2, count // 2 + count // 3])
     samples = [sample for some, _ in both for sample in some]
     y = glue.number_labels([name for _, some in both for name in some])
+    _check_classes(asked, y)
     if len({len(sample) for sample in samples}) > 1:
         raise InputError(asked.name, "one text and two texts a sample", "one task", "mixed files")
     parts = [pick[: asked.limit] for pick in picks]

@@ -1,114 +1,52 @@
 """Named arrays and JSON-able metadata in one file, written whole or not at all.
 
-The suffix chooses the container: ``.npz`` (NumPy's, without pickle) or ``.safetensors`` (when that
-package is installed). Every file names its schema, and a reader asks for the one it expects.
+The suffix chooses the container: ``.npz`` (NumPy's, without pickle) or ``.safetensors``. Every file
+names its schema, and a reader asks for the one it expects.
 
-A write goes to a temporary file in the same directory, is flushed to the disk, and takes the
-file's place in one step: after a crash the old file or the new one stands there, never a part.
+Every file holds a SHA-256 of all its other bytes, as the comment that ends an ``.npz`` and as the
+first metadata of a ``.safetensors``: one bit that is no longer what was written is noticed. Files
+of before there was one (``loko-ref/storage/1``) are refused.
 """
 
 from __future__ import annotations
 
-import importlib
-import io
+import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref.arrays import to_host
-from loko_ref.errors import InputError, MissingExtraError
+from loko_ref.containers import pack_npz, pack_safetensors, parse_npz, parse_safetensors
+from loko_ref.errors import InputError
+from loko_ref.reading import map_file, open_file, refuse
+from loko_ref.strict_json import parse_json
+from loko_ref.writing import check_target, write_bytes
 
 __all__ = ["SUFFIXES", "check_target", "load", "save", "write_bytes"]
 
 SUFFIXES = (".npz", ".safetensors")
 """Containers, by the suffix of the file."""
 
+LIMIT = 2**34
+"""Bytes of a file that is read."""
+
+HEAD_LIMIT = 64 * 2**20
+"""Bytes of its schema and metadata."""
+
 _HEAD = "__loko_ref__"
 """Entry that holds schema and metadata."""
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time: equal content gives equal bytes
+_DIGEST = "loko-ref/storage/2 sha256"
+_COMMENT = f"{_DIGEST} ".encode()
+_FIRST = f'{{"__metadata__":{{"{_DIGEST}":"'.encode()
+"""What stands before the digest in either container."""
 
-
-def check_target(argument: str, path: str | os.PathLike[str], *suffixes: str) -> Path:
-    """Refuse a path that could not be written, before the work whose result it is to hold.
-
-    Parameters
-    ----------
-    argument : str
-        What the path is called, for the error.
-    path : path-like
-        The file; it need not exist.
-    *suffixes : str
-        Allowed suffixes; none allows any.
-
-    Returns
-    -------
-    pathlib.Path
-        With symbolic links followed.
-    """
-    target = Path(os.path.realpath(path))
-    if suffixes and target.suffix.lower() not in suffixes:
-        raise InputError(
-            argument,
-            repr(str(path)),
-            f"a file name that ends in {' or '.join(suffixes)}",
-            "a missing or foreign suffix; it chooses the format",
-        )
-    if not target.parent.is_dir():
-        raise InputError(
-            argument, repr(str(path)), "a file in an existing directory", "a typing error in it"
-        )
-    if target.is_dir():
-        raise InputError(argument, repr(str(path)), "a file", "the name of a directory")
-    return target
-
-
-def write_bytes(path: str | os.PathLike[str], payload: bytes, argument: str = "path") -> None:
-    """Write a file atomically: temporary file, fsync, rename over the old one.
-
-    Parameters
-    ----------
-    path : path-like
-        The file; a symbolic link is followed.
-    payload : bytes
-        Its whole content.
-    argument : str
-        What the path is called, for the error.
-
-    Raises
-    ------
-    InputError
-        If the place cannot be written to (no such directory, no permission, no space). The old
-        file, if any, is untouched.
-    """
-    target = check_target(argument, path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(partial, "xb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        if hasattr(os, "O_DIRECTORY"):  # make the rename itself durable
-            directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-    except OSError as error:
-        raise InputError(
-            argument, repr(str(path)), "a place that can be written to", str(error)
-        ) from error
+_DIGITS = 64  # of a SHA-256, in hexadecimal
 
 
 def save(
@@ -138,8 +76,6 @@ def save(
     ------
     InputError
         If a name, an array or the metadata cannot be stored.
-    MissingExtraError
-        If ``.safetensors`` is asked for and the package is not installed.
     """
     target = check_target(argument, path, *SUFFIXES)
     host: dict[str, NDArray[Any]] = {}
@@ -161,28 +97,51 @@ def save(
         raise InputError(
             "metadata", str(error), "JSON-able values, no NaN or infinity", "an array or object"
         ) from error
+    blank = "0" * _DIGITS
     if target.suffix.lower() == ".safetensors":
-        payload: bytes = _safetensors().save(host, metadata={_HEAD: head})
+        payload = pack_safetensors(host, {_DIGEST: blank, _HEAD: head})
     else:
-        payload = _npz(host, head)
-    write_bytes(target, payload, argument)
+        text = np.frombuffer(head.encode(), np.uint8)
+        payload = pack_npz({_HEAD: text, **host}, _COMMENT + blank.encode())
+    at, _ = _digest_place(target, len(payload))
+    payload[at : at + _DIGITS] = hashlib.sha256(payload).hexdigest().encode()
+    write_bytes(path, bytes(payload), argument)
 
 
-def _npz(arrays: Mapping[str, NDArray[Any]], head: str) -> bytes:
-    buffer = io.BytesIO()
-    text = np.frombuffer(head.encode(), np.uint8)
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in {_HEAD: text, **arrays}.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True) as f:
-                np.lib.format.write_array(f, array, allow_pickle=False)
-    return buffer.getvalue()
+def _digest_place(path: Path, size: int) -> tuple[int, bytes]:
+    """Where the digest stands in a file, and what stands before it."""
+    if path.suffix.lower() == ".safetensors":
+        return 8 + len(_FIRST), _FIRST
+    return size - _DIGITS, _COMMENT
 
 
-def _safetensors() -> Any:
-    try:
-        return importlib.import_module("safetensors.numpy")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("a .safetensors file", "safetensors", "interop") from error
+def _check_digest(file: BinaryIO, path: Path, argument: str) -> None:
+    """Refuse a file whose bytes are not those that its digest was made of."""
+    size = os.fstat(file.fileno()).st_size
+    at, before = _digest_place(path, size)
+    file.seek(max(0, at - len(before)))
+    if at < len(before) or file.read(len(before)) != before:
+        raise refuse(
+            path,
+            argument,
+            "no digest where loko-ref puts one",
+            "a file that loko-ref wrote (loko-ref/storage/2)",
+            "a truncated file, one of another program, or one of an older version, which had no "
+            "digest",
+        )
+    found = file.read(_DIGITS)
+    digest = hashlib.sha256()
+    file.seek(0)
+    while part := file.read(min(2**20, at - file.tell())):
+        digest.update(part)
+    digest.update(b"0" * _DIGITS)
+    file.seek(at + _DIGITS)
+    while part := file.read(2**20):
+        digest.update(part)
+    file.seek(0)
+    if found != digest.hexdigest().encode():
+        got, required = "another SHA-256 than its content has", "the file as it was written"
+        raise refuse(path, argument, got, required, "a damaged, truncated or altered file")
 
 
 def load(
@@ -207,67 +166,34 @@ def load(
     Raises
     ------
     InputError
-        If the file is missing, truncated, of another program, pickled, or of another schema.
-    MissingExtraError
-        If ``.safetensors`` is asked for and the package is not installed.
+        If the file is missing, truncated, altered, of another program, or of another schema.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        check_target(argument, path, *SUFFIXES)
-    try:
-        payload = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            argument, repr(str(path)), "a file that can be read", str(error)
-        ) from error
-    arrays, head = (_read_npz if suffix == ".npz" else _read_safetensors)(argument, path, payload)
-    try:
-        found = json.loads(head)
-        kind, metadata = found["schema"], found["metadata"]
-    except (ValueError, KeyError, TypeError) as error:
-        _refuse(argument, path, f"an unreadable header ({error})", "a file of another program")
-    if kind != schema:
-        _refuse(argument, path, f"schema {kind!r}", "another kind of file or version", schema)
-    return arrays, metadata
-
-
-def _refuse(
-    argument: str, path: object, got: str, cause: str, schema: str | None = None
-) -> NoReturn:
-    wanted = "a file that loko-ref wrote" if schema is None else f"schema {schema!r}"
-    raise InputError(argument, f"{str(path)!r}: {got}", wanted, cause)
-
-
-def _read_npz(argument: str, path: object, payload: bytes) -> tuple[dict[str, NDArray[Any]], str]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-            arrays = {}
-            for name in archive.namelist():
-                with archive.open(name) as file:  # checks the CRC on the way
-                    arrays[name.removesuffix(".npy")] = np.lib.format.read_array(
-                        file, allow_pickle=False
-                    )
-    except (zipfile.BadZipFile, EOFError) as error:
-        _refuse(argument, path, f"no whole archive ({error})", "a truncated or foreign file")
-    except (ValueError, NotImplementedError, RuntimeError) as error:
-        _refuse(argument, path, f"an entry that is no plain array ({error})", "pickled content")
-    text = arrays.pop(_HEAD, None)
-    if text is None or text.dtype != np.uint8:
-        _refuse(argument, path, f"no entry {_HEAD!r}", "an archive of another program")
-    return arrays, text.tobytes().decode(errors="replace")
-
-
-def _read_safetensors(
-    argument: str, path: object, payload: bytes
-) -> tuple[dict[str, NDArray[Any]], str]:
-    module = _safetensors()
-    error_type = importlib.import_module("safetensors").SafetensorError
-    try:
-        arrays = module.load(payload)
-        length = int.from_bytes(payload[:8], "little")
-        header = json.loads(payload[8 : 8 + length]).get("__metadata__") or {}
-    except (error_type, ValueError, KeyError, TypeError) as error:
-        _refuse(argument, path, f"no whole safetensors file ({error})", "a truncated file")
-    if _HEAD not in header:
-        _refuse(argument, path, f"no entry {_HEAD!r}", "a file of another program")
-    return dict(arrays), str(header[_HEAD])
+    place = Path(path)
+    if place.suffix.lower() not in SUFFIXES:
+        required = f"a file name that ends in {' or '.join(SUFFIXES)}"
+        raise InputError(argument, repr(str(path)), required, "a missing or foreign suffix")
+    with open_file(place, argument, LIMIT) as file:
+        _check_digest(file, place, argument)
+        if place.suffix.lower() == ".safetensors":
+            views, about = parse_safetensors(map_file(file), place, argument)
+            arrays = {name: np.array(view) for name, view in views.items()}
+            head: bytes | str | None = about.get(_HEAD)
+        else:
+            arrays = parse_npz(file, place, argument)
+            text = arrays.pop(_HEAD, None)
+            head = None if text is None or text.dtype != np.uint8 else text.tobytes()
+    if head is None:
+        got, cause = f"no entry {_HEAD!r}", "an archive of another program"
+        raise refuse(place, argument, got, "a file that loko-ref wrote", cause)
+    found = parse_json(f"{argument}, {str(path)!r}: {_HEAD}", head, limit=HEAD_LIMIT)
+    if (
+        not isinstance(found, dict)
+        or found.keys() != {"schema", "metadata"}
+        or not isinstance(found["metadata"], dict)
+    ):
+        got, cause = f"another entry {_HEAD!r}", "a file of another program"
+        raise refuse(place, argument, got, "an object with schema and metadata", cause)
+    if found["schema"] != schema:
+        got, cause = f"schema {found['schema']!r:.80}", "another kind of file or version"
+        raise refuse(place, argument, got, f"schema {schema!r}", cause)
+    return arrays, found["metadata"]

@@ -26,8 +26,10 @@ FLOORS = [
     {"balls"},
     {"backends"},
     {"arrays"},
-    {"checks"},
-    {"layers", "lora", "optimizers", "storage", "documents", "fields", "data", "files"},
+    {"checks", "reading"},
+    {"documents", "strict_json", "writing"},
+    {"containers"},
+    {"layers", "lora", "optimizers", "storage", "fields", "data", "files"},
     {"kalman", "kinds", "texts", "glue", "architectures"},
     {"spec", "sources"},
     {"model"},
@@ -173,6 +175,63 @@ def test_the_seam_and_the_checks():
             assert "numpy" not in named
         if name != "loko_ref.lte.mpi":
             assert "mpi4py" not in named, f"{name} imports mpi4py"
+
+
+# Where files are opened, and JSON of others is parsed. Elsewhere only what no user names.
+FILES = {"loko_ref.documents", "loko_ref.reading", "loko_ref.writing", "loko_ref.containers.npz"}
+NOT_NAMED = {
+    "loko_ref.bench": {"read_text", "write_text"},  # /proc
+    "loko_ref.cli": {"open"},  # /dev/null
+    "loko_ref.conformance.page": {"read_text"},  # the package's own template
+    "loko_ref.conformance.protocol": {"loads"},  # messages, refused by the protocol's own error
+    "loko_ref.conformance.schema": {"loads", "read_text"},  # the package's own schemas
+    "loko_ref.interop.patterns": {"loads"},  # what its own process answers
+    "loko_ref.lte.checkpoint": {"replace"},  # a whole directory, each file of it by storage
+    "loko_ref.lte.watch": {"open", "read_bytes", "read_text"},  # /proc, and its own lock files
+}
+OPENING = {
+    "open", "open_code", "fdopen", "read_bytes", "read_text", "write_bytes", "write_text",
+    "fromfile", "tofile", "loadtxt", "savetxt", "genfromtxt", "memmap", "savez",
+    "savez_compressed", "ZipFile", "GzipFile", "TarFile", "mkstemp", "NamedTemporaryFile",
+    "save_file", "load_file", "safe_open", "from_file", "FileIO", "load", "loads", "dump", "save",
+    "replace", "rename",
+}  # fmt: skip
+# `load`, `save`, `replace` are names of many things: of these they open files or parse JSON
+MODULES = {"load": {"np", "json", "pickle"}, "loads": {"json", "pickle"}, "dump": {"json"},
+           "save": {"np"}, "replace": {"os"}, "rename": {"os"}}  # fmt: skip
+
+
+def opening(tree):
+    """Names of the calls in a tree that open a file, or parse what is in one."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Name) and node.func.id == "open":
+            yield "open", node.lineno
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in OPENING:
+            name, of = node.func.attr, node.func.value
+            module = of.id if isinstance(of, ast.Name) else None
+            if name in MODULES and module not in MODULES[name]:
+                continue
+            if module not in ("reading", "storage", "writing"):
+                yield name, node.lineno
+
+
+def test_files_are_opened_in_one_place():
+    """What a user names is read by `reading` (bounded, no device) and written by `writing`."""
+    used = defaultdict(set)
+    for name, _, tree in modules():
+        if name in FILES:
+            continue
+        for call, line in opening(tree):
+            allowed = NOT_NAMED.get(name, set())
+            assert call in allowed, f"{name}, line {line}: {call}; use loko_ref.reading or writing"
+            used[name].add(call)
+    assert {name: used[name] for name in NOT_NAMED} == NOT_NAMED, "an exception without its use"
+    for line in ("open('x')", "p.read_text()", "np.load(f)", "gzip.open(f)", "json.loads(t)"):
+        assert list(opening(ast.parse(line))), line
+    for line in ("storage.load(f)", "text.replace('a', 'b')", "writing.write_bytes(p, b)"):
+        assert not list(opening(ast.parse(line))), line
 
 
 def fresh(code):

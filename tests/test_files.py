@@ -59,7 +59,7 @@ def test_a_cut_gzip_is_named(mnist):
     whole = (folder / "x").read_bytes()
     for cut in (whole[:-20], whole[:400] + b"\0" * 40 + whole[440:], whole[:10] + b"\xff" * 90):
         (folder / "x").write_bytes(cut)
-        with pytest.raises(InputError, match=r"/x: got .*damaged or cut"):
+        with pytest.raises(InputError, match=r"/x: got .*cut"):
             read_idx(folder / "x")
 
 
@@ -74,7 +74,7 @@ def test_bytes_are_left_alone_where_asked(mnist):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match="FileNotFoundError"):
+    with pytest.raises(InputError, match=r"No such file.*a wrong path"):
         read_idx(tmp_path / "none")
 
 

@@ -405,3 +405,19 @@ def test_two_sets_are_not_mixed(mnist, rng):
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(small)
     with pytest.raises(InputError, match="two data sets"):
         sources.load(f"mnist:{folder}")
+
+
+@pytest.mark.parametrize("labels", ["00000000", "11111111", "aaaaaaaa"])
+def test_a_set_of_one_class_is_refused(tmp_path, labels):
+    path = tmp_path / "train.tsv"
+    rows = "".join(f"a b\t{label}\n" for label in labels)
+    path.write_text("sentence\tlabel\n" + rows)
+    with pytest.raises(InputError, match="8 samples of one class"):
+        sources.load(f"glue:{path}")
+
+
+def test_a_set_of_too_few_samples_is_refused(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("sentence\tlabel\na\t0\nb\t1\n")
+    with pytest.raises(InputError, match="no sample for the stream part"):
+        sources.load(f"glue:{path}")

@@ -76,8 +76,6 @@ def assert_same_end(a, b):
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_resumed_run_ends_bitwise_equal(tmp_path, name, suffix):
-    if suffix == ".safetensors":
-        pytest.importorskip("safetensors", reason="needs safetensors (extra 'interop')")
     path = tmp_path / f"c{suffix}"
     (whole,) = runs.run_all([config(name)])
     # a stop at an odd step, another, then the rest: each from the file alone

@@ -47,7 +47,7 @@ def certify(
     from loko_ref.conformance.cases import Case, select
     from loko_ref.conformance.globs import matcher, nothing_matches
     from loko_ref.conformance.operations import OPERATIONS
-    from loko_ref.storage import check_target, write_bytes
+    from loko_ref.writing import check_target, write_bytes
 
     if json is not None:
         check_target("--json", json)

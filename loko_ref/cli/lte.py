@@ -193,11 +193,12 @@ def lte(
                 most = f"at most {library['num_threads']}, as {library['internal_api']} allows"
                 raise InputError("--threads", threads, most, "a BLAS built for fewer threads")
         from loko_ref.sources import load
-        from loko_ref.storage import check_target
+        from loko_ref.writing import check_target, check_targets
 
-        for name, suffixes in (("json_file", ()), ("details", ()), ("plot", (".svg",))):
-            if asked[name] is not None and team.rank == 0:
-                check_target(name.removesuffix("_file"), asked[name], *suffixes)
+        if team.rank == 0:
+            if plot is not None:
+                check_target("--plot", plot, ".svg")
+            check_targets({"--json": json_file, "--details": details, "--plot": plot})
         source = load(data, seed=seed, dtype=dtype, limit=limit, tokenizer=tokenizer, length=length)
         return command.prepare(asked, source, team)
 
@@ -220,8 +221,8 @@ def lte(
             end = work(job)
         report, more = outcome.report(job, end)
     typer.echo(outcome.text(report, more))
-    _write(json_file, report)
-    _write(details, more)
+    _write("--json", json_file, report)
+    _write("--details", details, more)
     if plot is not None:
         outcome.plot(plot, more)
 
@@ -245,8 +246,8 @@ def _kept(*places: Path | None) -> str:
     return "nothing is kept; give --checkpoint DIR to go on from a run's last merge"
 
 
-def _write(path: Path | None, content: Any) -> None:
+def _write(option: str, path: Path | None, content: Any) -> None:
     if path is not None:
-        from loko_ref.storage import write_bytes
+        from loko_ref.writing import write_bytes
 
-        write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_bytes(path, (json.dumps(content, indent=1) + "\n").encode(), option)

@@ -49,7 +49,7 @@ def mutants(
     from loko_ref.conformance.report import write_json
     from loko_ref.documents import document
     from loko_ref.errors import InputError
-    from loko_ref.storage import check_target
+    from loko_ref.writing import check_target
 
     if json is not None:
         check_target("--json", json)

@@ -24,6 +24,7 @@ from loko_ref.interrupt import command_line
 from loko_ref.runconfig import BASELINES, RunConfig
 from loko_ref.runs import Entry
 from loko_ref.sources import regression
+from loko_ref.writing import check_target, check_targets, write_bytes
 
 __all__ = ["train"]
 
@@ -122,12 +123,13 @@ def train(
         plot=plot,
         files=(checkpoint, resume),
     )
-    if json_file is not None:
-        storage.check_target("--json", json_file)
     if plot is not None:
-        storage.check_target("--plot", plot, ".svg", ".png")
+        check_target("--plot", plot, ".svg", ".png")
     if checkpoint is not None:
-        storage.check_target("--checkpoint", checkpoint, *storage.SUFFIXES)
+        check_target("--checkpoint", checkpoint, *storage.SUFFIXES)
+    results = {"--json": json_file, "--plot": plot}
+    check_targets(results, {"--resume": resume})
+    check_targets({"--checkpoint": checkpoint, **results})  # which may be the one resumed from
     if stop_after is not None and checkpoint is None:
         raise InputError("--stop-after", stop_after, "--checkpoint F too", "nothing would be kept")
     about: dict[str, Any] = {
@@ -176,9 +178,9 @@ def train(
         assert entry.failure is not None
         complain.print(f"diverged: {_name(entry)}, seed {entry.config.seed}: {_reason(entry)}")
     if json_file is not None:
-        storage.write_bytes(json_file, _json(entries).encode(), "--json")
+        write_bytes(json_file, _json(entries).encode(), "--json")
     if plot is not None and any(entry.curve for entry in entries):
-        storage.write_bytes(plot, _plot(entries, plot.suffix[1:].lower()), "--plot")
+        write_bytes(plot, _plot(entries, plot.suffix[1:].lower()), "--plot")
     if any(entry.status in ("waiting", "running") for entry in entries):
         complain.print(f"stopped; go on with: {command_line(*go_on)}")
     if failed:

@@ -111,11 +111,14 @@ def verify(
     from loko_ref.conformance.implementation import Implementation, load
     from loko_ref.conformance.subprocess_target import Command
     from loko_ref.conformance.verify import run
-    from loko_ref.storage import check_target
+    from loko_ref.writing import check_targets
 
-    for flag, path in (("--json", json), ("--junit", junit), ("--html", html)):
-        if path is not None:
-            check_target(flag, path)
+    if not timeout > 0:
+        raise InputError("--timeout", timeout, "seconds > 0", "a sign")
+    check_targets(
+        {"--json": json, "--junit": junit, "--html": html},
+        {"TARGET": target, "--trace": trace, "--xfail": xfail},
+    )
     if large is not None and (cmd is None or large < 0):
         raise InputError("--large", large, "bytes >= 0, with --cmd", "only a command reads files")
     if trace is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from loko_ref.conformance.cases import all_cases
 from loko_ref.conformance.verify import UNSUPPORTED
 from loko_ref.errors import InputError, closest
+from loko_ref.reading import read_text
 
 __all__ = ["not_run", "read"]
 
@@ -35,10 +36,7 @@ def read(path: str | Path, option: str = "--xfail") -> dict[str, str]:
     InputError
         If the file cannot be read, a line has no reason, or an id is unknown or given twice.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(option, str(path), "a text file", str(error)) from None
+    lines = read_text(path, option).splitlines()
     ids = {case.id for case in all_cases()}
     found: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):

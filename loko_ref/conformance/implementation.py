@@ -13,7 +13,6 @@ import importlib.util
 import inspect
 import itertools
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -30,12 +29,17 @@ import numpy as np
 from loko_ref.conformance.answer import Answer, Finding, check, describe, words
 from loko_ref.conformance.cases import Case
 from loko_ref.conformance.operations import OPERATIONS
+from loko_ref.conformance.target import check_place
 from loko_ref.errors import InputError, closest, shown
+from loko_ref.reading import open_file
 
 __all__ = ["Implementation", "Runnable", "call", "load"]
 
 MOST = 1000
 """Names that are taken of a result."""
+
+SOURCE_LIMIT = 16 * 2**20
+"""Bytes of a Python file."""
 
 
 class Runnable(Protocol):
@@ -131,78 +135,16 @@ def _guarded(seconds: float | None) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, left, every)
 
 
-INTERPRETERS = {
-    ".js": "node {}",
-    ".mjs": "node {}",
-    ".ts": "npx tsx {}",
-    ".jl": "julia {}",
-    ".r": "Rscript {}",
-    ".rb": "ruby {}",
-    ".lua": "lua {}",
-    ".sh": "sh {}",
-    ".m": "octave {}",
-    ".java": "java {}",
-    ".go": "go run {}",
-}
-"""Suffix of a program's file -> the command that runs it."""
-
-SOURCES = {
-    ".c": "cc -O2 {} -lm -o harness",
-    ".cc": "c++ -std=c++17 -O2 {} -o harness",
-    ".cpp": "c++ -std=c++17 -O2 {} -o harness",
-    ".cxx": "c++ -std=c++17 -O2 {} -o harness",
-    ".cu": "nvcc {} -o harness",
-    ".rs": "rustc -O {} -o harness",
-    ".f90": "gfortran -O2 {} -o harness",
-}
-"""Suffix of a source to compile -> the command that makes a program of it."""
-
-
-def _foreign(path: Path) -> InputError:
-    """Build the error for a file in another language, with the command that verifies it."""
-    name, suffix = shlex.quote(str(path)), path.suffix.lower()
-    program = name if os.sep in name else f"./{name}"
-    if suffix in INTERPRETERS:
-        way = f"--cmd {shlex.quote(INTERPRETERS[suffix].format(name))}"
-    elif suffix in SOURCES:
-        way = f"{SOURCES[suffix].format(name)} && loko-ref verify --cmd ./harness"
-    elif os.access(path, os.X_OK):
-        way = f"--cmd {shlex.quote(program)}"
-    else:
-        way = "--cmd 'COMMAND', the command that runs it"
-    return InputError(
-        "TARGET",
-        shown(str(path)),
-        f"a Python file, a module or module:attribute; for another language {way}",
-        "an implementation in another language, which speaks 'loko-ref protocol' and is run by "
-        "--cmd",
-    )
-
-
-def _check_place(target: str, place: str) -> None:
-    """Raise for a path that holds no Python source, before Python reads it."""
-    path, required = Path(place), "a Python file, a module or module:attribute"
-    try:
-        known, folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError) as error:
-        raise InputError("TARGET", shown(target), required, str(error)) from None
-    if folder and (os.sep in place or place in (".", "..")):
-        raise InputError("TARGET", shown(target), required, "the name of a directory")
-    if not known and path.suffix.lower() in (".py", *INTERPRETERS, *SOURCES):
-        raise InputError("TARGET", shown(target), "a file that exists", "a path misspelt")
-    if known and path.suffix != ".py":
-        raise _foreign(path)
-
-
 def _module_of(target: str, timeout: float | None) -> tuple[ModuleType, str]:
     """Import the file or module of a target; return it with the attribute's name."""
     place, colon, attribute = target.rpartition(":")
     if not colon or attribute.endswith((".py", "/", "\\")) or "/" in attribute:
         place, attribute = target, "IMPLEMENTATION"
-    _check_place(target, place)
+    check_place(target, place)
     path = Path(place)
     try:
-        if path.suffix == ".py":
+        if path.suffix == ".py" or (path.exists() and not path.is_dir()):
+            open_file(path, "TARGET", SOURCE_LIMIT).close()  # importing a FIFO would wait for ever
             name = f"loko_ref_target_{path.stem}"
             spec = importlib.util.spec_from_file_location(name, path)
             assert spec is not None

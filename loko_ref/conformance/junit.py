@@ -18,7 +18,7 @@ from loko_ref.conformance.verify import (
     outcome,
     summarise,
 )
-from loko_ref.storage import write_bytes
+from loko_ref.writing import write_bytes
 
 __all__ = ["as_xml", "write"]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from loko_ref import documents
 from loko_ref.errors import InputError
+from loko_ref.strict_json import read_json
 
 __all__ = ["MANIFEST_SCHEMA", "canonical", "digest", "plain_file", "read_manifest"]
 
@@ -66,17 +67,6 @@ def plain_file(folder: Path, name: str, limit: int) -> Path:
     return path
 
 
-def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _number(text: str) -> float:
-    raise ValueError(f"{text} is no JSON")
-
-
 def _matches(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
     """Validate against the small part of JSON Schema that the manifest uses."""
     kinds = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
@@ -127,13 +117,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not Path(folder).is_dir():
         raise InputError("DIR", str(folder), "a folder", "a path misspelt")
     path = plain_file(Path(folder), NAME, MANIFEST_LIMIT)
-    try:
-        manifest = json.loads(
-            path.read_bytes().decode("utf-8"), object_pairs_hook=_strict, parse_constant=_number
-        )
-    except (ValueError, RecursionError) as error:
-        text = f"{type(error).__name__}: {error}"
-        raise InputError(str(path), text[:200], "JSON", "a damaged or truncated file") from None
+    manifest = read_json(path, limit=MANIFEST_LIMIT)
     wanted = documents.SCHEMAS["vectors"]
     kind = manifest.get("schema") if isinstance(manifest, dict) else None
     if isinstance(kind, str) and kind.startswith("loko-ref/vectors/") and kind != wanted:

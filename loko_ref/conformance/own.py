@@ -18,7 +18,9 @@ import numpy as np
 from loko_ref.conformance.cases import DTYPES, OWN, Case, Recipe
 from loko_ref.conformance.implementation import call
 from loko_ref.conformance.operations import Operation, get
+from loko_ref.conformance.own_inputs import check_arguments
 from loko_ref.conformance.report import failure
+from loko_ref.conformance.tolerance import expected
 from loko_ref.conformance.verify import Check, judge
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.signatures import takes
@@ -75,7 +77,8 @@ def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Ca
     Raises
     ------
     InputError
-        If an argument is unknown or missing, or the dtypes are mixed.
+        If an argument is unknown or missing, has another shape than the catalogue says, is not
+        finite, or the dtypes are mixed.
 
     Examples
     --------
@@ -84,6 +87,7 @@ def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Ca
     """
     entry = get(operation)
     inputs, chosen = _sorted(entry, {**arguments, **options})
+    check_arguments(entry, inputs, chosen)
     dtypes = _dtype(inputs)
     if len(dtypes) != 1 or not dtypes <= set(DTYPES):
         raise InputError(
@@ -131,6 +135,7 @@ def check(
         raise InputError("function", got, "a function", f"arguments in another order: {order}")
     case = own_case(operation, arguments, **options)
     with np.errstate(all="ignore"):
+        expected(case)  # what the oracle refuses is no question to a function
         return judge(case, call(function, case))
 
 

@@ -26,7 +26,7 @@ from loko_ref.conformance.verify import (
     summarise,
 )
 from loko_ref.errors import MissingExtraError
-from loko_ref.storage import write_bytes
+from loko_ref.writing import write_bytes
 
 __all__ = ["CELLS", "COLOURS", "HeatMap", "as_html", "heat_map", "write"]
 

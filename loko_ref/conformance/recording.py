@@ -7,11 +7,6 @@ on. The names are those of the operation ``loko.step``.
 
 from __future__ import annotations
 
-import importlib
-import io
-import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +17,11 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.checks import check_choice, read_number
 from loko_ref.conformance.operations import OPERATIONS
-from loko_ref.errors import InputError, MissingExtraError, shown, unknown_option
+from loko_ref.containers import parse_npz, parse_safetensors, text_of
+from loko_ref.errors import InputError, shown, unknown_option
 from loko_ref.kalman.noise import check_combination
+from loko_ref.reading import map_file, open_file
+from loko_ref.strict_json import parse_json
 
 __all__ = ["NAMING", "SHAPES", "Recording", "read"]
 
@@ -92,36 +90,21 @@ def _content(path: Path) -> tuple[dict[str, Array], str]:
     suffix, form = path.suffix.lower(), "a file that ends in .npz or .safetensors"
     if suffix not in (".npz", ".safetensors"):
         raise _refuse(path, f"suffix {suffix!r}", form, "a missing or foreign suffix")
+    with open_file(path, "--trace") as file:
+        if suffix == ".safetensors":
+            views, about = parse_safetensors(map_file(file), path, "--trace")
+            arrays = {name: np.array(view) for name, view in views.items()}
+            return arrays, about.get("options", "{}")
+        arrays = parse_npz(file, path, "--trace", texts=("options",))
+    head = arrays.pop("options", None)
+    if head is None:
+        return arrays, "{}"
     try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise _refuse(path, str(error.strerror), "a file that can be read", "its name") from None
-    if suffix == ".safetensors":
-        try:
-            module = importlib.import_module("safetensors.numpy")
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("a .safetensors file", "safetensors", "interop") from error
-        try:
-            arrays = dict(module.load(payload))
-            length = int.from_bytes(payload[:8], "little")
-            head = json.loads(payload[8 : 8 + length]).get("__metadata__") or {}
-        except KeyError as error:  # of a dtype that NumPy has not
-            got, cause = f"dtype {error.args[0]}", "another format"
-            raise _refuse(path, got, "float64 or float32", cause) from None
-        except Exception as error:  # its own errors derive from Exception alone
-            got = f"no whole safetensors file ({error})"
-            raise _refuse(path, got, form, "a truncated file") from None
-        return arrays, str(head.get("options", "{}"))
-    try:
-        loaded = np.load(io.BytesIO(payload), allow_pickle=False)
-        arrays = {name: np.asarray(loaded[name]) for name in loaded.files}
-    except (
-        ValueError, EOFError, OSError, AttributeError, KeyError, NotImplementedError, RuntimeError,
-        zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        got = f"no whole archive of plain arrays ({error})"
-        raise _refuse(path, got, form, "a truncated, pickled or foreign file") from None
-    return arrays, str(arrays.pop("options", "{}"))
+        return arrays, text_of(head)
+    except ValueError as error:
+        raise _refuse(
+            path, f"options: {error}", "one text, as JSON", "options stored otherwise"
+        ) from None
 
 
 def _value(name: str, text: str) -> Any:
@@ -145,12 +128,9 @@ def _finite(value: Any) -> bool:
 
 def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
     """Those of the file, then the command line's, then defaults; each checked."""
-    try:
-        named = json.loads(head)
-    except (ValueError, RecursionError) as error:
-        raise InputError("options", repr(head[:60]), "a JSON object", str(error)) from None
+    named = parse_json("--trace, options", head)
     if not isinstance(named, dict):
-        raise InputError("options", repr(head[:60]), "a JSON object", "another JSON value")
+        raise InputError("--trace, options", repr(head[:60]), "a JSON object", "another JSON value")
     for item in given:
         name, equals, value = item.partition("=")
         if not equals:
@@ -158,7 +138,7 @@ def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
         named[name] = _value(name, value)
     for name, value in named.items():
         if name not in _OPTIONS:
-            raise unknown_option("--option", name, _OPTIONS)
+            raise unknown_option("--option", name[:80], _OPTIONS)
         option = _OPTIONS[name]
         if option.choices:
             check_choice(f"--option {name}", value, option.choices)
@@ -167,6 +147,8 @@ def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
         if not option.choices and (wrong or not _finite(value)):
             what = "true or false" if kind is bool else "a finite number"
             raise InputError(f"--option {name}", shown(value), what, "a typing error")
+        if not option.choices and kind is not bool:
+            named[name] = float(value)
     lam, q, beta = (named.get(k, _OPTIONS[k].default) for k in ("lam", "q", "beta"))
     if not (0 < lam <= 1 and q >= 0 and 0 <= beta <= 1):
         got = f"lam={lam}, q={q}, beta={beta}"
@@ -227,8 +209,6 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
     ------
     InputError
         If the file is damaged, a name, shape, dtype or number cannot be, or theta is missing.
-    MissingExtraError
-        If a ``.safetensors`` file is given and that package is not installed.
     """
     place = Path(path)
     arrays, head = _content(place)
@@ -237,8 +217,9 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
     kinds: dict[str, str] = {}
     for key, array in arrays.items():
         step, _, name = key.partition("/")
-        if not (step.isascii() and step.isdigit() and name):
-            raise _refuse(place, f"an array {key!r}", "names such as '0/theta'", NAMING[:-1])
+        number = int(step) if step.isascii() and step.isdigit() and len(step) < 10 else -1
+        if str(number) != step or not name:
+            raise _refuse(place, f"an array {key!r:.120}", "names such as '0/theta'", NAMING[:-1])
         if name not in SHAPES:
             other[name] = None
             continue
@@ -251,7 +232,7 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
             where = tuple(map(int, np.argwhere(~np.isfinite(array))[0]))
             got = f"{array[where]} at index {list(where)}"
             raise InputError(f"--trace, {key}", got, "finite numbers", "the run had diverged there")
-        steps.setdefault(int(step), {})[name] = array
+        steps.setdefault(number, {})[name] = array
     if not steps:
         raise _refuse(place, "no quantity of any step", "names such as '0/theta'", NAMING[:-1])
     if len(kinds) > 1 or not set(kinds) <= {"float64", "float32"}:

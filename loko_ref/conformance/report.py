@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.conformance.tolerance import EXPLANATION, unit
 from loko_ref.conformance.verify import Check, outcome, summarise
 from loko_ref.documents import document
-from loko_ref.errors import InputError
+from loko_ref.writing import write_bytes
 
 __all__ = ["as_json", "failure", "how_found", "write_json"]
 
@@ -148,20 +146,10 @@ def as_json(
     return document("verify", content)
 
 
-def write_json(path: str | Path, document: Any) -> None:
-    """Write JSON beside its place, then move it there: a reader never sees half a file."""
-    place = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".part")
-    except OSError as error:
-        raise InputError(
-            "--json", str(path), "a file in a folder that can be written", error.strerror or "?"
-        ) from None
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(document, stream, indent=1, allow_nan=False)
-        stream.write("\n")
-    os.chmod(name, 0o644)
-    os.replace(name, place)
+def write_json(path: str | Path, document: Any, argument: str = "--json") -> None:
+    """Write a document as JSON, by :func:`loko_ref.writing.write_bytes`."""
+    text = json.dumps(document, indent=1, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode(), argument)
 
 
 def _index(index: tuple[int, ...] | None) -> str:

@@ -35,10 +35,12 @@ from loko_ref.conformance.manifest import (
 from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.conformance.tolerance import expected, tolerance
 from loko_ref.conformance.vector_numbers import differs, flatten, golden_unproven, of_file
+from loko_ref.containers import pack_safetensors
 from loko_ref.documents import document
 from loko_ref.errors import InputError
-from loko_ref.interop.tensors import pack_tensors, read_tensors
-from loko_ref.storage import write_bytes
+from loko_ref.interop.tensors import read_tensors
+from loko_ref.reading import read_bytes
+from loko_ref.writing import make_folder, write_bytes
 
 __all__ = ["MANIFEST_SCHEMA", "VERSION", "check", "export", "file_name", "read", "unchecked"]
 
@@ -132,15 +134,8 @@ def export(
     InputError
         If the folder holds something already, or cannot be written; if there is no case.
     """
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        occupied = any(place.iterdir())
-    except OSError as error:
-        raise InputError(
-            "DIR", str(folder), "a folder that can be written", str(error.strerror)
-        ) from None
-    if occupied:
+    place = make_folder("DIR", folder)
+    if any(place.iterdir()):
         raise InputError(
             "DIR", f"{folder}, which is not empty", "a new or empty folder", "an older export"
         )
@@ -149,7 +144,7 @@ def export(
     entries, golden = [], enclosure.available()
     for case in cases:
         tensors = _tensors(case, golden)
-        payload = pack_tensors(tensors, _head(case.id))
+        payload = bytes(pack_safetensors(tensors, _head(case.id)))
         write_bytes(place / file_name(case.id), payload)
         known = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
         entries.append(_entry(case, tensors) | known)
@@ -172,7 +167,7 @@ def _case_tensors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
 
     if entry["file"] != file_name(entry["id"]):
         raise refuse(f"the file of {entry['id']!r:.120}", file_name(entry["id"]), "renamed")
-    payload = path.read_bytes()
+    payload = read_bytes(path, limit=FILE_LIMIT)
     if len(payload) != entry["bytes"]:
         raise refuse(f"{len(payload)} bytes", str(entry["bytes"]), "truncated or grown")
     if hashlib.sha256(payload).hexdigest() != entry["sha256"]:
@@ -185,7 +180,7 @@ def _case_tensors(folder: Path, entry: Mapping[str, Any]) -> dict[str, Array]:
         )
         raise refuse(f"tensor {names[0]!r:.80} unlike the manifest's", "the same", "damaged")
     tensors = {name: np.array(a) for name, a in tensors.items()}
-    if pack_tensors(tensors, _head(entry["id"])) != payload:
+    if pack_safetensors(tensors, _head(entry["id"])) != payload:
         raise refuse(
             "another head than its tensors have", f"one with {_head(entry['id'])}", "edited by hand"
         )

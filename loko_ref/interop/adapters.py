@@ -31,7 +31,7 @@ from loko_ref.interop.tensors import find_tensors, read_tensors, write_tensors
 from loko_ref.lora import FACTORS
 from loko_ref.model import Model, param_shapes
 from loko_ref.spec import linears, map_linears
-from loko_ref.storage import write_bytes
+from loko_ref.writing import make_folder, write_bytes
 
 __all__ = ["load_adapter", "save_adapter"]
 
@@ -324,7 +324,7 @@ def save_adapter(
         "modules_to_save": whole.data["modules_to_save"] or None,
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder("folder", folder)
     write_bytes(folder / "adapter_config.json", text.encode("utf-8"))
     write_tensors(folder / "adapter_model.safetensors", {PREFIX + k: v for k, v in tensors.items()})
 

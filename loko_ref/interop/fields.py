@@ -6,13 +6,13 @@ supported*; a value of another kind is refused as such.
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loko_ref import strict_json
 from loko_ref.errors import InputError
 
 __all__ = ["Fields", "read_json", "short", "unsupported"]
@@ -44,14 +44,7 @@ Likely cause: another activation.
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or name what is wrong with the file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file", "a JSON file", "a wrong folder") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(
-            str(path), f"{type(error).__name__}: {error}", "a JSON object", "a damaged file"
-        ) from None
+    data = strict_json.read_json(path)
     if not isinstance(data, dict):
         raise InputError(str(path), type(data).__name__, "a JSON object", "a foreign file")
     return data

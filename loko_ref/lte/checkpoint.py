@@ -11,7 +11,6 @@ Ranks on several machines need a directory that all of them see.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import reprlib
@@ -46,6 +45,8 @@ from loko_ref.lte.experiment import History
 from loko_ref.lte.serial import bytes_per_merge
 from loko_ref.lte.state import LteState, combine, fingerprint, head_arrays, shared_arrays
 from loko_ref.lte.team import Team, span
+from loko_ref.reading import hash_file
+from loko_ref.writing import make_folder
 
 __all__ = ["KEEP", "SCHEMA", "check_place", "load", "newest", "save"]
 
@@ -68,7 +69,7 @@ def _seal(metadata: Mapping[str, Any]) -> str:
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hash_file(path, "resume")
 
 
 def save(
@@ -378,16 +379,7 @@ def check_place(place: Path | None, resume: Path | None) -> None:
     """
     if place is None:
         return
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            "checkpoint", repr(str(place)), "a directory that can be written to", str(error)
-        ) from error
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(
-            "checkpoint", repr(str(place)), "a directory that can be written to", "no permission"
-        )
+    make_folder("checkpoint", place)
     begun = None if resume is None else resume.resolve()
     sets = sorted(place.glob("merge-*"))
     if sets and (begun is None or place.resolve() not in (begun, begun.parent)):

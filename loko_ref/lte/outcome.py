@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref import extras, storage
+from loko_ref import extras
 from loko_ref.arrays import Array, to_host
 from loko_ref.documents import document
 from loko_ref.errors import NumericalError
@@ -28,6 +28,7 @@ from loko_ref.lte.serial import Event
 from loko_ref.lte.state import LteState, fingerprint, init
 from loko_ref.lte.team import ALONE, Alone, Team
 from loko_ref.spec import linears
+from loko_ref.writing import write_bytes
 
 __all__ = ["End", "execute", "plot", "report", "text"]
 
@@ -285,4 +286,4 @@ def plot(path: Path, details: Mapping[str, Any]) -> None:
                 ax.legend(fontsize=7)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    storage.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), "--plot")

@@ -190,7 +190,7 @@ MISBEHAVIOUR = {
     "file-longer": ("protocol", "got 56 bytes of data; required 48", ""),
     "file-empty": ("protocol", "got 0 bytes; required at least 8", ""),
     "file-head": ("protocol", "a head of ", "a truncated or foreign file"),
-    "file-no-json": ("protocol", "JSONDecodeError", "required a JSON head"),
+    "file-no-json": ("protocol", "head: got no JSON", "required a JSON value"),
     "file-pickle": ("protocol", "got a pickled file", ""),
     "file-name": ("protocol", "'mine.safetensors' holds no tensor 'delta'", ""),
     "file-dtype": ("protocol", "the file holds float32(2, 3), not as announced", ""),

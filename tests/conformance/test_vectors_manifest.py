@@ -213,7 +213,7 @@ def test_numbers_are_held_to_what_is_derived(folder, part, factor, agrees):
     tensors = vectors.read(folder)[ids[k]]
     grown = {"tol": 1 + 1e3 * (factor - 1), "bound": 1 + 1e4 * (factor - 1)}.get(part, factor)
     tensors[f"{part}.delta"][...] *= grown
-    payload = vectors.pack_tensors(tensors, vectors._head(ids[k]))
+    payload = vectors.pack_safetensors(tensors, vectors._head(ids[k]))
     path.write_bytes(payload)
     manifest["cases"][k] |= {"sha256": hashlib.sha256(payload).hexdigest()}
     forge(folder, manifest)
@@ -232,7 +232,7 @@ def test_without_balls_golden_values_are_held_to_the_outputs(folder, monkeypatch
     tensors = vectors.read(folder)[key]
     for name, other in (("gold.delta", 1e-9), ("bound.delta", -1e-300), ("bound.delta", 1.0)):
         spoilt = {**tensors, name: tensors[name] + other}
-        payload = vectors.pack_tensors(spoilt, vectors._head(key))
+        payload = vectors.pack_safetensors(spoilt, vectors._head(key))
         path.write_bytes(payload)
         known = {"sha256": hashlib.sha256(payload).hexdigest()}
         forge(folder, put(manifest, ("cases", 0), manifest["cases"][0] | known))

@@ -113,16 +113,22 @@ DEEP = b"[" * 100_000
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        (DEEP, "RecursionError"),
-        (b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}', "inf is no size"),
+        (DEEP, "64 levels deep"),
+        (
+            b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}',
+            "1e999; required",
+        ),
         (b'{"a":{"dtype":"F32","shape":[1.7],"data_offsets":[0,4]}}', "1.7 is no size"),
-        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[1e999,4]}}', "inf is no size"),
-        (b'{"a":{"dtype":"F32","shape":[0,%d],"data_offsets":[0,0]}}' % (2**70,), "is no size"),
+        (
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[1e999,4]}}',
+            "1e999; required",
+        ),
+        (b'{"a":{"dtype":"F32","shape":[0,%d],"data_offsets":[0,0]}}' % (2**70,), "no array has"),
         (
             b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}}' % (b",".join([b"1"] * 99),),
             "99",
         ),
-        (b'{"a":{"dtype":"I8","shape":[0],"data_offsets":[0,0]},"a":{}}', "given twice"),
+        (b'{"a":{"dtype":"I8","shape":[0],"data_offsets":[0,0]},"a":{}}', "twice"),
     ],
 )
 def test_an_absurd_head_is_refused(tmp_path, head, said):
@@ -144,7 +150,7 @@ def test_an_absurd_index_is_refused(tmp_path, rng, text):
 def test_an_absurd_configuration_is_refused(tmp_path, rng):
     saved(tmp_path, rng)
     (tmp_path / "config.json").write_text(DEEP.decode())
-    with pytest.raises(InputError, match="RecursionError"):
+    with pytest.raises(InputError, match="64 levels deep"):
         load_classifier(tmp_path)
 
 

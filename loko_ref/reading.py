@@ -1,0 +1,262 @@
+"""Opening what a user names as input: regular files, of bounded size.
+
+A FIFO, a device, a directory or a socket is refused before it is read: reading one may never end.
+What a file unpacks to is bounded by what it says of itself, or by its size.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import stat
+import zlib
+from collections.abc import Callable
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loko_ref.errors import InputError
+
+__all__ = [
+    "LIMIT",
+    "hash_file",
+    "kind_of",
+    "map_file",
+    "open_file",
+    "read_bytes",
+    "read_text",
+    "refuse",
+]
+
+LIMIT = 2**31
+"""Bytes of a file that is read whole, unless a reader has a closer bound."""
+
+TEXT_LIMIT = 8 * 2**20
+"""Bytes of a text or a JSON document, unless a reader has another bound."""
+
+UNPACKED = 4 * 2**20
+"""Bytes that any gzipped file may unpack to; beyond, at most `RATIO` times its size."""
+
+RATIO = 64
+"""Real data (MNIST 5, GLUE 3) is far below it; a bomb reaches 1000."""
+
+_HEAD = 4096
+_PART = 2**20
+
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a disk",
+}
+
+_CAUSES = {
+    "a directory": "a directory in the place of a file in it",
+    "a FIFO": "a pipe such as <(...): write its content to a file first",
+}
+
+
+def kind_of(mode: int) -> str:
+    """Name the kind of file of a mode: ``a FIFO``."""
+    return _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def refuse(
+    path: str | os.PathLike[str], argument: str | None, got: str, required: str, cause: str
+) -> InputError:
+    """Build the error about a file: under the option that it was given by, or under its own name.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    argument : str or None
+        The option; None where the file's name says enough.
+    got, required, cause : str
+        As in :class:`InputError`.
+    """
+    name = str(os.fspath(path))
+    if argument is None:
+        return InputError(name if name.isprintable() else repr(name), got, required, cause)
+    return InputError(argument, f"{name!r}: {got}", required, cause)
+
+
+def _cannot(path: str | os.PathLike[str], argument: str | None, error: Exception) -> InputError:
+    missing = isinstance(error, FileNotFoundError)
+    got = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    cause = "a wrong path or a typing error in it" if missing else "its permissions or its place"
+    return refuse(path, argument, got, "a file that can be read", cause)
+
+
+def open_file(
+    path: str | os.PathLike[str], argument: str | None = None, limit: int | None = None
+) -> BinaryIO:
+    """Open a regular file for reading; symbolic links are followed.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    argument : str, optional
+        The option that it was given by, for the error.
+    limit : int, optional
+        Most bytes that it may have.
+
+    Raises
+    ------
+    InputError
+        If it is missing, cannot be read, is no regular file, or is too large.
+    """
+    try:
+        mode = os.stat(path).st_mode  # asked before it is opened: opening a device may act on it
+        if stat.S_ISREG(mode):
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            handle = os.open(path, flags)
+            try:
+                mode = os.fstat(handle).st_mode
+                size = os.fstat(handle).st_size
+            except BaseException:
+                os.close(handle)
+                raise
+            if stat.S_ISREG(mode) and (limit is None or size <= limit):
+                return os.fdopen(handle, "rb")
+            os.close(handle)
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        raise _cannot(path, argument, error) from None
+    if not stat.S_ISREG(mode):
+        kind = kind_of(mode)
+        cause = _CAUSES.get(kind, "another path")
+        raise refuse(path, argument, kind, "a regular file", cause)
+    cause = "another or a damaged file"
+    raise refuse(path, argument, f"{size} bytes", f"at most {limit} bytes", cause)
+
+
+def read_bytes(
+    path: str | os.PathLike[str],
+    argument: str | None = None,
+    *,
+    limit: int = LIMIT,
+    unpack: bool = False,
+    length: Callable[[bytes], int] | None = None,
+) -> bytes:
+    """Read a regular file whole.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    argument : str, optional
+        The option that it was given by, for the error.
+    limit : int
+        Most bytes of its content.
+    unpack : bool
+        Whether a gzipped file is unpacked: to at most 4 MiB, or 64 times its size.
+    length : callable, optional
+        Given the first 4096 bytes of the content, returns how many there have to be: a content
+        of another length is refused before it is read.
+
+    Raises
+    ------
+    InputError
+        As :func:`open_file`; if it is too large, of another length, cut or damaged.
+    """
+    with open_file(path, argument, limit) as file:
+        size = os.fstat(file.fileno()).st_size
+        packed = unpack and file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        try:
+            if not packed:
+                return _content(path, argument, file, size, limit, length)
+            with gzip.GzipFile(fileobj=file, mode="rb") as inner:
+                most = min(limit, max(UNPACKED, RATIO * size))
+                return _content(path, argument, inner, None, most, length)
+        except EOFError:
+            got, cause = "a gzipped file without its end", "a cut download"
+            raise refuse(path, argument, got, "a whole file", cause) from None
+        except (OSError, zlib.error) as error:
+            cause = "a damaged or cut file"
+            raise refuse(path, argument, str(error), "a readable file", cause) from None
+
+
+def _content(
+    path: str | os.PathLike[str],
+    argument: str | None,
+    file: BinaryIO | gzip.GzipFile,
+    size: int | None,
+    limit: int,
+    length: Callable[[bytes], int] | None,
+) -> bytes:
+    """Read at most `limit` bytes, and exactly `length` of them where that is known."""
+    head = file.read(_HEAD)
+    wanted = length(head) if length is not None else None
+    most = limit if wanted is None else min(wanted, limit)
+    if wanted is not None and wanted > limit:
+        got, required = f"a head that announces {wanted} bytes", f"at most {limit} bytes"
+        raise refuse(path, argument, got, required, "a damaged head, or a file made to harm")
+    if size is not None and wanted is not None and size != wanted:
+        raise refuse(path, argument, f"{size} bytes", f"{wanted} bytes, by its head", "a cut file")
+    parts, left = [head], most - len(head)
+    while left > 0 and (part := file.read(min(left, _PART))):  # read(n) takes n bytes at once
+        parts.append(part)
+        left -= len(part)
+    data = b"".join(parts)
+    if left < 0 or file.read(1):
+        required = f"{most} bytes, by its head" if wanted is not None else f"at most {most} bytes"
+        cause = "a damaged file, or one made to harm"
+        raise refuse(path, argument, f"more than {most} bytes", required, cause)
+    if wanted is not None and len(data) != wanted:
+        got = f"{len(data)} bytes"
+        raise refuse(path, argument, got, f"{wanted} bytes, by its head", "a cut file")
+    return data
+
+
+def hash_file(path: str | os.PathLike[str], argument: str | None = None) -> str:
+    """Return the SHA-256 of a regular file, in hexadecimal.
+
+    Raises
+    ------
+    InputError
+        As :func:`open_file`.
+    """
+    digest = hashlib.sha256()
+    with open_file(path, argument) as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def map_file(file: BinaryIO) -> NDArray[np.uint8]:
+    """Return the bytes of an open file as a read-only array, which takes no memory of its own."""
+    if os.fstat(file.fileno()).st_size == 0:
+        return np.zeros(0, np.uint8)
+    return np.memmap(file, np.uint8, "r")
+
+
+def read_text(
+    path: str | os.PathLike[str],
+    argument: str | None = None,
+    *,
+    limit: int = TEXT_LIMIT,
+    unpack: bool = False,
+) -> str:
+    """Read a regular file of UTF-8 text; a byte order mark is dropped.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_bytes`; if it is no UTF-8, or holds NUL.
+    """
+    data = read_bytes(path, argument, limit=limit, unpack=unpack)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        cause = "a foreign or damaged file"
+        raise refuse(path, argument, str(error), "text in UTF-8", cause) from None
+    if "\0" in text:
+        got, cause = f"NUL at character {text.index(chr(0))}", "a foreign or damaged file"
+        raise refuse(path, argument, got, "text in UTF-8", cause)
+    return text
