@@ -1,4 +1,4 @@
-"""What the word that names an implementation may be, and what is said of a file of another language."""
+"""What the word that names an implementation may be, and the hint for another language."""
 
 from __future__ import annotations
 
