@@ -148,6 +148,7 @@ def plain_idx(data):
 
 
 def plain_cifar(data):
+    data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     rows = np.frombuffer(data, "u1").reshape(-1, 3073)
     assert rows[:, 0].max() < 10
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype("i8")
