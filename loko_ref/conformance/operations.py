@@ -76,7 +76,7 @@ def _observation(kind: str) -> Operation:
         options=(center,) if kind == "logits" else (),
         outputs=tuple(outputs),
         oracle=lambda x, o: oracle.observation(kind, x, o),
-        plain=lambda x, o, F, keep: plain.observation(kind, x, o, F, keep),
+        plain=lambda x, o, F, keep: plain.observe(kind, x, o, F, keep),
     )
 
 
