@@ -9,29 +9,31 @@ yhat, e, r (m,); R, HpH, S (m, m); K (n, m); m = batch * C.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from loko_ref.conformance.quantities import Quantity, in_order, origins, quantity
 from loko_ref.conformance.values import Values
 from loko_ref.kalman.noise import combinations
 
 __all__ = [
-    "HIDDEN",
     "NETWORK",
+    "SHAPES",
     "Lazy",
-    "Quantity",
     "choices",
     "dataflow",
-    "evaluate",
+    "delta",
+    "merge",
     "missing",
+    "noise",
+    "noise_used",
     "observation",
-    "origins",
     "output_name",
     "summary",
+    "time_update",
     "update",
 ]
 
@@ -40,69 +42,33 @@ Options = Mapping[str, Any]
 NETWORK = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
 """Labels of the network's forward pass."""
 
-HIDDEN = ("r", "HpH")
-"""What no operation returns: on the way to R."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """One quantity of the dataflow.
-
-    Attributes
-    ----------
-    name : str
-        Its name on the way; ``_post`` marks what the step hands on.
-    parents : tuple of str
-        What it is computed from.
-    formula : str
-        Its entry in the table of formulas, which a known mistake replaces.
-    equation : str
-        The right-hand side, in the letters of the derivations.
-    labels : tuple of str
-        Where it is derived.
-    exact : bool
-        Whether it is a copy, which has no rounding error of its own.
-    network : bool
-        Whether it takes a run of the network, which a recording does not hold.
-    returned : tuple of str
-        Formula, then parents, by which a returned value is judged where they differ: an
-        implementation returns S and not what a better conditioned form of K is made of.
-    """
-
-    name: str
-    parents: tuple[str, ...]
-    formula: str
-    equation: str
-    labels: tuple[str, ...]
-    exact: bool = False
-    network: bool = False
-    returned: tuple[str, ...] = ()
-
-    @property
-    def given_returned(self) -> tuple[str, tuple[str, ...]]:
-        """Formula and parents by which a returned value is judged."""
-        if self.returned:
-            return self.returned[0], self.returned[1:]
-        return self.formula, self.parents
-
-
-def _q(name: str, parents: str, formula: str, equation: str, labels: str, **more: Any) -> Quantity:
-    return Quantity(
-        name=name,
-        parents=tuple(parents.split()),
-        formula=formula,
-        equation=equation,
-        labels=tuple(labels.split()),
-        **more,
-    )
+SHAPES = {
+    "theta": ("n",),
+    "p": ("n",),
+    "P": ("n", "n"),
+    "R": ("m", "m"),
+    "y": ("batch", "C"),
+    "p_pred": ("n",),
+    "P_pred": ("n", "n"),
+    "z": ("batch", "C"),
+    "Z": ("m", "n"),
+    "yhat": ("m",),
+    "e": ("m",),
+    "H": ("m", "n"),
+    "R_used": ("m", "m"),
+    "S": ("m", "m"),
+    "K": ("n", "m"),
+    "r": ("m",),
+}
+"""Name of an input or output -> its axes; m = batch * C."""
 
 
 def _prior(o: Options) -> tuple[Quantity, ...]:
     equation = "P / lam + q I" if o["covariance"] == "dense" else "p / lam + q"
     return (
-        _q("p_pred", "p", "p_pred", equation, "KAL-1"),
-        _q("z", "x weights theta", "z", "f(x; theta)", NETWORK, exact=True, network=True),
-        _q("Z", "x weights theta", "Z", "dz / dtheta", "LAY-9 LAY-10 LORA-4", network=True),
+        quantity("p_pred", "p", "p_pred", equation, "KAL-1"),
+        quantity("z", "x weights theta", "z", "f(x; theta)", NETWORK, exact=True, network=True),
+        quantity("Z", "x weights theta", "Z", "dz / dtheta", "LAY-9 LAY-10 LORA-4", network=True),
     )
 
 
@@ -124,9 +90,9 @@ def observation(o: Options) -> tuple[Quantity, ...]:
     else:
         parents, equation = "Z", "Z"
     return (
-        _q("yhat", "z", "yhat", "z" if kind == "gaussian" else "softmax(z)", seen),
-        _q("e", "y yhat", "e", "y - yhat", label),
-        _q("H", parents, f"H.{kind}", equation, label),
+        quantity("yhat", "z", "yhat", "z" if kind == "gaussian" else "softmax(z)", seen),
+        quantity("e", "y yhat", "e", "y - yhat", label),
+        quantity("H", parents, f"H.{kind}", equation, label),
     )
 
 
@@ -148,31 +114,56 @@ def _refresh(name: str, o: Options) -> tuple[Quantity, ...]:
     parents, equation, label = _ESTIMATOR[o["noise"]]
     if o["noise"] == "ema_residual_hph" and name == "R_post":
         reads = (
-            _q("r", "x weights y theta_post", "residual", "y - h(theta+)", label,
+            quantity("r", "x weights y theta_post", "residual", "y - h(theta+)", label,
                exact=True, network=True),
-            _q("HpH", "H p_post", "HpH.residual", "H p+ H'", label),
+            quantity("HpH", "H p_post", "HpH.residual", "H p+ H'", label),
         )  # fmt: skip
     else:
         reads = (
-            _q("r", "e", "innovation_seen", "e", "NOISE-2", exact=True),
-            _q("HpH", "H p_pred", "HpH", "H p H'", "NOISE-3"),
+            quantity("r", "e", "innovation_seen", "e", "NOISE-2", exact=True),
+            quantity("HpH", "H p_pred", "HpH", "H p H'", "NOISE-3"),
         )
-    return (*reads, _q(name, parents, f"R.{o['noise']}", equation, f"{label} NOISE-5"))
+    return (*reads, quantity(name, parents, f"R.{o['noise']}", equation, f"{label} NOISE-5"))
 
 
-def _noise_used(o: Options) -> tuple[Quantity, ...]:
+def time_update() -> tuple[Quantity, ...]:
+    """List p_pred, of a diagonal covariance.  [KAL-1]."""
+    return _prior({"covariance": "diagonal"})[:1]
+
+
+def noise(o: Options) -> tuple[Quantity, ...]:
+    """List R_post, refreshed from a given e and HpH.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4].
+
+    Parameters
+    ----------
+    o : mapping
+        ``noise``.
+    """
+    _, _, label = _ESTIMATOR[o["noise"]]
+    parents, equation = {
+        "fixed": ("R", "R"),
+        "ema_innovation": ("R e", "beta R + (1 - beta) e e'"),
+    }.get(o["noise"], ("R e HpH", "beta R + (1 - beta)(e e' + HpH)"))
+    return (
+        quantity("r", "e", "innovation_given", "e", label, exact=True),
+        quantity("R_post", parents, f"R.{o['noise']}", equation, label),
+    )
+
+
+def noise_used(o: Options) -> tuple[Quantity, ...]:
+    """List R_used, the R that enters S, after what it is refreshed from.  [NOISE-5, OBS-4]."""
     if o["observation"] == "glm":
-        return (_q("R_used", "yhat", "R.glm", "J,  the covariance of y given yhat", "OBS-4"),)
+        return (quantity("R_used", "yhat", "R.glm", "J,  the covariance of y given yhat", "OBS-4"),)
     if o["timing"] == "before":
         return _refresh("R_used", o)
-    return (_q("R_used", "R", "R.standing", "R", "NOISE-5", exact=True),)
+    return (quantity("R_used", "R", "R.standing", "R", "NOISE-5", exact=True),)
 
 
 def _noise_kept(o: Options) -> tuple[Quantity, ...]:
     if o["observation"] == "glm":
         return ()
     if o["timing"] == "before":
-        return (_q("R_post", "R_used", "R.kept", "R_used", "NOISE-5", exact=True),)
+        return (quantity("R_post", "R_used", "R.kept", "R_used", "NOISE-5", exact=True),)
     return _refresh("R_post", o)
 
 
@@ -187,26 +178,26 @@ def update(o: Options) -> tuple[Quantity, ...]:
     kind, dense = o["observation"], o["covariance"] == "dense"
     P = "P" if dense else "diag(p)"
     gain = {
-        "softmax": _q("K", "p_pred H S", "K.softmax",
+        "softmax": quantity("K", "p_pred H S", "K.softmax",
                       f"{P} H' Q' (Q S Q')^-1 Q,  Q the contrasts: Q Q' = I, Q 1 = 0",
                       "KAL-2 OBS-5"),
-        "glm": _q("K", "p_pred Z R_used", "K.glm",
+        "glm": quantity("K", "p_pred Z R_used", "K.glm",
                   f"{P} Z' (I + J G)^-1,  G = Z {P} Z':  J is never inverted",
                   "KAL-2 OBS-6", returned=("K.softmax", "p_pred", "H", "S")),
-    }.get(kind) or _q("K", "p_pred H S", "K", f"{P} H' S^-1", "KAL-2")  # fmt: skip
+    }.get(kind) or quantity("K", "p_pred H S", "K", f"{P} H' S^-1", "KAL-2")  # fmt: skip
     if dense:
-        posterior = _q("p_post", "p_pred K H", "p.dense", "P - K H P", "KAL-2 LOKO-4")
+        posterior = quantity("p_post", "p_pred K H", "p.dense", "P - K H P", "KAL-2 LOKO-4")
     elif o["diagonal"] == "decoupled":
-        posterior = _q("p_post", "p_pred K H", "p.decoupled", "p o (1 - diag(K H))",
+        posterior = quantity("p_post", "p_pred K H", "p.decoupled", "p o (1 - diag(K H))",
                        "DIAG-1 DIAG-4")  # fmt: skip
     else:
         reads, inside = ("Z", "Z' J Z") if kind == "glm" else ("H", "H' R^-1 H")
-        posterior = _q("p_post", f"p_pred R_used {reads}", "p.variational",
+        posterior = quantity("p_post", f"p_pred R_used {reads}", "p.variational",
                        f"1 / (1 / p + diag({inside}))", "DIAG-2 DIAG-4")  # fmt: skip
     return (
-        _q("S", "H p_pred R_used", "S", f"H {P} H' + R", "KAL-2"),
+        quantity("S", "H p_pred R_used", "S", f"H {P} H' + R", "KAL-2"),
         gain,
-        _q("theta_post", "theta K e", "theta_post", "theta + K e", "KAL-2 LOKO-1"),
+        quantity("theta_post", "theta K e", "theta_post", "theta + K e", "KAL-2 LOKO-1"),
         posterior,
     )
 
@@ -227,14 +218,7 @@ def dataflow(o: Options) -> tuple[Quantity, ...]:
     >>> " ".join(q.name for q in dataflow(chosen))
     'p_pred z Z yhat e H R_used S K theta_post p_post'
     """
-    return (*_prior(o), *observation(o), *_noise_used(o), *update(o), *_noise_kept(o))
-
-
-def evaluate(v: Values, flow: Iterable[Quantity]) -> None:
-    """Compute quantities in order by the table of formulas, each kept by the hook."""
-    for q in flow:
-        value = v.F[q.formula](v)
-        v[q.name] = value if q.exact else v.keep(q.name, value)
+    return (*_prior(o), *observation(o), *noise_used(o), *update(o), *_noise_kept(o))
 
 
 class Lazy(Values):
@@ -277,7 +261,7 @@ def output_name(name: str, o: Options) -> str:
     'P'
     """
     name = name.removesuffix("_post")
-    dense = o["covariance"] == "dense"
+    dense = o.get("covariance") == "dense"
     return {"p": "P", "p_pred": "P_pred"}.get(name, name) if dense else name
 
 
@@ -324,20 +308,14 @@ def summary(name: str) -> tuple[str, str]:
             if output_name(q.name, o) == name:
                 labels |= dict.fromkeys(q.labels)
                 found |= dict.fromkeys(output_name(k, o) for k in origins(q.name, flow))
-    in_order = sorted(labels, key=lambda one: (_family(one), int(one.split("-")[1])))
-    return " ".join(in_order), " ".join(found)
+    return " ".join(in_order(labels)), " ".join(found)
 
 
-def _family(label: str) -> int:
-    """Place a label's family in the order of the dataflow."""
-    return ("LAY", "ATT", "LORA", "KAL", "DIAG", "OBS", "NOISE", "LOKO").index(label.split("-")[0])
+def delta() -> tuple[Quantity, ...]:
+    """List what LoRA adds.  [LORA-2]."""
+    return (quantity("delta", "A B", "delta", "(alpha / r) B A", "LORA-2"),)
 
 
-def origins(name: str, flow: Iterable[Quantity]) -> tuple[str, ...]:
-    """List what a quantity comes from, with what no operation returns resolved."""
-    by_name = {q.name: q for q in flow}
-    found: dict[str, None] = {}
-    for parent in by_name[name].given_returned[1]:
-        hidden = parent in HIDDEN and parent in by_name
-        found |= dict.fromkeys(origins(parent, by_name.values()) if hidden else [parent])
-    return tuple(found)
+def merge() -> tuple[Quantity, ...]:
+    """List the merged weight.  [LORA-3]."""
+    return (quantity("W_post", "W A B", "W_post", "W + (alpha / r) B A", "LORA-3"),)

@@ -195,6 +195,7 @@ FORMULAS: dict[str, Formula] = {
     "R.kept": lambda v: v.R_used,
     "timing": lambda v: v.timing,
     "carried": lambda state, start: state["R"],
+    "innovation_given": lambda v: v.e,
     "innovation_seen": lambda v: v.e,
     "covariance_seen": lambda v: v.p_pred,
     "covariance_residual": lambda v: v.p_post,

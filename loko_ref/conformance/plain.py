@@ -11,16 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from loko_ref.conformance import dataflow as table
 from loko_ref.conformance import descent
-from loko_ref.conformance.dataflow import (
-    HIDDEN,
-    Quantity,
-    dataflow,
-    evaluate,
-    observation,
-    output_name,
-    update,
-)
+from loko_ref.conformance.quantities import HIDDEN, Quantity, evaluate
 from loko_ref.conformance.values import Values
 
 __all__ = [
@@ -34,7 +27,7 @@ __all__ = [
     "model_forward",
     "model_jacobian",
     "noise_update",
-    "observe",
+    "observation",
     "optimizer",
     "time_update",
 ]
@@ -59,45 +52,43 @@ def _put(x: Arrays, o: Arrays, F: Table, keep: Keep, flow: Iterable[Quantity]) -
 def dense_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, P.  [KAL-2]."""
     o = {**o, "observation": "gaussian", "covariance": "dense"}
-    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, update(o))
+    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, table.update(o))
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "P": v.p_post}
 
 
 def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, p.  [DIAG-1, DIAG-2]."""
     o = {**o, "observation": "gaussian", "covariance": "diagonal"}
-    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, update(o))
+    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, table.update(o))
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "p": v.p_post}
 
 
 def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """p_pred.  [KAL-1]."""
-    return {"p_pred": _values(x, o, F, keep).put("p_pred")}
+    return {"p_pred": _put(x, o, F, keep, table.time_update()).p_pred}
 
 
-def observe(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """yhat, e, H, and R for glm.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
     o = {"center": False, **o, "observation": kind}
-    v = _put(x, o, F, keep, observation(o))
+    v = _put(x, o, F, keep, table.observation(o))
     out = {"yhat": v.yhat.reshape(-1), "e": v.e, "H": v.H}
     return out | ({"R": v.put("R", "R.glm")} if kind == "glm" else {})
 
 
 def noise_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """R.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4]."""
-    v = _values(x, o, F, keep)
-    v["r"] = v.e
-    return {"R": v.put("R_post", f"R.{v.noise}")}
+    return {"R": _put(x, o, F, keep, table.noise(o)).R_post}
 
 
 def delta(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return what LoRA adds.  [LORA-2]."""
-    return {"delta": _values(x, o, F, keep).put("delta")}
+    return {"delta": _put(x, o, F, keep, table.delta()).delta}
 
 
 def merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return the merged weight.  [LORA-3]."""
-    return {"W": _values(x, o, F, keep).put("W_post")}
+    return {"W": _put(x, o, F, keep, table.merge()).W_post}
 
 
 def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
@@ -121,9 +112,9 @@ def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
 
 def measured(v: Values) -> Out:
     """Evaluate what is not there yet of a step, and name it as outputs.  [LOKO-1]."""
-    flow = dataflow({**v, "timing": v.F["timing"](v)})
+    flow = table.dataflow({**v, "timing": v.F["timing"](v)})
     evaluate(v, (q for q in flow if q.name not in v))
-    out = {output_name(q.name, v): v[q.name] for q in flow if q.name not in HIDDEN}
+    out = {table.output_name(q.name, v): v[q.name] for q in flow if q.name not in HIDDEN}
     return out | {"yhat": v.yhat.reshape(-1)}
 
 

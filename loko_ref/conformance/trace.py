@@ -17,8 +17,9 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.answer import Answer
 from loko_ref.conformance.cases import Case, Recipe
-from loko_ref.conformance.dataflow import Lazy, dataflow, missing, origins, output_name
+from loko_ref.conformance.dataflow import Lazy, dataflow, missing, output_name
 from loko_ref.conformance.operations import OPERATIONS, Operation, Output
+from loko_ref.conformance.quantities import origins
 from loko_ref.conformance.recording import Recording
 from loko_ref.conformance.tolerance import FORMULA_TABLE
 from loko_ref.conformance.values import identity

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from loko_ref.conformance.dataflow import HIDDEN, Quantity, dataflow
+from loko_ref.conformance.dataflow import dataflow
+from loko_ref.conformance.quantities import HIDDEN, Quantity
 from loko_ref.loko import LokoConfig
 
 __all__ = ["Line", "equations", "options"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from loko_ref import loko, training
 from loko_ref.arrays import to_host
-from loko_ref.conformance import dataflow
+from loko_ref.conformance import dataflow, quantities
 from loko_ref.conformance.dataflow import Lazy
 from loko_ref.conformance.tolerance import FORMULA_TABLE
 from loko_ref.conformance.values import identity
@@ -319,7 +319,7 @@ class _Lens:
             number=self.number, title=self._title(), quantities=lines, outcome=self._outcome()
         )
 
-    def _residual(self, q: dataflow.Quantity | None) -> float | None:
+    def _residual(self, q: quantities.Quantity | None) -> float | None:
         """Compare a value with its plain formula at the values before it, relative to its size."""
         if q is None or q.network:
             return None

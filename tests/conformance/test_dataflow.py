@@ -8,15 +8,14 @@ import pytest
 
 from loko_ref.conformance.cases import select
 from loko_ref.conformance.dataflow import (
-    HIDDEN,
     Lazy,
     choices,
     dataflow,
     missing,
-    origins,
     output_name,
     summary,
 )
+from loko_ref.conformance.quantities import HIDDEN, origins
 from loko_ref.conformance.tolerance import FORMULA_TABLE, expected, tolerance
 from loko_ref.conformance.values import identity
 from loko_ref.loko import LokoConfig
