@@ -160,7 +160,7 @@ def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None
                     expected=float(expected(case)[name][index]),
                     got=float(got[index]),
                     ratio=float(ratio[index]),
-                    labels=case.operation.labels(name),
+                    labels=case.operation.labels(name, case.options),
                     entry=entry,
                     factors=wrong,
                 ),

@@ -11,12 +11,74 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.conformance.formulas import Values
+from loko_ref.conformance.quantities import Quantity, quantity
+from loko_ref.conformance.values import Values
 
-__all__ = ["DESCENT", "SLOTS", "run"]
+__all__ = ["DESCENT", "METHODS", "SLOTS", "run"]
 
-SLOTS = {"sgd": ("momentum",), "adagrad": ("sum",), "adamw": ("exp_avg", "exp_avg_sq")}
-"""Method -> what it carries beside theta, in dataflow order."""
+METHODS: dict[str, tuple[Quantity, ...]] = {
+    "sgd": (
+        quantity(
+            "momentum",
+            "gradient theta",
+            "sgd.momentum",
+            "g at step 1, then mu momentum + (1 - dampening) g; mu is the option, "
+            "g = gradient + weight_decay theta (left out where mu = 0)",
+            "OPT-1",
+        ),
+        quantity(
+            "theta",
+            "theta gradient momentum",
+            "sgd.theta",
+            "theta - lr d, d = momentum; with nesterov g + mu momentum; with mu = 0 g",
+            "OPT-1",
+        ),
+    ),
+    "adagrad": (
+        quantity(
+            "sum",
+            "gradient theta",
+            "adagrad.sum",
+            "sum + g^2 from initial_accumulator_value, g = gradient + weight_decay theta",
+            "OPT-2",
+        ),
+        quantity(
+            "theta",
+            "theta gradient sum",
+            "adagrad.theta",
+            "theta - lr / (1 + (t-1) lr_decay) g / (sqrt(sum) + eps)",
+            "OPT-2",
+        ),
+    ),
+    "adamw": (
+        quantity(
+            "exp_avg",
+            "gradient",
+            "adamw.exp_avg",
+            "beta1 exp_avg + (1 - beta1) g, g = gradient, from 0",
+            "OPT-3",
+        ),
+        quantity(
+            "exp_avg_sq",
+            "gradient",
+            "adamw.exp_avg_sq",
+            "beta2 exp_avg_sq + (1 - beta2) g^2, elementwise, from 0",
+            "OPT-3",
+        ),
+        quantity(
+            "theta",
+            "theta exp_avg exp_avg_sq",
+            "adamw.theta",
+            "(1 - lr weight_decay) theta - lr (exp_avg / (1 - beta1^t)) / "
+            "(sqrt(exp_avg_sq / (1 - beta2^t)) + eps) at step t = 1, 2, ...",
+            "OPT-3",
+        ),
+    ),
+}
+"""Method -> the quantities of a step in dataflow order: what it carries beside theta, and theta."""
+
+SLOTS = {name: tuple(q.name for q in flow[:-1]) for name, flow in METHODS.items()}
+"""Method -> what it carries beside theta."""
 
 
 def _decayed(v: Values) -> Array:
@@ -89,14 +151,15 @@ def run(method: str, v: Values) -> dict[str, Array]:
     """Take a step for each row of the gradient from a fresh state; stack theta and the slots."""
     n, start = v.theta.shape[0], v.get("initial_accumulator_value", 0.0)
     v["slot"] = {name: np.full(n, start) for name in SLOTS[method]}
-    wanted = SLOTS[method] if method != "sgd" or v.momentum else ()
-    rows: dict[str, list[Array]] = {name: [] for name in (*wanted, "theta")}
+    *slots, theta = METHODS[method]
+    wanted = slots if method != "sgd" or v.momentum else []
+    rows: dict[str, list[Array]] = {q.name: [] for q in (*wanted, theta)}
     for t, g in enumerate(v.gradient, start=1):
         v["t"], v["g"], v["new"] = t, g, {}
-        for name in wanted:
-            v.new[name] = v.keep(name, v.F[f"{method}.{name}"](v))
-            rows[name].append(v.new[name])
-        v["theta"] = v.keep("theta", v.F[f"{method}.theta"](v))
+        for q in wanted:
+            v.new[q.name] = v.keep(q.name, v.F[q.formula](v))
+            rows[q.name].append(v.new[q.name])
+        v["theta"] = v.keep("theta", v.F[theta.formula](v))
         v["slot"] = v.new
         rows["theta"].append(v.theta)
     return {name: np.stack(values) for name, values in rows.items()}

@@ -102,6 +102,12 @@ def _p_dense(v: Values) -> Array:
 # ------------------------------------------------------------ observation
 
 
+def _z(v: Values) -> Array:
+    """Run the network at theta, or at the factors among the weights; what Z needs is left in v."""
+    z, v["caches"] = forward(v, v.get("theta"))
+    return z
+
+
 def _yhat(v: Values) -> Array:
     return v.z if v.observation == "gaussian" else v.F["softmax"](v, v.z)
 
@@ -171,6 +177,8 @@ FORMULAS: dict[str, Formula] = {
     "p.decoupled": _p_decoupled,
     "p.variational": _p_variational,
     "p.dense": _p_dense,
+    "z": _z,
+    "Z": lambda v: jacobian(v, v.caches, v.z.shape[1]),
     "yhat": _yhat,
     "e": _e,
     "J": _J,
@@ -183,11 +191,16 @@ FORMULAS: dict[str, Formula] = {
     "R.ema_innovation": _ema_innovation,
     "R.ema_innovation_hph": _ema_hph,
     "R.ema_residual_hph": _ema_hph,
+    "R.standing": lambda v: v.R,
+    "R.kept": lambda v: v.R_used,
     "timing": lambda v: v.timing,
     "carried": lambda state, start: state["R"],
+    "innovation_given": lambda v: v.e,
     "innovation_seen": lambda v: v.e,
     "covariance_seen": lambda v: v.p_pred,
     "covariance_residual": lambda v: v.p_post,
+    "HpH": lambda v: spread(v, v.F["covariance_seen"](v)),
+    "HpH.residual": lambda v: spread(v, v.F["covariance_residual"](v)),
     "residual": _residual,
     "delta": _delta,
     "W_post": _merged,

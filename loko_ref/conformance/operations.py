@@ -8,9 +8,12 @@ float64 or float32. Options are JSON values; the arithmetic between options alon
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from loko_ref.conformance import dataflow as table
 from loko_ref.conformance import oracle, plain
+from loko_ref.conformance.descent import METHODS
 from loko_ref.conformance.operations_entry import (
     Input,
     Operation,
@@ -23,6 +26,7 @@ from loko_ref.conformance.operations_entry import (
 from loko_ref.conformance.operations_loko import DIAGONAL, MODEL
 from loko_ref.conformance.operations_lte import LTE
 from loko_ref.conformance.operations_lte_run import RUN
+from loko_ref.conformance.quantities import HIDDEN, Quantity, in_order, origins
 
 __all__ = ["CATALOGUE", "OPERATIONS", "Input", "Operation", "Option", "Output", "get"]
 
@@ -34,12 +38,40 @@ _E = takes("e", "(m,)", "innovation y - yhat")
 _R = takes("R", "(m, m)", "observation-noise covariance, symmetric positive definite")
 
 
-def _gain(P: str, diagonal: str) -> tuple[Output, ...]:
-    return (
-        gives("S", "(m, m)", f"H P H' + R{diagonal}", "KAL-2", f"H {P} R"),
-        gives("K", "(n, m)", "P H' S^-1", "KAL-2", f"{P} H S"),
-        gives("theta", "(n,)", "theta + K e", "KAL-2", "theta K e"),
+def _outputs(
+    flow: Callable[[Mapping[str, Any]], Iterable[Quantity]],
+    choices: Iterable[Mapping[str, Any]],
+    texts: Mapping[str, tuple[str, str]],
+) -> tuple[Output, ...]:
+    """Describe outputs: order, labels and origins from the table of quantities, over all choices.
+
+    ``texts`` has shape and formula of each in words that hold for every choice.
+    """
+    labels: dict[str, dict[str, None]] = {}
+    feeds: dict[str, dict[str, None]] = {}
+    for o in choices:
+        named = {"p_pred": "P" if o.get("covariance") == "dense" else "p", "R_used": "R"}
+        found = list(flow(o))
+        for q in found:
+            if q.name not in HIDDEN:
+                name = {"R_used": "R"}.get(q.name, table.output_name(q.name, o))
+                own = [k for k in q.labels if not k.startswith("LOKO")]  # alone, it is no LoKO
+                labels.setdefault(name, {}).update(dict.fromkeys(own))
+                come = (named.get(k, k) for k in origins(q.name, found))
+                feeds.setdefault(name, {}).update(dict.fromkeys(come))
+    return tuple(
+        gives(name, *texts[name], " ".join(in_order(labels[name])), " ".join(feeds[name]))
+        for name in labels
     )
+
+
+_ESTIMATORS = ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph")
+
+_UPDATE = {
+    "S": ("(m, m)", "H P H' + R"),
+    "K": ("(n, m)", "P H' S^-1"),
+    "theta": ("(n,)", "theta + K e"),
+}
 
 
 _Z = takes("Z", "(m, n)", "Jacobian of z, row b*C + j for output j of sample b; m = batch*C")
@@ -56,40 +88,34 @@ def _observation(kind: str) -> Operation:
         "logits": "innovation of the probabilities, linearisation of the logits",
         "glm": "as softmax, with R the covariance of a one-hot y given yhat",
     }[kind]
-    label = {"gaussian": "OBS-1", "softmax": "OBS-2", "logits": "OBS-3", "glm": "OBS-4"}[kind]
     yhat = "z" if kind == "gaussian" else "softmax(z), sample by sample, stacked"
+    centers = (False, True) if kind == "logits" else (False,)
     H = {"gaussian": "Z", "logits": "Z; with center (I - 1 1'/C) Z in each sample"}.get(
         kind, "J Z, J = diag(yhat) - yhat yhat' in each sample"
     )
-    outputs = [
-        gives("yhat", "(m,)", yhat, label, "z"),
-        gives("e", "(m,)", "y - yhat, y stacked as yhat is", label, "y yhat"),
-        gives("H", "(m, n)", H, label, "yhat Z"),
-    ]
-    if kind == "glm":
-        outputs.append(gives("R", "(m, m)", "J, block diagonal over the samples", label, "yhat"))
+    outputs = _outputs(
+        lambda o: (*table.observation(o), *(table.noise_used(o) if kind == "glm" else ())),
+        [{"observation": kind, "center": center} for center in centers],
+        {
+            "yhat": ("(m,)", yhat),
+            "e": ("(m,)", "y - yhat, y stacked as yhat is"),
+            "H": ("(m, n)", H),
+            "R": ("(m, m)", "J, block diagonal over the samples"),
+        },
+    )
     center = option("center", False, "whether H is centred over each sample's classes")
     return Operation(
         name=f"observation.{kind}",
         text=text,
         inputs=(takes("z", "(batch, C)", "network outputs"), _Z, _Y[kind == "gaussian"]),
         options=(center,) if kind == "logits" else (),
-        outputs=tuple(outputs),
+        outputs=outputs,
         oracle=lambda x, o: oracle.observation(kind, x, o),
         plain=lambda x, o, F, keep: plain.observation(kind, x, o, F, keep),
     )
 
 
-def _optimizer(
-    name: str, text: str, options: tuple[Option, ...], formulas: dict[str, str], label: str
-) -> Any:
-    slots = " ".join(k for k in formulas if k != "theta")
-    outputs = [
-        gives(slot, "(steps, n)", f"after each step: {formulas[slot]}", label, "gradient theta")
-        for slot in slots.split()
-    ]
-    after = f"after each step: {formulas['theta']}"
-    outputs.append(gives("theta", "(steps, n)", after, label, f"theta gradient {slots}"))
+def _optimizer(name: str, text: str, options: tuple[Option, ...]) -> Operation:
     return Operation(
         name=f"optimizer.{name}",
         text=text,
@@ -98,7 +124,16 @@ def _optimizer(
             takes("gradient", "(steps, n)", "the gradients, one row a step"),
         ),
         options=options,
-        outputs=tuple(outputs),
+        outputs=tuple(
+            gives(
+                q.name,
+                "(steps, n)",
+                f"after each step: {q.equation}",
+                " ".join(q.labels),
+                " ".join(q.parents),
+            )
+            for q in METHODS[name]
+        ),
         oracle=lambda x, o: oracle.optimizer(name, x, o),
         plain=lambda x, o, F, keep: plain.optimizer(name, x, o, F, keep),
         stepwise=True,
@@ -113,7 +148,11 @@ _ALL = (
         text="measurement update with a dense covariance",
         inputs=(_THETA, takes("P", "(n, n)", "prior covariance"), _H, _E, _R),
         options=(),
-        outputs=(*_gain("P", ""), gives("P", "(n, n)", "P - K H P", "KAL-2 KAL-3 KAL-4", "P K H")),
+        outputs=_outputs(
+            table.update,
+            [{"observation": "gaussian", "covariance": "dense"}],
+            {**_UPDATE, "P": ("(n, n)", "P - K H P, or a form equal to it [KAL-3] [KAL-4]")},
+        ),
         oracle=oracle.dense_update,
         plain=plain.dense_update,
     ),
@@ -122,9 +161,17 @@ _ALL = (
         text="measurement update with a diagonal covariance: LoKO's",
         inputs=(_THETA, takes("p", "(n,)", "prior variances, > 0"), _H, _E, _R),
         options=(DIAGONAL,),
-        outputs=(
-            *_gain("p", ", P = diag(p)"),
-            gives("p", "(n,)", "by the option diagonal", "DIAG-1 DIAG-2", "p K H R"),
+        outputs=_outputs(
+            table.update,
+            [
+                {"observation": "gaussian", "covariance": "diagonal", "diagonal": diagonal}
+                for diagonal in DIAGONAL.choices
+            ],
+            {
+                **_UPDATE,
+                "S": ("(m, m)", "H P H' + R, P = diag(p)"),
+                "p": ("(n,)", "by the option diagonal"),
+            },
         ),
         oracle=oracle.diagonal_update,
         plain=plain.diagonal_update,
@@ -137,7 +184,7 @@ _ALL = (
             option("lam", 1.0, "forgetting factor, 0 < lam <= 1"),
             option("q", 0.0, "process noise variance, >= 0"),
         ),
-        outputs=(gives("p_pred", "(n,)", "p / lam + q", "KAL-1", "p"),),
+        outputs=_outputs(lambda o: table.time_update(), [{}], {"p_pred": ("(n,)", "p / lam + q")}),
         oracle=oracle.time_update,
         plain=plain.time_update,
     ),
@@ -155,19 +202,20 @@ _ALL = (
                 "noise",
                 None,
                 "the estimator",
-                ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph"),
+                _ESTIMATORS,
             ),
             option("beta", 0.95, "weight of the past"),
         ),
-        outputs=(
-            gives(
-                "R",
-                "(m, m)",
-                "fixed: R; ema_innovation: beta R + (1-beta) e e'; both others: "
-                "beta R + (1-beta) (e e' + HpH)",
-                "NOISE-1 NOISE-2 NOISE-3 NOISE-4",
-                "R e HpH",
-            ),
+        outputs=_outputs(
+            table.noise,
+            [{"noise": noise} for noise in _ESTIMATORS],
+            {
+                "R": (
+                    "(m, m)",
+                    "fixed: R; ema_innovation: beta R + (1-beta) e e'; both others: "
+                    "beta R + (1-beta) (e e' + HpH)",
+                )
+            },
         ),
         oracle=oracle.noise_update,
         plain=plain.noise_update,
@@ -177,7 +225,7 @@ _ALL = (
         text="what LoRA adds to the weight",
         inputs=(takes("A", "(r, i)", "down factor"), takes("B", "(o, r)", "up factor")),
         options=(option("alpha", None, "LoRA's alpha; scale = alpha / r"),),
-        outputs=(gives("delta", "(o, i)", "(alpha / r) B A", "LORA-2", "A B"),),
+        outputs=_outputs(lambda o: table.delta(), [{}], {"delta": ("(o, i)", "(alpha / r) B A")}),
         oracle=oracle.delta,
         plain=plain.delta,
     ),
@@ -190,7 +238,7 @@ _ALL = (
             takes("B", "(o, r)", "up factor"),
         ),
         options=(option("alpha", None, "LoRA's alpha; scale = alpha / r"),),
-        outputs=(gives("W", "(o, i)", "W + (alpha / r) B A", "LORA-3", "W A B"),),
+        outputs=_outputs(lambda o: table.merge(), [{}], {"W": ("(o, i)", "W + (alpha / r) B A")}),
         oracle=oracle.merge,
         plain=plain.merge,
     ),
@@ -205,12 +253,6 @@ _ALL = (
             _DECAY,
             option("nesterov", False, "Nesterov's look-ahead"),
         ),
-        {
-            "momentum": "g at step 1, then mu momentum + (1 - dampening) g; mu is the option, "
-            "g = gradient + weight_decay theta (left out where mu = 0)",
-            "theta": "theta - lr d, d = momentum; with nesterov g + mu momentum; with mu = 0 g",
-        },
-        "OPT-1",
     ),
     _optimizer(
         "adagrad",
@@ -222,11 +264,6 @@ _ALL = (
             option("initial_accumulator_value", 0.0, "start of the sum"),
             option("eps", 1e-10, "added to the root"),
         ),
-        {
-            "sum": "sum + g^2 from initial_accumulator_value, g = gradient + weight_decay theta",
-            "theta": "theta - lr / (1 + (t-1) lr_decay) g / (sqrt(sum) + eps)",
-        },
-        "OPT-2",
     ),
     _optimizer(
         "adamw",
@@ -238,13 +275,6 @@ _ALL = (
             option("eps", 1e-8, "added to the root of the corrected exp_avg_sq"),
             option("weight_decay", 1e-2, "theta is first multiplied by 1 - lr weight_decay"),
         ),
-        {
-            "exp_avg": "beta1 exp_avg + (1 - beta1) g, g = gradient, from 0",
-            "exp_avg_sq": "beta2 exp_avg_sq + (1 - beta2) g^2, elementwise, from 0",
-            "theta": "(1 - lr weight_decay) theta - lr (exp_avg / (1 - beta1^t)) / "
-            "(sqrt(exp_avg_sq / (1 - beta2^t)) + eps) at step t = 1, 2, ...",
-        },
-        "OPT-3",
     ),
 )
 

@@ -58,6 +58,8 @@ class Operation:
         ``(inputs, options, F, keep) -> outputs`` by ``formulas``.
     stepwise : bool
         Whether the leading axis of every output counts steps.
+    narrow : callable, optional
+        ``(output, options) -> labels``, where options choose among an output's formulas.
     """
 
     name: str
@@ -68,9 +70,12 @@ class Operation:
     oracle: Callable[[Arrays, Arrays], dict[str, Any]]
     plain: Callable[..., dict[str, Any]]
     stepwise: bool = False
+    narrow: Callable[[str, Arrays], tuple[str, ...]] | None = None
 
-    def labels(self, quantity: str) -> tuple[str, ...]:
-        """Name the derivation labels of an output."""
+    def labels(self, quantity: str, options: Arrays) -> tuple[str, ...]:
+        """Return the derivation labels of an output, of those that hold under the options."""
+        if self.narrow is not None:
+            return self.narrow(quantity, options)
         return next((o.labels for o in self.outputs if o.name == quantity), ())
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from loko_ref.conformance import oracle, plain
+from loko_ref.conformance.dataflow import NETWORK, dataflow, output_name, summary
 from loko_ref.conformance.operations_entry import Operation, Option, Output, gives, option, takes
 from loko_ref.conformance.operations_network import SPEC
 
@@ -33,12 +37,11 @@ _FROZEN = takes(
     "factors are in theta: linear by linear in the spec's order, A then B (then bA, bB), each "
     "row-major; an attention's linears are its q, k, v, o. Norms and tables are frozen",
 )
-_NETWORK = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
 
 
 def _network(feeds: str) -> tuple[Output, Output]:
     return (
-        gives("z", "(batch, C)", "the outputs, layer by layer", _NETWORK, feeds),
+        gives("z", "(batch, C)", "the outputs, layer by layer", NETWORK, feeds),
         gives(
             "Z",
             "(m, n)",
@@ -88,48 +91,44 @@ _LOKO_OPTIONS = (
     option("q", 0.0, "process noise"),
     option("center", False, "for logits: centre H over each sample's classes"),
 )
+
+
+def _out(name: str, shape: str, formula: str) -> Output:
+    """Write an output of a step; labels and origins are those of the dataflow."""
+    return gives(name, shape, formula, *summary(name))
+
+
 _LOKO_OUTPUTS = (
-    gives("p_pred", "(n,)", "p / lam + q (covariance diagonal)", "KAL-1", "p"),
-    gives("P_pred", "(n, n)", "P / lam + q I (covariance dense)", "KAL-1", "P"),
+    _out("p_pred", "(n,)", "p / lam + q (covariance diagonal)"),
+    _out("P_pred", "(n, n)", "P / lam + q I (covariance dense)"),
     *_network("x weights theta"),
-    gives("yhat", "(m,)", "as in observation.NAME, by the option", "OBS-1 OBS-2 OBS-3 OBS-4", "z"),
-    gives("e", "(m,)", "y - yhat, y stacked as yhat is", "OBS-1 OBS-2 OBS-3 OBS-4", "y yhat"),
-    gives(
-        "H", "(m, n)", "as in observation.NAME, by the option", "OBS-1 OBS-2 OBS-3 OBS-4", "yhat Z"
-    ),
-    gives(
-        "R_used",
-        "(m, m)",
-        "the R that enters S (glm: J)",
-        "NOISE-1 NOISE-2 NOISE-3 NOISE-5 OBS-4",
-        "R e H p_pred",
-    ),
-    gives(
-        "S", "(m, m)", "H P_pred H' + R_used, P_pred or diag(p_pred)", "KAL-2", "H p_pred R_used"
-    ),
-    gives(
+    _out("yhat", "(m,)", "as in observation.NAME, by the option"),
+    _out("e", "(m,)", "y - yhat, y stacked as yhat is"),
+    _out("H", "(m, n)", "as in observation.NAME, by the option"),
+    _out("R_used", "(m, m)", "the R that enters S (glm: J)"),
+    _out("S", "(m, m)", "H P_pred H' + R_used, P_pred or diag(p_pred)"),
+    _out(
         "K",
         "(n, m)",
         "P_pred H' S^-1; for glm, where S has no inverse (S 1 = 0 in each sample), "
         "P_pred H' S^+ = P_pred Z' (I + J Z P_pred Z')^-1, rows centred. softmax and glm are "
         "compared after each row is centred over each sample's classes; K e and K H are not "
         "changed by that",
-        "KAL-2 OBS-5 OBS-6",
-        "p_pred H S",
     ),
-    gives("theta", "(n,)", "theta + K e", "KAL-2 LOKO-1", "theta K e"),
-    gives(
-        "p", "(n,)", "by the option diagonal (covariance diagonal)", "DIAG-1 DIAG-2", "p_pred K H"
-    ),
-    gives("P", "(n, n)", "P_pred - K H P_pred (covariance dense)", "KAL-2 LOKO-4", "P_pred K H"),
-    gives(
+    _out("theta", "(n,)", "theta + K e"),
+    _out("p", "(n,)", "by the option diagonal (covariance diagonal)"),
+    _out("P", "(n, n)", "P_pred - K H P_pred (covariance dense)"),
+    _out(
         "R",
         "(m, m)",
         "noise estimate for the next step: fixed: R; before: R_used; after: refreshed; not for glm",
-        "NOISE-4 NOISE-5",
-        "R_used",
     ),
 )
+
+
+def _labels(quantity: str, o: Mapping[str, Any]) -> tuple[str, ...]:
+    """Find the labels of an output under the options in force."""
+    return next((q.labels for q in dataflow(o) if output_name(q.name, o) == quantity), ())
 
 
 def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
@@ -168,6 +167,7 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
         oracle=oracle.loko_run if run else oracle.loko_step,
         plain=plain.loko_run if run else plain.loko_step,
         stepwise=run,
+        narrow=_labels,
     )
 
 

@@ -6,13 +6,15 @@ returns the outputs by name in dataflow order. Shapes as in ``operations``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from loko_ref.conformance import dataflow as table
 from loko_ref.conformance import descent
-from loko_ref.conformance.formulas import Values, forward, jacobian, spread
+from loko_ref.conformance.quantities import HIDDEN, Quantity, evaluate
+from loko_ref.conformance.values import Values
 
 __all__ = [
     "delta",
@@ -40,109 +42,80 @@ def _values(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Values:
     return Values(x, **o, F=F, keep=keep)
 
 
+def _put(x: Arrays, o: Arrays, F: Table, keep: Keep, flow: Iterable[Quantity]) -> Values:
+    """Evaluate quantities from inputs and options."""
+    v = _values(x, o, F, keep)
+    evaluate(v, flow)
+    return v
+
+
 def dense_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, P.  [KAL-2]."""
-    v = _values(x, o, F, keep)
-    v |= {"p_pred": v.P, "R_used": v.R, "observation": "gaussian"}
-    return {"S": v.put("S"), "K": v.put("K"), "theta": v.put("theta_post"), "P": v.put("p.dense")}
+    o = {**o, "observation": "gaussian", "covariance": "dense"}
+    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, table.update(o))
+    return {"S": v.S, "K": v.K, "theta": v.theta_post, "P": v.p_post}
 
 
 def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, p.  [DIAG-1, DIAG-2]."""
-    v = _values(x, o, F, keep)
-    v |= {"p_pred": v.p, "R_used": v.R, "observation": "gaussian"}
-    S, K, theta = v.put("S"), v.put("K"), v.put("theta_post")
-    return {"S": S, "K": K, "theta": theta, "p": v.put("p_post", f"p.{v.diagonal}")}
+    o = {**o, "observation": "gaussian", "covariance": "diagonal"}
+    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, table.update(o))
+    return {"S": v.S, "K": v.K, "theta": v.theta_post, "p": v.p_post}
 
 
 def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """p_pred.  [KAL-1]."""
-    return {"p_pred": _values(x, o, F, keep).put("p_pred")}
+    return {"p_pred": _put(x, o, F, keep, table.time_update()).p_pred}
 
 
 def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """yhat, e, H, and R for glm.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
-    v = _values(x, o, F, keep)
-    v |= {"observation": kind, "center": v.get("center", False)}
-    out = {"yhat": v.put("yhat").reshape(-1), "e": v.put("e"), "H": v.put("H", f"H.{kind}")}
+    o = {"center": False, **o, "observation": kind}
+    v = _put(x, o, F, keep, table.observation(o))
+    out = {"yhat": v.yhat.reshape(-1), "e": v.e, "H": v.H}
     return out | ({"R": v.put("R", "R.glm")} if kind == "glm" else {})
 
 
 def noise_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """R.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4]."""
-    v = _values(x, o, F, keep)
-    v["r"] = v.e
-    return {"R": v.put("R_post", f"R.{v.noise}")}
+    return {"R": _put(x, o, F, keep, table.noise(o)).R_post}
 
 
 def delta(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return what LoRA adds.  [LORA-2]."""
-    return {"delta": _values(x, o, F, keep).put("delta")}
+    return {"delta": _put(x, o, F, keep, table.delta()).delta}
 
 
 def merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return the merged weight.  [LORA-3]."""
-    return {"W": _values(x, o, F, keep).put("W_post")}
+    return {"W": _put(x, o, F, keep, table.merge()).W_post}
 
 
 def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Run the network: z.  [LAY-1, LAY-2]."""
-    return {"z": forward(_values(x, o, F, keep))[0]}
+    return {"z": F["z"](_values(x, o, F, keep))}
 
 
 def model_jacobian(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
     v = _values(x, o, F, keep)
-    z, caches = forward(v)
-    return {"z": z, "Z": keep("Z", jacobian(v, caches, z.shape[1]))}
-
-
-def _gain_name(observation: str) -> str:
-    return f"K.{observation}" if observation in ("softmax", "glm") else "K"
+    v["z"] = F["z"](v)
+    return {"z": v.z, "Z": v.put("Z")}
 
 
 def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """One step of LoKO.  [LOKO-1, LOKO-2]."""
     v = _values(x, o, F, keep)
-    cov = "P" if v.covariance == "dense" else "p"
-    v["p"] = v[cov]
-    v.put("p_pred")
-    z, caches = forward(v, v.theta)
-    v["z"] = z
-    v["Z"] = keep("Z", jacobian(v, caches, z.shape[1]))
-    return {f"{cov}_pred": v.p_pred, "z": v.z, "Z": v.Z} | measured(v)
+    v["p"] = v["P" if v.covariance == "dense" else "p"]
+    return measured(v)
 
 
 def measured(v: Values) -> Out:
-    """Update by outputs z and their Jacobian Z: from yhat to R.  [LOKO-1]."""
-    dense, keep = v.covariance == "dense", v.keep
-    out = {"yhat": v.put("yhat").reshape(-1)}
-    out["e"], out["H"] = v.put("e"), v.put("H", f"H.{v.observation}")
-    v["r"], v["prior"] = v.F["innovation_seen"](v), v.F["covariance_seen"](v)
-    refresh = f"R.{v.noise}"
-    if v.observation == "glm":
-        v.put("R_used", "R.glm")
-    elif v.F["timing"](v) == "before":
-        v["HpH"] = keep("HpH", spread(v, v.prior))
-        v.put("R_used", refresh)
-    else:
-        v["R_used"] = v.R
-    out["R_used"] = v.R_used
-    out["S"] = v.put("S")
-    out["K"] = v.put("K", _gain_name(v.observation))
-    out["theta"] = v.put("theta_post")
-    out["P" if dense else "p"] = v.put("p_post", "p.dense" if dense else f"p.{v.diagonal}")
-    if v.observation == "glm":
-        return out
-    out["R"] = v.R_used
-    if v.F["timing"](v) == "after":
-        if v.noise == "ema_residual_hph":
-            v["r"] = v.F["residual"](v)
-            v["HpH"] = keep("HpH", spread(v, v.F["covariance_residual"](v)))
-        else:
-            v["HpH"] = keep("HpH", spread(v, v.prior))
-        out["R"] = v.put("R_post", refresh)
-    return out
+    """Evaluate what is not there yet of a step, and name it as outputs.  [LOKO-1]."""
+    flow = table.dataflow({**v, "timing": v.F["timing"](v)})
+    evaluate(v, (q for q in flow if q.name not in v))
+    out = {table.output_name(q.name, v): v[q.name] for q in flow if q.name not in HIDDEN}
+    return out | {"yhat": v.yhat.reshape(-1)}
 
 
 def loko_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:

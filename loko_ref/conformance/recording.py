@@ -16,6 +16,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.checks import check_choice, read_number
+from loko_ref.conformance.dataflow import SHAPES
 from loko_ref.conformance.operations import OPERATIONS
 from loko_ref.containers import parse_npz, parse_safetensors, text_of
 from loko_ref.errors import InputError, shown, unknown_option
@@ -23,27 +24,7 @@ from loko_ref.kalman.noise import check_combination
 from loko_ref.reading import map_file, open_file
 from loko_ref.strict_json import parse_json
 
-__all__ = ["NAMING", "SHAPES", "Recording", "read"]
-
-SHAPES = {
-    "theta": ("n",),
-    "p": ("n",),
-    "P": ("n", "n"),
-    "R": ("m", "m"),
-    "y": ("batch", "C"),
-    "z": ("batch", "C"),
-    "Z": ("m", "n"),
-    "p_pred": ("n",),
-    "P_pred": ("n", "n"),
-    "yhat": ("m",),
-    "e": ("m",),
-    "H": ("m", "n"),
-    "R_used": ("m", "m"),
-    "S": ("m", "m"),
-    "K": ("n", "m"),
-    "r": ("m",),
-}
-"""Quantity -> shape, in dataflow order; m = batch * C."""
+__all__ = ["NAMING", "Recording", "read"]
 
 NAMING = (
     "Array 'k/name' is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state "

@@ -50,7 +50,7 @@ def _first(check: Check) -> dict[str, Any] | None:
             "expected": _number(f.expected),
             "got": _number(f.got),
             "ratio": None,
-            "labels": list(check.case.operation.labels(str(f.quantity))),
+            "labels": list(check.case.operation.labels(str(f.quantity), check.case.options)),
         }
     return None
 

@@ -16,11 +16,13 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.answer import Answer
 from loko_ref.conformance.cases import Case, Recipe
-from loko_ref.conformance.formulas import Values, identity, spread
+from loko_ref.conformance.dataflow import Lazy, dataflow, missing, output_name
 from loko_ref.conformance.globs import matcher
 from loko_ref.conformance.operations import OPERATIONS, Operation, Output
+from loko_ref.conformance.quantities import origins
 from loko_ref.conformance.recording import Recording
 from loko_ref.conformance.tolerance import FORMULA_TABLE
+from loko_ref.conformance.values import identity
 from loko_ref.conformance.verify import Check, judge
 from loko_ref.errors import InputError, shown
 
@@ -34,82 +36,6 @@ ORDER = (
 
 TARGETS = ORDER[6:15] + ORDER[16:]
 """Those that are checked."""
-
-
-def _needs(name: str, o: Mapping[str, Any]) -> tuple[str, ...]:
-    """Tell what a quantity is computed from."""
-    estimator = {
-        "fixed": "R",
-        "ema_innovation": "R e",
-        "ema_innovation_hph": "R e H p_pred",
-        "ema_residual_hph": "R r H p_post",
-        "glm": "yhat",
-    }[o["noise"]]
-    before = o["timing"] == "before"
-    variances = "p_pred K H"
-    if o["covariance"] == "diagonal" and o["diagonal"] == "variational":
-        variances = "p_pred R_used " + ("Z" if o["observation"] == "glm" else "H")
-    table = {
-        "p_pred": "p",
-        "yhat": "z",
-        "e": "y yhat",
-        "H": "yhat Z" if o["observation"] in ("softmax", "glm") or o["center"] else "Z",
-        "R_used": estimator if before else "R",
-        "S": "H p_pred R_used",
-        "K": "p_pred H S",
-        "theta_post": "theta K e",
-        "p_post": variances,
-        "R_post": "R_used" if before else estimator,
-    }
-    return tuple(table.get(name, "").split())
-
-
-def _missing(name: str, have: Mapping[str, Any], o: Mapping[str, Any]) -> list[str]:
-    """Find the inputs that are not recorded and cannot be computed."""
-    found: dict[str, None] = {}
-    for need in _needs(name, o):
-        if need not in have:
-            found |= dict.fromkeys(_missing(need, have, o) if _needs(need, o) else [need])
-    return list(found)
-
-
-def _formula(name: str, o: Mapping[str, Any]) -> str:
-    simplex = o["observation"] in ("softmax", "glm")
-    kind = "dense" if o["covariance"] == "dense" else o["diagonal"]
-    return {
-        "H": f"H.{o['observation']}",
-        "K": "K.softmax" if simplex else "K",
-        "p_post": f"p.{kind}",
-    }.get(name, name)
-
-
-def _refreshed(v: Values, residual: bool) -> Any:
-    """Take R through its estimator."""
-    v["r"] = v.r if residual else v.F["innovation_seen"](v)
-    if v.noise.endswith("_hph"):
-        v["prior"] = v.F["covariance_residual" if residual else "covariance_seen"](v)
-        v["HpH"] = v.keep("HpH", spread(v, v.prior))
-    return v.F[f"R.{v.noise}"](v)
-
-
-def _value(v: Values, name: str, pair: tuple[int, int]) -> Any:
-    """Compute a quantity and, first, what is missing on the way to it."""
-    for need in _needs(name, v):
-        if need not in v:
-            v[need] = _value(v, need, pair)
-    w = Values(v)  # formulas read (batch, C) off yhat
-    w.setdefault("yhat", np.zeros(pair))
-    if name == "R_used" and v.noise == "glm":
-        value = w.F["R.glm"](w)
-    elif name == "R_used":
-        late = v.F["timing"](v) != "before" or v.noise == "fixed"
-        value = v.R if late else _refreshed(w, False)
-    elif name == "R_post":
-        early = v.F["timing"](v) == "before"
-        value = v.R_used if early else _refreshed(w, v.noise == "ema_residual_hph")
-    else:
-        value = w.F[_formula(name, v)](w)
-    return v.keep(name, value)
 
 
 class TraceCase(Case):
@@ -139,10 +65,14 @@ class TraceCase(Case):
 
 
 def _operation(
-    output: str, target: str, shape: tuple[int, ...], pair: tuple[int, int]
+    output: str, target: str, o: Mapping[str, Any], shape: tuple[int, ...], pair: tuple[int, int]
 ) -> Operation:
+    flow = dataflow(o)
+
     def plain(x: Any, o: Any, F: Any, keep: Callable[[str, Any], Any]) -> dict[str, Any]:
-        value = _value(Values(x, **o, F=F, keep=keep), target, pair)
+        v = Lazy(x, **o, F=F, keep=keep)
+        v["timing"] = F["timing"](v)
+        value = v.follow(target, pair)
         return {output: np.reshape(value, shape)}
 
     known = {o.name: o for o in OPERATIONS["loko.step"].outputs}[output]
@@ -156,8 +86,8 @@ def _operation(
                 name=output,
                 shape=known.shape,
                 formula=known.formula,
-                labels=known.labels,
-                feeds=known.feeds,
+                labels=next(q.labels for q in flow if q.name == target),
+                feeds=origins(target, flow),
             ),
         ),
         oracle=lambda x, o: plain(x, o, FORMULA_TABLE, identity),
@@ -180,15 +110,15 @@ def _gather(recording: Recording, k: int, dense: bool) -> dict[str, Array]:
     for q in ("y", "z"):
         if q in have:
             have[q] = have[q].reshape(pair)
+    if recording.options["noise"] != "ema_residual_hph":
+        have.pop("r", None)  # the estimator's r is another vector there: the innovation
     return have
 
 
 def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -> Check:
     """Judge one quantity of one step."""
     options, pair = recording.options, recording.shapes.get(k, (1, 1))
-    covariance = "P" if options["covariance"] == "dense" else "p"
-    output = target.removesuffix("_post")
-    output = {"p": covariance, "p_pred": f"{covariance}_pred"}.get(output, output)
+    output = output_name(target, options)
     place = f"{k + 1 if target.endswith('_post') else k}/{output}"
     if options["noise"] == "glm" and target == "R_used" and target not in recording.steps[k]:
         place = f"{k}/R"
@@ -201,20 +131,20 @@ def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -
     recipe = Recipe(
         operation=f"trace.{output}",
         name=place,
-        hunts=f"step {k}: {output} from {', '.join(_needs(target, options))}",
+        hunts=f"step {k}: {output} from {', '.join(origins(target, dataflow(options)))}",
         build=lambda draw, dtype: inputs,
         options=options,
     )
     shape = () if got is None else got.shape
     case = TraceCase(
-        f"trace/{place}", recipe, recording.dtype, _operation(output, target, shape, pair)
+        f"trace/{place}", recipe, recording.dtype, _operation(output, target, options, shape, pair)
     )
-    missing = _missing(target, have, options)
+    lacking = missing(target, have, options)
     reason = ""
     if got is None:
         reason = "unchecked: not in the recording"
-    elif missing:
-        reason = f"unchecked: it needs {', '.join(missing)}, not in the recording"
+    elif lacking:
+        reason = f"unchecked: it needs {', '.join(lacking)}, not in the recording"
     if got is None or reason:
         return Check(case=case, status="unsupported", reason=reason)
     try:

@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 
 from loko_ref import loko, training
 from loko_ref.arrays import to_host
+from loko_ref.conformance import dataflow, quantities
+from loko_ref.conformance.dataflow import Lazy
+from loko_ref.conformance.tolerance import FORMULA_TABLE
+from loko_ref.conformance.values import identity
 from loko_ref.errors import InputError
 from loko_ref.jacobian import jacobian
 from loko_ref.kalman.observation import one_hot
 from loko_ref.layers.activation import softmax_forward
 from loko_ref.model import Model, unpack
 from loko_ref.runconfig import RunConfig
-from loko_ref.study.equations import equations
+from loko_ref.study.equations import equations, options
 from loko_ref.training import Task
 
 __all__ = ["Excerpt", "Quantity", "Step", "explain", "parameter_name"]
@@ -240,12 +244,12 @@ class _Lens:
             "R_used": to_host(record.R_used),
             "S": to_host(record.S),
             "K": to_host(record.K),
-            "theta+": to_host(after.theta),
-            "p+": to_host(posterior),
+            "theta_post": to_host(after.theta),
+            "p_post": to_host(posterior),
         }
         if R is not None and R_after is not None:
-            self.values |= {"R": R, "R+": R_after}
-        moved = np.abs(self.values["theta+"] - self.values["theta"])
+            self.values |= {"R": R, "R_post": R_after}
+        moved = np.abs(self.values["theta_post"] - self.values["theta"])
         self.entries = sorted(int(i) for i in np.argsort(-moved, kind="stable")[:entries])
         self.outputs = self._chosen_outputs(4)
 
@@ -299,7 +303,6 @@ class _Lens:
         lines = []
         for line in equations(self.learner, first=self.number == 0):
             value = self.values[line.key]
-            plain = None if line.plain is None else line.plain(self.values, self.learner, self.C)
             lines.append(
                 Quantity(
                     name=line.name,
@@ -308,13 +311,30 @@ class _Lens:
                     labels=line.labels,
                     value=value,
                     excerpt=self._excerpt(line.axes, value),
-                    residual=None if plain is None else _residual(*plain),
+                    residual=self._residual(line.quantity),
                     picture=self._picture() if line.key == "x" else (),
                 )
             )
         return Step(
             number=self.number, title=self._title(), quantities=lines, outcome=self._outcome()
         )
+
+    def _residual(self, q: quantities.Quantity | None) -> float | None:
+        """Compare a value with its plain formula at the values before it, relative to its size."""
+        if q is None or q.network:
+            return None
+        chosen = options(self.learner)
+        v = Lazy(self.values, **chosen, F=FORMULA_TABLE, keep=identity)
+        if dataflow.missing(q.name, v, chosen):
+            return None  # of a second run of the network
+        v["yhat"] = v.yhat.reshape(-1, self.C)
+        v["y"] = self.y
+        got, plain = self.values[q.name], v.follow(q.name, v.yhat.shape)
+        if q.name == "K":  # whatever the solve, K S = P H'
+            got, plain = got @ v.S, FORMULA_TABLE["pHt"](v)
+        size = float(np.abs(plain).max())
+        off = float(np.abs(got - plain.reshape(got.shape)).max())
+        return off / size if size else float(np.abs(got).max())
 
     def _title(self) -> str:
         z = self.values["z"]
@@ -341,8 +361,8 @@ class _Lens:
             said.append(f"Probability of the true class {true}: {a:.3g} before, {b:.3g} after.")
             if v["yhat"][: self.C].max() > SURE and a < 1 - SURE and kind in SATURATES:
                 said.append(SATURATES[kind])
-        p, p_new = (a if a.ndim == 1 else np.diagonal(a) for a in (v["p_pred"], v["p+"]))
-        step, at = v["theta+"] - v["theta"], 0
+        p, p_new = (a if a.ndim == 1 else np.diagonal(a) for a in (v["p_pred"], v["p_post"]))
+        step, at = v["theta_post"] - v["theta"], 0
         for name in self.task.model.trainable:
             size = math.prod(self.task.model.weights[name].shape)
             span = slice(at, at + size)
@@ -353,8 +373,3 @@ class _Lens:
                 f"{name}: moved by {moved:.3g}; p+ / p of its best-learned entry: {left:.4g}."
             )
         return said
-
-
-def _residual(got: Numbers, plain: Numbers) -> float:
-    size = float(np.abs(plain).max())
-    return float(np.abs(got - plain).max()) / size if size else float(np.abs(got).max())

@@ -246,7 +246,7 @@ def test_the_command(tmp_path):
     assert found["schema"] == "loko-ref/verify/1"
     failed = [c for c in found["checks"] if c["status"] == "failed"]
     assert failed[0]["id"] == "trace/1/p"
-    assert failed[0]["first_divergence"]["labels"] == ["DIAG-1", "DIAG-2"]
+    assert failed[0]["first_divergence"]["labels"] == ["DIAG-2", "DIAG-4"]
     done = loko_ref("verify", "--trace", path, "--only", "trace/3/S")
     assert "1 ran, 1 passed" in done.stdout
     done = loko_ref("verify", "--trace", path, "--dtype", "float32")
