@@ -190,7 +190,9 @@ def read_number(argument: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(argument, shown(text), "a finite number", "a typing error, or an overflow")
+        raise InputError(
+            argument, shown(text), "a number, not nan or inf", "a typing error, or an overflow"
+        )
     mantissa = text.lower().partition("e")[0]
     if value == 0 and any(c.isdigit() and c != "0" for c in mantissa):
         raise InputError(

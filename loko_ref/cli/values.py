@@ -1,15 +1,17 @@
 """Text to a value: how the words of every option and argument are read.
 
 :func:`read_by_type` gives each parameter of each command a reader by its type. What cannot be used
-is a usage error that names the option, what was got (shortened), what is required and the likely
-cause. Ranges that only one command knows are checked there.
+is an InputError that names the option, what was got (shortened), what is required and the likely
+cause, raised before the command begins. Ranges that only one command knows are checked there.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -27,8 +29,11 @@ LONGEST_TEXT = 2**16
 """Characters that the text of an option may have."""
 
 
-def _refused(got: object, required: str, cause: str) -> typer.BadParameter:
-    return typer.BadParameter(f"got {shown(got)}; required {required}. Likely cause: {cause}.")
+@dataclass(frozen=True)
+class _Refused:
+    """A value that cannot be used; raised when its command begins, by the option's name."""
+
+    error: InputError
 
 
 def _reader(name: str, read: Callable[[str], Any]) -> Callable[[Any], Any]:
@@ -40,7 +45,7 @@ def _reader(name: str, read: Callable[[str], Any]) -> Callable[[Any], Any]:
         try:
             return read(_plain(got))
         except InputError as error:
-            raise _refused(got, error.required, error.cause) from None
+            return _Refused(error)  # typer would take an error for its own, and lose its words
 
     parse.__name__ = name
     return parse
@@ -49,17 +54,17 @@ def _reader(name: str, read: Callable[[str], Any]) -> Callable[[Any], Any]:
 def _plain(text: str) -> str:
     """Return a text that can be looked up, printed and written to a file."""
     if len(text) > LONGEST_TEXT:
-        raise InputError("", text, f"at most {LONGEST_TEXT} characters", "a file's content")
+        raise InputError("", shown(text), f"at most {LONGEST_TEXT} characters", "a file's content")
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         cause = "bytes that are not UTF-8, as in a file's name of another encoding"
-        raise InputError("", text, "text without NUL that is valid UTF-8", cause)
+        raise InputError("", shown(text), "text without NUL that is valid UTF-8", cause)
     return text
 
 
 def _seconds(text: str) -> float:
     value = read_number("", text)
     if not 0 < value <= DAY:
-        raise InputError("", text, f"seconds in (0, {DAY:g}]", "a sign, or a digit too many")
+        raise InputError("", shown(text), f"seconds in (0, {DAY:g}]", "a sign, or a digit too many")
     return value
 
 
@@ -67,13 +72,13 @@ def _path(text: str) -> Path:
     """Read a path that the system can look up, whether or not something is there."""
     required = "the path of a file or a directory"
     if not text.strip():
-        raise InputError("", text, required, "an empty value, such as an unset variable")
+        raise InputError("", shown(text), required, "an empty value, such as an unset variable")
     try:
         os.stat(text)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             cause = "a name longer than the file system allows"
-            raise InputError("", text, required, cause) from None
+            raise InputError("", shown(text), required, cause) from None
     return Path(text)
 
 
@@ -101,13 +106,34 @@ def read_by_type(app: typer.Typer) -> None:
             read_by_type(group.typer_instance)
     for command in app.registered_commands:
         assert command.callback is not None
-        hints = get_type_hints(command.callback, include_extras=True)
-        for name, hint in hints.items():
-            if get_origin(hint) is not Annotated:
-                continue
-            kind, about = get_args(hint)
-            inner = [k for k in (kind, *get_args(kind)) if k is not type(None)]
-            kinds = [k for one in inner for k in (one, *get_args(one)) if k in READERS]
-            if kinds:
-                about.parser = NAMED.get(name, READERS[kinds[0]])
-        command.callback.__annotations__ = hints
+        command.callback = _read(command.callback)
+
+
+def _read(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the command with readers for its parameters; it raises what they refused."""
+    hints = get_type_hints(command, include_extras=True)
+    flags = {}
+    for name, hint in hints.items():
+        if get_origin(hint) is not Annotated:
+            continue
+        kind, about = get_args(hint)
+        inner = [k for k in (kind, *get_args(kind)) if k is not type(None)]
+        kinds = [k for one in inner for k in (one, *get_args(one)) if k in READERS]
+        if kinds:
+            about.parser = NAMED.get(name, READERS[kinds[0]])
+        long = [word for word in about.param_decls or () if word.startswith("--")]
+        if isinstance(about, typer.models.ArgumentInfo):
+            long = [about.metavar or name.upper()]
+        flags[name] = long[0] if long else "--" + name.replace("_", "-")
+    command.__annotations__ = hints
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        for name, value in given.items():
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(one, _Refused):
+                    got = one.error.got
+                    raise InputError(flags[name], got, one.error.required, one.error.cause)
+        return command(**given)
+
+    return run
