@@ -84,7 +84,8 @@ class InputError(ValueError):
         self.required = required
         self.cause = cause
         seen = _cut(got).replace("\n", "\\n") if isinstance(got, str) else shown(got)
-        text = f"{argument}: got {seen}; required {required}. Likely cause: {cause}."
+        why = _cut(cause, 2 * LONGEST)  # it may quote the system, which quotes a whole path
+        text = f"{argument}: got {seen}; required {required}. Likely cause: {why}."
         super().__init__(_cut(text, 20 * LONGEST))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str, str]]:
