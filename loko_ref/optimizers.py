@@ -146,6 +146,7 @@ class OptimizerState:
     step: int = 0
 
 
+@takes(config=(SGD, AdaGrad, AdamW))
 def slot_names(config: OptimizerConfig) -> tuple[str, ...]:
     """Names of the slots that a method's state has."""
     if isinstance(config, SGD):

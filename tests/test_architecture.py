@@ -178,13 +178,15 @@ def test_the_seam_and_the_checks():
 
 
 # Where files are opened, and JSON of others is parsed. Elsewhere only what no user names.
-FILES = {"loko_ref.documents", "loko_ref.reading", "loko_ref.writing", "loko_ref.containers.npz"}
+FILES = {"loko_ref.strict_json", "loko_ref.reading", "loko_ref.writing", "loko_ref.containers.npz"}
 NOT_NAMED = {
     "loko_ref.bench": {"read_text", "write_text"},  # /proc
     "loko_ref.cli": {"open"},  # /dev/null
+    "loko_ref.conformance.child": {"read_bytes"},  # /proc
     "loko_ref.conformance.page": {"read_text"},  # the package's own template
-    "loko_ref.conformance.protocol": {"loads"},  # messages, refused by the protocol's own error
-    "loko_ref.conformance.schema": {"loads", "read_text"},  # the package's own schemas
+    "loko_ref.conformance.protocol": {"loads", "open"},  # messages; a harness's file, no link
+    "loko_ref.documents": {"loads", "read_text"},  # the package's own schemas
+    "loko_ref.conformance.supervisor": {"open"},  # /proc
     "loko_ref.interop.patterns": {"loads"},  # what its own process answers
     "loko_ref.lte.checkpoint": {"replace"},  # a whole directory, each file of it by storage
     "loko_ref.lte.watch": {"open", "read_bytes", "read_text"},  # /proc, and its own lock files

@@ -110,6 +110,7 @@ CALLS = {
     optimizers.AdaGrad: {"lr": 0.1, "eps": 0.5},
     optimizers.AdamW: {"lr": 0.1, "beta1": 0.5},
     optimizers.init: {"theta": THETA, "config": SGD},
+    optimizers.slot_names: {"config": SGD},
     optimizers.step: {"state": OPT_STATE, "gradient": THETA, "config": SGD},
     kalman.time.update: {"p": P, "lam": 0.9, "q": 0.1},
     kalman.diagonal.update: {**UPDATE, "p": P, "diagonal": "decoupled"},

@@ -71,7 +71,11 @@ def test_the_property_test_has_no_deadline():
     text = (ROOT / "examples" / "property_test_my_filter.py").read_text(encoding="utf-8")
     code = "from hypothesis import settings; assert settings().deadline is None"
     done = subprocess.run(
-        [sys.executable, "-c", f"{text}\n{code}"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"{text}\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert "deadline=None" in (strategies.__doc__ or "")
@@ -89,6 +93,7 @@ def test_the_recording_goes_to_a_temporary_folder_or_where_it_is_told(tmp_path):
             text=True,
             check=True,
             cwd=cwd,
+            timeout=120,
             env={**os.environ, "TMPDIR": str(temporary)},
         )
         place = re.search(r"loko-ref verify --trace (\S+)", done.stdout)[1]

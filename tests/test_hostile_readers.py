@@ -29,13 +29,14 @@ import numpy as np
 import pytest
 import sampling
 
-from loko_ref import documents, files, glue, sources, storage
+from loko_ref import files, glue, sources, storage
 from loko_ref.conformance import expectations, implementation, recording, vectors
 from loko_ref.conformance.cases import select
 from loko_ref.errors import InputError
 from loko_ref.interop import read_tensors
 from loko_ref.interop.fields import read_json
 from loko_ref.interop.tensors import find_tensors
+from loko_ref.strict_json import DEPTH, parse_json
 
 pytestmark = hostile.needs_linux
 
@@ -609,14 +610,14 @@ def test_an_implementation_that_is_no_file_is_refused_at_once(tmp_path):
 def test_what_is_given_to_parse_json_is_bounded():
     for kind, spoil in damage.BROKEN.items():
         text = spoil(random.Random(1), b'{"a": 1}')
-        outcome = hostile.run(lambda text=text: documents.parse_json("--option", text))
+        outcome = hostile.run(lambda text=text: parse_json("--option", text))
         assert outcome.kind == "refused", kind
         assert outcome.text.startswith("--option: "), outcome.text
-    deep = b"[" * documents.DEPTH + b"]" * documents.DEPTH
-    assert documents.parse_json("x", deep)
+    deep = b"[" * DEPTH + b"]" * DEPTH
+    assert parse_json("x", deep)
     for text in (b"[" + deep + b"]", b'{"a":' + deep + b"}"):
         with pytest.raises(InputError, match="64 levels"):
-            documents.parse_json("x", text)
+            parse_json("x", text)
 
 
 @pytest.mark.parametrize("far", [False, True], ids=["zip", "zip64"])

@@ -192,7 +192,8 @@ def test_every_leaf_of_the_metadata_has_a_check_of_its_own(tmp_path):
                 sealed(path, arrays, wrong)
                 count += 1
                 text = refusal(path)
-                if not text.startswith(f"resume {str(path)!r}: "):
+                # what is nested too deep is refused before there is a leaf
+                if not text.startswith((f"resume {str(path)!r}: ", f"resume, {str(path)!r}: ")):
                     accepted.append(f"{'/'.join(map(str, at))} = {new!r:.40}: {text}")
     assert not accepted, "\n".join(accepted)
     assert count > 120

@@ -317,6 +317,7 @@ def test_an_error_says_what_is_kept(monkeypatch):
 def test_importing_the_command_line_loads_no_array_library():
     """Until `main` runs nothing answers an interrupt: before it comes the least there is."""
     code = "import sys, loko_ref.cli; print(*{m.split('.')[0] for m in sys.modules})"
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    words = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert {"loko_ref"} <= set(done.stdout.split())
     assert not {"numpy", "scipy", "typer", "rich", "typing"} & set(done.stdout.split())

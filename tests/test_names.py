@@ -12,8 +12,9 @@ from loko_ref.cli.app import app
 from loko_ref.conformance import pytest_plugin
 from loko_ref.conformance.cases import all_cases, select
 from loko_ref.conformance.globs import matcher
-from loko_ref.conformance.implementation import INTERPRETERS, SOURCES, load
+from loko_ref.conformance.implementation import load
 from loko_ref.conformance.operations import OPERATIONS
+from loko_ref.conformance.target import INTERPRETERS, SOURCES
 from loko_ref.errors import InputError, closest, shown, unknown_option
 from loko_ref.loko import LokoConfig
 from loko_ref.lte.config import CHOICES
@@ -66,7 +67,11 @@ def test_the_plugin_takes_a_part(tmp_path):
     name = next(iter(OPERATIONS))
     (tmp_path / "fine.py").write_text(f"IMPLEMENTATION = {{{name!r}: lambda **k: {{}}}}\n")
     given = {"--loko-implementation": str(tmp_path / "fine.py"), "--loko-only": "kalman"}
-    config = SimpleNamespace(getoption=lambda name, default=None: given.get(name), stash={})
+    config = SimpleNamespace(
+        getoption=lambda name, default=None: given.get(name),
+        stash={},
+        pluginmanager=SimpleNamespace(register=lambda plugin, name: None),
+    )
     pytest_plugin.pytest_configure(config)
     ((_, cases, *_),) = config.stash.values()
     assert {case.id for case in cases} == {case.id for case in select("kalman.*")}

@@ -113,8 +113,9 @@ def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
 def measured(v: Values) -> Out:
     """Evaluate what is not there yet of a step, and name it as outputs.  [LOKO-1]."""
     flow = table.dataflow({**v, "timing": v.F["timing"](v)})
-    evaluate(v, (q for q in flow if q.name not in v))
-    out = {table.output_name(q.name, v): v[q.name] for q in flow if q.name not in HIDDEN}
+    found = {q.name: v[q.name] for q in flow if q.name in v}
+    found |= evaluate(v, (q for q in flow if q.name not in found))
+    out = {table.output_name(q.name, v): found[q.name] for q in flow if q.name not in HIDDEN}
     return out | {"yhat": v.yhat.reshape(-1)}
 
 

@@ -74,11 +74,19 @@ def quantity(
     )
 
 
-def evaluate(v: Values, flow: Iterable[Quantity]) -> None:
-    """Compute quantities in order by the table of formulas, each kept by the hook."""
+def evaluate(v: Values, flow: Iterable[Quantity]) -> dict[str, Any]:
+    """Compute quantities in order by the table of formulas, each kept by the hook.
+
+    Returns
+    -------
+    dict
+        Each as it was when it arose: a mistaken formula may change what was there before it.
+    """
+    found = {}
     for q in flow:
         value = v.F[q.formula](v)
-        v[q.name] = value if q.exact else v.keep(q.name, value)
+        found[q.name] = v[q.name] = value if q.exact else v.keep(q.name, value)
+    return found
 
 
 def origins(name: str, flow: Iterable[Quantity]) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def update(
     [KAL-6]. The filter follows any linear change of outputs or parameters [KAL-7].
     """
     check_choice("form", form, FORMS)
-    check_floats(R=R)
+    check_floats(theta=theta, R=R)
     check_update(theta, H, e, R, P=P)
     return _update(theta, P, H, e, R, form)
 

@@ -121,7 +121,7 @@ def update(
     (array([1., 1.]), array([0.6667, 0.6667]))
     """
     check_choice("diagonal", diagonal, DIAGONALS)
-    check_floats(R=R)
+    check_floats(theta=theta, R=R)
     check_update(theta, H, e, R, p=p)
     return _update(theta, p, H, e, R, diagonal)
 

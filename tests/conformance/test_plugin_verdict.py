@@ -83,7 +83,7 @@ def test_runxfail_takes_expected_failures_for_failures(run, pytester):
 @pytest.mark.parametrize(
     ("target", "words", "message"),
     [
-        ("DECLINES", ["--loko-xfail", "absent.txt"], "--loko-xfail: got absent.txt"),
+        ("DECLINES", ["--loko-xfail", "absent.txt"], "--loko-xfail: got 'absent.txt'"),
         ("DECLINES", ["--loko-xfail", "x.txt"], "--loko-xfail, line 2: got"),
         ("DECLINES", ["--loko-only=no-such"], "--loko-only: got 'no-such'"),
         ("DECLINES", ["--loko-dtype", "float16"], "--loko-dtype: got 'float16'"),

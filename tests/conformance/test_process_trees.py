@@ -213,7 +213,7 @@ def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert b"WRONG 1 ran, 0 passed, 1 failed, 0 unsupported" in done.stdout
+    assert b"WRONG: 1 ran, 0 passed, 1 failed, 0 unsupported" in done.stdout
     expected = r"reported an error: \ud800 and \udfff"
     document = json.loads(files["json"].read_text())
     assert document["checks"][0]["finding"]["message"] == expected

@@ -200,7 +200,7 @@ def test_refused(folder, name):
 
 def test_oversized(folder, monkeypatch):
     monkeypatch.setattr(vectors, "FILE_LIMIT", 64)
-    with pytest.raises(InputError, match="required at most 64 bytes"):
+    with pytest.raises(InputError, match="required at most 64"):
         vectors.read(folder)
 
 

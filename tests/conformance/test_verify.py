@@ -343,7 +343,7 @@ def test_cli_module_target(tmp_path):
         ((), "TARGET: got nothing"),
         ((TARGETS, "--only", "nothing"), "only: got 'nothing'"),
         ((TARGETS, "--dtype", "float16"), "dtype: got 'float16'"),
-        ((TARGETS, "--timeout", "0"), "--timeout: got 0.0"),
+        ((TARGETS, "--timeout", "0"), "--timeout: got '0'"),
         ((TARGETS, "--only", f"{OP}/tiny/*", "--json", "/no/such/folder/r.json"), "--json: got"),
     ],
 )

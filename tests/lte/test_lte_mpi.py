@@ -368,7 +368,7 @@ def test_an_interrupt_is_one_line_of_rank_0_and_ends_every_rank(tmp_path) -> Non
     while not list(tmp_path.glob(f"{token}/merge-*")) and time.monotonic() < until:
         time.sleep(0.02)
     begun = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.process.send_signal(signal.SIGINT)
     ended = finish(process)
     assert time.monotonic() - begun < (1 if LONG else 4)
     if w.family == "mpich":
