@@ -20,7 +20,7 @@ COMMON = {
     "phases": [Phase.explicit, Phase.generate, Phase.target, Phase.shrink],  # none that traces
     "suppress_health_check": [HealthCheck.too_slow],
 }
-settings.register_profile("default", max_examples=15, derandomize=True, **COMMON)
+settings.register_profile("default", max_examples=10, derandomize=True, **COMMON)
 settings.register_profile("ci", max_examples=60, **COMMON)
 settings.register_profile("long", max_examples=300, **COMMON)
 

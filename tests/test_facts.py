@@ -94,7 +94,7 @@ def overshoots(theta, p, H, e, R):
 def refuted(fact, update, strategy):
     """Whether some drawn problem refutes a fact."""
 
-    @settings(phases=[Phase.generate])
+    @settings(phases=[Phase.generate], max_examples=30)
     @given(problem=strategy)
     def holds(problem):
         fact(update, problem)

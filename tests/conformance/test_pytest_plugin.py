@@ -70,6 +70,7 @@ def test_a_failure_is_the_report(folder):
     assert "implementation.py" not in result.stdout
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

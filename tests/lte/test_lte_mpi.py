@@ -82,7 +82,7 @@ def family(which, **_):
     return which
 
 
-@pytest.mark.sampled(0.4, by=family)
+@pytest.mark.sampled(1, by=family)
 @pytest.mark.parametrize("which", ["own", "other"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5])
 def test_every_number_of_ranks_gives_the_serial_runs_json(which, ranks, tmp_path) -> None:
@@ -94,7 +94,7 @@ def test_every_number_of_ranks_gives_the_serial_runs_json(which, ranks, tmp_path
     assert ended.out.count("state_sha256") == 1
 
 
-@pytest.mark.sampled(0.25, by=family)
+@pytest.mark.sampled(1, by=family)
 @pytest.mark.parametrize("which", ["own", "other"])
 @pytest.mark.parametrize("name", ["loko", "vit", "sgd", "mhlora"])
 def test_every_variant_gives_the_serial_runs_json(which, name, tmp_path) -> None:
@@ -169,7 +169,7 @@ def test_without_mpi4py_a_launched_run_names_the_extra() -> None:
 FAULTS = [("raise", 1), ("exit", 2), ("vanish", 1), ("kill", 0), ("raise", 0), ("kill", 1)]
 
 
-@pytest.mark.sampled(0.34, by=family)
+@pytest.mark.sampled(1, by=family)
 @pytest.mark.parametrize("which", ["own", "other"])
 @pytest.mark.parametrize(("kind", "rank"), FAULTS)
 def test_a_rank_that_fails_ends_the_job(which, kind, rank, tmp_path) -> None:
@@ -193,7 +193,7 @@ def test_a_rank_that_fails_ends_the_job(which, kind, rank, tmp_path) -> None:
     assert_no_orphan(token)
 
 
-@pytest.mark.sampled(0.5, by=family)
+@pytest.mark.sampled(1, by=family)
 @pytest.mark.parametrize("which", ["own", "other"])
 @pytest.mark.parametrize(("kind", "rank"), [("vanish", 1), ("raise", 0)])
 def test_a_rank_that_ends_before_it_joined_the_others_ends_the_job(
