@@ -188,7 +188,9 @@ NOT_NAMED = {
     "loko_ref.documents": {"loads", "read_text"},  # the package's own schemas
     "loko_ref.conformance.supervisor": {"open"},  # /proc
     "loko_ref.interop.patterns": {"loads"},  # what its own process answers
+    "loko_ref.interrupt": {"open"},  # /proc
     "loko_ref.lte.checkpoint": {"replace"},  # a whole directory, each file of it by storage
+    "loko_ref.lte.mpi": {"loads"},  # what its own ranks sent
     "loko_ref.lte.watch": {"open", "read_bytes", "read_text"},  # /proc, and its own lock files
 }
 OPENING = {
