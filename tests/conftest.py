@@ -54,7 +54,7 @@ LEFT_OUT = pytest.StashKey[Counter]()
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """Draw from the tests marked ``sampled``; leave out those marked ``slow``; say so."""
+    """Draw from the tests marked ``sampled``; leave out ``slow`` and ``larger`` ones; say so."""
     if sampling.LONG:
         return
     functions = defaultdict(list)
@@ -75,6 +75,9 @@ def pytest_collection_modifyitems(config, items):
             name=lambda item: item.callspec.id,  # the same in every test of the same cases
         )
         kept.update(drawn)
+    if sampling.SHARE == 1:  # no larger sample, as .ci/run takes
+        larger = {item for item in items if item.get_closest_marker("larger")}
+        kept -= larger
     slow = [item for item in items if item.get_closest_marker("slow")]
     left = [item for item in items if item not in kept and item not in slow]
     gone = {*slow, *left}

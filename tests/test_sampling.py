@@ -109,6 +109,7 @@ def test_what_does_not_run_is_counted_and_can_be_repeated(drawn_by, tmp_path):
     assert ran(run(tmp_path, f"test_it.py::test_some[{other}]")) == [other]
 
 
+@pytest.mark.larger
 def test_workers_draw_the_same_under_another_seed(drawn_by, tmp_path):
     text = run(tmp_path, "--sample-seed", "7", workers=1)
     usual = drawn()
@@ -118,6 +119,7 @@ def test_workers_draw_the_same_under_another_seed(drawn_by, tmp_path):
     assert "a sample ran: 6 of 31 tests; not drawn 24, only with --long 1" in text
 
 
+@pytest.mark.larger
 def test_long_takes_all(tmp_path):
     text = run(tmp_path, "--long", count=50)
     assert "31 passed" in text

@@ -296,17 +296,22 @@ class Child:
             stream.close()
 
     def _sweep(self) -> None:
-        """Kill what the command left behind when it ended its supervisor, by its environment."""
+        """Kill what the command left behind when it ended its supervisor, by its environment.
+
+        A process that is just being made shows no environment for a moment: nothing is left where
+        three looks in turn find nothing.
+        """
         mark, places = self._mark.encode(), Path("/proc")
-        for _ in range(20 if places.is_dir() else 0):
+        clear, until = 0, time.monotonic() + ENDING
+        while places.is_dir() and clear < 3 and time.monotonic() < until:
             found = False
             for entry in filter(str.isdigit, os.listdir(places)):
                 with contextlib.suppress(OSError):
                     if mark in (places / entry / "environ").read_bytes().split(b"\0"):
                         found = True
                         os.kill(int(entry), signal.SIGKILL)
-            if not found:
-                break
+            clear = 0 if found else clear + 1
+            time.sleep(0.01)
 
     def errors(self) -> str:
         """Quote stderr: all of it where it is short, else how it begins and how it ends."""

@@ -82,6 +82,7 @@ def sampled():
     return [*dict.fromkeys([*some, *hard])]
 
 
+@pytest.mark.larger
 @pytest.mark.timeout(1800)  # the long part takes each case six times over
 def test_reports_do_not_depend_on_the_machine():
     ids = sampled()

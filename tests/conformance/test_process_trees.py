@@ -224,7 +224,7 @@ def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
 
 
 @linux
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("fault", "wrong", "stop"),
     [

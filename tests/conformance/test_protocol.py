@@ -95,6 +95,7 @@ def build(language, folder):
     return str(out)
 
 
+@pytest.mark.larger
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("language", ["cpp", "rs"])
 def test_compiled_harness(language, tmp_path):

@@ -68,8 +68,8 @@ def test_export_is_complete_valid_and_deterministic(exported, tmp_path):
 
 
 def test_set_round_trips(tmp_path):
-    """One case of every operation at least, and one that is read below; all with --long."""
-    drawn = sample(all_cases(), 0.05, by=lambda c: c.operation.name)
+    """Some cases, and one that is read below; all with --long."""
+    drawn = sample(all_cases(), 8)
     (read,) = select("loko.step/glm/float32")
     cases = [c for c in all_cases() if c in drawn or c == read]
     vectors.export(tmp_path / "all", cases)

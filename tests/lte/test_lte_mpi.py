@@ -124,6 +124,7 @@ def test_what_all_ranks_refuse_is_reported_once_and_clearly(words, said) -> None
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.larger
 def test_large_products_give_the_same_bits_whatever_the_threads_at_hand(tmp_path) -> None:
     """A launcher that binds ranks to cores leaves them one thread; a serial run finds them all."""
     wide = ["lte", "--hidden", "512,300", "--batch", "96", "--steps", "8"]
@@ -276,6 +277,7 @@ CHAOS = [
 ]
 
 
+@pytest.mark.larger
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(count(1, 5)))
 def test_chaos_killed_runs_resume_to_the_serial_runs_hash(part, tmp_path) -> None:
