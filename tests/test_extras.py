@@ -23,8 +23,6 @@ TRACE = ["verify", "--trace"]
 CASES = [
     (["train"], "sklearn"),
     (["train", "--data", "topics", "--plot", "f.svg"], "matplotlib"),
-    (["train", "--data", "topics", "--checkpoint", "f.safetensors"], "safetensors"),
-    (["train", "--resume", "f.safetensors"], "safetensors"),
     (["train", "--data", "glue:f.tsv", "--tokenizer", "f.json"], "tokenizers"),
     (["explain"], "sklearn"),
     (["explain", "--data", "wine"], "sklearn"),
@@ -36,7 +34,6 @@ CASES = [
     (["certify", "--operation", "kalman.*"], "flint"),
     (["verify", "mine.py", "--html", "f.html"], "jinja2"),
     ([*TRACE, "f.npz", "--html", "f.html"], "jinja2"),
-    ([*TRACE, "f.safetensors"], "safetensors"),
     *(([command], name) for command in ("verify", "train", "lte") for name in ("typer", "rich")),
 ]
 

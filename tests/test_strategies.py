@@ -15,7 +15,7 @@ from loko_ref.kalman import observation as obs
 
 def least(strategy, condition):
     """The simplest draw that meets a condition, from few examples."""
-    return find(strategy, condition, settings=settings(max_examples=200, database=None))
+    return find(strategy, condition, settings=settings(max_examples=5000, database=None))
 
 
 def kept(tree, dtype=None):

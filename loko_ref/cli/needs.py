@@ -22,7 +22,6 @@ def check_needs(
     tokenizer: str | None = None,
     plot: Path | None = None,
     html: Path | None = None,
-    files: Iterable[Path | None] = (),
     backend: str | None = None,
 ) -> None:
     """Import what a command's options need, or raise what names the extra.
@@ -35,8 +34,6 @@ def check_needs(
         The data set.
     tokenizer, plot, html : optional
         Options that need a package of their own where they are given.
-    files : iterable of path or None
-        Files that are read or written; ``.safetensors`` needs the package.
     backend : str, optional
         The array library; NumPy is always there.
 
@@ -57,7 +54,5 @@ def check_needs(
         extras.load("tokenizers", "raw text by a tokenizer")
     if plot is not None:
         extras.load("matplotlib.figure", "a plot")
-    if any(file is not None and file.suffix.lower() == ".safetensors" for file in files):
-        extras.load("safetensors.numpy", "a .safetensors file")
     if backend == "cupy":
         get_backend(backend)

@@ -121,7 +121,6 @@ def train(
         data="digits" if data is None and resume is None else data,
         tokenizer=tokenizer,
         plot=plot,
-        files=(checkpoint, resume),
     )
     if plot is not None:
         check_target("--plot", plot, ".svg", ".png")

@@ -102,7 +102,7 @@ def verify(
     Exit code 0: all that ran passed, or failed as expected (--xfail), and something ran; 1:
     something failed; 2: TARGET cannot be used, or nothing ran.
     """
-    check_needs(html=html, files=(trace,))
+    check_needs(html=html)
     from rich.console import Console
     from rich.progress import Progress
 
