@@ -86,3 +86,16 @@ def test_operations_by_glob():
     result = run("operations", "observatoin.*")
     assert result.returncode == 2
     assert "operation: got 'observatoin.*'" in result.stderr
+
+
+def test_a_lack_of_memory_is_one_line(monkeypatch):
+    from loko_ref.cli import app
+
+    def hungry():
+        raise MemoryError("8 GiB for an array")
+
+    monkeypatch.setattr(app, "app", hungry)
+    done = run("operations")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("loko-ref: not enough memory (8 GiB for an array); take a smaller")

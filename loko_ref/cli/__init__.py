@@ -52,6 +52,11 @@ def _run() -> None:
         text = interrupt.after(error) if isinstance(error, InputError) else error
         print(f"loko-ref: {text}", file=sys.stderr)
         raise SystemExit(2) from None
+    except MemoryError as error:
+        detail = f" ({error})" if str(error) else ""
+        text = f"not enough memory{detail}; take a smaller network, batch, rank or number of heads"
+        print(f"loko-ref: {text}", file=sys.stderr)
+        raise SystemExit(2) from None
     except BrokenPipeError:
         _hush()
         raise SystemExit(BROKEN_PIPE) from None
