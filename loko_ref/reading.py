@@ -12,6 +12,7 @@ import os
 import stat
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -22,6 +23,7 @@ from loko_ref.errors import InputError
 __all__ = [
     "LIMIT",
     "hash_file",
+    "is_file_name",
     "kind_of",
     "map_file",
     "open_file",
@@ -90,6 +92,13 @@ def _cannot(path: str | os.PathLike[str], argument: str | None, error: Exception
     got = (error.strerror if isinstance(error, OSError) else None) or str(error)
     cause = "a wrong path or a typing error in it" if missing else "its permissions or its place"
     return refuse(path, argument, got, "a file that can be read", cause)
+
+
+def is_file_name(name: object) -> bool:
+    """Return whether this is the name of one file: printable, without a folder, not empty."""
+    return (
+        isinstance(name, str) and name.isprintable() and Path(name).name == name not in ("", "..")
+    )
 
 
 def open_file(

@@ -472,6 +472,9 @@ def lies():
         },
         "model.safetensors.index.json": {
             "a path": json.dumps({"weight_map": {"a": "../x"}}).encode(),
+            "no name": json.dumps({"weight_map": {"a": ""}}).encode(),
+            "the folder above": json.dumps({"weight_map": {"a": ".."}}).encode(),
+            "an invisible name": json.dumps({"weight_map": {"a": "a\0"}}).encode(),
             "a list": json.dumps({"weight_map": {"a": ["x"]}}).encode(),
             "no map": json.dumps({"weight_map": 3}).encode(),
             "many lists": b'{"weight_map": [' + b"[]," * 2**20 + b"[]]}",

@@ -25,6 +25,7 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.operations import CATALOGUE
 from loko_ref.errors import InputError, printable
 from loko_ref.interop.tensors import read_tensors, write_tensors
+from loko_ref.reading import is_file_name
 
 __all__ = [
     "LARGE",
@@ -230,8 +231,7 @@ def _from_file(
     value: Mapping[str, Any], where: str, folder: Path | None, dtype: str, shape: tuple[int, ...]
 ) -> Array:
     name, tensor = value.get("file"), value.get("tensor")
-    plain = isinstance(name, str) and name.isprintable() and Path(name).name == name != ".."
-    if folder is None or not plain or not isinstance(tensor, str):
+    if folder is None or not is_file_name(name) or not isinstance(tensor, str):
         raise ProtocolError(f"{where}: file {show(name)} is no plain name in the folder of hello")
     path = folder / str(name)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from loko_ref.containers import pack_safetensors, parse_safetensors
 from loko_ref.errors import InputError
-from loko_ref.reading import map_file, open_file
+from loko_ref.reading import is_file_name, map_file, open_file
 from loko_ref.strict_json import read_json
 from loko_ref.writing import write_bytes
 
@@ -60,7 +60,7 @@ def find_tensors(folder: str | Path, stem: str) -> list[Path]:
         if not isinstance(weights, dict) or not weights:
             raise _bad(index, "no 'weight_map'", "one: tensor -> file", "a damaged file")
         for shard in weights.values():
-            if not isinstance(shard, str) or Path(shard).name != shard:
+            if not is_file_name(shard):
                 raise _bad(index, f"{shard!r:.80}", "file names without a path", "a foreign index")
         shards = sorted(set(weights.values()))
         return [folder / shard for shard in shards]
