@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from loko_ref.conformance.frameworks import from_step
+from loko_ref.conformance.implementations.frameworks import from_step
 
 _spec = importlib.util.spec_from_file_location(
     "jax_loko_with_a_mistake", Path(__file__).with_name("jax_loko.py")

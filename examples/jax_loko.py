@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from loko_ref.conformance.frameworks import from_step
+from loko_ref.conformance.implementations.frameworks import from_step
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)  # to compile takes longer than to run

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from loko_ref.lte.diagnostics import Network, costs
+from loko_ref.experiments.lte.diagnostics import Network, costs
 
 SIZES = {str(j): (4096, 4096) for j in range(24)}
 RANK = 16

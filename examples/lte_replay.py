@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.own import check
-from loko_ref.conformance.report import failure
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.reports.document import failure
+from loko_ref.conformance.user_inputs import check
 
 HEADS, R, SCALE, T, STEPS, SHARE, C = 3, 2, 2.0, 3, 9, 4, 4
 SHAPES = {"0": (8, 6), "1": (C, 8)}  # o, i

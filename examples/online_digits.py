@@ -9,9 +9,9 @@ LoRA on every linear, then one Kalman step for each turned image, which is first
 import sys
 
 from loko_ref import loko
-from loko_ref.model import forward, unpack
-from loko_ref.runconfig import RunConfig
-from loko_ref.training import prepare, stream_batch
+from loko_ref.experiments.config import RunConfig
+from loko_ref.experiments.stream import prepare, stream_batch
+from loko_ref.network.model import forward, unpack
 
 
 def main(steps: int = 600) -> float:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from loko_ref import strategies as st
-from loko_ref.conformance.own import agree
+from loko_ref.conformance.user_inputs import agree
 
 # A deadline would measure the machine, not the filter: other work on it, or the first call of a
 # library, takes longer than Hypothesis's 200 ms. A test that hangs is stopped by pytest-timeout.

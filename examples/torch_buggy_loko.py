@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from loko_ref.conformance.frameworks import from_torch
+from loko_ref.conformance.implementations.frameworks import from_torch
 
 _spec = importlib.util.spec_from_file_location(
     "torch_loko_with_a_mistake", Path(__file__).with_name("torch_loko.py")

@@ -5,7 +5,7 @@ Check it with ``loko-ref verify examples/torch_loko.py``: the last ten lines are
 
 import torch
 
-from loko_ref.conformance.frameworks import from_torch
+from loko_ref.conformance.implementations.frameworks import from_torch
 
 
 class LoKO(torch.optim.Optimizer):

@@ -10,7 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from loko_ref import arrays, errors, jacobian, kalman, layers, loko, lora, model, optimizers
+    from loko_ref import arrays, errors, kalman, loko, optimizers
+    from loko_ref.network import jacobian, layers, lora, model
 
 __version__ = "0.1.0"
 

@@ -15,9 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from loko_ref.arrays import Array, is_numpy, namespace, one_minus_power, root, scalar
-from loko_ref.checks import check_finite, check_floats, check_range, check_shape, known_keywords
+from loko_ref.checks.signatures import takes
+from loko_ref.checks.values import (
+    check_finite,
+    check_floats,
+    check_range,
+    check_shape,
+    known_keywords,
+)
 from loko_ref.errors import InputError
-from loko_ref.signatures import takes
 
 __all__ = [
     "SGD",

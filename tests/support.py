@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from loko_ref.model import Model
+from loko_ref.network.model import Model
 
 
 def readonly(a):

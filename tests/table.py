@@ -6,13 +6,14 @@ a tree of arrays.
 
 import numpy as np
 
-from loko_ref import arrays, jacobian, loko, lora, model, optimizers
+from loko_ref import arrays, loko, optimizers
 from loko_ref.kalman import dense, diagonal, glm, noise, time
 from loko_ref.kalman import observation as obs
-from loko_ref.layers import linear
-from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.loko import Batch, LokoConfig
-from loko_ref.model import init_model, mlp_spec, pack, unpack
+from loko_ref.network import jacobian, lora, model
+from loko_ref.network.layers import linear
+from loko_ref.network.layers.activation import ACTIVATIONS
+from loko_ref.network.model import init_model, mlp_spec, pack, unpack
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 
 

@@ -58,7 +58,7 @@ HOST = {
 
 # The one kind of circle that is there on purpose: a registry `x` that imports the modules `x_...`
 # which register with it, inside a function, when it is first asked.
-REGISTRIES = {"loko_ref.conformance.cases", "loko_ref.conformance.mutants"}
+REGISTRIES = {"loko_ref.conformance.cases.registry", "loko_ref.conformance.mistakes.registry"}
 
 
 @cache
@@ -164,7 +164,7 @@ def test_the_core_names_no_array_library():
 
 
 def test_the_seam_and_the_checks():
-    """arrays.py is the only room that names CuPy; errors and checks compute nothing."""
+    """arrays/seam.py is the only room that names CuPy; errors and checks compute nothing."""
     for name, room, tree in modules():
         constants = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
         named = {t.split(".")[0] for t in imports(name, tree)}
@@ -178,18 +178,28 @@ def test_the_seam_and_the_checks():
 
 
 # Where files are opened, and JSON of others is parsed. Elsewhere only what no user names.
-FILES = {"loko_ref.strict_json", "loko_ref.reading", "loko_ref.writing", "loko_ref.containers.npz"}
+FILES = {
+    "loko_ref.files.strict_json",
+    "loko_ref.files.reading",
+    "loko_ref.files.writing",
+    "loko_ref.files.containers.npz",
+}
 NOT_NAMED = {
-    "loko_ref.bench": {"read_text", "write_text"},  # /proc
+    "loko_ref.fast.bench": {"read_text", "write_text"},  # /proc
     "loko_ref.cli": {"open"},  # /dev/null
-    "loko_ref.conformance.child": {"read_bytes"},  # /proc
-    "loko_ref.conformance.page": {"read_text"},  # the package's own template
-    "loko_ref.conformance.protocol": {"loads", "open"},  # messages; a harness's file, no link
-    "loko_ref.documents": {"loads", "read_text"},  # the package's own schemas
-    "loko_ref.conformance.supervisor": {"open"},  # /proc
+    "loko_ref.conformance.implementations.child": {"read_bytes"},  # /proc
+    "loko_ref.conformance.reports.page": {"read_text"},  # the package's own template
+    "loko_ref.conformance.implementations.protocol": {
+        "loads",
+        "open",
+    },  # messages; a harness's file, no link
+    "loko_ref.files.documents": {"loads", "read_text"},  # the package's own schemas
+    "loko_ref.conformance.implementations.supervisor": {"open"},  # /proc
     "loko_ref.interop.patterns": {"loads"},  # what its own process answers
-    "loko_ref.interrupt": {"open"},  # /proc
-    "loko_ref.lte.checkpoint": {"replace"},  # a whole directory, each file of it by storage
+    "loko_ref.errors.interrupt": {"open"},  # /proc
+    "loko_ref.experiments.lte.checkpoint": {
+        "replace"
+    },  # a whole directory, each file of it by storage
     "loko_ref.lte.mpi": {"loads"},  # what its own ranks sent
     "loko_ref.lte.watch": {"open", "read_bytes", "read_text"},  # /proc, and its own lock files
 }
@@ -229,7 +239,9 @@ def test_files_are_opened_in_one_place():
             continue
         for call, line in opening(tree):
             allowed = NOT_NAMED.get(name, set())
-            assert call in allowed, f"{name}, line {line}: {call}; use loko_ref.reading or writing"
+            assert call in allowed, (
+                f"{name}, line {line}: {call}; use loko_ref.files.reading or writing"
+            )
             used[name].add(call)
     assert {name: used[name] for name in NOT_NAMED} == NOT_NAMED, "an exception without its use"
     for line in ("open('x')", "p.read_text()", "np.load(f)", "gzip.open(f)", "json.loads(t)"):
@@ -265,7 +277,9 @@ def test_importing_the_package_loads_numpy_and_scipy_alone():
     assert loaded - {"cython_runtime", "loko_ref", "numpy", "scipy"} == set()
 
 
-@pytest.mark.parametrize("room", ["loko_ref.lte", "loko_ref.conformance", "loko_ref.data"])
+@pytest.mark.parametrize(
+    "room", ["loko_ref.lte", "loko_ref.conformance", "loko_ref.experiments.data.bundled"]
+)
 def test_importing_a_room_loads_no_extra(room):
     assert not fresh(f"import {room}") & HEAVY
 

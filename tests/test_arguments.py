@@ -10,20 +10,9 @@ import numpy as np
 import pytest
 import sampling
 
-from loko_ref import (
-    architectures,
-    errors,
-    jacobian,
-    kalman,
-    kinds,
-    loko,
-    lora,
-    lte,
-    model,
-    optimizers,
-    spec,
-)
-from loko_ref.conformance import own
+from loko_ref import errors, kalman, loko, lte, optimizers
+from loko_ref.conformance import user_inputs as own
+from loko_ref.network import architectures, jacobian, kinds, lora, model, spec
 
 OURS = (errors.InputError, errors.NumericalError, errors.BackendError)
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as hs
 
-from loko_ref import arrays, checks, errors, loko, lte, optimizers
+from loko_ref import arrays, errors, loko, lte, optimizers
 from loko_ref import strategies as st
+from loko_ref.checks import values as checks
 from loko_ref.errors import (
     BackendError,
     InputError,
@@ -21,11 +22,11 @@ from loko_ref.errors import (
     closest,
     unknown_option,
 )
+from loko_ref.experiments.config import RunConfig
 from loko_ref.kalman import dense, diagonal, noise, time
 from loko_ref.kalman import observation as obs
-from loko_ref.lora import init_factors
-from loko_ref.model import init_model, mlp_spec
-from loko_ref.runconfig import RunConfig
+from loko_ref.network.lora import init_factors
+from loko_ref.network.model import init_model, mlp_spec
 
 GOOD = {
     "theta": np.zeros(3),

@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from loko_ref import documents
 from loko_ref.cli import main, options
 from loko_ref.errors import InputError
-from loko_ref.runconfig import RunConfig, default_options
-from loko_ref.study import curves
-from loko_ref.training import Point
+from loko_ref.experiments import curves
+from loko_ref.experiments.config import RunConfig, default_options
+from loko_ref.experiments.stream import Point
+from loko_ref.files import documents
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 
@@ -72,7 +72,7 @@ def test_seeds_default_to_three_and_their_mean_is_shown(cli, tmp_path):
 
 
 def test_a_reported_config_repeats_the_run(cli, tmp_path):
-    from loko_ref import runs
+    from loko_ref.experiments import runs
 
     words = ("train", "--data", "wine", "--seed", 4, "--shift", "permute", "--optimizer", "loko")
     cli(

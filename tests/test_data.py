@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from loko_ref import data
-from loko_ref.data import Split, load, shift_features
 from loko_ref.errors import InputError, MissingExtraError
+from loko_ref.experiments.data import bundled as data
+from loko_ref.experiments.data.bundled import Split, load, shift_features
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 

@@ -14,8 +14,10 @@ import pytest
 import table
 from support import is_array, leaves, readonly, tree_map
 
-from loko_ref import arrays, backends, model
+from loko_ref import arrays
+from loko_ref.arrays import backends
 from loko_ref.errors import BackendError, InputError, NumericalError
+from loko_ref.network import model
 
 OPERATIONS = list(table.operations())
 NAMES = [name for name, _, _ in OPERATIONS]

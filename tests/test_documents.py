@@ -11,8 +11,9 @@ import pytest
 import sampling
 
 import loko_ref
-from loko_ref import bench, documents
 from loko_ref.errors import InputError
+from loko_ref.fast import bench
+from loko_ref.files import documents
 
 testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra 'cli')")
 
@@ -70,9 +71,9 @@ def verify(tmp_path):
 
 
 def mutants(tmp_path):
-    from loko_ref.conformance import score
-    from loko_ref.conformance.cases import select
-    from loko_ref.conformance.mutants import all_mutants
+    from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.mistakes import score
+    from loko_ref.conformance.mistakes.registry import all_mutants
 
     yield written(tmp_path / "m.json", "mutants", "--only", "R-J*", "--json")
     (one,) = [m for m in all_mutants() if m.id == "R-JITTER"]
@@ -116,7 +117,7 @@ MAKERS = {
 
 
 def test_the_names_are_the_schemas_that_there_are():
-    there = {path.name for path in files("loko_ref").joinpath("schemas").iterdir()}
+    there = {path.name for path in files("loko_ref.files").joinpath("schemas").iterdir()}
     assert there == {f"{name}.json" for name in documents.NAMES}
     assert set(documents.NAMES) == set(documents.WRITTEN_BY) == set(MAKERS)
     for name in documents.NAMES:
@@ -193,7 +194,7 @@ def test_the_command_lists_the_schemas_and_prints_each():
 
 
 def test_what_is_not_finite_is_null_in_a_certificate():
-    from loko_ref.conformance.certify import Quantity, as_json
+    from loko_ref.conformance.vectors.certify import Quantity, as_json
 
     one = Quantity(
         case="lora.delta/tiny/float64",

@@ -9,10 +9,10 @@ import pytest
 
 from loko_ref.cli import main
 from loko_ref.errors import InputError
+from loko_ref.experiments.config import RunConfig
+from loko_ref.experiments.stream import prepare
+from loko_ref.explain.steps import explain, parameter_name
 from loko_ref.kalman.noise import combinations
-from loko_ref.runconfig import RunConfig
-from loko_ref.study.explain import explain, parameter_name
-from loko_ref.training import prepare
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 

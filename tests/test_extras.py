@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from hostile import needs_linux, run
 
-from loko_ref import extras
 from loko_ref.cli.needs import EXTRA
-from loko_ref.errors import MissingExtraError
+from loko_ref.errors import MissingExtraError, extras
 
 pytestmark = needs_linux
 importlib.import_module("loko_ref.cli.app")  # once, not in every fork
@@ -149,12 +148,13 @@ def test_doors_of_python_name_the_extra_before_they_work():
 
     def doors():
         block("sklearn", "matplotlib", "flint", "jinja2")
-        from loko_ref import sources, training
-        from loko_ref.balls import ballarray, precision
-        from loko_ref.conformance.page import write
-        from loko_ref.runconfig import RunConfig
-        from loko_ref.study.curves import draw
-        from loko_ref.study.explain import explain
+        from loko_ref.arrays.balls import ballarray, precision
+        from loko_ref.conformance.reports.page import write
+        from loko_ref.experiments import stream as training
+        from loko_ref.experiments.config import RunConfig
+        from loko_ref.experiments.curves import draw
+        from loko_ref.experiments.data import registry as sources
+        from loko_ref.explain.steps import explain
 
         ballarray.flint.cache_clear()  # another test may have loaded it
         config = RunConfig(optimizer="loko")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from loko_ref.errors import InputError, MissingExtraError
-from loko_ref.files import read_cifar, read_idx, read_mnist
-from loko_ref.glue import number_labels, read_glue, tokenize, tokenizer_ids
+from loko_ref.experiments.data.glue import number_labels, read_glue, tokenize, tokenizer_ids
+from loko_ref.experiments.data.images import read_cifar, read_idx, read_mnist
 
 
 def idx(array, code):

@@ -261,16 +261,19 @@ def imports():
     """Import once what the commands import inside their functions."""
     for name in (
         "sklearn.datasets", "matplotlib.figure", "threadpoolctl", "jinja2", "flint",
-        "rich.progress", "rich.table", "loko_ref.balls", "loko_ref.bench",
-        "loko_ref.conformance.certify", "loko_ref.conformance.naming",
-        "loko_ref.conformance.page", "loko_ref.conformance.trace", "loko_ref.conformance.score",
-        "loko_ref.conformance.calibration", "loko_ref.conformance.vectors",
-        "loko_ref.conformance.subprocess_target", "loko_ref.lte.command", "loko_ref.lte.outcome",
-        "loko_ref.lte.mpi", "loko_ref.sources", "safetensors.numpy", "loko_ref.conformance.oracle",
+        "rich.progress", "rich.table", "loko_ref.arrays.balls", "loko_ref.fast.bench",
+        "loko_ref.conformance.vectors.certify", "loko_ref.conformance.diagnose.naming",
+        "loko_ref.conformance.reports.page", "loko_ref.conformance.judge.recorded",
+        "loko_ref.conformance.mistakes.score",
+        "loko_ref.conformance.mistakes.calibration", "loko_ref.conformance.vectors.vectors",
+        "loko_ref.conformance.implementations.command", "loko_ref.experiments.lte.setup",
+        "loko_ref.experiments.lte.report",
+        "loko_ref.lte.mpi", "loko_ref.experiments.data.registry", "safetensors.numpy",
+        "loko_ref.conformance.oracle.loko",
     ):  # fmt: skip
         __import__(name)
-    from loko_ref.conformance.cases import all_cases
-    from loko_ref.conformance.mutants import all_mutants
+    from loko_ref.conformance.cases.registry import all_cases
+    from loko_ref.conformance.mistakes.registry import all_mutants
 
     all_cases()
     all_mutants()

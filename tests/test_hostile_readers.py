@@ -29,14 +29,20 @@ import numpy as np
 import pytest
 import sampling
 
-from loko_ref import files, glue, sources, storage
-from loko_ref.conformance import expectations, implementation, recording, vectors
-from loko_ref.conformance.cases import select
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.implementations import python as implementation
+from loko_ref.conformance.implementations import recording
+from loko_ref.conformance.reports import expected_failures as expectations
+from loko_ref.conformance.vectors import vectors
 from loko_ref.errors import InputError
+from loko_ref.experiments.data import glue
+from loko_ref.experiments.data import images as files
+from loko_ref.experiments.data import registry as sources
+from loko_ref.files import storage
+from loko_ref.files.strict_json import DEPTH, parse_json
 from loko_ref.interop import read_tensors
 from loko_ref.interop.fields import read_json
 from loko_ref.interop.tensors import find_tensors
-from loko_ref.strict_json import DEPTH, parse_json
 
 pytestmark = hostile.needs_linux
 

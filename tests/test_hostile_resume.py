@@ -1,8 +1,8 @@
 """`train --resume` of well-formed files with wrong content: refused by field, or the same run.
 
-The files are written by :func:`loko_ref.storage.save`, so that their bytes are whole. In the first
-part the seal over the content is left as it was: no change may go unnoticed. In the second it is
-made anew, as by someone who knows how: each field must then be refused by a check of its own.
+The files are written by :func:`loko_ref.files.storage.save`, so that their bytes are whole. In the
+first part the seal over the content is left as it was: no change may go unnoticed. In the second it
+is made anew, as by someone who knows how: each field must then be refused by a check of its own.
 """
 
 import copy
@@ -16,10 +16,12 @@ from hostile import needs_linux, run
 from hostile_inputs import damage_json, json_paths, replaced
 from sampling import LONG, SEED
 
-from loko_ref import fields, runfile, runs, storage
+from loko_ref.checks import fields
+from loko_ref.checks.fields import Place
 from loko_ref.errors import InputError
-from loko_ref.fields import Place
-from loko_ref.runconfig import RunConfig
+from loko_ref.experiments import runfile, runs
+from loko_ref.experiments.config import RunConfig
+from loko_ref.files import storage
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as hs
 from support import close, eps, norm
 
-from loko_ref import model
 from loko_ref import strategies as st
-from loko_ref.jacobian import gradient, jacobian
-from loko_ref.model import Model, pack
+from loko_ref.network import model
+from loko_ref.network.jacobian import gradient, jacobian
+from loko_ref.network.model import Model, pack
 
 h = 1e-30
 STACKS = st.models(dtype="float64") | st.models(dtype="float64", train_all=True)

@@ -16,8 +16,8 @@ from support import close, eps, readonly
 
 from loko_ref import strategies as st
 from loko_ref.arrays import keep
-from loko_ref.layers import linear
-from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.network.layers import linear
+from loko_ref.network.layers.activation import ACTIVATIONS
 
 h = 1e-30
 NAMES = sorted(ACTIVATIONS)

@@ -10,13 +10,14 @@ from hypothesis import given, reject
 from hypothesis import strategies as hs
 from support import close, eps, is_array, leaves, norm, readonly
 
-from loko_ref import jacobian, loko, model
+from loko_ref import loko
 from loko_ref import strategies as st
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.fast import prepare
 from loko_ref.kalman import dense, diagonal
 from loko_ref.loko import Batch, LokoConfig, LokoState
-from loko_ref.model import Model, init_model, mlp_spec
+from loko_ref.network import jacobian, model
+from loko_ref.network.model import Model, init_model, mlp_spec
 
 SMALL = st.models(max_width=3, max_depth=2, activations=("tanh", "gelu"), dtype="float64")
 CLASSES = st.models(

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as hs
 from support import close, eps
 
-from loko_ref import lora
 from loko_ref import strategies as st
 from loko_ref.errors import InputError
+from loko_ref.network import lora
 
 
 @pytest.mark.parametrize("init", lora.INITS)

@@ -9,10 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as hs
 from support import close, eps, norm, readonly
 
-from loko_ref import lora, model
 from loko_ref import strategies as st
 from loko_ref.errors import InputError
-from loko_ref.model import Model, add_lora, init_model, merge_lora, mlp_spec, pack, sites, unpack
+from loko_ref.network import lora, model
+from loko_ref.network.model import (
+    Model,
+    add_lora,
+    init_model,
+    merge_lora,
+    mlp_spec,
+    pack,
+    sites,
+    unpack,
+)
 
 
 @given(st.models())

@@ -10,16 +10,16 @@ import pytest
 
 from loko_ref.cli.app import app
 from loko_ref.conformance import pytest_plugin
-from loko_ref.conformance.cases import all_cases, select
-from loko_ref.conformance.globs import matcher
-from loko_ref.conformance.implementation import load
-from loko_ref.conformance.operations import OPERATIONS
-from loko_ref.conformance.target import INTERPRETERS, SOURCES
+from loko_ref.conformance.cases.globs import matcher
+from loko_ref.conformance.cases.registry import all_cases, select
+from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.implementations.python import load
+from loko_ref.conformance.implementations.target import INTERPRETERS, SOURCES
 from loko_ref.errors import InputError, closest, shown, unknown_option
+from loko_ref.experiments.config import RunConfig
 from loko_ref.loko import LokoConfig
 from loko_ref.lte.config import CHOICES
-from loko_ref.model import init_model
-from loko_ref.runconfig import RunConfig
+from loko_ref.network.model import init_model
 
 PARTS = sorted({name.split(".")[0] for name in OPERATIONS})
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sampling import count
 
-from loko_ref import loko, training
+from loko_ref import loko
+from loko_ref.experiments import stream as training
+from loko_ref.experiments.config import RunConfig
 from loko_ref.kalman.observation import to_contrast
-from loko_ref.runconfig import RunConfig
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn (extra 'data')")
 

@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from loko_ref import sources
 from loko_ref.cli import main
 from loko_ref.errors import InputError
-from loko_ref.runconfig import RunConfig
-from loko_ref.texts import CLS, PAD, SEP, UNKNOWN
-from loko_ref.training import begin, evaluate, prepare
+from loko_ref.experiments.config import RunConfig
+from loko_ref.experiments.data import registry as sources
+from loko_ref.experiments.data.texts import CLS, PAD, SEP, UNKNOWN
+from loko_ref.experiments.stream import begin, evaluate, prepare
 
 COUNTS = {"train": 60, "t10k": 21}
 

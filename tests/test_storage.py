@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from loko_ref import storage
-from loko_ref.containers import pack_npz
 from loko_ref.errors import InputError
+from loko_ref.files import storage
+from loko_ref.files.containers import pack_npz
 
 SCHEMA = "loko-ref/test/1"
 

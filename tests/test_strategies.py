@@ -6,11 +6,12 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as hs
 from support import is_array, leaves
 
-from loko_ref import loko, model
+from loko_ref import loko
 from loko_ref import strategies as st
-from loko_ref.conformance.own import agree
+from loko_ref.conformance.user_inputs import agree
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman import observation as obs
+from loko_ref.network import model
 
 
 def least(strategy, condition):

@@ -9,14 +9,15 @@ import sampling
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as hs
 
-from loko_ref import loko, lora, lte
+from loko_ref import loko, lte
 from loko_ref import strategies as st
 from loko_ref.errors import NumericalError
 from loko_ref.kalman import dense, diagonal, noise
 from loko_ref.kalman.observation import OBSERVATIONS
-from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.loko import COVARIANCES
 from loko_ref.lte.config import CHOICES
+from loko_ref.network import lora
+from loko_ref.network.layers.activation import ACTIVATIONS
 from loko_ref.strategies.heads import STEPS
 from loko_ref.strategies.steps import DENSE_FORMS, SEQUENTIAL
 

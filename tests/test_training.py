@@ -15,21 +15,17 @@ import numpy as np
 import pytest
 from sampling import count
 
-from loko_ref import (
-    arrays,
-    backends,
-    data,
-    loko,
-    optimizers,
-    pretraining,
-    runs,
-    storage,
-    training,
-)
+from loko_ref import arrays, loko, optimizers
+from loko_ref.arrays import backends
 from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
-from loko_ref.jacobian import jacobian
-from loko_ref.model import unpack
-from loko_ref.runconfig import RunConfig, default_options, default_shift
+from loko_ref.experiments import base_network as pretraining
+from loko_ref.experiments import runs
+from loko_ref.experiments import stream as training
+from loko_ref.experiments.config import RunConfig, default_options, default_shift
+from loko_ref.experiments.data import bundled as data
+from loko_ref.files import storage
+from loko_ref.network.jacobian import jacobian
+from loko_ref.network.model import unpack
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 
@@ -126,7 +122,7 @@ def test_a_killed_process_leaves_a_checkpoint_from_which_the_run_ends_equal(tmp_
     path = tmp_path / "c.npz"
     given = RunConfig(optimizer="loko", data="breast_cancer", epochs=2, seed=0)
     code = (
-        "from loko_ref import runs; from loko_ref.runconfig import RunConfig; "
+        "from loko_ref import runs; from loko_ref.experiments.config import RunConfig; "
         "runs.run_all([RunConfig(optimizer='loko', data='breast_cancer', epochs=2, seed=0)], "
         f"checkpoint={str(path)!r}, every=1)"
     )

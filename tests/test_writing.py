@@ -11,9 +11,9 @@ import hostile
 import pytest
 from command import loko_ref
 
-from loko_ref import writing
 from loko_ref.errors import InputError
-from loko_ref.writing import check_target, check_targets, make_folder, write_bytes
+from loko_ref.files import writing
+from loko_ref.files.writing import check_target, check_targets, make_folder, write_bytes
 
 needs_posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="special files are POSIX's")
 

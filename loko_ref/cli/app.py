@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import loko_ref
-from loko_ref import interrupt
+from loko_ref.errors import interrupt
 
 __all__ = ["app"]
 
@@ -49,18 +49,18 @@ def _root(
     """Check implementations of LoKO and LTE, watch both learn, certify the oracle itself."""
 
 
-from loko_ref.cli.bench import bench  # noqa: E402
-from loko_ref.cli.certify import certify  # noqa: E402
-from loko_ref.cli.explain import explain_command  # noqa: E402
-from loko_ref.cli.lte import lte  # noqa: E402
-from loko_ref.cli.mutants import mutants  # noqa: E402
-from loko_ref.cli.operations import operations  # noqa: E402
-from loko_ref.cli.protocol import protocol  # noqa: E402
-from loko_ref.cli.schema import schema  # noqa: E402
-from loko_ref.cli.train import train  # noqa: E402
+from loko_ref.cli.commands.bench import bench  # noqa: E402
+from loko_ref.cli.commands.certify import certify  # noqa: E402
+from loko_ref.cli.commands.explain import explain_command  # noqa: E402
+from loko_ref.cli.commands.lte import lte  # noqa: E402
+from loko_ref.cli.commands.mutants import mutants  # noqa: E402
+from loko_ref.cli.commands.operations import operations  # noqa: E402
+from loko_ref.cli.commands.protocol import protocol  # noqa: E402
+from loko_ref.cli.commands.schema import schema  # noqa: E402
+from loko_ref.cli.commands.train import train  # noqa: E402
+from loko_ref.cli.commands.vectors import app as vectors  # noqa: E402
+from loko_ref.cli.commands.verify import verify  # noqa: E402
 from loko_ref.cli.values import read_by_type  # noqa: E402
-from loko_ref.cli.vectors import app as vectors  # noqa: E402
-from loko_ref.cli.verify import verify  # noqa: E402
 
 app.command("verify")(verify)
 app.command("operations")(operations)

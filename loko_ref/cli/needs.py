@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from loko_ref import data as bundled
-from loko_ref import extras
 from loko_ref.arrays import get_backend
+from loko_ref.errors import extras
+from loko_ref.experiments.data import bundled
 
 __all__ = ["EXTRA", "check_needs"]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loko_ref import loko
-from loko_ref.checks import read_number
+from loko_ref.checks.values import read_number
 from loko_ref.errors import InputError, unknown_option
+from loko_ref.experiments.config import BASELINES, OPTIMIZERS, default_options
 from loko_ref.kalman.observation import OBSERVATIONS
-from loko_ref.runconfig import BASELINES, OPTIMIZERS, default_options
 
 __all__ = ["describe", "parse_optimizers", "parse_pairs", "parse_variants"]
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from loko_ref.checks import read_number, read_whole
+from loko_ref.checks.values import read_number, read_whole
 from loko_ref.errors import InputError, shown
 
 __all__ = ["read_by_type"]

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from loko_ref.conformance.cases import Case
-    from loko_ref.conformance.verify import Check, Summary
+    from loko_ref.conformance.cases.registry import Case
+    from loko_ref.conformance.engine import Check, Summary
 
 __all__ = ["TARGET", "LokoItem", "assert_correct", "parametrize"]
 
@@ -38,8 +38,8 @@ class _CheckFailed(AssertionError):
 
 def _report(check: Check) -> str:
     """Say what is wrong, where, and which known mistake does it."""
-    from loko_ref.conformance.naming import name_mistakes
-    from loko_ref.conformance.report import failure
+    from loko_ref.conformance.diagnose.naming import name_mistakes
+    from loko_ref.conformance.reports.document import failure
 
     lines = [f"{check.case.id}: {failure(check)}", f"this case hunts: {check.case.hunts}"]
     if check.forced is not None:
@@ -61,7 +61,7 @@ def parametrize(only: str | None = None, *, dtype: str | None = None) -> pytest.
     dtype : str, optional
         float64 or float32; both by default.
     """
-    from loko_ref.conformance.cases import select
+    from loko_ref.conformance.cases.registry import select
 
     cases = select(only, dtype)
     return pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
@@ -77,8 +77,8 @@ def assert_correct(case: Case, outputs: Any) -> None:
     outputs : mapping of str to array
         Any subset of the operation's outputs.
     """
-    from loko_ref.conformance.answer import check
-    from loko_ref.conformance.verify import judge
+    from loko_ref.conformance.engine import judge
+    from loko_ref.conformance.judge.answer import check
 
     outcome = judge(case, check(outputs, case))
     if outcome.status != "passed":
@@ -119,9 +119,9 @@ def pytest_configure(config: pytest.Config) -> None:
             if config.getoption(option, None) is not None:
                 raise pytest.UsageError(f"{option} needs {TARGET} beside it, which was left out")
         return
-    from loko_ref.conformance import expectations
-    from loko_ref.conformance.cases import select
-    from loko_ref.conformance.implementation import load
+    from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.implementations.python import load
+    from loko_ref.conformance.reports import expected_failures as expectations
     from loko_ref.errors import InputError
 
     listed = config.getoption("--loko-xfail")
@@ -166,7 +166,7 @@ class _Verdict:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the verdict, and what of the expected failures was not run."""
-        from loko_ref.conformance.expectations import not_run
+        from loko_ref.conformance.reports.expected_failures import not_run
 
         terminalreporter.section("loko-ref")
         for note in not_run(self.statuses.items(), self.expected, "--loko-xfail"):
@@ -176,7 +176,7 @@ class _Verdict:
         terminalreporter.write_line(summary.text, **{colour: True})
 
     def _summary(self) -> Summary:
-        from loko_ref.conformance.verify import count, outcome
+        from loko_ref.conformance.engine import count, outcome
 
         return count(outcome(key, status, self.expected) for key, status in self.statuses.items())
 
@@ -197,7 +197,7 @@ class LokoItem(pytest.Item):
 
     def runtest(self) -> None:
         """Run the check."""
-        from loko_ref.conformance.verify import TIMEOUT, run
+        from loko_ref.conformance.engine import TIMEOUT, run
 
         (check,) = run(self.implementation, [self.case], timeout=TIMEOUT)
         self.status = check.status

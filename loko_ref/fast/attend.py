@@ -13,7 +13,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.fast.nodes import Lin, Run, _Fresh
-from loko_ref.layers.attention import allowed
+from loko_ref.network.layers.attention import allowed
 
 __all__ = ["Attend"]
 

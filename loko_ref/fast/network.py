@@ -15,10 +15,10 @@ from loko_ref.errors import InputError
 from loko_ref.fast.attend import Attend
 from loko_ref.fast.columns import Columns, Mixed, OneSample, Places
 from loko_ref.fast.nodes import Act, Lin, Node, Norm, Pool, Residual, Run, Stack
-from loko_ref.kinds import Context, projections, run, site_scale
-from loko_ref.kinds.base import Layer, names
-from loko_ref.model import Model
-from loko_ref.spec import linears, walk
+from loko_ref.network.kinds import Context, projections, run, site_scale
+from loko_ref.network.kinds.base import Layer, names
+from loko_ref.network.model import Model
+from loko_ref.network.spec import linears, walk
 
 __all__ = ["Network"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.fast.columns import Block
 from loko_ref.fast.gelu import gelu
-from loko_ref.layers.activation import gelu_tanh_forward
+from loko_ref.network.layers.activation import gelu_tanh_forward
 
 __all__ = ["Act", "Lin", "Node", "Norm", "Pool", "Residual", "Run", "Stack"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loko_ref.arrays import Array, contrast_basis, is_numpy, solve
-from loko_ref.backends import keep_freed_memory
+from loko_ref.arrays.backends import keep_freed_memory
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.fast.columns import Columns
 from loko_ref.fast.filter import decoupled, root_inverse, variational
@@ -20,7 +20,7 @@ from loko_ref.kalman import glm, time
 from loko_ref.kalman import observation as obs
 from loko_ref.loko import Batch, LokoConfig, LokoState, loss, targets
 from loko_ref.loko.measurement import check_windup
-from loko_ref.model import check_inputs
+from loko_ref.network.model import check_inputs
 
 __all__ = ["FastRecord", "Stepper", "prepare"]
 

@@ -22,16 +22,16 @@ import numpy as np
 
 from loko_ref.arrays import to_host
 from loko_ref.errors import InputError
+from loko_ref.files.writing import make_folder, write_bytes
 from loko_ref.interop.adapter_config import check_config
 from loko_ref.interop.checkpoints import Checkpoint, join
 from loko_ref.interop.families import LEAF, tables
 from loko_ref.interop.fields import Fields, read_json, short, unsupported
 from loko_ref.interop.targets import pattern_values, saved, targeted
 from loko_ref.interop.tensors import find_tensors, read_tensors, write_tensors
-from loko_ref.lora import FACTORS
-from loko_ref.model import Model, param_shapes
-from loko_ref.spec import linears, map_linears
-from loko_ref.writing import make_folder, write_bytes
+from loko_ref.network.lora import FACTORS
+from loko_ref.network.model import Model, param_shapes
+from loko_ref.network.spec import linears, map_linears
 
 __all__ = ["load_adapter", "save_adapter"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.checks import check_choice
+from loko_ref.checks.values import check_choice
 from loko_ref.errors import InputError
 from loko_ref.interop.families import FAMILIES, modules, spellings
 from loko_ref.interop.fields import Fields, read_json, short
@@ -27,8 +27,8 @@ from loko_ref.interop.model_config import (
     outputs_of,
 )
 from loko_ref.interop.tensors import as_floats, find_tensors, read_tensors
-from loko_ref.kinds.base import whole
-from loko_ref.model import Model, param_shapes
+from loko_ref.network.kinds.base import whole
+from loko_ref.network.model import Model, param_shapes
 
 __all__ = ["Checkpoint", "join", "load_classifier"]
 
@@ -97,7 +97,7 @@ def load_classifier(
     -------
     Checkpoint
         Its model has nothing to train yet: load an adapter, or put LoRA on it
-        (:func:`loko_ref.model.add_lora`).
+        (:func:`loko_ref.network.model.add_lora`).
 
     Raises
     ------

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loko_ref import strict_json
 from loko_ref.errors import InputError
+from loko_ref.files import strict_json
 
 __all__ = ["Fields", "read_json", "short", "unsupported"]
 

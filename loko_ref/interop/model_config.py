@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loko_ref.architectures import bert_spec, vit_spec
 from loko_ref.errors import InputError
 from loko_ref.interop.families import FAMILIES, Family
 from loko_ref.interop.fields import Fields, short, unsupported
+from loko_ref.network.architectures import bert_spec, vit_spec
 
 __all__ = ["ACTIVATIONS", "build_spec", "check_classifier", "depth", "family_of", "outputs_of"]
 

@@ -1,6 +1,6 @@
 """Checkpoints' safetensors files: found in a folder, read and written with NumPy.
 
-The format is read by :mod:`loko_ref.containers`.
+The format is read by :mod:`loko_ref.files.containers`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.containers import pack_safetensors, parse_safetensors
 from loko_ref.errors import InputError
-from loko_ref.reading import is_file_name, map_file, open_file
-from loko_ref.strict_json import read_json
-from loko_ref.writing import write_bytes
+from loko_ref.files.containers import pack_safetensors, parse_safetensors
+from loko_ref.files.reading import is_file_name, map_file, open_file
+from loko_ref.files.strict_json import read_json
+from loko_ref.files.writing import write_bytes
 
 __all__ = ["as_floats", "find_tensors", "read_tensors", "write_tensors"]
 

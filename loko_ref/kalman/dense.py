@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve_triangular
-from loko_ref.checks import check_choice, check_floats
+from loko_ref.checks.values import check_choice, check_floats
 from loko_ref.errors import InputError, NumericalError, UndecidedError
 from loko_ref.kalman import glm
 from loko_ref.kalman.diagonal import check_update

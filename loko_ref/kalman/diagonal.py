@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve_triangular
-from loko_ref.checks import (
+from loko_ref.checks.values import (
     check_choice,
     check_covariance,
     check_finite,

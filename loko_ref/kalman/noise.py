@@ -18,7 +18,7 @@ glm                 J, the covariance of a one-hot y given yhat                 
 from __future__ import annotations
 
 from loko_ref.arrays import Array, scalar
-from loko_ref.checks import (
+from loko_ref.checks.values import (
     check_choice,
     check_finite,
     check_floats,

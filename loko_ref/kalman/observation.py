@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from loko_ref.arrays import Array, asarray, cholesky, contrast_basis, epsilon, namespace, root
 from loko_ref.arrays import cho_solve as _cho_solve
-from loko_ref.checks import (
+from loko_ref.arrays.special import softmax_forward
+from loko_ref.checks.values import (
     check_array,
     check_choice,
     check_covariance,
@@ -31,7 +32,6 @@ from loko_ref.checks import (
     check_whole,
 )
 from loko_ref.errors import InputError
-from loko_ref.layers.activation import softmax_forward
 
 __all__ = [
     "OBSERVATIONS",

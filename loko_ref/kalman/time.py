@@ -9,7 +9,13 @@ from numbers import Real
 from typing import Any
 
 from loko_ref.arrays import Array, namespace
-from loko_ref.checks import check_finite, check_floats, check_positive, check_range, check_shape
+from loko_ref.checks.values import (
+    check_finite,
+    check_floats,
+    check_positive,
+    check_range,
+    check_shape,
+)
 from loko_ref.errors import InputError
 
 __all__ = ["update"]

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from numbers import Real
 
 from loko_ref.arrays import Array
-from loko_ref.checks import (
-    check_choice,
-    check_range,
-    known_keywords,
-)
+from loko_ref.checks.values import check_choice, check_range, known_keywords
 from loko_ref.errors import InputError
 from loko_ref.kalman import dense, diagonal, noise
 from loko_ref.kalman import observation as obs
-from loko_ref.model import Model
+from loko_ref.network.model import Model
 
 __all__ = ["COVARIANCES", "DEFAULT_NOISE", "LokoConfig"]
 
@@ -94,7 +90,7 @@ class LokoConfig:
             raise InputError(
                 "model",
                 type(self.model).__name__,
-                "a loko_ref.model.Model",
+                "a loko_ref.network.model.Model",
                 "a spec or weights alone: Model(spec=..., weights=...) holds both",
             )
         check_choice("observation", self.observation, obs.OBSERVATIONS)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from loko_ref.arrays import Array, namespace, number
-from loko_ref.checks import check_choice, check_floats, check_shape
+from loko_ref.arrays.special import log_softmax_forward
+from loko_ref.checks.signatures import check_type
+from loko_ref.checks.values import check_choice, check_floats, check_shape
 from loko_ref.errors import InputError, NumericalError
-from loko_ref.jacobian import jacobian
 from loko_ref.kalman import noise, time
 from loko_ref.kalman import observation as obs
-from loko_ref.layers.activation import log_softmax_forward
 from loko_ref.loko.config import LokoConfig
 from loko_ref.loko.measurement import (
     Update,
@@ -26,8 +26,8 @@ from loko_ref.loko.measurement import (
     spread,
 )
 from loko_ref.loko.state import Batch, LokoRecord, LokoState, check_state
-from loko_ref.model import forward, unpack
-from loko_ref.signatures import check_type
+from loko_ref.network.jacobian import jacobian
+from loko_ref.network.model import forward, unpack
 
 __all__ = ["advance", "loss", "run", "step", "targets"]
 

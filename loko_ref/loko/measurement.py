@@ -9,11 +9,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from loko_ref.arrays import Array, epsilon, namespace
-from loko_ref.checks import (
-    check_finite,
-    check_floats,
-    check_symmetric,
-)
+from loko_ref.checks.values import check_finite, check_floats, check_symmetric
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman import dense, diagonal
 from loko_ref.kalman import observation as obs

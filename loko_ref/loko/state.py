@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array, asarray, namespace
-from loko_ref.checks import (
+from loko_ref.checks.signatures import check_type, takes
+from loko_ref.checks.values import (
     check_covariance,
     check_finite,
     check_floats,
@@ -27,8 +28,7 @@ from loko_ref.checks import (
 )
 from loko_ref.errors import InputError
 from loko_ref.loko.config import LokoConfig
-from loko_ref.model import pack, sites
-from loko_ref.signatures import check_type, takes
+from loko_ref.network.model import pack, sites
 
 __all__ = ["Batch", "LokoRecord", "LokoState", "check_state", "init", "init_at", "prior"]
 

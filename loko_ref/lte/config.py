@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref import lora
 from loko_ref.arrays import Array, is_numpy
-from loko_ref.checks import (
+from loko_ref.checks.values import (
     check_choice,
     check_memory,
     check_seed,
@@ -25,11 +24,12 @@ from loko_ref.checks import (
     known_keywords,
 )
 from loko_ref.errors import InputError, unknown_option
-from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.loko import LokoConfig
-from loko_ref.model import Model, param_shapes
+from loko_ref.network import lora
+from loko_ref.network.layers.activation import ACTIVATIONS
+from loko_ref.network.model import Model, param_shapes
+from loko_ref.network.spec import check_spec, linears
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
-from loko_ref.spec import check_spec, linears
 
 __all__ = ["CHOICES", "OPTIMIZERS", "Layout", "Loko", "LteConfig", "Site"]
 
@@ -182,9 +182,9 @@ class LteConfig:
     Parameters
     ----------
     spec : sequence of mapping
-        The network (:mod:`loko_ref.model`). Linears with ``lora``, those of an attention too, are
-        the low-rank sites; layers without (norms, tables, the other linears) are replica layers,
-        one trainable copy a head, averaged at a merge.  [LTE-7]
+        The network (:mod:`loko_ref.network.model`). Linears with ``lora``, those of an attention
+        too, are the low-rank sites; layers without (norms, tables, the other linears) are replica
+        layers, one trainable copy a head, averaged at a merge.  [LTE-7]
     heads : int
         Number of heads, >= 1.
     merge_every : int

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array, namespace
-from loko_ref.layers import linear
-from loko_ref.layers.activation import ACTIVATIONS, log_softmax_forward
+from loko_ref.arrays.special import log_softmax_forward
 from loko_ref.lte import nested
 from loko_ref.lte.config import Layout, LteConfig, Site
+from loko_ref.network.layers import linear
+from loko_ref.network.layers.activation import ACTIVATIONS
 
 __all__ = ["Heads", "forward", "gradient", "jacobian", "losses", "mhlora_params", "vjp"]
 

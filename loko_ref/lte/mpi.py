@@ -22,7 +22,6 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from loko_ref import interrupt
 from loko_ref.arrays import Array, asarray, to_host
 from loko_ref.errors import (
     BackendError,
@@ -30,6 +29,7 @@ from loko_ref.errors import (
     MissingExtraError,
     MissingLibraryError,
     NumericalError,
+    interrupt,
 )
 from loko_ref.lte.team import span
 from loko_ref.lte.watch import Watch, sentry

@@ -4,9 +4,10 @@ Shapes: x (heads, batch, ...) each head's samples as the first layer takes them;
 C); dz (k..., heads, batch, C), any leading axes of cotangents; theta (heads, n); W (o, i) shared or
 (heads, o, i) a copy each; A (heads, r, i); B (heads, o, r); bA (heads, r); bB (heads, o).
 
-A head with a shared weight is a plain network (:mod:`loko_ref.model`) whose sites have rank 2 r:
-``delta - delta' = scale [B, -B'][A; A']``; mhlora is one whose sites have rank heads * r. So the
-layers are those of :mod:`loko_ref.kinds`, and a head's numbers depend on that head alone.  [LTE-12]
+A head with a shared weight is a plain network (:mod:`loko_ref.network.model`) whose sites have rank
+2 r: ``delta - delta' = scale [B, -B'][A; A']``; mhlora is one whose sites have rank heads * r. So
+the layers are those of :mod:`loko_ref.network.kinds`, and a head's numbers depend on that head
+alone.  [LTE-12]
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from loko_ref.arrays import Array, namespace
-from loko_ref.kinds import Ask, Context, backward, run
 from loko_ref.lte.config import LteConfig, Site
-from loko_ref.spec import map_linears
+from loko_ref.network.kinds import Ask, Context, backward, run
+from loko_ref.network.spec import map_linears
 
 __all__ = ["View", "forward", "handed_out", "joint", "vjp"]
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 
 from loko_ref.arrays import Array
+from loko_ref.checks.signatures import check_type, takes
 from loko_ref.errors import InputError
 from loko_ref.lte.config import LteConfig
 from loko_ref.lte.merging import merge, reset
 from loko_ref.lte.state import LteState
 from loko_ref.lte.stepping import StepRecord, deal, step
 from loko_ref.lte.team import ALONE, Team
-from loko_ref.signatures import check_type, takes
 
 __all__ = [
     "Event",

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref import loko, lora, optimizers
+from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, asarray, namespace
-from loko_ref.checks import check_finite, check_floats, check_shape
+from loko_ref.checks.fields import digest
+from loko_ref.checks.signatures import NoneType, takes
+from loko_ref.checks.values import check_finite, check_floats, check_shape
 from loko_ref.errors import InputError
-from loko_ref.fields import digest
 from loko_ref.lte.config import Loko, LteConfig
 from loko_ref.lte.heads import Heads
 from loko_ref.lte.team import ALONE, Team, span
-from loko_ref.model import Model, init_model
-from loko_ref.signatures import NoneType, takes
-from loko_ref.spec import linears, map_linears
+from loko_ref.network import lora
+from loko_ref.network.model import Model, init_model
+from loko_ref.network.spec import linears, map_linears
 
 __all__ = [
     "LteState",

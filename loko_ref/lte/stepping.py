@@ -14,16 +14,16 @@ import numpy as np
 
 from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, namespace
-from loko_ref.checks import check_array, check_finite, check_floats, check_shape
+from loko_ref.checks.signatures import takes
+from loko_ref.checks.values import check_array, check_finite, check_floats, check_shape
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman.observation import one_hot
-from loko_ref.kinds.tokens import Embedding
 from loko_ref.lte import heads as net
 from loko_ref.lte.config import Loko, LteConfig
 from loko_ref.lte.state import LteState, heads_of
 from loko_ref.lte.team import ALONE, Team
-from loko_ref.signatures import takes
-from loko_ref.spec import check_input, reads_tokens
+from loko_ref.network.kinds.tokens import Embedding
+from loko_ref.network.spec import check_input, reads_tokens
 
 __all__ = ["StepRecord", "deal", "step"]
 

@@ -8,7 +8,8 @@
         facts.DIAGONAL[fact](my_update, problem)
 
 They need no reference: each compares an update with itself, or with a bound. How far two correct
-updates may be apart is computed from the problem (:mod:`loko_ref.conformance.own`).  [TOL-1]
+updates may be apart is computed from the problem (:mod:`loko_ref.conformance.user_inputs`).
+[TOL-1]
 
 Shapes: theta, p (n,); P (n, n); H (m, n); e (m,); R (m, m).
 """
@@ -22,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.conformance.own import own_case
-from loko_ref.conformance.tolerance import tolerance
+from loko_ref.conformance.judge.tolerance import tolerance
+from loko_ref.conformance.user_inputs import own_case
 from loko_ref.strategies.problems import DenseProblem, DiagonalProblem
 
 __all__ = ["DENSE", "DIAGONAL", "Fact", "Update"]

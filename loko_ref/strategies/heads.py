@@ -13,10 +13,10 @@ from hypothesis import assume, reject
 from hypothesis import strategies as st
 
 from loko_ref import lte
-from loko_ref.conformance.operations import OPERATIONS
+from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.errors import NumericalError
-from loko_ref.lora import FACTORS
-from loko_ref.model import param_shapes
+from loko_ref.network.lora import FACTORS
+from loko_ref.network.model import param_shapes
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 from loko_ref.strategies.matrices import Floats, arrays, dtype_or, frozen
 from loko_ref.strategies.networks import models

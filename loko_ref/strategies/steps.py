@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from loko_ref import kalman
 from loko_ref.errors import InputError
-from loko_ref.kinds.tokens import Embedding
 from loko_ref.loko import COVARIANCES, Batch, LokoConfig, LokoState
-from loko_ref.model import Model, pack, sites
-from loko_ref.spec import reads_tokens
+from loko_ref.network.kinds.tokens import Embedding
+from loko_ref.network.model import Model, pack, sites
+from loko_ref.network.spec import reads_tokens
 from loko_ref.strategies.matrices import arrays, frozen, spd_matrices, variances
 from loko_ref.strategies.networks import models
 

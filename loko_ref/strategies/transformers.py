@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from loko_ref.architectures import TARGETS, bert_spec, encoder_spec, roberta_spec, vit_spec
-from loko_ref.checks import check_choice
-from loko_ref.layers.activation import ACTIVATIONS
-from loko_ref.model import Model, param_shapes
+from loko_ref.checks.values import check_choice
+from loko_ref.network.architectures import TARGETS, bert_spec, encoder_spec, roberta_spec, vit_spec
+from loko_ref.network.layers.activation import ACTIVATIONS
+from loko_ref.network.model import Model, param_shapes
 from loko_ref.strategies.matrices import dtype_or, frozen
 
 __all__ = ["KINDS", "transformer_specs", "transformers"]

@@ -7,7 +7,7 @@ The unit of the tolerances is machine epsilon times the number of terms in the l
 import numpy as np
 import pytest
 
-from loko_ref.layers import attention, embedding, norm
+from loko_ref.network.layers import attention, embedding, norm
 
 EPS = np.finfo(float).eps
 STEP = 1e-30

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from loko_ref.errors import InputError
-from loko_ref.jacobian import gradient, jacobian
-from loko_ref.model import (
+from loko_ref.network.jacobian import gradient, jacobian
+from loko_ref.network.model import (
     Model,
     add_lora,
     forward,

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from loko_ref import texts, training
 from loko_ref.errors import InputError
-from loko_ref.runconfig import RunConfig
+from loko_ref.experiments import stream as training
+from loko_ref.experiments.config import RunConfig
+from loko_ref.experiments.data import texts
 
 
 def test_topics():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from loko_ref import loko
-from loko_ref.bench import problem
 from loko_ref.fast import prepare
+from loko_ref.fast.bench import problem
 
 
 @pytest.mark.slow

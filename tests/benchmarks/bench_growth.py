@@ -24,9 +24,9 @@ import numpy as np
 import scipy.optimize
 
 from loko_ref import loko
-from loko_ref.architectures import encoder_spec
 from loko_ref.fast import prepare
-from loko_ref.model import init_model
+from loko_ref.network.architectures import encoder_spec
+from loko_ref.network.model import init_model
 
 BLOCKS = (1, 2, 4, 8, 16)
 RANKS = (4, 8, 16, 32, 64, 128)

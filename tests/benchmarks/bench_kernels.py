@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from loko_ref import loko
-from loko_ref.bench import problem
 from loko_ref.fast import prepare
+from loko_ref.fast.bench import problem
 from loko_ref.fast.columns import Mixed, squares
 from loko_ref.fast.filter import decoupled, root_inverse
 from loko_ref.fast.network import Network
-from loko_ref.jacobian import jacobian
-from loko_ref.layers import attention, norm
-from loko_ref.layers.activation import gelu_forward, gelu_vjp
+from loko_ref.network.jacobian import jacobian
+from loko_ref.network.layers import attention, norm
+from loko_ref.network.layers.activation import gelu_forward, gelu_vjp
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
 

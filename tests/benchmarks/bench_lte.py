@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from loko_ref import lte
-from loko_ref.model import mlp_spec
+from loko_ref.network.model import mlp_spec
 from loko_ref.optimizers import AdamW
 
 PROBLEMS = {

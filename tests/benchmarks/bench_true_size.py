@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from loko_ref import loko
-from loko_ref.architectures import roberta_spec, vit_spec
-from loko_ref.bench import _peak_mb
 from loko_ref.fast import prepare
+from loko_ref.fast.bench import _peak_mb
 from loko_ref.loko import Batch, LokoConfig
-from loko_ref.model import Model, init_model
+from loko_ref.network.architectures import roberta_spec, vit_spec
+from loko_ref.network.model import Model, init_model
 
 BASE = {"layers": 12, "width": 768, "heads": 12, "ff": 3072, "lora": {"r": 8, "alpha": 16.0}}
 CASES = ("roberta", "vit", "vit_100")

@@ -31,8 +31,8 @@ for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from loko_ref import bench, loko  # noqa: E402
-from loko_ref.fast import prepare  # noqa: E402
+from loko_ref import loko  # noqa: E402
+from loko_ref.fast import bench, prepare  # noqa: E402
 
 CONTESTANTS = ("loko_ref", "torch jacrev", "torch loop", "jax", "floor")
 CASES = [

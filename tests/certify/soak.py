@@ -12,11 +12,12 @@ import time
 
 import numpy as np
 
-from loko_ref import balls, loko
+from loko_ref import loko
+from loko_ref.arrays import balls
 from loko_ref.errors import NumericalError
 from loko_ref.kalman import dense, diagonal
 from loko_ref.kalman import time as time_update
-from loko_ref.model import init_model, mlp_spec
+from loko_ref.network.model import init_model, mlp_spec
 
 
 def asymmetry(S):

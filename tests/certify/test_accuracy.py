@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("flint", reason="python-flint (extra 'certify') is not installed")
 
-from loko_ref import balls
+from loko_ref.arrays import balls
 from loko_ref.errors import NumericalError
 from loko_ref.kalman import dense, diagonal, observation
-from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.network.layers.activation import ACTIVATIONS
 
 U = 2.0**-53
 

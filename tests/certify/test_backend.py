@@ -10,14 +10,16 @@ import pytest
 
 pytest.importorskip("flint", reason="python-flint (extra 'certify') is not installed")
 
-from loko_ref import arrays, balls, lora, optimizers
+from loko_ref import arrays, optimizers
 from loko_ref import loko as loko_room
+from loko_ref.arrays import balls
 from loko_ref.errors import InputError, NumericalError, UndecidedError
-from loko_ref.jacobian import gradient, jacobian
 from loko_ref.kalman import dense, diagonal, noise, observation, time
-from loko_ref.layers import linear
-from loko_ref.layers.activation import ACTIVATIONS
-from loko_ref.model import Model, init_model, mlp_spec
+from loko_ref.network import lora
+from loko_ref.network.jacobian import gradient, jacobian
+from loko_ref.network.layers import linear
+from loko_ref.network.layers.activation import ACTIVATIONS
+from loko_ref.network.model import Model, init_model, mlp_spec
 
 FACTOR = 8
 U = 2.0**-53

@@ -10,13 +10,14 @@ pytest.importorskip("flint", reason="python-flint (extra 'certify') is not insta
 import importlib.util
 from pathlib import Path
 
-from loko_ref import balls, lte
-from loko_ref.architectures import encoder_spec
-from loko_ref.layers import attention, embedding, norm
+from loko_ref import lte
+from loko_ref.arrays import balls
 from loko_ref.lte.heads import Heads, gradient, jacobian
 from loko_ref.lte.merging import merge
 from loko_ref.lte.state import heads_of
-from loko_ref.model import mlp_spec
+from loko_ref.network.architectures import encoder_spec
+from loko_ref.network.layers import attention, embedding, norm
+from loko_ref.network.model import mlp_spec
 
 _spec = importlib.util.spec_from_file_location(
     "test_backend_shared", Path(__file__).with_name("test_backend.py")

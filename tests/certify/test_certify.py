@@ -14,11 +14,12 @@ pytest.importorskip("typer", reason="typer (extra 'cli') is not installed")
 
 from typer.testing import CliRunner
 
-from loko_ref import balls
+from loko_ref.arrays import balls
 from loko_ref.cli.app import app
-from loko_ref.conformance import certify, enclosure, tolerance, vectors
-from loko_ref.conformance.cases import all_cases, select
-from loko_ref.conformance.operations import OPERATIONS
+from loko_ref.conformance.cases.registry import all_cases, select
+from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.judge import tolerance
+from loko_ref.conformance.vectors import certify, enclosure, vectors
 from loko_ref.errors import MissingExtraError
 
 LOOSE = "loko.run/gaussian-dense/float64"
@@ -184,7 +185,7 @@ def test_golden_values_are_the_nearest_floats():
 
 
 def test_the_missing_extra_is_named(monkeypatch):
-    from loko_ref.balls import ballarray
+    from loko_ref.arrays.balls import ballarray
 
     ballarray.flint.cache_clear()
     monkeypatch.setitem(sys.modules, "flint", None)

@@ -12,17 +12,18 @@ pytest.importorskip("flint", reason="python-flint (extra 'certify') is not insta
 
 from flint import arb
 
-from loko_ref import balls, lora, optimizers
-from loko_ref.arrays import one_minus_power
+from loko_ref import optimizers
+from loko_ref.arrays import balls, one_minus_power
 from loko_ref.kalman import noise, observation, time
-from loko_ref.layers import attention
-from loko_ref.layers.activation import ACTIVATIONS
 from loko_ref.lte import heads, nested
 from loko_ref.lte.config import LteConfig
 from loko_ref.lte.heads import Heads
 from loko_ref.lte.merging import merge, merge_weights
 from loko_ref.lte.state import init
-from loko_ref.model import Model, forward, mlp_spec
+from loko_ref.network import lora
+from loko_ref.network.layers import attention
+from loko_ref.network.layers.activation import ACTIVATIONS
+from loko_ref.network.model import Model, forward, mlp_spec
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ pytest.importorskip("flint", reason="python-flint (extra 'certify') is not insta
 
 import flint
 
-from loko_ref import balls
-from loko_ref.balls import enclose, rounded
+from loko_ref.arrays import balls
+from loko_ref.arrays.balls import enclose, rounded
 from loko_ref.errors import InputError, UndecidedError
 
 

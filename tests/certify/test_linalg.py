@@ -5,8 +5,9 @@ import pytest
 
 pytest.importorskip("flint", reason="python-flint (extra 'certify') is not installed")
 
-from loko_ref import arrays, balls
-from loko_ref.balls import linalg
+from loko_ref import arrays
+from loko_ref.arrays import balls
+from loko_ref.arrays.balls import linalg
 from loko_ref.errors import NumericalError, UndecidedError
 
 U = 2.0**-53

@@ -10,9 +10,10 @@ import scipy.linalg
 
 pytest.importorskip("flint", reason="python-flint (extra 'certify') is not installed")
 
-from loko_ref import balls
-from loko_ref.conformance import certify, tolerance
-from loko_ref.conformance.cases import Case, Recipe, all_cases
+from loko_ref.arrays import balls
+from loko_ref.conformance.cases.registry import Case, Recipe, all_cases
+from loko_ref.conformance.judge import tolerance
+from loko_ref.conformance.vectors import certify
 from loko_ref.kalman import diagonal
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loko_ref.conformance import tolerance
-from loko_ref.conformance.cases import DTYPES, Draw, all_cases, define, select
-from loko_ref.conformance.operations import CATALOGUE, OPERATIONS, get
+from loko_ref.conformance.cases.registry import DTYPES, Draw, all_cases, define, select
+from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, get
+from loko_ref.conformance.judge import tolerance
 from loko_ref.errors import InputError
 
 CASES = all_cases()
@@ -171,7 +171,7 @@ def test_a_hopeless_quantity_is_not_judged():
         x = {"theta": draw(6), "p": draw.positive(6), "H": 1e-9 * draw(3, 6), "e": draw(3)}
         return {**x, "R": draw.spd(3, 1e12)}
 
-    from loko_ref.conformance.cases import _RECIPES, Case
+    from loko_ref.conformance.cases.registry import _RECIPES, Case
 
     recipe = _RECIPES.pop(f"kalman.diagonal_update/{name}")
     case = Case(id=f"kalman.diagonal_update/{name}/float32", recipe=recipe, dtype="float32")

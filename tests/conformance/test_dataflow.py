@@ -6,19 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.dataflow import (
-    Lazy,
-    choices,
-    dataflow,
-    missing,
-    output_name,
-    summary,
-)
-from loko_ref.conformance.quantities import HIDDEN, origins
-from loko_ref.conformance.tolerance import FORMULA_TABLE, expected, tolerance
-from loko_ref.conformance.values import identity
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.judge.tolerance import FORMULA_TABLE, expected, tolerance
 from loko_ref.loko import LokoConfig
+from loko_ref.textbook.loko import Lazy, choices, dataflow, missing, output_name, summary
+from loko_ref.textbook.quantities import HIDDEN, origins
+from loko_ref.textbook.values import identity
 
 GIVEN = {"x", "y", "weights", "theta", "p", "R"}
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from command import loko_ref
 
-from loko_ref.conformance import expectations
+from loko_ref.conformance.reports import expected_failures as expectations
 from loko_ref.errors import InputError
 
 TARGETS = Path(__file__).parent / "targets.py"

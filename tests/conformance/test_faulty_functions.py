@@ -11,9 +11,9 @@ from pathlib import Path
 import faulty_functions
 import pytest
 
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.implementation import Implementation, load
-from loko_ref.conformance.verify import run
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.engine import run
+from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.errors import InputError
 
 FILE = Path(faulty_functions.__file__)

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loko_ref.architectures import bert_spec, roberta_spec, vit_spec
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.frameworks import build_module
-from loko_ref.conformance.implementation import load
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.verify import run
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.engine import run
+from loko_ref.conformance.implementations.frameworks import build_module
+from loko_ref.conformance.implementations.python import load
 from loko_ref.errors import InputError
-from loko_ref.jacobian import jacobian
-from loko_ref.model import Model, forward, init_model
-from loko_ref.spec import param_shapes
+from loko_ref.network.architectures import bert_spec, roberta_spec, vit_spec
+from loko_ref.network.jacobian import jacobian
+from loko_ref.network.model import Model, forward, init_model
+from loko_ref.network.spec import param_shapes
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"

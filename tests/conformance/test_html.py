@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from command import loko_ref
 
-from loko_ref.conformance import page
-from loko_ref.conformance.answer import Answer, Finding
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.implementation import Implementation, load
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.tolerance import expected, tolerance
-from loko_ref.conformance.verify import judge, run
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.engine import judge, run
+from loko_ref.conformance.implementations.python import Implementation, load
+from loko_ref.conformance.judge.answer import Answer, Finding
+from loko_ref.conformance.judge.tolerance import expected, tolerance
+from loko_ref.conformance.reports import page
 from loko_ref.errors import InputError
 
 pytestmark = pytest.mark.verdict

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from sampling import sample
 
-from loko_ref import lte, model
-from loko_ref.conformance import lte_oracle
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.implementation import Implementation
-from loko_ref.conformance.lte_formulas import ORDER
-from loko_ref.conformance.operations import get
-from loko_ref.conformance.tolerance import FORMULA_TABLE, expected
-from loko_ref.conformance.verify import run
+from loko_ref import lte
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.catalogue.registry import get
+from loko_ref.conformance.engine import run
+from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.judge.tolerance import FORMULA_TABLE, expected
+from loko_ref.conformance.oracle import lte as lte_oracle
 from loko_ref.errors import InputError
+from loko_ref.network import model
 from loko_ref.optimizers import SGD
+from loko_ref.textbook.lte_formulas import ORDER
 
 RUNS = select("lte.run", "float64")
 DUE = (1, 3)  # merges after steps 2 and 4, from 0

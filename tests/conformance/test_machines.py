@@ -12,13 +12,13 @@ from sampling import sample
 
 pytest.importorskip("threadpoolctl", reason="threadpoolctl (extra 'cli') is not installed")
 
-from loko_ref.conformance import naming
-from loko_ref.conformance.cases import all_cases, select
-from loko_ref.conformance.compare import compare
-from loko_ref.conformance.implementation import Implementation
-from loko_ref.conformance.mutants import all_mutants, as_implementation
-from loko_ref.conformance.tolerance import expected, unit
-from loko_ref.conformance.verify import run
+from loko_ref.conformance.cases.registry import all_cases, select
+from loko_ref.conformance.diagnose import naming
+from loko_ref.conformance.engine import run
+from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.judge.compare import compare
+from loko_ref.conformance.judge.tolerance import expected, unit
+from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.formulas import identity
-from loko_ref.conformance.implementation import Implementation
-from loko_ref.conformance.modules import factor_shapes
-from loko_ref.conformance.mutants import all_mutants, idle
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.tolerance import FORMULA_TABLE, expected
-from loko_ref.conformance.verify import run
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.engine import run
+from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.judge.tolerance import FORMULA_TABLE, expected
+from loko_ref.conformance.mistakes.registry import all_mutants, idle
+from loko_ref.interop.torch_module import factor_shapes
+from loko_ref.textbook.filter import identity
 
 pytestmark = pytest.mark.verdict
 SOURCE = Path(__file__).with_name("einsum_network.py").read_text(encoding="utf-8")

@@ -11,11 +11,13 @@ from command import loko_ref
 from rich.console import Console
 from sampling import LONG, SHARE, sample
 
-from loko_ref import documents as schema
-from loko_ref.conformance import cases, junit, page, report, score
-from loko_ref.conformance.cases import all_cases, select
-from loko_ref.conformance.implementation import Implementation, load
-from loko_ref.conformance.mutants import (
+from loko_ref.conformance.cases import registry as cases
+from loko_ref.conformance.cases.registry import all_cases, select
+from loko_ref.conformance.diagnose.naming import fit, name_mistakes
+from loko_ref.conformance.engine import run
+from loko_ref.conformance.implementations.python import Implementation, load
+from loko_ref.conformance.mistakes import score
+from loko_ref.conformance.mistakes.registry import (
     Mutant,
     all_mutants,
     as_implementation,
@@ -23,9 +25,10 @@ from loko_ref.conformance.mutants import (
     idle,
     mutant,
 )
-from loko_ref.conformance.naming import fit, name_mistakes
-from loko_ref.conformance.terminal import print_report
-from loko_ref.conformance.verify import run
+from loko_ref.conformance.reports import document as report
+from loko_ref.conformance.reports import junit, page
+from loko_ref.conformance.reports.terminal import print_report
+from loko_ref.files import documents as schema
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -65,7 +68,7 @@ def test_an_id_is_not_given_twice():
 
 def place(one):
     """Name the file whose formulas a mistake changes (those without one change all formulas)."""
-    every = "loko_ref.conformance.formulas"
+    every = "loko_ref.textbook.filter"
     return next((f.__module__ for f in one.changes(one.example).values()), every)
 
 
@@ -316,8 +319,8 @@ def test_a_size_that_belies_more_than_it_explains_is_not_named():
 def test_a_fit_needs_every_output():
     """A right S with another K than the mutant's is not that mutant."""
     (case,) = select("kalman.diagonal_update/random/float64")
-    from loko_ref.conformance.answer import Answer
-    from loko_ref.conformance.verify import judge
+    from loko_ref.conformance.engine import judge
+    from loko_ref.conformance.judge.answer import Answer
 
     outputs = dict(evaluate(BY_ID["S-NO-R"], case))
     assert fit(BY_ID["S-NO-R"], judge(case, Answer(outputs=outputs))) is not None

@@ -11,19 +11,21 @@ import jsonschema
 import numpy as np
 import pytest
 
-from loko_ref import documents as schema
-from loko_ref.conformance import operations_network, report, tolerance
-from loko_ref.conformance.answer import Answer
-from loko_ref.conformance.cases import DTYPES, all_cases, select
-from loko_ref.conformance.formulas import FORMULAS as F
-from loko_ref.conformance.formulas import identity
-from loko_ref.conformance.implementation import Implementation, load
-from loko_ref.conformance.operations import OPERATIONS
-from loko_ref.conformance.subprocess_target import Command
-from loko_ref.conformance.verify import judge, run, summarise
-from loko_ref.kinds import KINDS
-from loko_ref.model import init_model
-from loko_ref.spec import linears
+from loko_ref.conformance.cases.registry import DTYPES, all_cases, select
+from loko_ref.conformance.catalogue import network_text as operations_network
+from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.engine import judge, run, summarise
+from loko_ref.conformance.implementations.command import Command
+from loko_ref.conformance.implementations.python import Implementation, load
+from loko_ref.conformance.judge import tolerance
+from loko_ref.conformance.judge.answer import Answer
+from loko_ref.conformance.reports import document as report
+from loko_ref.files import documents as schema
+from loko_ref.network.kinds import KINDS
+from loko_ref.network.model import init_model
+from loko_ref.network.spec import linears
+from loko_ref.textbook.filter import FORMULAS as F
+from loko_ref.textbook.filter import identity
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAT = {"linear", "relu", "tanh", "gelu", "softmax", "log_softmax"}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from loko_ref import documents
-from loko_ref.conformance import certify
-from loko_ref.conformance.certify import Quantity
+from loko_ref.conformance.vectors import certify
+from loko_ref.conformance.vectors.certify import Quantity
+from loko_ref.files import documents
 
 testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra 'cli')")
 

@@ -9,11 +9,14 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 
-from loko_ref import documents
+from loko_ref.conformance import pytest_plugin  # noqa: F401
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose import naming  # noqa: F401
+from loko_ref.conformance.implementations import python as implementation  # noqa: F401
 
 # pytester forgets what a run imports; the kit is imported once, before
-from loko_ref.conformance import expectations, implementation, naming, pytest_plugin  # noqa: F401
-from loko_ref.conformance.cases import select
+from loko_ref.conformance.reports import expected_failures as expectations  # noqa: F401
+from loko_ref.files import documents
 
 pytest_plugins = ["pytester"]  # for pytest in this process
 testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra 'cli')")

@@ -9,10 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as hs
 
 from loko_ref import strategies as st
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.own import agree, check, own_case
-from loko_ref.conformance.tolerance import expected, tolerance
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.judge.tolerance import expected, tolerance
+from loko_ref.conformance.user_inputs import agree, check, own_case
 from loko_ref.errors import InputError
 
 HERE = Path(__file__).parent

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from loko_ref.conformance.cases import all_cases
-from loko_ref.conformance.operations import OPERATIONS
-from loko_ref.conformance.own import agree, own_case
+from loko_ref.conformance.cases.registry import all_cases
+from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.user_inputs import agree, own_case
 from loko_ref.errors import InputError
 
 

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from loko_ref.conformance import pytest_plugin  # noqa: F401
+from loko_ref.conformance.cases.registry import all_cases
+from loko_ref.conformance.diagnose import naming  # noqa: F401
+from loko_ref.conformance.implementations import python as implementation  # noqa: F401
+
 # pytester forgets what a run imports; the kit is imported once, before
-from loko_ref.conformance import expectations, implementation, naming, pytest_plugin, report  # noqa: F401
-from loko_ref.conformance.cases import all_cases
+from loko_ref.conformance.reports import expected_failures as expectations  # noqa: F401
 
 pytest_plugins = ["pytester"]
 all_cases()

@@ -27,12 +27,14 @@ from processes import with_token
 from rich.console import Console
 from sampling import sample
 
-from loko_ref.conformance import junit, page, report, supervisor, terminal
-from loko_ref.conformance.answer import Answer, Finding
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.own import own_case
-from loko_ref.conformance.subprocess_target import Command
-from loko_ref.conformance.verify import Check, judge
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.engine import Check, judge
+from loko_ref.conformance.implementations import supervisor
+from loko_ref.conformance.implementations.command import Command
+from loko_ref.conformance.judge.answer import Answer, Finding
+from loko_ref.conformance.reports import document as report
+from loko_ref.conformance.reports import junit, page, terminal
+from loko_ref.conformance.user_inputs import own_case
 from loko_ref.errors import InputError
 
 HERE = Path(__file__).parent

@@ -15,16 +15,16 @@ import pytest
 from command import loko_ref
 from sampling import SEED, count
 
-from loko_ref.conformance import protocol
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.own import own_case
-from loko_ref.conformance.protocol import ProtocolError
-from loko_ref.conformance.specification import SPECIFICATION
-from loko_ref.conformance.subprocess_target import Command
-from loko_ref.conformance.verify import run, summarise
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.engine import run, summarise
+from loko_ref.conformance.implementations import protocol
+from loko_ref.conformance.implementations.command import Command
+from loko_ref.conformance.implementations.protocol import ProtocolError
+from loko_ref.conformance.implementations.specification import SPECIFICATION
+from loko_ref.conformance.user_inputs import own_case
 from loko_ref.errors import InputError
 from loko_ref.interop.tensors import read_tensors, write_tensors
-from loko_ref.layers.activation import ACTIVATIONS
+from loko_ref.network.layers.activation import ACTIVATIONS
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -144,7 +144,7 @@ def test_no_start(name, message):
 
 
 def test_a_silent_command_is_not_waited_for(monkeypatch):
-    from loko_ref.conformance import subprocess_target
+    from loko_ref.conformance.implementations import command as subprocess_target
 
     monkeypatch.setattr(subprocess_target, "START_TIMEOUT", 0.5)
     start = time.monotonic()
@@ -296,7 +296,7 @@ def test_stop():
 
 
 def test_a_command_that_stays_is_killed(monkeypatch):
-    from loko_ref.conformance import subprocess_target
+    from loko_ref.conformance.implementations import command as subprocess_target
 
     monkeypatch.setattr(subprocess_target, "STOP_TIMEOUT", 0.5)
     command = Command(trouble("stays"))

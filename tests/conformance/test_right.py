@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from loko_ref.conformance import recording, trace
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.compare import compare
-from loko_ref.conformance.tolerance import expected, tolerance, unit
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.implementations import recording
+from loko_ref.conformance.judge import recorded as trace
+from loko_ref.conformance.judge.compare import compare
+from loko_ref.conformance.judge.tolerance import expected, tolerance, unit
 
 pytestmark = pytest.mark.verdict
 

@@ -9,14 +9,16 @@ import jsonschema
 import pytest
 from command import loko_ref
 
-from loko_ref import documents as schema
-from loko_ref.conformance import report, score, vectors
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.implementation import load
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.operations import CATALOGUE
-from loko_ref.conformance.verify import run
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.catalogue.registry import CATALOGUE
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.engine import run
+from loko_ref.conformance.implementations.python import load
+from loko_ref.conformance.mistakes import score
+from loko_ref.conformance.reports import document as report
+from loko_ref.conformance.vectors import vectors
 from loko_ref.errors import InputError
+from loko_ref.files import documents as schema
 
 HERE = Path(__file__).parent
 TARGETS = HERE / "targets.py"

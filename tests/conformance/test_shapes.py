@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loko_ref.conformance import page, report
-from loko_ref.conformance.answer import check
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.implementation import Implementation, load
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.terminal import print_report
-from loko_ref.conformance.tolerance import expected
-from loko_ref.conformance.verify import judge, run
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.engine import judge, run
+from loko_ref.conformance.implementations.python import Implementation, load
+from loko_ref.conformance.judge.answer import check
+from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.conformance.reports import document as report
+from loko_ref.conformance.reports import page
+from loko_ref.conformance.reports.terminal import print_report
 
 EINSUM = load(str(Path(__file__).with_name("einsum_loko.py")))
 RIGHT = EINSUM.functions

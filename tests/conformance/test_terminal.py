@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loko_ref.conformance import report, terminal
-from loko_ref.conformance.answer import Answer, Finding
-from loko_ref.conformance.cases import all_cases, select
-from loko_ref.conformance.implementation import Implementation
-from loko_ref.conformance.mutants import all_mutants, as_implementation
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.tolerance import expected
-from loko_ref.conformance.verify import judge, run
+from loko_ref.conformance.cases.registry import all_cases, select
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.engine import judge, run
+from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.judge.answer import Answer, Finding
+from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation
+from loko_ref.conformance.reports import document as report
+from loko_ref.conformance.reports import terminal
 
 pytestmark = pytest.mark.verdict
 ONE_SCREEN = 60

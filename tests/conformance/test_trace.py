@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from command import loko_ref
 
-from loko_ref.conformance import recording, trace
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.verify import summarise
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.engine import summarise
+from loko_ref.conformance.implementations import recording
+from loko_ref.conformance.judge import recorded as trace
 from loko_ref.errors import InputError
 from loko_ref.interop import write_tensors
 
@@ -107,9 +108,9 @@ def test_the_mistake_is_named(tmp_path, wrong, drop, name):
 @pytest.mark.parametrize("observation", ["glm", "softmax"])
 @pytest.mark.parametrize("covariance", ["diagonal", "dense"])
 def test_the_oracles_own_run_passes(tmp_path, observation, covariance):
-    from loko_ref.conformance.cases import Draw
-    from loko_ref.conformance.operations import OPERATIONS
-    from loko_ref.conformance.oracle import loko_step
+    from loko_ref.conformance.cases.registry import Draw
+    from loko_ref.conformance.catalogue.registry import OPERATIONS
+    from loko_ref.conformance.oracle.loko import loko_step
 
     draw, spec = Draw("trace"), [
         {"kind": "linear", "name": "0", "in": 3, "out": 4, "bias": False,

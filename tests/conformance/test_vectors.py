@@ -12,9 +12,9 @@ import pytest
 from command import loko_ref
 from sampling import SEED, count, sample
 
-from loko_ref.conformance import vectors
-from loko_ref.conformance.cases import all_cases, select
-from loko_ref.conformance.manifest import digest, read_manifest
+from loko_ref.conformance.cases.registry import all_cases, select
+from loko_ref.conformance.vectors import vectors
+from loko_ref.conformance.vectors.manifest import digest, read_manifest
 from loko_ref.errors import InputError
 
 ONLY = "lora.*"

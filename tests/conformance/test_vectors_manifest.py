@@ -9,9 +9,9 @@ import shutil
 import pytest
 import sampling
 
-from loko_ref.conformance import enclosure, vectors
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.manifest import digest
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.vectors import enclosure, vectors
+from loko_ref.conformance.vectors.manifest import digest
 from loko_ref.errors import InputError
 
 ONLY = "lora.delta"

@@ -12,14 +12,14 @@ import pytest
 from command import loko_ref
 from sampling import sample
 
-from loko_ref import documents as schema
-from loko_ref.conformance import report
-from loko_ref.conformance.cases import all_cases, select
-from loko_ref.conformance.compare import compare
-from loko_ref.conformance.implementation import load
-from loko_ref.conformance.tolerance import expected
-from loko_ref.conformance.verify import judge, run, summarise
+from loko_ref.conformance.cases.registry import all_cases, select
+from loko_ref.conformance.engine import judge, run, summarise
+from loko_ref.conformance.implementations.python import load
+from loko_ref.conformance.judge.compare import compare
+from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.conformance.reports import document as report
 from loko_ref.errors import InputError
+from loko_ref.files import documents as schema
 
 pytestmark = pytest.mark.verdict
 HERE = Path(__file__).parent
@@ -212,8 +212,8 @@ def test_a_last_bit_is_no_error():
 
 def test_first_quantity_in_dataflow_order_and_worst_element():
     case = select(f"{OP}/tiny/float64")[0]
-    from loko_ref.conformance.answer import Answer
-    from loko_ref.conformance.tolerance import expected
+    from loko_ref.conformance.judge.answer import Answer
+    from loko_ref.conformance.judge.tolerance import expected
 
     outputs = {name: value.copy() for name, value in expected(case).items()}
     outputs["p"] *= 2
@@ -229,8 +229,8 @@ def test_first_quantity_in_dataflow_order_and_worst_element():
 
 def test_a_run_is_walked_step_by_step():
     case = select("loko.run/glm/float64")[0]
-    from loko_ref.conformance.answer import Answer
-    from loko_ref.conformance.tolerance import expected
+    from loko_ref.conformance.judge.answer import Answer
+    from loko_ref.conformance.judge.tolerance import expected
 
     outputs = {name: value.copy() for name, value in expected(case).items()}
     outputs["z"][5] += 1

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loko_ref import bench, loko
+from loko_ref import loko
 from loko_ref.errors import InputError
-from loko_ref.fast import prepare
+from loko_ref.fast import bench, prepare
 from loko_ref.fast.network import Network
 
 SIZES = {"mlp_b1": (2344, 10), "mlp_b32": (2344, 320), "tf_small": (16384, 10)}
@@ -33,7 +33,7 @@ def test_sizes_of_the_large_problems():
     """Shapes only: nothing of this size is drawn in a test."""
     for name, outputs in (("roberta", 2), ("vit", 10), ("vit_100", 100)):
         spec = bench._spec(name, 8)
-        from loko_ref.spec import linears, width_out
+        from loko_ref.network.spec import linears, width_out
 
         sites = [layer for layer in linears(spec) if layer.get("lora")]
         assert len(sites) == 24

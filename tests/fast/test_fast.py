@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from loko_ref import loko
-from loko_ref.architectures import encoder_spec, roberta_spec, vit_spec
 from loko_ref.errors import InputError
 from loko_ref.fast import columns, prepare
 from loko_ref.fast.network import Network
-from loko_ref.jacobian import jacobian
 from loko_ref.kalman.noise import combinations
 from loko_ref.loko import Batch, LokoConfig
-from loko_ref.model import Model, mlp_spec, pack, param_shapes
+from loko_ref.network.architectures import encoder_spec, roberta_spec, vit_spec
+from loko_ref.network.jacobian import jacobian
+from loko_ref.network.model import Model, mlp_spec, pack, param_shapes
 
 LORA = {"r": 2, "alpha": 4.0}
 BIASED = {**LORA, "bias": True}

@@ -7,7 +7,7 @@ from scipy.special import erfcx
 
 from loko_ref.fast import gelu as room
 from loko_ref.fast.gelu import COEFFICIENTS, K, gelu
-from loko_ref.layers.activation import gelu_forward, gelu_vjp
+from loko_ref.network.layers.activation import gelu_forward, gelu_vjp
 
 EPS = float(np.finfo(np.float32).eps)
 

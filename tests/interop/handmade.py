@@ -2,11 +2,11 @@
 
 import json
 
-from loko_ref.architectures import vit_spec
 from loko_ref.interop import load_classifier, save_adapter, write_tensors
 from loko_ref.interop.checkpoints import Checkpoint
 from loko_ref.interop.families import modules
-from loko_ref.model import add_lora, init_model
+from loko_ref.network.architectures import vit_spec
+from loko_ref.network.model import add_lora, init_model
 
 SIZE = {"layers": 2, "width": 4, "heads": 2, "ff": 6, "outputs": 3}
 CONFIG = {

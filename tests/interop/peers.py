@@ -14,8 +14,8 @@ transformers = pytest.importorskip(
 peft = pytest.importorskip("peft", reason="peft is not installed (extra 'interop')")
 
 from loko_ref.interop.families import modules, tables  # noqa: E402
-from loko_ref.jacobian import jacobian  # noqa: E402
-from loko_ref.model import forward  # noqa: E402
+from loko_ref.network.jacobian import jacobian  # noqa: E402
+from loko_ref.network.model import forward  # noqa: E402
 
 TOL = 1e-11
 SIZE = {

@@ -17,7 +17,7 @@ from loko_ref.interop import (
 from loko_ref.interop.checkpoints import Checkpoint
 from loko_ref.interop.fields import Fields
 from loko_ref.interop.targets import targeted
-from loko_ref.model import Model
+from loko_ref.network.model import Model
 
 
 def test_adapter_round_trip_and_its_errors(tmp_path, rng):

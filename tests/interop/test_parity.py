@@ -17,8 +17,8 @@ from loko_ref.interop import (
     save_adapter,
     write_tensors,
 )
-from loko_ref.model import forward
-from loko_ref.spec import walk
+from loko_ref.network.model import forward
+from loko_ref.network.spec import walk
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CASES = {

@@ -17,7 +17,7 @@ from loko_ref.interop import (
     save_adapter,
     write_tensors,
 )
-from loko_ref.model import sites
+from loko_ref.network.model import sites
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -18,11 +18,11 @@ from torch.func import functional_call, jacrev  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from loko_ref import loko  # noqa: E402
-from loko_ref.architectures import encoder_spec, roberta_spec, vit_spec  # noqa: E402
 from loko_ref.interop import load_adapter, load_classifier  # noqa: E402
 from loko_ref.interop.families import modules  # noqa: E402
-from loko_ref.jacobian import jacobian  # noqa: E402
-from loko_ref.model import Model, forward, mlp_spec, param_shapes, sites  # noqa: E402
+from loko_ref.network.architectures import encoder_spec, roberta_spec, vit_spec  # noqa: E402
+from loko_ref.network.jacobian import jacobian  # noqa: E402
+from loko_ref.network.model import Model, forward, mlp_spec, param_shapes, sites  # noqa: E402
 
 TOL = 1e-11
 LORA = {"r": 2, "alpha": 3.0}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from handmade import SIZE, saved
 
-from loko_ref.architectures import roberta_spec
 from loko_ref.errors import InputError
 from loko_ref.interop import load_classifier, read_tensors, write_tensors
 from loko_ref.interop.families import modules
-from loko_ref.model import forward
+from loko_ref.network.architectures import roberta_spec
+from loko_ref.network.model import forward
 
 
 def test_round_trip(tmp_path, rng):

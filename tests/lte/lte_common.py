@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref import lte, model
-from loko_ref.architectures import encoder_spec, roberta_spec, vit_spec
+from loko_ref import lte
 from loko_ref.lte.state import heads_of
 from loko_ref.lte.team import span
-from loko_ref.model import mlp_spec
+from loko_ref.network import model
+from loko_ref.network.architectures import encoder_spec, roberta_spec, vit_spec
+from loko_ref.network.model import mlp_spec
+from loko_ref.network.spec import linears, map_linears
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
-from loko_ref.spec import linears, map_linears
 
 # Unit roundoff times the length of the longest chain here (a few tens of steps, each a few hundred
 # terms, on values of order 1): differences by rounding stay below 1e-12 with a wide margin, while

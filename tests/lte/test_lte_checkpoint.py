@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from lte_common import OPTIMIZERS, config, lora_only, stack, together
 
-from loko_ref import fields, lte, storage
+from loko_ref import lte
+from loko_ref.checks import fields
 from loko_ref.errors import InputError
-from loko_ref.lte import checkpoint
-from loko_ref.lte.experiment import Data, History, train
+from loko_ref.experiments.lte import checkpoint
+from loko_ref.experiments.lte.train import Data, History, train
+from loko_ref.files import storage
 from loko_ref.lte.state import combine, head_arrays
 from loko_ref.lte.team import Alone
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from loko_ref import lte
 from loko_ref.cli.app import app
 from loko_ref.errors import InputError, NumericalError
-from loko_ref.lte import diagnostics as diag
+from loko_ref.experiments.lte import diagnostics as diag
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEYS = {"test_accuracy", "loss", "steps", "merges", "bytes_sent", "rank_of_update", "state_sha256"}
@@ -159,7 +159,7 @@ def test_the_backend_asked_for_is_given_or_refused(monkeypatch, tmp_path) -> Non
     sys.path.insert(0, str(ROOT / "tests"))
     import device
 
-    from loko_ref import backends
+    from loko_ref.arrays import backends
 
     with pytest.raises(InputError, match="backend: got 'balls'"):
         call(*SMALL, "--backend", "balls")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from loko_ref.cli.app import app
 from loko_ref.errors import InputError, MissingExtraError, NumericalError
-from loko_ref.lte import outcome
+from loko_ref.experiments.lte import report as outcome
 
 SMALL = ["--hidden", "12", "--rank", "2", "--batch", "16", "--merge-every", "2"]
 

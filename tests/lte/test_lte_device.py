@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from lte_common import OPTIMIZERS, batches, config, lora_only, stack, start, together
 
-from loko_ref import arrays, backends, lte
-from loko_ref.lte import checkpoint
-from loko_ref.lte.experiment import Data, History, train
+from loko_ref import arrays, lte
+from loko_ref.arrays import backends
+from loko_ref.experiments.lte import checkpoint
+from loko_ref.experiments.lte.train import Data, History, train
 from loko_ref.lte.state import draw_weights, head_arrays, shared_arrays
 from loko_ref.lte.team import Alone
 

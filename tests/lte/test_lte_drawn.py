@@ -9,12 +9,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from lte_common import effective
 
-from loko_ref import lte, model
+from loko_ref import lte
 from loko_ref import strategies as drawn
 from loko_ref.lte import heads as net
 from loko_ref.lte.state import heads_of
+from loko_ref.network import model
+from loko_ref.network.spec import linears
 from loko_ref.optimizers import SGD
-from loko_ref.spec import linears
 
 CHOICES = st.fixed_dictionaries(
     {

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from lte_common import CLOSE, OPTIMIZERS, batches, config, deltas, effective, lora_only, start
 
-from loko_ref import loko, lte, model, optimizers
-from loko_ref.layers.activation import softmax_forward
+from loko_ref import loko, lte, optimizers
+from loko_ref.arrays.special import softmax_forward
 from loko_ref.lte import heads as net
 from loko_ref.lte.state import heads_of
+from loko_ref.network import model
 
 VARIANTS = [
     {"realisation": realisation, "reset": reset, "merging": merging}

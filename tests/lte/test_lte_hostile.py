@@ -20,8 +20,8 @@ from sampling import LONG, SEED
 from test_hostile_resume import damage_arrays
 from test_lte_checkpoint import whole
 
-from loko_ref import storage
-from loko_ref.lte import checkpoint
+from loko_ref.experiments.lte import checkpoint
+from loko_ref.files import storage
 
 CASES = {
     "loko": {"optimizer": OPTIMIZERS["loko"]},

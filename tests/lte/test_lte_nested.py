@@ -21,13 +21,14 @@ from lte_common import (
     together,
 )
 
-from loko_ref import loko, lte, model, optimizers
+from loko_ref import loko, lte, optimizers
+from loko_ref.arrays.special import log_softmax_forward, softmax_forward
 from loko_ref.errors import InputError
-from loko_ref.layers.activation import log_softmax_forward, softmax_forward
 from loko_ref.lte import heads as net
 from loko_ref.lte import nested
 from loko_ref.lte.state import heads_of
-from loko_ref.model import mlp_spec
+from loko_ref.network import model
+from loko_ref.network.model import mlp_spec
 
 LONGER = {"rtol": 1e-9, "atol": 1e-10}  # through softmaxes and norms, and several steps of Adam
 

@@ -9,7 +9,7 @@ from lte_common import OPTIMIZERS, batches, config, lora_only, start, together
 from loko_ref import lte
 from loko_ref.errors import InputError
 from loko_ref.lte.team import span
-from loko_ref.model import mlp_spec
+from loko_ref.network.model import mlp_spec
 
 CASES = {
     "shared": {},

@@ -1,0 +1,1 @@
+"""Checks at the public edge: arguments of functions, values, fields of files."""

@@ -1,0 +1,153 @@
+"""``loko-ref mutants``: the known mistakes, and how well the kit catches and names them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["mutants"]
+
+
+def mutants(
+    score: Annotated[
+        bool, typer.Option("--score", help="Verify every mutant: is it caught, is it named?")
+    ] = False,
+    calibration: Annotated[
+        bool,
+        typer.Option("--calibration", help="Measure how far right and wrong stand apart."),
+    ] = False,
+    correct: Annotated[
+        list[str] | None,
+        typer.Option("--correct", help="With --calibration: a correct implementation (TARGET)."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Ids that match this glob.")] = None,
+    case: Annotated[
+        str | None,
+        typer.Option("--case", help="With --calibration: cases or operations of this glob."),
+    ] = None,
+) -> None:
+    """List the known mistakes that a failed check is compared with.
+
+    With --score each is turned into an implementation and verified; exit code 0 if all are caught
+    and named first (or their group is stated), else 1.
+
+    With --calibration the largest errors of correct implementations (two that are built in, and
+    those given) are set beside the mistakes', in tolerances; exit code 0 if every correct one
+    stays below 1 and every mistake that occurs in the cases is seen in some dtype, else 1.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from loko_ref.conformance.cases.globs import matcher, nothing_matches
+    from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.mistakes import score as scoring
+    from loko_ref.conformance.mistakes.registry import all_mutants
+    from loko_ref.conformance.reports.document import write_json
+    from loko_ref.errors import InputError
+    from loko_ref.files.documents import document
+    from loko_ref.files.writing import check_target
+
+    if json is not None:
+        check_target("--json", json)
+    if score and calibration:
+        raise InputError("--score", "--calibration too", "one of them", "two different questions")
+    if (correct or case is not None) and not calibration:
+        name, got = ("--correct", correct) if correct else ("--case", case)
+        raise InputError(name, got, "--calibration beside it", "--calibration was left out")
+    matches = matcher("--only", only)
+    chosen = [m for m in all_mutants() if matches(m.id)]
+    if not chosen:
+        raise nothing_matches("--only", only, [m.id for m in all_mutants()], "loko-ref mutants")
+    if calibration:
+        good = _calibrate(chosen, correct or [], case, json)
+        raise typer.Exit(0 if good else 1)
+    if not score:
+        listing = [
+            {"id": m.id, "name": m.name, "explanation": m.explanation, "look": m.look}
+            for m in chosen
+        ]
+        for entry in listing:
+            typer.echo(f"{entry['id']}: {entry['name']}")
+            typer.echo(f"    {entry['explanation']}")
+            typer.echo(f"    look at: {entry['look']}")
+        typer.echo(f"{len(chosen)} mutants")
+        if json is not None:
+            write_json(json, document("mutants", {"mutants": listing}))
+        return
+    cases = select(dtype="float64")
+    outcomes = [
+        scoring.outcome(m, cases)
+        for m in track(
+            chosen, description="verifying mutants", console=Console(stderr=True), transient=True
+        )
+    ]
+    found = scoring.as_json(outcomes)
+    for o in outcomes:
+        mark = "named" if o.first == o.id else f"NOT NAMED (first: {o.first})"
+        typer.echo(f"{o.id}: caught by {o.failed} checks, {mark} ({o.named})")
+    stated = {i for group in scoring.INDISTINGUISHABLE for i in group}
+    typer.echo(
+        f"mutants {found['mutants']}, caught {found['caught']}, "
+        f"named first {found['named_first']}, "
+        f"indistinguishable groups {len(found['indistinguishable'])}"
+    )
+    if json is not None:
+        write_json(json, found)
+    good = all(o.failed and (o.first == o.id or o.id in stated) for o in outcomes)
+    raise typer.Exit(0 if good else 1)
+
+
+def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Path | None) -> bool:
+    """Measure, print the table and write it; tell whether right and wrong stand apart."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.implementations.python import load
+    from loko_ref.conformance.mistakes import calibration as room
+    from loko_ref.conformance.reports.document import write_json
+    from loko_ref.errors import InputError
+
+    cases = select(glob, argument="--case")
+    targets = [*room.built_in(), *(load(target) for target in correct)]
+    right, wrong = [], []
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        task = bar.add_task("correct code", total=len(cases) * len(targets))
+        for target in targets:
+            measured = room.of_correct(target, cases, progress=lambda: bar.advance(task))
+            if not measured and target.target in correct:
+                raise InputError(
+                    "--correct",
+                    repr(target.target),
+                    "an implementation that answers one of the cases",
+                    "it declines them all, or nothing of them can be judged",
+                )
+            right += measured
+        for one in bar.track(chosen, description="known mistakes"):
+            wrong += room.of_mutant(one, cases)
+    if not right or not wrong:
+        raise InputError(
+            "--case",
+            repr(glob),
+            "cases that can be judged and in which one of the mistakes occurs",
+            "operations that the mistakes chosen by --only are not in",
+        )
+    found = room.as_json(cases, right, wrong)
+    if json is not None:
+        write_json(json, found)
+    for line in room.lines(found):
+        typer.echo(line)
+    unseen = {one.name for one in wrong} - {one.name for one in wrong if one.worst > 1}
+    return all(one.worst <= 1 for one in right) and not unseen

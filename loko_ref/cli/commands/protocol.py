@@ -1,0 +1,84 @@
+"""``loko-ref protocol``: the protocol for any language, and a check of a harness that speaks it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["protocol"]
+
+
+def protocol(
+    cmd: Annotated[
+        str | None, typer.Option("--cmd", help="Check the harness that this command starts.")
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", help="Seconds that hello and each answer may take."),
+    ] = 30.0,
+) -> None:
+    """Print the protocol; with --cmd, check a harness: hello, canary, errors, files, stop.
+
+    Exit code 0: it speaks the protocol; 1: it does not; 2: it could not be started.
+    """
+    from loko_ref.conformance.cases.registry import all_cases
+    from loko_ref.conformance.implementations.child import Ended
+    from loko_ref.conformance.implementations.command import Command
+    from loko_ref.conformance.implementations.protocol import ProtocolError, show
+    from loko_ref.conformance.implementations.specification import SPECIFICATION
+    from loko_ref.errors import InputError, printable
+
+    if not timeout > 0:
+        raise InputError("--timeout", timeout, "seconds > 0", "a sign")
+    if cmd is None:
+        typer.echo(SPECIFICATION, nl=False)
+        return
+    wrong = 0
+
+    def report(good: bool, text: str) -> None:
+        nonlocal wrong
+        wrong += not good
+        typer.echo(f"{'ok   ' if good else 'WRONG'} {printable(text)}")
+
+    with Command(cmd, 0, timeout) as harness:  # all by file, where it reads files
+        report(True, "hello: " + ", ".join(harness.operations))
+        report(True, "canary bit for bit: " + ", ".join(harness.dtypes))
+        for message, allowed, text in (
+            (
+                {"type": "run", "id": 1, "operation": "no.such", "inputs": {}, "options": {}},
+                ("unsupported", "error"),
+                "an unknown operation is answered 'unsupported'",
+            ),
+            ({"type": "no such"}, ("error",), "an unknown type is answered 'error'"),
+        ):
+            try:
+                answer = harness.ask(dict(message), timeout)
+                report(answer["type"] in allowed, f"{text} (answer: {show(answer['type'])})")
+            except (Ended, ProtocolError, OSError) as error:
+                report(False, f"{text}: {error}")
+        if harness.files:
+            offered = [
+                case
+                for case in all_cases()
+                if case.operation.name in harness.operations and case.dtype in harness.dtypes
+            ]
+            ran = ((case, harness.run(case, timeout)) for case in offered)
+            case, done = next(((c, a) for c, a in ran if a.declined is None), (None, None))
+            if case is None or done is None:
+                report(True, "tensors by file: untried, it declines everything")
+            elif done.finding is None:
+                report(True, f"tensors by file: {case.id} is answered")
+            else:
+                report(False, f"tensors by file: {case.id}: {done.finding.message}")
+        try:
+            harness.ready(timeout)  # it may have failed above
+        except (Ended, ProtocolError, OSError) as error:
+            report(False, f"stop: untried, it does not start again: {error}")
+        else:
+            code, seconds = harness.close(), harness.stop_timeout
+            ended = f"killed after {seconds:g} s" if code is None else f"exit code {code}"
+            report(code == 0, f"stop: {ended}")
+        if harness.extra:
+            report(False, f"one line an answer: after the last one came {harness.extra}")
+    raise typer.Exit(1 if wrong else 0)

@@ -1,0 +1,1 @@
+"""The inputs that an implementation is run on."""

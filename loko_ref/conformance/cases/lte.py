@@ -1,0 +1,333 @@
+"""Cases of LTE: a forward pass of the heads, one merge, whole runs.
+
+Shapes as in ``operations``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from loko_ref.conformance.cases.registry import Draw, define
+from loko_ref.network.spec import linears, mlp_spec, param_shapes
+from loko_ref.textbook.lte_network import FACTORS
+
+__all__: list[str] = []
+
+Inputs = dict[str, Any]
+
+
+def _lora(r: int, alpha: float, bias: bool = False) -> dict[str, Any]:
+    return {"r": r, "alpha": alpha, "bias": bias}
+
+
+_NET = mlp_spec([5, 6, 3], "tanh", _lora(2, 3.0))
+_BIASED = mlp_spec([5, 6, 3], "gelu", _lora(2, 5.0, bias=True))
+_MIXED = mlp_spec([5, 6, 3], "tanh", _lora(2, 3.0))
+del _MIXED[2]["lora"]
+_DEEP = [
+    layer
+    for j, kind in enumerate(("relu", "softmax", "gelu_tanh", "log_softmax", ""))
+    for layer in (
+        {
+            "kind": "linear",
+            "name": str(j),
+            "in": (5, 6, 4, 6, 5)[j],
+            "out": (6, 4, 6, 5, 3)[j],
+            "bias": j != 1,
+            "lora": _lora(2, 3.0),
+        },
+        {"kind": kind},
+    )
+    if layer["kind"]
+]
+_NORM = {"kind": "layernorm", "width": 4}
+_ENCODER: list[dict[str, Any]] = [
+    {"kind": "embedding", "name": "embed", "vocab": 7, "width": 4, "positions": 5, "pad": 0},
+    {
+        "kind": "residual",
+        "layers": [
+            {**_NORM, "name": "norm"},
+            {
+                "kind": "attention",
+                "name": "attend",
+                "heads": 2,
+                "q": {"in": 4, "out": 4, "lora": _lora(1, 2.0)},
+                "k": {"in": 4, "out": 4, "bias": False},  # its gradient would be 0  [LTE-12]
+                "v": {"in": 4, "out": 4, "lora": _lora(1, 2.0, bias=True)},
+                "o": {"in": 4, "out": 4},
+            },
+        ],
+    },
+    {"kind": "pool", "how": "mean"},
+    {"kind": "linear", "name": "head", "in": 4, "out": 3, "lora": _lora(2, 2.0)},
+]
+
+
+def _ids(draw: Draw, *shape: int) -> Any:
+    """Token ids below 7; 0 is padding, but at the first place."""
+    x = np.floor(3.5 + 3.5 * draw(*shape))
+    x[..., 0] = np.maximum(x[..., 0], 1)
+    return x
+
+
+def _replicas(spec: list[dict[str, Any]], weights: Inputs, frozen: bool) -> list[Any]:
+    """Arrays of the layers without LoRA, where they are trained."""
+    low_rank = {layer["name"] for layer in linears(spec) if layer.get("lora")}
+    return [a for k, a in weights.items() if not frozen and k.rsplit(".", 1)[0] not in low_rank]
+
+
+def _parts(draw: Draw, spec: list[dict[str, Any]], heads: int) -> tuple[Inputs, Inputs]:
+    weights, factors = {}, {}
+    for name, shape in param_shapes(spec).items():
+        if name.rsplit(".", 1)[1] in FACTORS:
+            factors[name] = draw(heads, *shape, size=0.7)
+        else:
+            weights[name] = draw(*shape)
+    return weights, factors
+
+
+_FORWARD: dict[str, tuple[Any, dict[str, Any], bool, str]] = {
+    "first": (_NET, {}, False, "scale; one head's factors given to another"),
+    "merged": (_NET, {}, True, "the correction by what was last merged, missing or added"),
+    "biased": (_BIASED, {}, True, "branch biases left out of the branch or of the correction"),
+    "mhlora": (_NET, {"mode": "mhlora"}, False, "1 / heads left out"),
+    "mhlora-sum": (_BIASED, {"mode": "mhlora", "scaling": "sum"}, False, "1 / heads put in"),
+    "replica": (_MIXED, {}, True, "a layer without LoRA left out"),
+    "transformer": (_ENCODER, {}, True, "an attention's factors left out"),
+}
+
+for _name, (_spec, _options, _late, _hunts) in _FORWARD.items():
+
+    @define("lte.forward", _name, _hunts, spec=_spec, heads=3, **_options)
+    def _(
+        draw: Draw, dtype: str, spec: Any = _spec, o: Any = _options, late: bool = _late
+    ) -> Inputs:
+        weights, factors = _parts(draw, spec, 3)
+        if spec is _ENCODER:
+            x = _ids(draw, 3, 4, 4)
+        else:
+            x = draw(4, 5) if o.get("mode") == "mhlora" else draw(3, 4, 5)
+        old = {"merged": _parts(draw, spec, 3)[1]} if late else {}
+        return {"x": x, "weights": weights, "factors": factors, **old}
+
+
+_MERGE: dict[str, tuple[tuple[int, int, int, int], dict[str, Any], str]] = {
+    "two-heads": ((2, 3, 2, 1), {"alpha": 2.0}, "sum for mean; what was merged before left in"),
+    "four-heads": ((4, 6, 5, 3), {"alpha": 7.0}, "alpha for alpha / r; 1 / heads twice"),
+    "one-head": ((1, 4, 4, 2), {"alpha": 1.0}, "a single head must telescope"),
+    "reset": ((3, 5, 4, 2), {"alpha": 3.0, "reset": "B"}, "a reset that forgets the last merge"),
+}
+
+for _name, (_sizes, _options, _hunts) in _MERGE.items():
+
+    @define("lte.merge", _name, _hunts, **_options)
+    def _(draw: Draw, dtype: str, sizes: Any = _sizes) -> Inputs:
+        heads, out, i, r = sizes
+        return {
+            "W": draw(out, i),
+            "A": draw(heads, r, i),
+            "B": draw(heads, out, r),
+            "A_merged": draw(heads, r, i),
+            "B_merged": draw(heads, out, r),
+        }
+
+
+_SGD = {"optimizer": "sgd", "lr": 0.1}
+# a large eps: where a gradient all but cancels, Adam's quotient would have few digits to judge
+_ADAMW = {"optimizer": "adamw", "lr": 0.1, "eps": 0.1, "weight_decay": 0.01}
+_RUN: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "sgd": (_NET, _SGD, "1 / heads in the gradient; merge by sum; the correction left out"),
+    "own": (_NET, {**_SGD, "reduction": "own", "momentum": 0.9}, "1 / heads where none belongs"),
+    "adamw": (_NET, _ADAMW, "optimizer state wiped at a merge; a merge a step late"),
+    "adamw-fresh": (_NET, {**_ADAMW, "optimizer_state": "reset"}, "state kept at a merge"),
+    "reset-B": (_NET, {**_SGD, "reset": "B"}, "a reset that leaves what was merged"),
+    "reset-AB": (_NET, {"optimizer": "adagrad", "lr": 0.1, "reset": "AB"}, "A kept at a reset"),
+    "biased": (_BIASED, {**_SGD, "momentum": 0.5}, "branch biases not merged"),
+    "replica": (_MIXED, _SGD, "a layer without LoRA not averaged"),
+    "mse": (_NET, {**_SGD, "loss": "mse", "reset": "B"}, "squared error summed over outputs"),
+    "replicated": (_NET, {**_SGD, "data": "replicated", "merge_every": 1}, "chunks for all"),
+    "mhlora": (_MIXED, {**_SGD, "mode": "mhlora"}, "1 / heads left out of one pass"),
+}
+
+# 1 - beta2^t with a beta2 near 1 has few digits to judge
+_ADAM = {**_ADAMW, "beta2": 0.9}
+_LOKO: dict[str, Any] = {"optimizer": "loko"}
+_RUN |= {
+    "copies": (_NET, {**_ADAM, "realisation": "copies"}, "a copy that keeps what was merged"),
+    "copies-reset-AB": (
+        _BIASED,
+        {**_SGD, "realisation": "copies", "reset": "AB"},
+        "copies that outlive a reset; their biases left out",
+    ),
+    "activations": (_DEEP, {**_SGD, "merge_every": 3}, "a derivative of relu, softmax, its log"),
+    "nesterov": (
+        _NET,
+        {**_SGD, "momentum": 0.8, "nesterov": True, "weight_decay": 0.05},
+        "nesterov or weight decay ignored in the heads",
+    ),
+    "dampened": (
+        _BIASED,
+        {**_SGD, "momentum": 0.8, "dampening": 0.3, "optimizer_state": "reset"},
+        "the first step after a merge damped",
+    ),
+    "adagrad-decay": (
+        _MIXED,
+        {
+            "optimizer": "adagrad",
+            "lr": 0.2,
+            "lr_decay": 0.3,
+            "initial_accumulator_value": 0.5,
+            "eps": 1e-6,
+            "optimizer_state": "reset",
+        },
+        "the accumulator begun anew at 0; lr_decay counted over the whole run",
+    ),
+    "rates": (
+        _NET,
+        {**_ADAM, "rates": [0.02, 0.1, 0.08, 0.05, 0.01], "merge_at": [1, 4]},
+        "a schedule ignored or a step off; merges where none belong",
+    ),
+    "reset-at": (
+        _BIASED,
+        {
+            **_SGD,
+            "momentum": 0.5,
+            "reset": "AB",
+            "merge_at": [1, 2, 4, 5],
+            "reset_at": [2, 4],
+        },
+        "a reset at every merge; steps from 0; merges or resets counted for steps",
+    ),
+    "own-copies": (
+        _MIXED,
+        {"optimizer": "adagrad", "lr": 0.1, "reduction": "own", "realisation": "copies"},
+        "replicas beside weight copies",
+    ),
+    "mhlora-sum": (
+        _BIASED,
+        {**_ADAM, "mode": "mhlora", "scaling": "sum"},
+        "1 / heads put in where none belongs",
+    ),
+    "mhlora-adagrad": (
+        _NET,
+        {"optimizer": "adagrad", "lr": 0.1, "mode": "mhlora", "loss": "mse"},
+        "a state for all heads together",
+    ),
+    "frozen": (_MIXED, {**_SGD, "replicas": "frozen"}, "a frozen layer trained"),
+    "evaluated": (_MIXED, {**_SGD, "merge_every": 3}, "evaluated with a sum, or without factors"),
+    "evaluated-reset": (
+        _BIASED,
+        {**_SGD, "reset": "AB", "realisation": "copies"},
+        "evaluated before the merge",
+    ),
+    "evaluated-mhlora": (_BIASED, {**_SGD, "mode": "mhlora"}, "evaluated by one head alone"),
+    "loko": (_NET, {**_LOKO}, "one filter for all heads; p begun anew at a merge; e / heads"),
+    "loko-reset": (_NET, {**_LOKO, "reset": "AB"}, "variances that a reset touches unasked"),
+    "loko-shrink": (
+        _BIASED,
+        {
+            **_LOKO,
+            "observation": "logits",
+            "noise": "ema_innovation",
+            "beta": 0.7,
+            "r0": 0.6,
+            "lam": 0.9,
+            "q": 0.01,
+            "filter_merge": "shrink",
+        },
+        "p not divided by heads at a merge, or by their square; another head's R",
+    ),
+    "loko-prior": (
+        _BIASED,
+        {
+            **_LOKO,
+            "observation": "softmax",
+            "noise": "ema_innovation_hph",
+            "beta": 0.8,
+            "r0": 0.4,
+            "reset": "B",
+            "filter_merge": "prior",
+        },
+        "all of p set to its prior at a reset, or none of it",
+    ),
+    "loko-fresh": (
+        _NET,
+        {
+            **_LOKO,
+            "observation": "gaussian",
+            "loss": "mse",
+            "noise": "ema_residual_hph",
+            "timing": "after",
+            "beta": 0.6,
+            "r0": 0.8,
+            "optimizer_state": "reset",
+            "reset": "AB",
+            "realisation": "copies",
+        },
+        "p or R kept where a merge begins them anew",
+    ),
+    "loko-replica": (
+        _MIXED,
+        {
+            **_LOKO,
+            "observation": "gaussian",
+            "loss": "mse",
+            "noise": "fixed",
+            "r0": 0.5,
+            "diagonal": "variational",
+            "data": "replicated",
+        },
+        "a layer without LoRA left out of the filter",
+    ),
+    "loko-mhlora": (
+        _NET,
+        {
+            **_LOKO,
+            "mode": "mhlora",
+            "observation": "logits",
+            "noise": "ema_residual_hph",
+            "timing": "after",
+            "center": True,
+            "beta": 0.7,
+        },
+        "all heads' columns in one head's filter; a residual with all heads moved",
+    ),
+    "transformer": (_ENCODER, {**_SGD, "momentum": 0.5}, "norms and tables not averaged"),
+    "transformer-frozen": (
+        _ENCODER,
+        {**_LOKO, "replicas": "frozen", "reset": "B"},
+        "frozen layers in a head's filter",
+    ),
+}
+
+for _name, (_spec, _options, _hunts) in _RUN.items():
+    _all = {"merge_every": 2, **_options}
+
+    @define("lte.run", _name, _hunts, spec=_spec, heads=3, **_all)
+    def _(
+        draw: Draw, dtype: str, name: str = _name, spec: Any = _spec, o: Any = _options
+    ) -> Inputs:
+        weights, factors = _parts(draw, spec, 3)
+        steps, batch = 5, 6
+        mse = o.get("loss") == "mse"
+        y = draw(steps, batch, 3) if mse else draw.one_hot(steps, batch, C=3)
+        if spec is _ENCODER:
+            x = _ids(draw, steps, batch, 4)
+        else:
+            x = draw(steps, batch, 5)
+        made = {"x": x, "y": y, "weights": weights, "factors": factors}
+        if o.get("reset") == "AB":
+            names = [k for k in factors if k.endswith(".A")]
+            merges = len(o.get("merge_at", ())) or 2
+            made["redraws"] = {k: draw(merges, *factors[k].shape) for k in names}
+        if o.get("optimizer") == "loko":
+            frozen = o.get("replicas") == "frozen"
+            n = sum(a[0].size for a in factors.values())
+            made["p"] = draw.positive(n + sum(map(np.size, _replicas(spec, weights, frozen))))
+        if name.startswith("evaluated"):
+            made["evaluation"] = draw(4, 5)
+        if name == "transformer":
+            made["evaluation"] = _ids(draw, 2, 4)
+        return made

@@ -1,0 +1,217 @@
+"""The cases: inputs with an immutable id, each made to catch some mistake.
+
+An id is ``operation/case/dtype``; it is never changed and never given to another case. Inputs are
+drawn from a seed made of the id, uniform and from raw bits only, so that they do not depend on a
+library's version.
+
+Shapes as in ``operations``.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any, TypeVar
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.checks.values import check_choice
+from loko_ref.conformance.cases.globs import matcher, nothing_matches
+from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation
+
+__all__ = ["DTYPES", "OWN", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
+
+DTYPES = ("float64", "float32")
+
+OWN = "own"
+"""Name of a case that is not the catalogue's: inputs of one's own."""
+
+
+class Draw:
+    """Numbers for one case, from a seed; each method returns float64.
+
+    Parameters
+    ----------
+    name : str
+        The seed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+
+    def __call__(self, *shape: int, size: float = 1.0) -> Array:
+        """Uniform on ±size."""
+        return size * (2 * self._rng.random(shape) - 1)
+
+    def positive(self, *shape: int, low: float = 0.25, high: float = 1.0) -> Array:
+        """Log-uniform on [low, high]."""
+        return np.asarray(low * (high / low) ** self._rng.random(shape))
+
+    def spd(self, m: int, condition: float = 10.0) -> Array:
+        """Symmetric positive definite (m, m), eigenvalues log-spaced from 1 to 1/condition."""
+        Q = np.linalg.qr(self(m, m))[0]
+        S = (Q * condition ** -np.linspace(0, 1, m)) @ Q.T
+        return (S + S.T) / 2
+
+    def one_hot(self, *shape: int, C: int) -> Array:
+        """One-hot rows (*shape, C)."""
+        return np.eye(C)[(self._rng.random(shape) * C).astype(int)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe:
+    """What a case is made of, whatever its dtype.
+
+    Attributes
+    ----------
+    operation, name : str
+        Together the case's id but for the dtype.
+    hunts : str
+        The mistake it is made to catch.
+    build : callable
+        ``Draw, {dtype} -> inputs`` in float64.
+    options : mapping
+        Those that differ from their defaults.
+    dtypes : tuple of str
+        Where it is run.
+    """
+
+    operation: str
+    name: str
+    hunts: str
+    build: Callable[..., Mapping[str, Any]]
+    options: Mapping[str, Any]
+    dtypes: tuple[str, ...] = DTYPES
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One check's inputs and options.
+
+    Attributes
+    ----------
+    id : str
+        ``operation/case/dtype``.
+    recipe : Recipe
+        Where it comes from.
+    dtype : str
+        float64 or float32.
+    """
+
+    id: str
+    recipe: Recipe
+    dtype: str
+
+    @property
+    def operation(self) -> Operation:
+        """Entry of the catalogue."""
+        return OPERATIONS[self.recipe.operation]
+
+    @property
+    def hunts(self) -> str:
+        """The mistake it is made to catch."""
+        return self.recipe.hunts
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options, defaults included."""
+        defaults = {o.name: o.default for o in self.operation.options}
+        return {**defaults, **self.recipe.options}
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Inputs that are whole numbers and have no roundoff: token ids."""
+        spec = self.options.get("spec")
+        return ("x", "evaluation") if spec and spec[0]["kind"] == "embedding" else ()
+
+    def inputs(self) -> dict[str, Any]:
+        """Fresh arrays of the case's dtype; ``weights`` is a dict of arrays."""
+        made = self.recipe.build(Draw(self.id.rsplit("/", 1)[0]), self.dtype)
+        return _cast(made, self.dtype)
+
+
+def _cast(value: Any, dtype: str) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _cast(item, dtype) for name, item in value.items()}
+    return np.array(value, dtype=dtype, order="C")
+
+
+Build = TypeVar("Build", bound=Callable[..., Mapping[str, Any]])
+
+_RECIPES: dict[str, Recipe] = {}
+
+
+def define(
+    operation: str, name: str, hunts: str, dtypes: tuple[str, ...] = DTYPES, **options: Any
+) -> Callable[[Build], Build]:
+    """Register the decorated ``(draw, dtype) -> inputs`` as a case."""
+
+    def register(build: Build) -> Build:
+        key = f"{operation}/{name}"
+        if key in _RECIPES:
+            raise AssertionError(f"case {key} is defined twice")
+        _RECIPES[key] = Recipe(
+            operation=operation,
+            name=name,
+            hunts=hunts,
+            build=build,
+            options=options,
+            dtypes=dtypes,
+        )
+        return build
+
+    return register
+
+
+@cache
+def all_cases() -> tuple[Case, ...]:
+    """Every case, in the order of the catalogue, float64 before float32."""
+    for part in ("filter", "model", "attention", "lte"):
+        import_module(f"loko_ref.conformance.cases.{part}")  # which registers its own
+
+    def generate() -> Iterator[Case]:
+        for operation in OPERATIONS:
+            for recipe in _RECIPES.values():
+                if recipe.operation == operation:
+                    for dtype in recipe.dtypes:
+                        key = f"{operation}/{recipe.name}/{dtype}"
+                        yield Case(id=key, recipe=recipe, dtype=dtype)
+
+    return tuple(generate())
+
+
+def select(
+    only: str | None = None, dtype: str | None = None, *, argument: str = "only"
+) -> list[Case]:
+    """Cases whose id or operation matches a glob, of one dtype or all.
+
+    Parameters
+    ----------
+    only : str, optional
+        A glob, as :func:`loko_ref.conformance.cases.globs.matcher` takes it.
+    dtype : {"float64", "float32"}, optional
+        Of the cases.
+    argument : str
+        What the glob is called, for the error.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if dtype is not None:
+        check_choice("dtype", dtype, DTYPES)
+    chosen = matcher(argument, only)
+    found = [
+        case
+        for case in all_cases()
+        if (dtype is None or case.dtype == dtype)
+        and (chosen(case.id) or chosen(case.operation.name))
+    ]
+    if not found:
+        raise nothing_matches(argument, only, OPERATIONS, "loko-ref verify --list")
+    return found

@@ -1,0 +1,1 @@
+"""The operations that an implementation may offer, as data."""

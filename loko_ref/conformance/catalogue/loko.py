@@ -1,0 +1,197 @@
+"""The catalogue's entries of a network, ``model.*``, and of LoKO on it, ``loko.*``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loko_ref.conformance.catalogue.entry import Operation, Option, Output, gives, option, takes
+from loko_ref.conformance.catalogue.network_text import SPEC
+from loko_ref.conformance.oracle import loko as oracle
+from loko_ref.textbook import operations as plain
+from loko_ref.textbook.loko import NETWORK, dataflow, output_name, summary
+
+__all__ = ["DIAGONAL", "MODEL"]
+
+DIAGONAL = option(
+    "diagonal",
+    "decoupled",
+    "decoupled: p+ = p (1 - diag(K H)), LoKO's; variational: 1/p+ = 1/p + diag(H' R^-1 H)",
+    ("decoupled", "variational"),
+)
+"""How a diagonal covariance is updated."""
+
+_SPEC = option("spec", None, SPEC)
+_INPUTS = "inputs; tokens (batch, t, i), images or token ids where the spec begins with such"
+_X = takes("x", "(batch, i)", _INPUTS)
+_WEIGHTS = takes(
+    "weights",
+    "mapping",
+    'a mapping of name to array: "0.W" (o, i), "0.b" (o,), "0.A" (r, i), "0.B" (o, r), and with a '
+    'LoRA bias "0.bA" (r,), "0.bB" (o,), for the linear named "0", and so on; other kinds\' as '
+    "'layers of a spec' says",
+)
+_FROZEN = takes(
+    "weights",
+    "mapping",
+    'a mapping of name to the frozen arrays alone: "0.W" (o, i), "0.b" (o,), and so on; the LoRA '
+    "factors are in theta: linear by linear in the spec's order, A then B (then bA, bB), each "
+    "row-major; an attention's linears are its q, k, v, o. Norms and tables are frozen",
+)
+
+
+def _network(feeds: str) -> tuple[Output, Output]:
+    return (
+        gives("z", "(batch, C)", "the outputs, layer by layer", NETWORK, feeds),
+        gives(
+            "Z",
+            "(m, n)",
+            "dz/dtheta, row b*C + j for output j of sample b; columns in packing order: linear by "
+            "linear (an attention's q, k, v, o), A then B (then bA, bB), each row-major",
+            "LAY-9 LAY-10 LORA-4",
+            feeds,
+        ),
+    )
+
+
+_LOKO_OPTIONS = (
+    _SPEC,
+    option("observation", "glm", "observation model", ("glm", "softmax", "logits", "gaussian")),
+    option(
+        "noise",
+        "glm",
+        "estimator of R, with s = e e': fixed (R stays), ema_innovation (R = beta R + (1-beta) s), "
+        "ema_innovation_hph (s + H P_pred H' in place of s), ema_residual_hph (r r' + H P+ H' in "
+        "place of s: r = y - yhat(theta+) from a new forward pass at the posterior theta, P+ the "
+        "posterior covariance, H still the prior's; timing after only), glm (R = J, no state). "
+        "observation glm goes with noise glm and no other, and noise glm with no other",
+        ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph", "glm"),
+    ),
+    option(
+        "timing",
+        "before",
+        "before: R is refreshed first, by e and P_pred, and enters this step's S; after: the old R "
+        "enters S and is refreshed then, by the same e and P_pred (ema_residual_hph: by r and P+). "
+        "fixed and glm refresh nothing, so it changes nothing there",
+        ("before", "after"),
+    ),
+    option("beta", 0.95, "weight of the past in R's average"),
+    option(
+        "covariance",
+        "diagonal",
+        "diagonal: p (n,) is the state; dense: P (n, n) is, with the textbook update",
+        ("diagonal", "dense"),
+    ),
+    Option(
+        name="diagonal",
+        default="decoupled",
+        text=DIAGONAL.text + ", R = R_used (for glm: 1/p + diag(Z' J Z)); p here is p_pred",
+        choices=DIAGONAL.choices,
+    ),
+    option("lam", 1.0, "forgetting: p_pred = p / lam + q"),
+    option("q", 0.0, "process noise"),
+    option("center", False, "for logits: centre H over each sample's classes"),
+)
+
+
+def _out(name: str, shape: str, formula: str) -> Output:
+    """Write an output of a step; labels and origins are those of the dataflow."""
+    return gives(name, shape, formula, *summary(name))
+
+
+_LOKO_OUTPUTS = (
+    _out("p_pred", "(n,)", "p / lam + q (covariance diagonal)"),
+    _out("P_pred", "(n, n)", "P / lam + q I (covariance dense)"),
+    *_network("x weights theta"),
+    _out("yhat", "(m,)", "as in observation.NAME, by the option"),
+    _out("e", "(m,)", "y - yhat, y stacked as yhat is"),
+    _out("H", "(m, n)", "as in observation.NAME, by the option"),
+    _out("R_used", "(m, m)", "the R that enters S (glm: J)"),
+    _out("S", "(m, m)", "H P_pred H' + R_used, P_pred or diag(p_pred)"),
+    _out(
+        "K",
+        "(n, m)",
+        "P_pred H' S^-1; for glm, where S has no inverse (S 1 = 0 in each sample), "
+        "P_pred H' S^+ = P_pred Z' (I + J Z P_pred Z')^-1, rows centred. softmax and glm are "
+        "compared after each row is centred over each sample's classes; K e and K H are not "
+        "changed by that",
+    ),
+    _out("theta", "(n,)", "theta + K e"),
+    _out("p", "(n,)", "by the option diagonal (covariance diagonal)"),
+    _out("P", "(n, n)", "P_pred - K H P_pred (covariance dense)"),
+    _out(
+        "R",
+        "(m, m)",
+        "noise estimate for the next step: fixed: R; before: R_used; after: refreshed; not for glm",
+    ),
+)
+
+
+def _labels(quantity: str, o: Mapping[str, Any]) -> tuple[str, ...]:
+    """Find the labels of an output under the options in force."""
+    return next((q.labels for q in dataflow(o) if output_name(q.name, o) == quantity), ())
+
+
+def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
+    def grow(shape: str) -> str:
+        return f"({lead}{shape[1:]}"
+
+    return Operation(
+        name=name,
+        text=text,
+        inputs=(
+            takes("x", grow("(batch, i)"), _INPUTS),
+            takes("y", grow("(batch, C)"), "one-hot rows or probabilities; real rows for gaussian"),
+            takes("theta", "(n,)", "prior mean, packed as under weights"),
+            takes("p", "(n,)", "prior variances", "covariance='diagonal'"),
+            takes("P", "(n, n)", "prior covariance", "covariance='dense'"),
+            takes(
+                "R",
+                "(m, m)",
+                "noise estimate so far, symmetric positive definite; m = batch*C; for softmax, and "
+                "logits with center, it takes what is constant over each sample's classes to such",
+                "any noise but 'glm'",
+            ),
+            _FROZEN,
+        ),
+        options=_LOKO_OPTIONS,
+        outputs=tuple(
+            Output(
+                name=o.name,
+                shape=grow(o.shape),
+                formula=o.formula,
+                labels=o.labels,
+                feeds=o.feeds,
+            )
+            for o in _LOKO_OUTPUTS
+        ),
+        oracle=oracle.loko_run if run else oracle.loko_step,
+        plain=plain.loko_run if run else plain.loko_step,
+        stepwise=run,
+        narrow=_labels,
+    )
+
+
+MODEL = (
+    Operation(
+        name="model.forward",
+        text="the network's outputs",
+        inputs=(_X, _WEIGHTS),
+        options=(_SPEC,),
+        outputs=_network("x weights")[:1],
+        oracle=oracle.model_forward,
+        plain=plain.model_forward,
+    ),
+    Operation(
+        name="model.jacobian",
+        text="outputs and their Jacobian with respect to every LoRA factor",
+        inputs=(_X, _WEIGHTS),
+        options=(_SPEC,),
+        outputs=_network("x weights"),
+        oracle=oracle.model_jacobian,
+        plain=plain.model_jacobian,
+    ),
+    _loko("loko.step", "one step of LoKO on a batch stacked into one observation", "", False),
+    _loko("loko.run", "LoKO on a stream: a step for each leading entry of x, y", "steps, ", True),
+)
+"""Entries in order."""

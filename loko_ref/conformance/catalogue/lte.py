@@ -1,0 +1,119 @@
+"""LTE's entries of the catalogue but its runs: the heads' forward pass and the merge.
+
+A run's is in ``operations_lte_run``, which shares the inputs and options here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from loko_ref.conformance.catalogue import network_text as operations_network
+from loko_ref.conformance.catalogue.entry import Operation, gives, option, takes
+from loko_ref.conformance.oracle import lte as lte_oracle
+from loko_ref.textbook import lte as lte_plain
+
+__all__ = ["FACTORS", "HEADS", "LTE", "MODE", "RESET", "SCALING", "SPEC", "WEIGHTS"]
+
+SPEC = option("spec", None, operations_network.SPEC)
+HEADS = option("heads", None, "number of heads")
+MODE = option(
+    "mode",
+    "lte",
+    "lte: each head on its own samples, with a shared weight; mhlora: one network with all heads' "
+    "branches, which never merges",
+    ("lte", "mhlora"),
+)
+SCALING = option(
+    "scaling",
+    "mean",
+    "of mhlora: each branch times alpha/r/heads (mean) or alpha/r (sum)",
+    ("mean", "sum"),
+)
+RESET = option(
+    "reset",
+    "none",
+    "after the merge: nothing; B = 0 (and bB = 0); B = 0 and A redrawn (and bA = bB = 0). A reset "
+    "also forgets what was merged",
+    ("none", "B", "AB"),
+)
+FACTORS = takes(
+    "factors",
+    "mapping",
+    'all heads\' LoRA factors: "0.A" (heads, r, i), "0.B" (heads, o, r), and with a LoRA bias '
+    '"0.bA" (heads, r), "0.bB" (heads, o), for the linear named "0" (an attention\'s "0.q"), and '
+    "so on",
+)
+WEIGHTS = takes(
+    "weights",
+    "mapping",
+    'the shared "0.W" (o, i), "0.b" (o,), and so on, of every linear; of other layers their own',
+)
+
+_FORWARD = Operation(
+    name="lte.forward",
+    text="every head's outputs with a shared weight: W x + b + branch(factors) - branch(merged)",
+    inputs=(
+        takes(
+            "x",
+            "(heads, batch, i); mhlora: (batch, i)",
+            "inputs, each head's own samples, each as the first layer takes it",
+        ),
+        WEIGHTS,
+        FACTORS,
+        takes(
+            "merged",
+            "mapping",
+            "the factors last merged, named as factors; absent before the first merge",
+            "after a merge",
+        ),
+    ),
+    options=(SPEC, HEADS, MODE, SCALING),
+    outputs=(
+        gives(
+            "z",
+            "(heads, batch, C); mhlora: (batch, C)",
+            "the outputs; a head sees W + delta - delta', delta = (alpha/r) B A",
+            "LTE-2 LTE-3",
+            "x weights factors merged",
+        ),
+    ),
+    oracle=lte_oracle.forward,
+    plain=lte_plain.lte_forward,
+)
+
+_MERGE = Operation(
+    name="lte.merge",
+    text="merge the heads of one linear, with or without a reset",
+    inputs=(
+        takes("W", "(o, i)", "the shared weight"),
+        takes("A", "(heads, r, i)", "down factors"),
+        takes("B", "(heads, o, r)", "up factors"),
+        takes("A_merged", "(heads, r, i)", "down factors as last merged"),
+        takes("B_merged", "(heads, o, r)", "up factors as last merged; 0 before the first merge"),
+    ),
+    options=(
+        option("alpha", None, "LoRA's alpha; scale = alpha / r"),
+        replace(RESET, choices=("none", "B")),
+    ),
+    outputs=(
+        gives(
+            "W",
+            "(o, i)",
+            "W + mean over heads of (delta - delta'), delta = (alpha/r) B A",
+            "LTE-5",
+            "W A B A_merged B_merged",
+        ),
+        gives(
+            "seen",
+            "(heads, o, i)",
+            "the weight that each head sees after the merge (and reset): W + delta - delta'",
+            "LTE-3 LTE-5 LTE-6",
+            "W A B",
+        ),
+    ),
+    oracle=lte_oracle.merge,
+    plain=lte_plain.lte_merge,
+)
+
+LTE = (_FORWARD, _MERGE)
+"""Entries in order."""

@@ -1,0 +1,299 @@
+"""The catalogue's entry of a run of LTE: steps, merges and resets on recorded data."""
+
+from __future__ import annotations
+
+from loko_ref.conformance.catalogue.entry import Operation, Output, gives, option, takes
+from loko_ref.conformance.catalogue.lte import FACTORS, HEADS, MODE, RESET, SCALING, SPEC, WEIGHTS
+from loko_ref.conformance.oracle import lte as lte_oracle
+from loko_ref.textbook import lte as lte_plain
+
+__all__ = ["RUN"]
+
+_INPUTS = (
+    takes(
+        "x",
+        "(steps, batch, i)",
+        "inputs of each step, all heads' together: each sample as the first layer takes it",
+    ),
+    takes("y", "(steps, batch, C)", "one-hot rows, or real rows for mse"),
+    WEIGHTS,
+    FACTORS,
+    takes(
+        "redraws",
+        "mapping",
+        'for each linear with LoRA "0.A" (merges, heads, r, i): A after each merge, those that no '
+        "reset follows counted too",
+        "reset='AB'",
+    ),
+    takes(
+        "p",
+        "(n,)",
+        "prior variances of every head, packed as theta: where its filter begins, and begins anew",
+        "optimizer='loko'",
+    ),
+    takes(
+        "evaluation",
+        "(samples, i)",
+        "inputs that the main network is run on after every step",
+        "where it is asked for",
+    ),
+)
+
+_CHOICES = (
+    HEADS,
+    MODE,
+    SCALING,
+    option(
+        "realisation",
+        "shared",
+        "shared: one W and the factors last merged; copies: a weight copy a head, W - delta after "
+        "a merge, W at the start and after a reset. In exact arithmetic both are one",
+        ("shared", "copies"),
+    ),
+    option("merge_every", 8, "a merge after steps T, 2 T, ..."),
+    option(
+        "merge_at",
+        [],
+        "the steps, counted from 1, after which a merge comes, in place of merge_every; [] is none "
+        "given",
+    ),
+    RESET,
+    option(
+        "reset_at",
+        [],
+        "the steps, counted from 1, of those merges that a reset follows, in place of all; [] is "
+        "none given",
+    ),
+    option(
+        "optimizer_state",
+        "keep",
+        "keep: momenta, p, R survive a merge; reset: a merge begins them anew (and the step count)",
+        ("keep", "reset"),
+    ),
+    option(
+        "replicas",
+        "train",
+        "layers without LoRA. train: a copy of each array a head, averaged at a merge; frozen: "
+        "as they are given",
+        ("train", "frozen"),
+    ),
+    option(
+        "data",
+        "chunks",
+        "chunks: head h gets the h-th contiguous part of the batch; replicated: all of it",
+        ("chunks", "replicated"),
+    ),
+    option(
+        "reduction",
+        "all",
+        "all: the mean over all heads' losses is descended; own: each head its own mean. LoKO "
+        "descends no loss: nothing is divided there",
+        ("all", "own"),
+    ),
+    option(
+        "loss",
+        "cross_entropy",
+        "mean over samples of the cross-entropy, or mse: mean of (z - y)^2 over all entries",
+        ("cross_entropy", "mse"),
+    ),
+    option(
+        "optimizer",
+        "adamw",
+        "in each head: as optimizer.*, or loko, as loko.run with covariance diagonal, y - yhat and "
+        "the Jacobian being the head's own; in mhlora each head filters the common y - yhat with "
+        "its own columns of the Jacobian, the other heads held where they were",
+        ("adamw", "adagrad", "sgd", "loko"),
+    ),
+)
+
+_DESCENT = (
+    option("lr", 1e-3, "learning rate"),
+    option("rates", [], "the learning rate of each step, in place of lr; [] is none given"),
+    option("momentum", 0.0, "sgd"),
+    option("dampening", 0.0, "sgd"),
+    option("nesterov", False, "sgd"),
+    option("lr_decay", 0.0, "adagrad, counted from where its state was begun"),
+    option("initial_accumulator_value", 0.0, "adagrad"),
+    option("beta1", 0.9, "adamw"),
+    option("beta2", 0.999, "adamw"),
+    option("eps", 1e-8, "adamw, adagrad"),
+    option("weight_decay", 0.0, "adamw: decoupled; others: added to the gradient"),
+)
+
+_LOKO = (
+    option(
+        "observation",
+        "glm",
+        "loko: gaussian goes with loss mse, the others with cross_entropy",
+        ("glm", "softmax", "logits", "gaussian"),
+    ),
+    option(
+        "noise",
+        "glm",
+        "loko: estimator of R, as in loko.run",
+        ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph", "glm"),
+    ),
+    option("timing", "before", "loko: as in loko.run", ("before", "after")),
+    option("beta", 0.95, "loko: weight of the past in R's average"),
+    option("r0", 1.0, "loko: R begins, and begins anew, as r0 I"),
+    option("diagonal", "decoupled", "loko: as in loko.run", ("decoupled", "variational")),
+    option("lam", 1.0, "loko: forgetting, p_pred = p / lam + q"),
+    option("q", 0.0, "loko: process noise"),
+    option("center", False, "loko, for logits: centre H over each sample's classes"),
+    option(
+        "filter_merge",
+        "keep",
+        "loko: p at a merge that keeps the state. keep: nothing; shrink: p / heads; prior: at a "
+        "reset the entries that it sets anew get their prior variances. R stays",
+        ("keep", "shrink", "prior"),
+    ),
+)
+
+
+def _slots(suffix: str, when: str) -> tuple[Output, ...]:
+    named = [("momentum", "sgd", 1), ("sum", "adagrad", 2), ("exp_avg", "adamw", 3)]
+    named.append(("exp_avg_sq", "adamw", 3))
+    return tuple(
+        gives(
+            f"{name}{suffix}", "(steps, heads, n)", f"{who}'s slot {when}", f"OPT-{k}", "gradient"
+        )
+        for name, who, k in named
+    )
+
+
+_NOT_MERGED = "; where none is due, as after the step"
+_OUTPUTS = (
+    gives(
+        "z",
+        "(steps, heads, batch, C)",
+        "outputs before the step (mhlora: the same for every head)",
+        "LTE-2 LTE-3 LTE-4",
+        "x weights factors",
+    ),
+    gives("loss", "(steps, heads)", "each head's own mean loss before the step", "LTE-8", "z y"),
+    gives(
+        "Z",
+        "(steps, heads, m, n)",
+        "loko: dz/dtheta before the step, row b*C + j, columns as theta; at the full A and B",
+        "LTE-3 LTE-10",
+        "x weights factors",
+    ),
+    gives(
+        "gradient",
+        "(steps, heads, n)",
+        "gradient of what the head descends, packed as theta; at the full A and B; not with loko",
+        "LTE-3 LTE-8",
+        "z y factors",
+    ),
+    *_slots("_step", "after the step"),
+    gives(
+        "theta_step",
+        "(steps, heads, n)",
+        "after the step, before a merge, packed as theta; not for mhlora, nor the others on _step",
+        "LTE-1",
+        "gradient",
+    ),
+    gives("p_step", "(steps, heads, n)", "loko: variances after the step", "LTE-10", "Z z y p"),
+    gives("R_step", "(steps, heads, m, m)", "loko: R after the step (not glm)", "LTE-10", "Z z y"),
+    gives(
+        "W",
+        "(steps, w)",
+        "after step and merge: the shared weights in the order given, each row-major; that is the "
+        "spec's: of a linear W, b, of a norm g, b, of tables token, position, type",
+        "LTE-5 LTE-7",
+        "theta_step",
+    ),
+    *_slots("", "after step and merge"),
+    gives(
+        "theta_merge",
+        "(steps, heads, n)",
+        "with a reset: after the merge, before the reset" + _NOT_MERGED,
+        "LTE-7",
+        "theta_step W",
+    ),
+    gives(
+        "p_merge",
+        "(steps, heads, n)",
+        "loko with a reset: after the merge, before the reset" + _NOT_MERGED,
+        "LTE-10",
+        "p_step",
+    ),
+    gives(
+        "merged_merge",
+        "(steps, heads, f)",
+        "shared, with a reset: merged before the reset" + _NOT_MERGED,
+        "LTE-5",
+        "theta_step",
+    ),
+    gives(
+        "copies_merge",
+        "(steps, heads, c)",
+        "copies, with a reset: copies before the reset" + _NOT_MERGED,
+        "LTE-4",
+        "W theta_step",
+    ),
+    gives(
+        "theta",
+        "(steps, heads, n)",
+        "after step, merge, reset: layer by layer; of a linear with LoRA A, B, bA, bB, each "
+        "row-major; of one without W, b, a copy a head, averaged at a merge (of a norm g, b; of "
+        "tables token, position, type; with replicas frozen none of these)",
+        "LTE-1 LTE-6 LTE-7",
+        "gradient Z",
+    ),
+    gives("p", "(steps, heads, n)", "loko: after step, merge, reset", "LTE-10", "p_step"),
+    gives("R", "(steps, heads, m, m)", "loko: after step and merge (not glm)", "LTE-10", "R_step"),
+    gives(
+        "merged",
+        "(steps, heads, f)",
+        "shared: after step, merge, reset: the factors last merged, packed as theta without its "
+        "replicas; all 0 before the first merge and after a reset",
+        "LTE-3 LTE-5 LTE-6",
+        "theta_step",
+    ),
+    gives(
+        "copies",
+        "(steps, heads, c)",
+        "copies: after step, merge, reset: linear by linear with LoRA the head's own W, then b "
+        "where the branch has biases",
+        "LTE-4 LTE-6",
+        "W theta_step",
+    ),
+    gives(
+        "seen",
+        "(steps, heads, s)",
+        "after step, merge and reset: the weight that each head sees, W + delta - delta' (of a "
+        "linear without LoRA its copy; with replicas frozen none of it), linear by linear, each "
+        "row-major; not for mhlora",
+        "LTE-3 LTE-4 LTE-6",
+        "W theta",
+    ),
+    gives(
+        "z_main",
+        "(steps, samples, C)",
+        "with evaluation: outputs of the network of W, after step and merge; not for mhlora",
+        "LTE-5 LTE-13",
+        "evaluation W",
+    ),
+    gives(
+        "z_now",
+        "(steps, samples, C)",
+        "with evaluation, after step, merge and reset: outputs of the network that a merge now "
+        "would give: W + mean over heads of (delta - delta'), means of the copies of layers "
+        "without LoRA; for mhlora the one network's",
+        "LTE-2 LTE-13",
+        "evaluation W theta",
+    ),
+)
+
+RUN = Operation(
+    name="lte.run",
+    text="LTE on recorded data: a step for each leading entry of x, y, merges and resets when due",
+    inputs=_INPUTS,
+    options=(SPEC, *_CHOICES, *_DESCENT, *_LOKO),
+    outputs=_OUTPUTS,
+    oracle=lte_oracle.run,
+    plain=lte_plain.lte_run,
+    stepwise=True,
+)
+"""The entry."""

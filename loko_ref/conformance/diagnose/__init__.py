@@ -1,0 +1,1 @@
+"""Which known mistake reproduces what came back."""

@@ -1,0 +1,250 @@
+"""The engine: run cases on an implementation and judge each."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases.registry import Case
+from loko_ref.conformance.implementations.python import Runnable
+from loko_ref.conformance.judge.answer import Answer, Finding
+from loko_ref.conformance.judge.compare import Divergence, compare
+from loko_ref.conformance.judge.teacher_forcing import Forced, force
+from loko_ref.conformance.judge.tolerance import tolerance
+
+__all__ = [
+    "EXPECTED_FAILURE",
+    "FAILED",
+    "PASSED",
+    "TIMEOUT",
+    "UNEXPECTED_PASS",
+    "UNSUPPORTED",
+    "Check",
+    "Summary",
+    "count",
+    "judge",
+    "outcome",
+    "run",
+    "summarise",
+]
+
+TIMEOUT = 60.0
+"""Seconds that one check may take."""
+
+PASSED, FAILED, UNSUPPORTED = "passed", "failed", "unsupported"
+EXPECTED_FAILURE, UNEXPECTED_PASS = "expected failure", "unexpected pass"
+"""Outcomes of a check in the light of a list of expected failures, beside the three of any run."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Check:
+    """The outcome of one case.
+
+    Attributes
+    ----------
+    case : Case
+        The case.
+    status : {"passed", "failed", "unsupported"}
+        Its outcome.
+    divergence : Divergence or None
+        For a failed one: the first quantity that is off.
+    finding : Finding or None
+        For a failed one: what is wrong other than a number.
+    reason : str or None
+        For an unsupported one: why.
+    worst : float
+        The largest ratio of error to tolerance.
+    quantities : tuple of str
+        What was judged.
+    outputs : mapping
+        What came back.
+    returned : mapping
+        Where outputs have a shape of their own: everything that came back, as it came.
+    forced : Forced or None
+        For a failed run: what each step does from the oracle's state.
+    """
+
+    case: Case
+    status: str
+    divergence: Divergence | None = None
+    finding: Finding | None = None
+    reason: str | None = None
+    worst: float = 0.0
+    quantities: tuple[str, ...] = ()
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    returned: Mapping[str, Array] = field(default_factory=dict)
+    forced: Forced | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The verdict on a run: every report takes counts, headline and exit code from here.
+
+    Attributes
+    ----------
+    passed, failed, expected_failures, unexpected_passes, unsupported : int
+        Number of checks of each :func:`outcome`.
+    """
+
+    passed: int
+    failed: int
+    expected_failures: int
+    unexpected_passes: int
+    unsupported: int
+
+    @property
+    def ran(self) -> int:
+        """Number of checks that ran: all but the unsupported ones."""
+        return self.passed + self.failed + self.expected_failures + self.unexpected_passes
+
+    @property
+    def verdict(self) -> str:
+        """One of ``failed``, ``nothing ran``, ``as expected``, ``passed``.
+
+        An unexpected pass counts as a failure: the list of expected failures is out of date.
+        """
+        if self.failed or self.unexpected_passes:
+            return "failed"
+        if not self.ran:
+            return "nothing ran"
+        return "as expected" if self.expected_failures else "passed"
+
+    @property
+    def exit_code(self) -> int:
+        """0 all that ran passed or failed as expected, 1 something else failed, 2 nothing ran."""
+        return {"failed": 1, "nothing ran": 2}.get(self.verdict, 0)
+
+    @property
+    def headline(self) -> str:
+        """The verdict in words."""
+        return {
+            "failed": "WRONG",
+            "nothing ran": "NOTHING RAN",
+            "as expected": "all that ran passed, or failed as expected",
+            "passed": "all that ran passed",
+        }[self.verdict]
+
+    @property
+    def text(self) -> str:
+        """The headline and the counts, in one line."""
+        counts = [f"{self.ran} ran", f"{self.passed} passed", f"{self.failed} failed"]
+        if self.expected_failures:
+            counts.append(_counted(self.expected_failures, "expected failure", "s"))
+        if self.unexpected_passes:
+            counts.append(_counted(self.unexpected_passes, "unexpected pass", "es"))
+        return f"{self.headline}: {', '.join([*counts, f'{self.unsupported} unsupported'])}"
+
+
+def _counted(number: int, name: str, plural: str) -> str:
+    return f"{number} {name}{plural if number > 1 else ''}"
+
+
+def judge(case: Case, answer: Answer) -> Check:
+    """Turn an answer into a check."""
+    if answer.declined is not None:
+        return Check(case=case, status="unsupported", reason=answer.declined)
+    divergence, worst = compare(case, answer.outputs)
+    judged = tuple(name for name in answer.outputs if tolerance(case)[name] is not None)
+    if divergence is not None:  # numbers before a later output's form: dataflow order
+        return Check(
+            case=case,
+            status="failed",
+            divergence=divergence,
+            worst=worst,
+            quantities=judged,
+            outputs=answer.outputs,
+        )
+    if answer.finding is not None:
+        return Check(
+            case=case,
+            status="failed",
+            finding=answer.finding,
+            quantities=judged,
+            returned=answer.returned,
+        )
+    if not judged:
+        reason = "no output of this case can be judged in this dtype"
+        return Check(case=case, status="unsupported", reason=reason, outputs=answer.outputs)
+    return Check(case=case, status="passed", worst=worst, quantities=judged, outputs=answer.outputs)
+
+
+def run(
+    implementation: Runnable,
+    cases: Sequence[Case],
+    *,
+    timeout: float | None = TIMEOUT,
+    progress: Callable[[Check], None] | None = None,
+) -> list[Check]:
+    """Run every case in turn.
+
+    Parameters
+    ----------
+    implementation : Runnable
+        The code under test.
+    cases : sequence of Case
+        What to run.
+    timeout : float, optional
+        Seconds a check, the forced steps of a failed run included.
+    progress : callable, optional
+        Called with each check as it is done.
+    """
+    checks = []
+    for case in cases:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        check = judge(case, implementation.run(case, timeout))
+        if case.operation.name == "loko.run" and check.divergence is not None:
+            check = replace(check, forced=force(implementation, case, deadline))
+        checks.append(check)
+        if progress is not None:
+            progress(checks[-1])
+    return checks
+
+
+def outcome(key: str, status: str, expected: Mapping[str, str]) -> str:
+    """Return what a check's status means in the light of the expected failures.
+
+    Parameters
+    ----------
+    key : str
+        The case's id.
+    status : {"passed", "failed", "unsupported"}
+        That of the check.
+    expected : mapping of str to str
+        Id -> why it is expected to fail.
+
+    Returns
+    -------
+    str
+        The status, or ``EXPECTED_FAILURE``, or ``UNEXPECTED_PASS``.
+    """
+    if key not in expected:
+        return status
+    return {FAILED: EXPECTED_FAILURE, PASSED: UNEXPECTED_PASS}.get(status, status)
+
+
+def count(outcomes: Iterable[str]) -> Summary:
+    """Count outcomes."""
+    found = Counter(outcomes)
+    return Summary(
+        passed=found[PASSED],
+        failed=found[FAILED],
+        expected_failures=found[EXPECTED_FAILURE],
+        unexpected_passes=found[UNEXPECTED_PASS],
+        unsupported=found[UNSUPPORTED],
+    )
+
+
+def summarise(checks: Sequence[Check], expected: Mapping[str, str] | None = None) -> Summary:
+    """Count the outcomes of checks.
+
+    Parameters
+    ----------
+    checks : sequence of Check
+        All of a run.
+    expected : mapping of str to str, optional
+        Id -> why it is expected to fail.
+    """
+    return count(outcome(check.case.id, check.status, expected or {}) for check in checks)

@@ -1,0 +1,1 @@
+"""The code under test: Python, a command in any language, a recording."""

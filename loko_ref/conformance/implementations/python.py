@@ -1,0 +1,365 @@
+"""The code under test: finding it, calling it on one case, and telling what went wrong.
+
+Whatever it does (fails to import, raises, returns something odd, mutates its inputs, does not come
+back), the outcome is a finding or one clear error; never a traceback of this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import inspect
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from loko_ref.conformance.cases.registry import Case
+from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.implementations.target import check_place
+from loko_ref.conformance.judge.answer import Answer, Finding, check, describe, words
+from loko_ref.errors import InputError, closest, shown
+from loko_ref.files.reading import open_file
+
+__all__ = ["Implementation", "Runnable", "call", "load"]
+
+MOST = 1000
+"""Names that are taken of a result."""
+
+SOURCE_LIMIT = 16 * 2**20
+"""Bytes of a Python file."""
+
+
+class Runnable(Protocol):
+    """What can be verified: an in-process implementation, or a command."""
+
+    def run(self, case: Case, timeout: float | None = None) -> Answer:
+        """Run one case."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Implementation:
+    """A mapping from operation name to function, and what it was called.
+
+    Attributes
+    ----------
+    target : str
+        As given on the command line.
+    functions : mapping
+        Operation name -> function.
+    notes : tuple of str
+        Names that are no operation.
+    """
+
+    target: str
+    functions: Mapping[str, Callable[..., Any]]
+    notes: tuple[str, ...] = ()
+
+    def run(self, case: Case, timeout: float | None = None) -> Answer:
+        """Call the function of the case's operation on fresh inputs."""
+        function = self.functions.get(case.operation.name)
+        if function is None:
+            return Answer(declined="the implementation has no such operation")
+        return call(function, case, timeout)
+
+
+class _TimeOutError(BaseException):
+    """Raised inside the code under test; no ``except Exception`` swallows it."""
+
+
+class _InterruptError(BaseException):
+    """The user's interrupt, as opposed to a KeyboardInterrupt that the code raises itself."""
+
+
+@contextlib.contextmanager
+def _guarded(seconds: float | None) -> Iterator[None]:
+    """Interrupt Python code after some seconds, and tell interrupts from what the code raises.
+
+    Both by signals, so in the main thread of a POSIX process alone. A call that stays in compiled
+    code is interrupted when it comes back to Python; code that catches the interruption is
+    interrupted again every tenth of a second.
+    """
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    begun, over, interrupted = time.monotonic(), False, False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not over:
+            raise _TimeOutError
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        answer = answers[number]
+        if callable(answer):
+            answer(number, frame)
+
+    answers = {int(n): signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number, answer in answers.items():
+        if callable(answer):
+            signal.signal(number, interrupt)
+    alarm = signal.signal(signal.SIGALRM, stop)
+    left, every = signal.setitimer(signal.ITIMER_REAL, seconds or 0, 0.1)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if interrupted:
+            raise _InterruptError from None
+        raise
+    finally:
+        over = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        for number, answer in answers.items():
+            if callable(answer):
+                signal.signal(number, answer)
+        if left:  # someone else's timer, such as a test runner's, goes on
+            left = max(left - (time.monotonic() - begun), 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, left, every)
+
+
+def _module_of(target: str, timeout: float | None) -> tuple[ModuleType, str]:
+    """Import the file or module of a target; return it with the attribute's name."""
+    place, colon, attribute = target.rpartition(":")
+    if not colon or attribute.endswith((".py", "/", "\\")) or "/" in attribute:
+        place, attribute = target, "IMPLEMENTATION"
+    check_place(target, place)
+    path = Path(place)
+    try:
+        if path.suffix == ".py" or (path.exists() and not path.is_dir()):
+            open_file(path, "TARGET", SOURCE_LIMIT).close()  # importing a FIFO would wait for ever
+            name = f"loko_ref_target_{path.stem}"
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            folder = str(path.parent.resolve())
+            if folder not in sys.path:
+                sys.path.insert(0, folder)  # so that it can import its neighbours
+            sys.modules[name] = module
+            with _guarded(timeout), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                spec.loader.exec_module(module)
+            return module, attribute
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        with _guarded(timeout), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(place), attribute
+    except InputError:
+        raise
+    except _TimeOutError:
+        raise InputError(
+            "TARGET",
+            f"{target!r}, which was not imported within {timeout:g} s",
+            "a Python file, a module or module:attribute that can be imported",
+            "it waits for something, or computes while it is imported; --timeout gives it longer",
+        ) from None
+    except _InterruptError:
+        raise KeyboardInterrupt from None
+    except BaseException as error:
+        raise InputError(
+            "TARGET",
+            f"{shown(target)}, which fails to import: {describe(error, __file__)}",
+            "a Python file, a module or module:attribute that can be imported",
+            "an error in the implementation's own code, a missing package, or a name misspelt",
+        ) from None
+
+
+def load(target: str, timeout: float | None = None) -> Implementation:
+    """Find the mapping that a target holds.
+
+    Parameters
+    ----------
+    target : str
+        ``path/to/file.py``, ``package.module``, or either followed by ``:attribute``; the attribute
+        is ``IMPLEMENTATION`` by default.
+    timeout : float, optional
+        Seconds that its import may take, as ``call`` measures them.
+
+    Returns
+    -------
+    Implementation
+
+    Raises
+    ------
+    InputError
+        If it fails to import, or holds no mapping from operation name to function.
+    """
+    module, attribute = _module_of(target, timeout)
+    example = "IMPLEMENTATION = {'lora.delta': my_function}"
+    if not hasattr(module, attribute):
+        raise InputError(
+            "TARGET",
+            f"{target!r} without an attribute {attribute}",
+            f"a mapping from operation name to function: {example}",
+            "the mapping has another name: give it as TARGET:name",
+        )
+    mapping = getattr(module, attribute)
+    if not isinstance(mapping, Mapping):
+        raise InputError(
+            "TARGET",
+            f"{attribute} of type {type(mapping).__name__}",
+            f"a mapping from operation name to function: {example}",
+            "a class or a function in place of the mapping",
+        )
+    functions: dict[str, Callable[..., Any]] = {}
+    notes = []
+    for name, function in mapping.items():
+        if name not in OPERATIONS:
+            near = closest(str(name), OPERATIONS)
+            hint = f"; the closest is '{near}'" if near else ""
+            notes.append(f"{name!r} is no operation of the catalogue and was not run{hint}")
+        elif not callable(function):
+            raise InputError(
+                "TARGET",
+                f"{attribute}[{name!r}] of type {type(function).__name__}",
+                "a function",
+                "the function was called in place of named",
+            )
+        else:
+            functions[name] = function
+    if not functions:
+        raise InputError(
+            "TARGET",
+            f"{attribute} with the keys {sorted(map(str, mapping))}",
+            "at least one operation of the catalogue ('loko-ref operations' lists them)",
+            notes[0] if notes else "an empty mapping",
+        )
+    return Implementation(target=target, functions=functions, notes=tuple(notes))
+
+
+def _keywords(function: Callable[..., Any], case: Case) -> dict[str, Any] | Answer:
+    """Keywords for the call, leaving out defaults that the function has no parameter for."""
+    operation = case.operation
+    given: dict[str, Any] = {**case.inputs(), **copy.deepcopy(case.options)}
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return given
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return given
+    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    optional = {i.name for i in operation.inputs if i.optional}
+    defaults = {o.name: o.default for o in operation.options}
+    for name in [name for name in given if name not in taken]:
+        if name in defaults and defaults[name] is not None:
+            if given[name] != defaults[name]:
+                return Answer(
+                    declined=f"it takes no option '{name}', which this case sets to {given[name]!r}"
+                )
+            del given[name]
+        elif name in optional:
+            return Answer(declined=f"it takes no input '{name}', which this case gives")
+        else:
+            return Answer(
+                finding=Finding(
+                    kind="signature", message=f"the function takes no parameter '{name}'"
+                )
+            )
+    return given
+
+
+def _same_bytes(a: Any, b: Any) -> bool:
+    return (
+        isinstance(a, np.ndarray)
+        and a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.tobytes() == b.tobytes()
+    )
+
+
+def _mutated(given: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:
+    """Name the first input that is no longer what it was."""
+    for name, value in fresh.items():
+        now = given.get(name)
+        if isinstance(value, Mapping):
+            if not isinstance(now, Mapping) or set(now) != set(value):
+                return name
+            inner = _mutated(now, value)
+            if inner is not None:
+                return f"{name}['{inner}']"
+        elif isinstance(value, np.ndarray) and not _same_bytes(now, value):
+            return name
+    return None
+
+
+def _plain(result: Any) -> Any:
+    """Take what a mapping holds out of it, while the code under test may still be interrupted."""
+    if not isinstance(result, Mapping):
+        return result
+    plain = {}
+    for name in itertools.islice(result, MOST):
+        value = plain[name] = result[name]
+        if not isinstance(value, np.ndarray) and hasattr(value, "__array__"):
+            with contextlib.suppress(Exception):  # `check` meets it again, and says it
+                plain[name] = np.array(value)
+    return plain
+
+
+def call(function: Callable[..., Any], case: Case, timeout: float | None = None) -> Answer:
+    """Call a function on a case's inputs and check the form of what it returns.
+
+    Whatever it raises is a finding, SystemExit and KeyboardInterrupt too. It runs in this process:
+    one that ends the process (``os._exit``, a crash of compiled code), or that never comes back
+    from compiled code, ends or holds the run; as a command (``--cmd``) it does not.
+
+    Parameters
+    ----------
+    function : callable
+        Takes inputs and options as keywords.
+    case : Case
+        The case.
+    timeout : float, optional
+        Seconds after which it is interrupted (Python code, main thread, POSIX).
+    """
+    keywords = _keywords(function, case)
+    if isinstance(keywords, Answer):
+        return keywords
+    given = dict(keywords)
+    process = os.getpid()
+    try:
+        with (
+            warnings.catch_warnings(),
+            np.errstate(all="ignore"),
+            _guarded(timeout),
+        ):
+            warnings.simplefilter("ignore")
+            result = _plain(function(**keywords))
+    except NotImplementedError as error:
+        text = words(error)
+        return Answer(declined="it declines (NotImplementedError" + (f": {text})" if text else ")"))
+    except _TimeOutError:
+        message = f"did not return within {timeout:g} s"
+        return Answer(finding=Finding(kind="timeout", message=message))
+    except _InterruptError:
+        raise KeyboardInterrupt from None
+    except BaseException as error:
+        return Answer(finding=Finding(kind="raised", message=f"raised {describe(error, __file__)}"))
+    finally:
+        if os.getpid() != process:  # a fork of the code under test: the report is not its own
+            os._exit(0)
+    changed = _mutated(given, case.inputs())
+    if changed is None and given.get("spec") != case.options.get("spec"):
+        changed = "spec"
+    if changed is not None:
+        message = f"changed its input '{changed}' in place"
+        return Answer(finding=Finding(kind="mutated", message=message))
+    return check(result, case)

@@ -1,0 +1,243 @@
+"""A recording of someone's own run: read from a file, checked for form.
+
+Array ``k/name`` holds quantity `name` of step k, k = 0, 1, 2, ...: under ``k/theta``, ``k/p`` (or
+``k/P``) and ``k/R`` the state *before* step k, so that step k's posterior is ``k+1/theta`` and so
+on. The names are those of the operation ``loko.step``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.checks.values import check_choice, read_number
+from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.errors import InputError, shown, unknown_option
+from loko_ref.files.containers import parse_npz, parse_safetensors, text_of
+from loko_ref.files.reading import map_file, open_file
+from loko_ref.files.strict_json import parse_json
+from loko_ref.kalman.noise import check_combination
+from loko_ref.textbook.loko import SHAPES
+
+__all__ = ["NAMING", "Recording", "read"]
+
+NAMING = (
+    "Array 'k/name' is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state "
+    "before step k (so step k's posteriors are k+1/theta, k+1/p, k+1/R), and whatever there is of "
+    "k/y, k/z, k/Z, k/p_pred, k/yhat, k/e, k/H, k/R_used (the R in S), k/S, k/K, "
+    "k/r (y - h(theta+)), as in 'loko-ref operations loko.step'."
+)
+"""How a recording is laid out, in a sentence."""
+
+_OPTIONS = {o.name: o for o in OPERATIONS["loko.step"].options if o.name != "spec"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recording:
+    """Quantities by step.
+
+    Attributes
+    ----------
+    steps : mapping of int to mapping of str to array
+        Step -> name -> array, of one dtype.
+    shapes : mapping of int to (int, int)
+        Step -> (batch, C), where outputs are recorded.
+    options : mapping
+        All options of the run.
+    dtype : {"float64", "float32"}
+        That of every array.
+    notes : tuple of str
+        What was passed over, and what was assumed.
+    """
+
+    steps: Mapping[int, Mapping[str, Array]]
+    shapes: Mapping[int, tuple[int, int]]
+    options: Mapping[str, Any]
+    dtype: str
+    notes: tuple[str, ...]
+
+
+def _refuse(path: Path, got: str, required: str, cause: str) -> InputError:
+    return InputError("--trace", f"{str(path)!r}: {got}", required, cause)
+
+
+def _content(path: Path) -> tuple[dict[str, Array], str]:
+    """Arrays by name, and the options as JSON."""
+    suffix, form = path.suffix.lower(), "a file that ends in .npz or .safetensors"
+    if suffix not in (".npz", ".safetensors"):
+        raise _refuse(path, f"suffix {suffix!r}", form, "a missing or foreign suffix")
+    with open_file(path, "--trace") as file:
+        if suffix == ".safetensors":
+            views, about = parse_safetensors(map_file(file), path, "--trace")
+            arrays = {name: np.array(view) for name, view in views.items()}
+            return arrays, about.get("options", "{}")
+        arrays = parse_npz(file, path, "--trace", texts=("options",))
+    head = arrays.pop("options", None)
+    if head is None:
+        return arrays, "{}"
+    try:
+        return arrays, text_of(head)
+    except ValueError as error:
+        raise _refuse(
+            path, f"options: {error}", "one text, as JSON", "options stored otherwise"
+        ) from None
+
+
+def _value(name: str, text: str) -> Any:
+    """Read the text of an option by the option's type."""
+    if name not in _OPTIONS:
+        raise unknown_option("--option", name, _OPTIONS)
+    option = _OPTIONS[name]
+    if option.choices:
+        return text.strip('"')
+    if isinstance(option.default, bool):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return read_number(f"--option {name}", text)
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except OverflowError:
+        return False
+
+
+def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
+    """Those of the file, then the command line's, then defaults; each checked."""
+    named = parse_json("--trace, options", head)
+    if not isinstance(named, dict):
+        raise InputError("--trace, options", repr(head[:60]), "a JSON object", "another JSON value")
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InputError("--option", repr(item), "NAME=VALUE", "the value was left out")
+        named[name] = _value(name, value)
+    for name, value in named.items():
+        if name not in _OPTIONS:
+            raise unknown_option("--option", name[:80], _OPTIONS)
+        option = _OPTIONS[name]
+        if option.choices:
+            check_choice(f"--option {name}", value, option.choices)
+        kind = bool if isinstance(option.default, bool) else (int, float)
+        wrong = not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
+        if not option.choices and (wrong or not _finite(value)):
+            what = "true or false" if kind is bool else "a finite number"
+            raise InputError(f"--option {name}", shown(value), what, "a typing error")
+        if not option.choices and kind is not bool:
+            named[name] = float(value)
+    lam, q, beta = (named.get(k, _OPTIONS[k].default) for k in ("lam", "q", "beta"))
+    if not (0 < lam <= 1 and q >= 0 and 0 <= beta <= 1):
+        got = f"lam={lam}, q={q}, beta={beta}"
+        raise InputError("--option", got, "0 < lam <= 1, q >= 0, 0 <= beta <= 1", "a typing error")
+    observation = named.setdefault("observation", "gaussian")
+    noise = named.setdefault("noise", "glm" if observation == "glm" else "fixed")
+    timing = named.setdefault("timing", "after" if noise == "ema_residual_hph" else "before")
+    check_combination(observation, noise, timing)
+    covariance = "dense" if dense else "diagonal"
+    if named.setdefault("covariance", covariance) != covariance:
+        got = f"covariance={named['covariance']}"
+        raise InputError("--option", got, f"{covariance}, as recorded", "p stored as P, or P as p")
+    return {**{name: o.default for name, o in _OPTIONS.items()}, **named}
+
+
+def _shape(step: int, arrays: dict[str, Array], n: int) -> tuple[int, int] | None:
+    """Check every shape of a step; find (batch, C)."""
+    pair = None
+    sizes: dict[str, tuple[int, str]] = {"n": (n, "theta")}
+    for name in ("y", "z", "yhat"):
+        if name in arrays and arrays[name].ndim == 2:
+            pair = pair or (arrays[name].shape[0], arrays[name].shape[1])
+            sizes.setdefault("m", (arrays[name].size, name))
+    for name in ("H", "e", "R", "R_used", "S", "yhat", "Z", "y", "z", "r"):
+        if name in arrays and arrays[name].ndim:
+            size = arrays[name].size if name in ("y", "z", "yhat") else arrays[name].shape[0]
+            sizes.setdefault("m", (size, name))
+    if "m" in sizes:
+        pair = pair or (1, sizes["m"][0])
+    for name, array in arrays.items():
+        axes = SHAPES[name]
+        if axes == ("batch", "C") or (name == "yhat" and array.ndim == 2):
+            allowed = [pair, (pair[1],)] if pair and pair[0] == 1 else [pair]
+        else:
+            allowed = [tuple(sizes.get(a, (-1, ""))[0] for a in axes)]
+        if "m" in sizes or "m" not in axes:
+            if array.shape in allowed:
+                continue
+            source = ", ".join(f"{a} = {s} from {step}/{by}" for a, (s, by) in sizes.items())
+            got, wanted = f"shape {array.shape}", f"({', '.join(axes)}), {source}"
+            cause = "a transposed or flattened array, or one of another step"
+            raise InputError(f"--trace, {step}/{name}", got, wanted, cause)
+    return pair
+
+
+def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
+    """Read a recording.
+
+    Parameters
+    ----------
+    path : path-like
+        ``.npz`` or ``.safetensors``. Options as JSON: in an array ``options`` of text (npz), or
+        in the metadata's entry ``options`` (safetensors).
+    given : sequence of str
+        More options, ``NAME=VALUE``; they win over the file's.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, a name, shape, dtype or number cannot be, or theta is missing.
+    """
+    place = Path(path)
+    arrays, head = _content(place)
+    steps: dict[int, dict[str, Array]] = {}
+    other: dict[str, None] = {}
+    kinds: dict[str, str] = {}
+    for key, array in arrays.items():
+        step, _, name = key.partition("/")
+        number = int(step) if step.isascii() and step.isdigit() and len(step) < 10 else -1
+        if str(number) != step or not name:
+            raise _refuse(place, f"an array {key!r:.120}", "names such as '0/theta'", NAMING[:-1])
+        if name not in SHAPES:
+            other[name] = None
+            continue
+        if array.dtype.kind not in "fiu" or str(array.dtype) == "float16":
+            got = f"dtype {array.dtype}"
+            raise InputError(f"--trace, {key}", got, "float64 or float32", "another format")
+        if array.dtype.kind == "f":
+            kinds.setdefault(array.dtype.name, key)  # of either byte order
+        if not np.isfinite(array).all():
+            where = tuple(map(int, np.argwhere(~np.isfinite(array))[0]))
+            got = f"{array[where]} at index {list(where)}"
+            raise InputError(f"--trace, {key}", got, "finite numbers", "the run had diverged there")
+        steps.setdefault(number, {})[name] = array
+    if not steps:
+        raise _refuse(place, "no quantity of any step", "names such as '0/theta'", NAMING[:-1])
+    if len(kinds) > 1 or not set(kinds) <= {"float64", "float32"}:
+        got = ", ".join(f"{dtype} ({key})" for dtype, key in kinds.items())
+        raise _refuse(place, got, "one dtype, float64 or float32", "an array converted on the way")
+    for k, one in sorted(steps.items()):
+        if "theta" not in one or one["theta"].ndim != 1:
+            got = f"shape {one['theta'].shape}" if "theta" in one else "nothing"
+            cause = "theta before each step was not recorded, or not packed into one vector"
+            raise InputError(f"--trace, {k}/theta", got, "an array (n,)", cause)
+    n = steps[min(steps)]["theta"].shape[0]
+    shapes = {k: _shape(k, one, n) for k, one in sorted(steps.items())}
+    names = {name for one in steps.values() for name in one}
+    dense = bool(names & {"P", "P_pred"})
+    if dense and names & {"p", "p_pred"}:
+        raise _refuse(place, "both p and P", "one of them", "the diagonal stored beside the matrix")
+    options = _options(head, given, dense)
+    notes = [f"not looked at: {', '.join(other)}"] if other else []
+    notes.append("options: " + ", ".join(f"{k}={v}" for k, v in options.items()))
+    dtype = next(iter(kinds), "float64")
+    return Recording(
+        steps={k: {q: a.astype(dtype) for q, a in one.items()} for k, one in steps.items()},
+        shapes={k: pair for k, pair in shapes.items() if pair is not None},
+        options=options,
+        dtype=dtype,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,1 @@
+"""How large an error may be, and where a result goes beyond it first."""

@@ -1,0 +1,161 @@
+"""What came back for one case: its form is checked here, its numbers are not.
+
+A result is a mapping of known names to arrays of the right shape and dtype, or a finding.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases.registry import Case
+from loko_ref.conformance.judge.layout import arranged
+from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.errors import closest, printable
+
+__all__ = ["Answer", "Finding", "check", "describe", "words"]
+
+
+TEXT = 2000
+"""Characters of a message that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something wrong that is not a number off.
+
+    Attributes
+    ----------
+    kind : str
+        ``raised``, ``timeout``, ``signature``, ``result``, ``output``, ``shape``, ``dtype`` or
+        ``mutated``; of a command also ``crashed`` and ``protocol``.
+    message : str
+        One sentence; made printable, since what it quotes is foreign.
+    quantity : str or None
+        The output it is about.
+    index : tuple of int or None
+        The element it is about.
+    """
+
+    kind: str
+    message: str
+    quantity: str | None = None
+    index: tuple[int, ...] | None = None
+    expected: str | float | None = None
+    got: str | float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message, TEXT))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What came back for one case: outputs, or that it was declined (made printable), or a finding.
+
+    ``returned`` is all of it where a shape is one that no other order of the numbers explains.
+    """
+
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    returned: Mapping[str, Array] = field(default_factory=dict)
+    declined: str | None = None
+    finding: Finding | None = None
+
+    def __post_init__(self) -> None:
+        if self.declined is not None:
+            object.__setattr__(self, "declined", printable(self.declined, TEXT))
+
+
+def words(error: BaseException) -> str:
+    """Return an exception's text, printable and short, whatever its class makes of `str`."""
+    try:
+        return printable(str(error), 300)
+    except Exception as other:
+        return f"(its text fails with {type(other).__name__})"
+
+
+def describe(error: BaseException, own: str) -> str:
+    """Say an error, and the last line outside the file `own` that raised it, if one did."""
+    where, trace = "", error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name not in (own, importlib.__file__) and not name.startswith("<frozen"):
+            where = f" ({printable(Path(name).name, 100)}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    text = words(error)
+    return f"{printable(type(error).__name__, 80)}{': ' if text else ''}{text}{where}"
+
+
+def check(result: Any, case: Case) -> Answer:
+    """Check the form of a result: a mapping of known names to arrays of right shape and dtype."""
+    if not isinstance(result, Mapping):
+        message = f"returned {type(result).__name__} in place of a mapping of named arrays"
+        return Answer(finding=Finding(kind="result", message=message))
+    wanted = expected(case)
+    known = [output.name for output in case.operation.outputs]
+    outputs: dict[str, Array] = {}
+    for name in result:
+        if name not in known:
+            near = closest(str(name), known)
+            message = f"returned {name!r}, which is no output of {case.operation.name}" + (
+                f"; the closest is '{near}'" if near else f" ({', '.join(known)})"
+            )
+            return Answer(finding=Finding(kind="output", message=message))
+    for name in wanted:  # in dataflow order
+        if name not in result:
+            continue
+        array = _array(result[name])
+        if isinstance(array, str):
+            return Answer(finding=Finding(kind="output", message=f"{name}: {array}", quantity=name))
+        finding = _form(name, array, wanted[name], case.dtype)
+        if finding is not None and finding.kind == "shape":
+            said = arranged(case, name, array)
+            if said:
+                finding = replace(finding, message=f"{finding.message}; {said}")
+            came = {} if said else {k: _array(result[k]) for k in wanted if k in result}
+            returned = {
+                k: a for k, a in came.items() if not isinstance(a, str) and a.dtype == case.dtype
+            }
+            return Answer(outputs=outputs, finding=finding, returned=returned)
+        if finding is not None:
+            return Answer(outputs=outputs, finding=finding)
+        outputs[name] = array
+    if not outputs:
+        message = "returned none of " + ", ".join(wanted) + "; raise NotImplementedError to decline"
+        return Answer(finding=Finding(kind="result", message=message))
+    return Answer(outputs=outputs)
+
+
+def _array(value: Any) -> Array | str:
+    """Return a NumPy array, or say why there is none."""
+    if not (isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__")):
+        return f"a {type(value).__name__} in place of an array"
+    try:
+        return np.array(value)
+    except Exception as error:
+        return f"cannot be read as a NumPy array: {describe(error, __file__)}"
+
+
+def _form(name: str, array: Array, wanted: Array, dtype: str) -> Finding | None:
+    if array.shape != wanted.shape:
+        return Finding(
+            kind="shape",
+            message=f"{name} has shape {array.shape}, not {wanted.shape}",
+            quantity=name,
+            expected=f"shape {wanted.shape}",
+            got=f"shape {array.shape}",
+        )
+    if array.dtype != np.dtype(dtype):
+        return Finding(
+            kind="dtype",
+            message=f"{name} has dtype {array.dtype}, not {dtype} as the inputs",
+            quantity=name,
+            expected=dtype,
+            got=str(array.dtype),
+        )
+    return None

@@ -1,0 +1,204 @@
+"""A recording of a run, checked quantity by quantity: where does the run first go wrong?
+
+Each recorded quantity is computed anew from the recorded ones before it in the dataflow; what was
+not recorded on the way is computed. So a mistake shows where it is made, and not in what follows
+from it. Every quantity is a case of its own, ``trace/k/name``, by the plain formulas, with the
+tolerance and the known mistakes of every other case.  [TOL-1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases.globs import matcher
+from loko_ref.conformance.cases.registry import Case, Recipe
+from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation, Output
+from loko_ref.conformance.engine import Check, judge
+from loko_ref.conformance.implementations.recording import Recording
+from loko_ref.conformance.judge.answer import Answer
+from loko_ref.conformance.judge.tolerance import FORMULA_TABLE
+from loko_ref.errors import InputError, shown
+from loko_ref.textbook.loko import Lazy, dataflow, missing, output_name
+from loko_ref.textbook.quantities import origins
+from loko_ref.textbook.values import identity
+
+__all__ = ["TraceCase", "check", "first"]
+
+ORDER = (
+    *("theta", "p", "R", "y", "z", "Z", "p_pred", "yhat", "e", "H", "R_used", "S", "K"),
+    *("theta_post", "p_post", "r", "R_post"),
+)
+"""Quantities of a step in dataflow order; with a dense covariance p stands for P here."""
+
+TARGETS = ORDER[6:15] + ORDER[16:]
+"""Those that are checked."""
+
+
+class TraceCase(Case):
+    """A quantity of a recording as a case; its operation is not in the catalogue.
+
+    Parameters
+    ----------
+    key : str
+        Id.
+    recipe : Recipe
+        Inputs and options.
+    dtype : str
+        float64 or float32.
+    operation : Operation
+        The one quantity's.
+    """
+
+    def __init__(self, key: str, recipe: Recipe, dtype: str, operation: Operation) -> None:
+        super().__init__(id=key, recipe=recipe, dtype=dtype)
+        object.__setattr__(self, "_operation", operation)
+
+    @property
+    def operation(self) -> Operation:
+        """The operation that computes this quantity alone."""
+        found: Operation = self._operation  # type: ignore[attr-defined]
+        return found
+
+
+def _operation(
+    output: str, target: str, o: Mapping[str, Any], shape: tuple[int, ...], pair: tuple[int, int]
+) -> Operation:
+    flow = dataflow(o)
+
+    def plain(x: Any, o: Any, F: Any, keep: Callable[[str, Any], Any]) -> dict[str, Any]:
+        v = Lazy(x, **o, F=F, keep=keep)
+        v["timing"] = F["timing"](v)
+        value = v.follow(target, pair)
+        return {output: np.reshape(value, shape)}
+
+    known = {o.name: o for o in OPERATIONS["loko.step"].outputs}[output]
+    return Operation(
+        name=f"trace.{output}",
+        text="a quantity of a recording, from those before it",
+        inputs=(),
+        options=(),
+        outputs=(
+            Output(
+                name=output,
+                shape=known.shape,
+                formula=known.formula,
+                labels=next(q.labels for q in flow if q.name == target),
+                feeds=origins(target, flow),
+            ),
+        ),
+        oracle=lambda x, o: plain(x, o, FORMULA_TABLE, identity),
+        plain=plain,
+    )
+
+
+def _gather(recording: Recording, k: int, dense: bool) -> dict[str, Array]:
+    """Collect a step's quantities and its posteriors, by the names of ORDER."""
+    rename = {"P": "p", "P_pred": "p_pred"} if dense else {}
+    have = {rename.get(q, q): a for q, a in recording.steps[k].items()}
+    glm = recording.options["noise"] == "glm"
+    if glm and "R" in have:
+        R = have.pop("R")  # there is no estimate: what is called R is what enters S
+        have.setdefault("R_used", R)
+    for q, a in recording.steps.get(k + 1, {}).items():
+        if rename.get(q, q) in ("theta", "p", "R")[: 2 if glm else 3]:
+            have[f"{rename.get(q, q)}_post"] = a
+    pair = recording.shapes.get(k, (1, 1))
+    for q in ("y", "z"):
+        if q in have:
+            have[q] = have[q].reshape(pair)
+    if recording.options["noise"] != "ema_residual_hph":
+        have.pop("r", None)  # the estimator's r is another vector there: the innovation
+    return have
+
+
+def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -> Check:
+    """Judge one quantity of one step."""
+    options, pair = recording.options, recording.shapes.get(k, (1, 1))
+    output = output_name(target, options)
+    place = f"{k + 1 if target.endswith('_post') else k}/{output}"
+    if options["noise"] == "glm" and target == "R_used" and target not in recording.steps[k]:
+        place = f"{k}/R"
+    got = have.get(target)
+    inputs = {q: have[q] for q in ORDER[: ORDER.index(target)] if q in have}
+    if "yhat" in inputs:
+        inputs["yhat"] = inputs["yhat"].reshape(pair)
+    if target == "K":  # its all-ones part is a matter of convention, sample by sample of y
+        inputs.setdefault("y", np.zeros(pair, recording.dtype))
+    recipe = Recipe(
+        operation=f"trace.{output}",
+        name=place,
+        hunts=f"step {k}: {output} from {', '.join(origins(target, dataflow(options)))}",
+        build=lambda draw, dtype: inputs,
+        options=options,
+    )
+    shape = () if got is None else got.shape
+    case = TraceCase(
+        f"trace/{place}", recipe, recording.dtype, _operation(output, target, options, shape, pair)
+    )
+    lacking = missing(target, have, options)
+    reason = ""
+    if got is None:
+        reason = "unchecked: not in the recording"
+    elif lacking:
+        reason = f"unchecked: it needs {', '.join(lacking)}, not in the recording"
+    if got is None or reason:
+        return Check(case=case, status="unsupported", reason=reason)
+    try:
+        with np.errstate(all="ignore"):
+            return judge(case, Answer(outputs={output: got}))
+    except np.linalg.LinAlgError as error:
+        reason = f"unchecked: what is recorded before it cannot be solved with ({error})"
+        return Check(case=case, status="unsupported", reason=reason)
+
+
+def check(recording: Recording, only: str | None = None) -> list[Check]:
+    """Check every quantity of every step.
+
+    Parameters
+    ----------
+    recording : Recording
+        The run.
+    only : str, optional
+        Glob of ids (``trace/3/S``) or of ``trace.S``.
+
+    Returns
+    -------
+    list of Check
+        Step by step in dataflow order; posteriors belong to the step that makes them and have
+        the id of their array, ``trace/4/theta`` for step 3. Unchecked ones are ``unsupported``.
+
+    Raises
+    ------
+    InputError
+        If `only` matches nothing.
+    """
+    dense, glm = recording.options["covariance"] == "dense", recording.options["noise"] == "glm"
+    chosen, checks = matcher("--only", only), []
+    for k in sorted(recording.steps):
+        state = not set(recording.steps[k]) - {"theta", "p", "P", "R"}
+        if state and k - 1 in recording.steps and k + 1 not in recording.steps:
+            continue  # what is left after the last step
+        have = _gather(recording, k, dense)
+        for target in TARGETS:
+            if glm and target == "R_post":
+                continue
+            one = _one(recording, k, target, have)
+            name = one.case.operation.name
+            if chosen(one.case.id) or chosen(name):
+                checks.append(one)
+    if not checks:
+        required = "a glob that matches a quantity, such as 'trace/0/S' or 'trace.S'"
+        raise InputError("--only", shown(only), required, "a name misspelt, or a single state")
+    return checks
+
+
+def first(checks: list[Check]) -> str | None:
+    """Say where a recording is first off, None where it is not."""
+    one = next((c for c in checks if c.status == "failed"), None)
+    if one is None:
+        return None
+    return f"{one.case.hunts.split(' from ')[0]} is the first off ({one.case.id})"

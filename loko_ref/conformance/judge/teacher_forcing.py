@@ -1,0 +1,127 @@
+"""Teacher-forced localisation of a run: each step starts from the oracle's state.
+
+A free run finds drift: an error of one step is carried into the next. Forced, every step is judged
+by itself: a local mistake shows at the first step that has it, and where every step is right the
+mistake is in what is carried from one step to the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases.registry import Case, Draw, Recipe
+from loko_ref.conformance.implementations.python import Runnable
+from loko_ref.conformance.judge.answer import Finding
+from loko_ref.conformance.judge.compare import Divergence, compare
+from loko_ref.conformance.judge.tolerance import expected
+
+__all__ = ["Forced", "force", "steps_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forced:
+    """What the forced walk found.
+
+    Attributes
+    ----------
+    steps : int
+        Steps walked.
+    divergence : Divergence or None
+        The first quantity that is off, its index beginning with the step.
+    finding : Finding or None
+        What is wrong other than a number.
+    """
+
+    steps: int
+    divergence: Divergence | None = None
+    finding: Finding | None = None
+
+    @property
+    def text(self) -> str:
+        """Say it in one sentence."""
+        if self.divergence is not None:
+            d = self.divergence
+            return f"teacher-forced: first off at step {d.index[0]}, {d.quantity}"
+        if self.finding is not None:
+            return f"teacher-forced: step {self.steps - 1}: {self.finding.message}"
+        return (
+            f"teacher-forced: all {self.steps} steps are right from the oracle's state; the "
+            "mistake is in what is carried from step to step"
+        )
+
+
+def steps_of(case: Case) -> list[Case]:
+    """Cut a run into cases of one step, each from the oracle's state before it."""
+    inputs, states = case.inputs(), expected(case)
+    cases = []
+    for t in range(len(inputs["x"])):
+        made: dict[str, Any] = {**inputs, "x": inputs["x"][t : t + 1], "y": inputs["y"][t : t + 1]}
+        if t:
+            made |= {k: states[k][t - 1] for k in ("theta", "p", "P", "R") if k in made}
+            if case.options.get("observation") == "softmax":
+                made["R"] = _balanced(made["R"], inputs["y"].shape[-1], case.dtype)
+
+        def build(draw: Draw, dtype: str, made: Mapping[str, Any] = made) -> Mapping[str, Any]:
+            return made
+
+        recipe = Recipe(
+            operation=case.operation.name,
+            name=f"{case.recipe.name}#step-{t}",
+            hunts=case.hunts,
+            build=build,
+            options=case.recipe.options,
+        )
+        cases.append(Case(id=f"{case.id}#step-{t}", recipe=recipe, dtype=case.dtype))
+    return cases
+
+
+def _balanced(R: Array, C: int, dtype: str) -> Array:
+    """Round R (m, m) to a dtype so that R 1 stays proportional to 1 in each sample.  [OBS-5].
+
+    Rounded entry by entry it would not, and the step would rightly refuse it. Every block of two
+    samples is rounded to a grid on which its sums are exact; its last row and column follow.
+    """
+    grid = 2.0 ** (np.floor(np.log2(np.abs(R).max())) - np.finfo(dtype).nmant + 1)
+    batch = R.shape[0] // C
+    blocks = np.round(R.reshape(batch, C, batch, C) / grid)
+    share = np.round(blocks.sum(axis=(1, 3)) / C)  # (batch, batch): the sum of each row
+    blocks[:, :-1, :, -1] = share[:, None] - blocks[:, :-1, :, :-1].sum(axis=3)
+    blocks[:, -1] = share[:, :, None] - blocks[:, :-1].sum(axis=1)
+    return np.asarray(grid * blocks.reshape(R.shape))
+
+
+def force(implementation: Runnable, case: Case, deadline: float | None = None) -> Forced:
+    """Walk a run step by step from the oracle's states, up to the first step that is wrong.
+
+    Parameters
+    ----------
+    implementation : Runnable
+        The code under test.
+    case : Case
+        The run.
+    deadline : float, optional
+        Time of ``time.monotonic`` after which no step is begun, and none goes on.
+    """
+    one_step = steps_of(case)
+    for t, step in enumerate(one_step):
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            spent = Finding(kind="timeout", message="the check's time was over before it")
+            return Forced(steps=t + 1, finding=spent)
+        answer = implementation.run(step, left)
+        divergence, _ = compare(step, answer.outputs)
+        if divergence is not None:
+            moved = replace(divergence, index=(t, *divergence.index[1:]))
+            return Forced(steps=t + 1, divergence=moved)
+        if answer.finding is not None:
+            return Forced(steps=t + 1, finding=answer.finding)
+        if answer.declined is not None:
+            refused = Finding(kind="declined", message=answer.declined)
+            return Forced(steps=t + 1, finding=refused)
+    return Forced(steps=len(one_step))

@@ -1,0 +1,270 @@
+"""How large may an error be: a unit of error for every element, computed from the case itself.
+
+The unit of an element is how far it moves when every input, and every quantity on the way to it,
+moves by one unit roundoff u of the dtype: the root mean square over seeded random disturbances of
+that size, evaluated along the plain formulas in float64. It adapts to conditioning, cancellation,
+saturation and dtype by itself. An element's tolerance is ``factor`` units.  [TOL-1, TOL-2]
+
+In a single step the gain, and what follows it, is also moved by the backward error of a stable
+solve [TOL-4]; and what follows it by a gain that is off by its own unit: whoever has K right and
+goes on by the right formula is right [TOL-5].
+
+Where u times the conditioning leaves no digit to judge, a quantity is not judged, with the
+reason.  [TOL-3]
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases.registry import OWN, Case
+from loko_ref.textbook.filter import FORMULAS
+from loko_ref.textbook.lte import LTE_FORMULAS
+from loko_ref.textbook.optimizers import DESCENT
+from loko_ref.textbook.values import identity
+
+__all__ = [
+    "EXPLANATION",
+    "FACTOR",
+    "FORMULA_TABLE",
+    "Unit",
+    "canonical",
+    "expected",
+    "factor",
+    "label",
+    "least",
+    "tolerance",
+    "unit",
+]
+
+FACTOR = 32.0
+"""Units of error that a correct implementation may have, for short sums.  [TOL-2]"""
+
+DELTA = 2.0**-34
+"""Relative size of the disturbances; what they cause is scaled down to u (it is linear in them)."""
+
+DRAWS = 16
+"""Disturbances a case; over 16 the root mean square is not below a third of its mean."""
+
+LIMIT = 2.0**-8
+"""A quantity whose tolerance exceeds this part of its size everywhere is not judged."""
+
+ROW_SCALED = 1e4
+"""Ratio of S's diagonal entries from which a case is labelled ``row-scaled``: there a solve that is
+stable in norm only (by eigenvalues) may err by many units in a small row and is not wrong."""
+
+SOLVED = ("K", "theta", "p", "P")
+"""What a solve with S yields; not judged where the case is row-scaled.  [TOL-3]"""
+
+SOLVED_WITH = ("S", "R", "R_used")
+"""Matrices that a gain is solved with.  [TOL-4]"""
+
+COVARIANCES = ("P_pred", "R_used", "S", "P", "R", "R_step")
+"""Symmetric outputs: the unit of entry (i, j) is at least u sqrt(diagonal_i diagonal_j)."""
+
+EXPLANATION = (
+    f"An element's tolerance is {FACTOR:g} sqrt(1 + N/16) units, N the longest axis of an input. "
+    f"Its unit is how far it moves (root mean square over {DRAWS} seeded random draws) when every "
+    "input and every quantity on the way to it moves by one unit roundoff of the dtype: "
+    "conditioning, cancellation and dtype are in it. In a single step K and what follows it have "
+    "at least the unit that the backward error of a stable solve gives them, and what follows K "
+    "the one that K off by its unit does. float32 results are judged against float64's."
+)
+
+FORMULA_TABLE = {**FORMULAS, **DESCENT, **LTE_FORMULAS}
+"""Every plain formula by name."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unit:
+    """Unit of error of one output.
+
+    Attributes
+    ----------
+    size : array
+        One number an element, > 0.
+    how : str
+        How it was found.
+    """
+
+    size: Array
+    how: str
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _wide(item) for name, item in value.items()}
+    return np.asarray(value, dtype=np.float64)
+
+
+class _Disturb:
+    """The hook that moves each quantity by DELTA, at random but seeded."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+
+    def __call__(self, name: str, value: Any) -> Any:
+        noise = 2 * self._rng.random(np.shape(value)) - 1
+        return value * (1 + DELTA * 3**0.5 * noise)
+
+    def inputs(self, value: Any, exact: tuple[str, ...] = (), name: str = "") -> Any:
+        """Move every input but the exact ones."""
+        if isinstance(value, Mapping):
+            return {
+                k: item if k in exact else self.inputs(item, name=k) for k, item in value.items()
+            }
+        return self(name, value)
+
+
+class _DisturbInNorm(_Disturb):
+    """Moves what is solved with by DELTA of its largest entry too: how far a stable solve may be.
+
+    That is the backward error of a factorisation: small beside the matrix, not beside each entry.
+    """
+
+    def __call__(self, name: str, value: Any) -> Any:
+        moved = super().__call__(name, value)
+        if name in SOLVED_WITH:
+            noise = 2 * self._rng.random(np.shape(value)) - 1
+            largest = np.max(np.abs(value), axis=(-2, -1), keepdims=True)
+            moved = moved + DELTA * 3**0.5 * noise * largest
+        return moved
+
+
+@lru_cache(maxsize=1024)
+def _inputs(case: Case) -> Mapping[str, Any]:
+    """Read a case's inputs once; never handed out, never changed."""
+    return case.inputs()
+
+
+def canonical(case: Case, name: str, value: Array) -> Array:
+    """Take out of K what is a matter of convention: its all-ones part on the simplex.  [OBS-5]."""
+    if name == "K" and case.options.get("observation") in ("softmax", "glm"):
+        C = _inputs(case)["y"].shape[-1]
+        if value.ndim == 0 or value.shape[-1] % C:
+            return value  # no K by its shape
+        rows = value.reshape(*value.shape[:-1], -1, C)
+        with np.errstate(invalid="ignore"):  # what came back may be infinite: then NaN
+            centred: Array = rows - rows.mean(axis=-1, keepdims=True)
+        return centred.reshape(value.shape)
+    return value
+
+
+@lru_cache(maxsize=1024)
+def expected(case: Case) -> Mapping[str, Array]:
+    """Ask the oracle, float64, from the case's inputs as they stand in its dtype."""
+    out = case.operation.oracle(_wide(_inputs(case)), case.options)
+    return {name: canonical(case, name, np.asarray(value)) for name, value in out.items()}
+
+
+def _evaluate(
+    case: Case, inputs: Any, keep: Callable[[str, Any], Any] = identity
+) -> dict[str, Array]:
+    """Evaluate the plain formulas; the gain leads where it is on the way and no output."""
+    seen = {}
+
+    def look(name: str, value: Any) -> Any:
+        seen[name] = keep(name, value)
+        return seen[name]
+
+    out = dict(case.operation.plain(inputs, case.options, FORMULA_TABLE, look))
+    return out if "K" in out or "K" not in seen else {"K": seen["K"], **out}
+
+
+def _spread(
+    case: Case, centre: Mapping[str, Array], moved: Callable[[int], Mapping[str, Array]]
+) -> dict[str, Array]:
+    """Root mean square distance of DRAWS evaluations from the undisturbed one."""
+    total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
+    for draw in range(DRAWS):
+        for name, value in moved(draw).items():
+            total[name] += canonical(case, name, value - centre[name]) ** 2
+    return {name: np.sqrt(square / DRAWS) for name, square in total.items()}
+
+
+def least(name: str, value: Array, dtype: str) -> Array:
+    """Give the least unit of error that a quantity's elements have, by their size.  [TOL-1]."""
+    info = np.finfo(dtype)
+    u = float(info.eps) / 2
+    size: Array = u * np.abs(value)
+    if name in COVARIANCES:
+        spread = np.sqrt(np.abs(np.diagonal(value, axis1=-2, axis2=-1)))
+        size = np.maximum(size, u * spread[..., :, None] * spread[..., None, :])
+    return np.maximum(size, float(info.tiny))
+
+
+@lru_cache(maxsize=1024)
+def unit(case: Case) -> Mapping[str, Unit]:
+    """Find the unit of error of every output of a case.  [TOL-1, TOL-4, TOL-5].
+
+    Returns
+    -------
+    mapping of str to Unit
+        Output name -> unit.
+    """
+    inputs, seed = _wide(_inputs(case)), zlib.crc32(case.id.encode())
+    centre, u = _evaluate(case, inputs), float(np.finfo(case.dtype).eps) / 2
+    follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
+    how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
+
+    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> dict[str, Array]:
+        disturb = kind(seed + draw)
+        return _evaluate(case, disturb.inputs(inputs, case.exact), disturb)
+
+    size = _spread(case, centre, disturbed)
+    if follows and (case.recipe.name == OWN or not case.operation.stepwise):
+        solve = _spread(case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm))
+        size |= {name: np.maximum(size[name], solve[name]) for name in follows}
+        how += "; K and what follows it also with the backward error of a stable solve"
+    known = {**centre, **expected(case)}
+    size = {
+        name: np.maximum(value * (u / DELTA), least(name, known[name], case.dtype))
+        for name, value in size.items()
+    }
+    if follows and not case.operation.stepwise:
+
+        def by_gain(draw: int) -> dict[str, Array]:
+            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
+            step = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
+            return _evaluate(case, inputs, lambda name, a: a + step if name == "K" else a)
+
+        gain = _spread(case, centre, by_gain)
+        size |= {name: np.maximum(size[name], gain[name] * (u / DELTA)) for name in follows[1:]}
+        how += "; what follows K also with K off by its unit"
+    return {name: Unit(size=size[name], how=how) for name in expected(case)}
+
+
+def factor(case: Case) -> float:
+    """``FACTOR sqrt(1 + N/16)``: rounding in sums of N terms grows like their root.  [TOL-2]."""
+    arrays = [a for a in _inputs(case).values() if not isinstance(a, Mapping)]
+    longest = max(max(a.shape, default=1) for a in arrays)
+    return float(FACTOR * (1 + longest / 16) ** 0.5)
+
+
+def label(case: Case) -> str:
+    """Tell ``row-scaled`` where the outputs' scales differ badly, else nothing.  [TOL-3]."""
+    S = expected(case).get("S")
+    if S is None or S.shape[-1] < 2 or case.options.get("observation") in ("softmax", "glm"):
+        return ""
+    variances = np.diagonal(S, axis1=-2, axis2=-1)
+    spread = np.max(variances.max(axis=-1) / variances.min(axis=-1))
+    return "row-scaled" if spread > ROW_SCALED else ""
+
+
+@lru_cache(maxsize=1024)
+def tolerance(case: Case) -> Mapping[str, Array | None]:
+    """Tolerance of every output, or None where no judgement is possible.  [TOL-2, TOL-3]."""
+    found: dict[str, Array | None] = {}
+    for name, one in unit(case).items():
+        allowed = factor(case) * one.size
+        size = float(np.max(np.abs(expected(case)[name]), initial=0.0))
+        vague = np.min(allowed, initial=np.inf) > LIMIT * size > 0
+        found[name] = None if vague or (name in SOLVED and label(case)) else allowed
+    return found

@@ -1,0 +1,1 @@
+"""The known mistakes, by topic, and how well they are found."""

@@ -1,0 +1,323 @@
+"""How far apart right and wrong stand: errors of correct code and of known mistakes, in tolerances.
+
+A tolerance is well set if the worst error of every correct implementation stays well below it and
+the mildest mistake stands well above. Both are measured here, over the whole catalogue, in each
+dtype: 1 is the tolerance itself.  [TOL-2]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loko_ref.conformance.cases.registry import DTYPES, Case
+from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS
+from loko_ref.conformance.engine import TIMEOUT
+from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.judge.compare import ratios
+from loko_ref.conformance.judge.tolerance import FACTOR, FORMULA_TABLE, tolerance
+from loko_ref.conformance.mistakes.registry import Changes, Mutant, as_implementation
+from loko_ref.files.documents import document
+
+__all__ = [
+    "Spread",
+    "as_json",
+    "built_in",
+    "lines",
+    "of_correct",
+    "of_mutant",
+    "touched",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Errors of one implementation in one dtype, in tolerances.
+
+    Attributes
+    ----------
+    name, dtype : str
+        Whose, and in which dtype.
+    cases : int
+        Cases that it ran; for a mutant those in which its formula occurs.
+    failed : tuple of str
+        Ids of the cases in which an error exceeds its tolerance, or what came has a wrong form.
+    quantities : int
+        Outputs of cases that were judged; each counts by its largest element.
+    median, high, worst : float
+        Of those: the median, the 99th percentile, the largest; infinite for what is not finite.
+    at : str
+        Case and output of the largest.
+    """
+
+    name: str
+    dtype: str
+    cases: int
+    failed: tuple[str, ...]
+    quantities: int
+    median: float
+    high: float
+    worst: float
+    at: str
+
+
+class _Noted(dict[str, Any]):
+    """A table of formulas that notes which are asked for."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        super().__init__(table)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+
+def touched(case: Case) -> frozenset[str]:
+    """Name the formulas that the plain route of a case asks for."""
+    table = _Noted(FORMULA_TABLE)
+    case.operation.plain(case.inputs(), case.options, table, lambda name, value: value)
+    return frozenset(table.asked)
+
+
+def built_in() -> list[Implementation]:
+    """Correct implementations that need no file: the oracle, and the plain route in its own dtype.
+
+    ``oracle`` computes in the case's dtype (in float64 it is what others are judged by, so it is
+    not run there); ``rounded`` is the plain route with every quantity moved by up to a roundoff.
+    """
+
+    def function_of(name: str) -> Callable[..., Any]:
+        operation = OPERATIONS[name]
+
+        def function(**keywords: Any) -> dict[str, Any]:
+            taken = {i.name for i in operation.inputs}
+            inputs = {k: a for k, a in keywords.items() if k in taken}
+            if next(a for a in inputs.values() if not isinstance(a, Mapping)).dtype == np.float64:
+                raise NotImplementedError("it is what float64 is judged by")
+            options = {k: a for k, a in keywords.items() if k not in taken}
+            return dict(operation.oracle(inputs, options))
+
+        return function
+
+    nothing = Mutant(id="", name="", explanation="", look="", changes=_unchanged)
+    return [
+        Implementation(target="oracle", functions={name: function_of(name) for name in OPERATIONS}),
+        Implementation(target="rounded", functions=as_implementation(nothing)),
+    ]
+
+
+def _unchanged(size: float | None) -> Changes:
+    return {}
+
+
+def _spread(name: str, dtype: str, found: Sequence[tuple[Case, Mapping[str, float]]]) -> Spread:
+    """Summarise the largest error of each output of each case."""
+    every = [(ratio, f"{case.id} {key}") for case, row in found for key, ratio in row.items()]
+    values = np.array([ratio for ratio, _ in every])
+    worst, at = max(every, default=(0.0, ""))
+    return Spread(
+        name=name,
+        dtype=dtype,
+        cases=len(found),
+        failed=tuple(case.id for case, row in found if not max(row.values(), default=0.0) <= 1),
+        quantities=len(every),
+        # a percentile that is one of the values: no mean with an infinite one
+        median=float(np.percentile(values, 50, method="lower")) if every else 0.0,
+        high=float(np.percentile(values, 99, method="lower")) if every else 0.0,
+        worst=worst,
+        at=at,
+    )
+
+
+def _errors(target: Implementation, case: Case, timeout: float | None) -> dict[str, float] | None:
+    """Largest error of each output in tolerances; None where it declines or nothing is judged."""
+    if all(bound is None for bound in tolerance(case).values()):
+        return None
+    answer = target.run(case, timeout)
+    if answer.declined is not None:
+        return None
+    found = {
+        name: float(np.max(ratio, initial=0.0))
+        for name, ratio in ratios(case, answer.outputs).items()
+    }
+    if answer.finding is not None:
+        found[answer.finding.quantity or answer.finding.kind] = math.inf
+    return found
+
+
+def of_correct(
+    target: Implementation,
+    cases: Sequence[Case],
+    *,
+    timeout: float | None = TIMEOUT,
+    progress: Callable[[], None] | None = None,
+) -> list[Spread]:
+    """Measure a correct implementation.
+
+    Parameters
+    ----------
+    target : Implementation
+        Known to be right.
+    cases : sequence of Case
+        Which; what it declines is left out.
+    timeout : float, optional
+        Seconds a case.
+    progress : callable, optional
+        Called after each case.
+
+    Returns
+    -------
+    list of Spread
+        One a dtype that it ran in.
+    """
+    found: dict[str, list[tuple[Case, Mapping[str, float]]]] = {dtype: [] for dtype in DTYPES}
+    for case in cases:
+        row = _errors(target, case, timeout)
+        if row is not None:
+            found[case.dtype].append((case, row))
+        if progress is not None:
+            progress()
+    return [_spread(target.target, dtype, rows) for dtype, rows in found.items() if rows]
+
+
+def of_mutant(
+    one: Mutant, cases: Sequence[Case], *, timeout: float | None = TIMEOUT
+) -> list[Spread]:
+    """Measure a known mistake, where its formula occurs.
+
+    Parameters
+    ----------
+    one : Mutant
+        The mistake, at its example's size.
+    cases : sequence of Case
+        Which.
+    timeout : float, optional
+        Seconds a case.
+
+    Returns
+    -------
+    list of Spread
+        One a dtype in which it occurs; a mistake of precision occurs in finer dtypes only.
+    """
+    target = Implementation(target=one.id, functions=as_implementation(one, one.example))
+    changed = set(one.changes(one.example))
+    found: dict[str, list[tuple[Case, Mapping[str, float]]]] = {dtype: [] for dtype in DTYPES}
+    for case in cases:
+        finer = float(np.finfo(case.dtype).eps) / 2 < one.roundoff
+        if finer if one.roundoff else changed & _touched(case):
+            row = _errors(target, case, timeout)
+            if row is not None:
+                found[case.dtype].append((case, row))
+    return [_spread(one.id, dtype, rows) for dtype, rows in found.items() if rows]
+
+
+_KNOWN: dict[str, frozenset[str]] = {}
+
+
+def _touched(case: Case) -> frozenset[str]:
+    if case.id not in _KNOWN:
+        _KNOWN[case.id] = touched(case)
+    return _KNOWN[case.id]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _row(one: Spread) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "dtype": one.dtype,
+        "cases": one.cases,
+        "failed": list(one.failed),
+        "quantities": one.quantities,
+        "median": _number(one.median),
+        "high": _number(one.high),
+        "worst": _number(one.worst),
+        "at": one.at,
+    }
+
+
+def as_json(
+    cases: Sequence[Case], correct: Sequence[Spread], mutants: Sequence[Spread]
+) -> dict[str, Any]:
+    """Build the document ``loko-ref/calibration/2``.
+
+    ``gap`` holds, a dtype, the worst of the correct ones, the mildest of the mistakes (each at its
+    worst case) and their quotient. A mistake that stays within tolerance everywhere in a dtype is
+    below its roundoff there and counts as ``unseen``, not as the mildest. A number that is not
+    finite is null.
+    """
+    gap = {}
+    for dtype in dict.fromkeys(one.dtype for one in correct):
+        right = max((one for one in correct if one.dtype == dtype), key=lambda one: one.worst)
+        wrong = [one for one in mutants if one.dtype == dtype]
+        seen = [one for one in wrong if one.worst > 1]
+        mildest = min(seen, key=lambda one: one.worst, default=None)
+        gap[dtype] = {
+            "worst_correct": _number(right.worst),
+            "by": right.name,
+            "mildest_wrong": None if mildest is None else _number(mildest.worst),
+            "mutant": None if mildest is None else mildest.name,
+            "quotient": None if mildest is None else _number(mildest.worst / right.worst),
+            "unseen": [one.name for one in wrong if one.worst <= 1],
+        }
+    content = {
+        "catalogue": CATALOGUE,
+        "cases": len(cases),
+        "mutants": len({one.name for one in mutants}),
+        "factor": FACTOR,
+        "gap": gap,
+        "correct": [_row(one) for one in correct],
+        "wrong": [_row(one) for one in mutants],
+    }
+    return document("calibration", content)
+
+
+MILDEST = 5
+"""Mistakes that are printed a dtype; the document holds all."""
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2g}"
+
+
+def lines(document: Mapping[str, Any]) -> list[str]:
+    """Print the document as the tables of derivations/tolerance.md, in Markdown.  [TOL-2]."""
+    out = [
+        f"{document['cases']} cases, {document['mutants']} mutants; errors in tolerances",
+        "",
+        "| correct implementation | dtype | outputs | median | 99 % | worst | at |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in document["correct"]:
+        numbers = " | ".join(_shown(row[key]) for key in ("median", "high", "worst"))
+        where = row["at"].replace(f"/{row['dtype']}", "")
+        name = row["name"].rpartition("/")[2]
+        out.append(f"| {name} | {row['dtype']} | {row['quantities']} | {numbers} | {where} |")
+    out += ["", "| mildest mistakes | dtype | worst | at | cases failed |", "|---|---|---|---|---|"]
+    for dtype, gap in document["gap"].items():
+        rows = [r for r in document["wrong"] if r["dtype"] == dtype]
+        seen = [r for r in rows if r["name"] not in gap["unseen"]]
+        finite = sorted((r for r in seen if r["worst"] is not None), key=lambda r: r["worst"])
+        for row in finite[:MILDEST]:
+            where = row["at"].replace(f"/{dtype}", "")
+            count = f"{len(row['failed'])} of {row['cases']}"
+            out.append(f"| {row['name']} | {dtype} | {_shown(row['worst'])} | {where} | {count} |")
+    out.append("")
+    for dtype, gap in document["gap"].items():
+        line = f"{dtype}: worst correct {_shown(gap['worst_correct'])} ({gap['by']})"
+        if gap["mutant"] is not None:
+            line += (
+                f", mildest mistake {_shown(gap['mildest_wrong'])} ({gap['mutant']}), "
+                f"{_shown(gap['quotient'])} times apart"
+            )
+        out.append(line)
+        if gap["unseen"]:
+            out.append(f"{dtype}: within tolerance everywhere: {', '.join(gap['unseen'])}")
+    return out

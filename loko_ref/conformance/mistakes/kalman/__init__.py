@@ -1,0 +1,1 @@
+"""Known mistakes of the filter, the observation models and the noise estimators."""

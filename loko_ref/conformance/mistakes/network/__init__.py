@@ -1,0 +1,1 @@
+"""Known mistakes of layers and of the network."""

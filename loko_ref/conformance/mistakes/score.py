@@ -1,0 +1,101 @@
+"""The score of the catalogue of mistakes: is each caught, and is each named first?
+
+Every mutant is turned into an implementation with rounding errors of its own and verified like a
+stranger's. It is named where its own id is the leading name of most of its failed checks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from loko_ref.conformance.cases.registry import Case
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.engine import Check, run
+from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.mistakes.registry import Mutant, as_implementation, idle
+from loko_ref.files.documents import document
+
+__all__ = ["INDISTINGUISHABLE", "Outcome", "as_json", "outcome"]
+
+INDISTINGUISHABLE: dict[frozenset[str], str] = {}
+"""Groups of mutants that no case can tell apart, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one mutant.
+
+    Attributes
+    ----------
+    id : str
+        The mutant's.
+    failed : int
+        Checks that caught it.
+    named : int
+        Of these, how many name it first.
+    first : str or None
+        The id most often named first.
+    others : tuple of str
+        Ids that are named at all, beside its own.
+    """
+
+    id: str
+    failed: int
+    named: int
+    first: str | None
+    others: tuple[str, ...]
+
+
+_NONE = Mutant(id="NONE", name="", explanation="", look="", changes=lambda size: {})
+
+
+@lru_cache(maxsize=1024)
+def _unchanged(case: Case) -> Check:
+    """Verify right code with rounding errors of its own: what an idle mutant is, to the bit."""
+    return run(Implementation(target=_NONE.id, functions=as_implementation(_NONE)), [case])[0]
+
+
+def outcome(one: Mutant, cases: Sequence[Case]) -> Outcome:
+    """Verify one mutant; in the cases where it is idle right code stands for it."""
+    target = Implementation(target=one.id, functions=as_implementation(one, one.example))
+    checks = [_unchanged(case) if idle(one, case) else run(target, [case])[0] for case in cases]
+    named = name_mistakes(checks)
+    leading = Counter(fits[0].mutant.id for fits in named.values() if fits)
+    return Outcome(
+        id=one.id,
+        failed=sum(check.status == "failed" for check in checks),
+        named=leading[one.id],
+        first=leading.most_common(1)[0][0] if leading else None,
+        others=tuple(
+            dict.fromkeys(
+                m.mutant.id for fits in named.values() for m in fits if m.mutant.id != one.id
+            )
+        ),
+    )
+
+
+def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Build the score: counts, and the groups that cannot be told apart."""
+    content = {
+        "mutants": len(outcomes),
+        "caught": sum(o.failed > 0 for o in outcomes),
+        "named_first": sum(o.first == o.id for o in outcomes),
+        "indistinguishable": [
+            {"ids": sorted(group), "why": why} for group, why in INDISTINGUISHABLE.items()
+        ],
+        "outcomes": [
+            {
+                "id": o.id,
+                "failed": o.failed,
+                "named": o.named,
+                "first": o.first,
+                "others": list(o.others),
+            }
+            for o in outcomes
+        ],
+    }
+    return document("mutants", content)

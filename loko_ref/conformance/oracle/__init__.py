@@ -1,0 +1,1 @@
+"""The expected numbers, computed by the package's own modules."""

@@ -1,0 +1,1 @@
+"""What a verification prints and writes."""

@@ -1,0 +1,175 @@
+"""Inputs of one's own, judged as the catalogue's cases are: for property tests, and for debugging.
+
+    from loko_ref.conformance.own import agree
+
+    agree(my_update, "kalman.diagonal_update", {"theta": theta, "p": p, "H": H, "e": e, "R": R})
+
+The tolerance is computed from these very inputs: conditioning, cancellation and dtype are in it.
+[TOL-1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from loko_ref.checks.signatures import takes
+from loko_ref.conformance.cases.registry import DTYPES, OWN, Case, Recipe
+from loko_ref.conformance.catalogue.registry import Operation, get
+from loko_ref.conformance.engine import Check, judge
+from loko_ref.conformance.implementations.python import call
+from loko_ref.conformance.judge.own_inputs import check_arguments
+from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.conformance.reports.document import failure
+from loko_ref.errors import InputError, unknown_option
+
+__all__ = ["agree", "check", "own_case"]
+
+
+def _dtype(value: Any) -> set[str]:
+    """Names of the floating dtypes in an input."""
+    if isinstance(value, Mapping):
+        return set().union(*map(_dtype, value.values()))
+    dtype = np.asarray(value).dtype
+    return {str(dtype)} if dtype.kind == "f" else set()
+
+
+def _sorted(
+    operation: Operation, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell inputs from options by their names."""
+    taken = {i.name for i in operation.inputs}
+    known = {o.name for o in operation.options}
+    for name in arguments.keys() - taken - known:
+        raise unknown_option(f"an argument of {operation.name}", name, [*taken, *known])
+    needed = [i.name for i in operation.inputs if not i.optional]
+    needed += [o.name for o in operation.options if o.default is None]
+    for name in needed:
+        if name not in arguments:
+            raise InputError(
+                operation.name,
+                f"no '{name}'",
+                f"arguments {', '.join(needed)}",
+                "an input left out; 'loko-ref operations' describes them",
+            )
+    return (
+        {k: v for k, v in arguments.items() if k in taken},
+        {k: v for k, v in arguments.items() if k in known},
+    )
+
+
+@takes(operation=str, arguments=Mapping)
+def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Case:
+    """Make a case of inputs of one's own; its id is ``operation/own/dtype``.
+
+    Parameters
+    ----------
+    operation : str
+        A name of the catalogue.
+    arguments : mapping
+        Inputs, and perhaps options, by their names there. Floating arrays have one dtype, float64
+        or float32.
+    **options
+        Options that differ from their defaults.
+
+    Raises
+    ------
+    InputError
+        If an argument is unknown or missing, has another shape than the catalogue says, is not
+        finite, or the dtypes are mixed.
+
+    Examples
+    --------
+    >>> own_case("kalman.time_update", {"p": np.ones(3)}, lam=0.5).options
+    {'lam': 0.5, 'q': 0.0}
+    """
+    entry = get(operation)
+    inputs, chosen = _sorted(entry, {**arguments, **options})
+    check_arguments(entry, inputs, chosen)
+    dtypes = _dtype(inputs)
+    if len(dtypes) != 1 or not dtypes <= set(DTYPES):
+        raise InputError(
+            operation, f"dtypes {sorted(dtypes)}", "all float64 or all float32", "mixed precision"
+        )
+    (dtype,) = dtypes
+    recipe = Recipe(
+        operation=operation,
+        name=OWN,
+        hunts="inputs of one's own",
+        build=lambda draw, dtype: inputs,
+        options=chosen,
+        dtypes=(dtype,),
+    )
+    return Case(id=f"{operation}/{OWN}/{dtype}", recipe=recipe, dtype=dtype)
+
+
+@takes(operation=str, arguments=Mapping)
+def check(
+    function: Callable[..., Any], operation: str, arguments: Mapping[str, Any], **options: Any
+) -> Check:
+    """Call a function on inputs of one's own and judge what it returns.
+
+    Parameters
+    ----------
+    function : callable
+        Takes inputs and options as keywords, as every operation of an implementation does. It is
+        given copies.
+    operation, arguments, options
+        As for :func:`own_case`.
+
+    Returns
+    -------
+    Check
+        ``loko_ref.conformance.diagnose.naming.name_mistakes([check])`` names a known mistake.
+
+    Raises
+    ------
+    InputError, NumericalError
+        If the oracle itself refuses the inputs.
+    """
+    given: object = function
+    if not callable(given):
+        got, order = f"type {type(given).__name__}", "check(function, operation, arguments)"
+        raise InputError("function", got, "a function", f"arguments in another order: {order}")
+    case = own_case(operation, arguments, **options)
+    with np.errstate(all="ignore"):
+        expected(case)  # what the oracle refuses is no question to a function
+        return judge(case, call(function, case))
+
+
+def agree(
+    function: Callable[..., Any], operation: str, arguments: Mapping[str, Any], **options: Any
+) -> Check:
+    """Assert that a function agrees with the oracle on inputs of one's own.
+
+    Parameters and errors as for :func:`check`.
+
+    Returns
+    -------
+    Check
+        Passed.
+
+    Raises
+    ------
+    AssertionError
+        If it does not; names the first quantity that is off. Also if it declines.
+    InputError
+        If conditioning leaves no digit of what came back to judge, so that nothing was checked
+        [TOL-3]. A property test that draws such inputs discards them:
+        ``assume(check(...).status != "unsupported")``.
+    """
+    outcome = check(function, operation, arguments, **options)
+    if outcome.status == "failed":
+        raise AssertionError(f"{outcome.case.id}: {failure(outcome)}")
+    if outcome.status == "unsupported" and not outcome.outputs:
+        raise AssertionError(f"{outcome.case.id}: {outcome.reason}")
+    if outcome.status == "unsupported":
+        raise InputError(
+            operation,
+            f"inputs and outputs ({', '.join(outcome.outputs)}) that leave nothing to judge",
+            "at least one output with a digit that roundoff leaves",
+            "conditioning: the outputs' scales differ too much in this dtype",
+        )
+    return outcome

@@ -1,0 +1,1 @@
+"""Golden vectors: cases, expected numbers and their bounds as files, certified by balls."""

@@ -1,0 +1,1 @@
+"""Training on real data: data sets, base networks, streams, LTE runs, checkpoints."""

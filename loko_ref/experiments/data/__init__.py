@@ -1,0 +1,1 @@
+"""Data sets: bundled ones, image files, GLUE files and texts, found by name."""

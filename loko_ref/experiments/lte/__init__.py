@@ -1,0 +1,1 @@
+"""LTE on real data: set-up, training, checkpoints, diagnostics and the report of a run."""

@@ -1,0 +1,203 @@
+"""The lines of LoKO's step for each variant: letter, equation, label and meaning.
+
+Equations and labels are those of the one table of quantities,
+:mod:`loko_ref.textbook.loko`; what each means, in a sentence, stands here.
+
+Shapes: theta, p (n,); P (n, n); yhat, y, e (m,); Z, H (m, n); R, S (m, m); K (n, m).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from loko_ref.loko import LokoConfig
+from loko_ref.textbook.loko import dataflow
+from loko_ref.textbook.quantities import HIDDEN, Quantity
+
+__all__ = ["Line", "equations", "options"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One quantity of the dataflow.
+
+    Attributes
+    ----------
+    key : str
+        Its place in the values, and in the table of quantities.
+    name, equation, meaning : str
+        Letter, equation and one sentence.
+    labels : tuple of str
+        Derivations.
+    axes : str
+        One letter an axis: n entries of theta, m stacked outputs, c classes, s samples, i features.
+    quantity : Quantity, optional
+        Its entry in the table; None for what is given.
+    """
+
+    key: str
+    name: str
+    equation: str
+    meaning: str
+    labels: tuple[str, ...]
+    axes: str
+    quantity: Quantity | None = None
+
+
+_AXES = {
+    "z": "sc", "Z": "mn", "yhat": "m", "e": "m", "H": "mn", "R_used": "mm", "S": "mm",
+    "K": "nm", "theta_post": "n", "R_post": "mm",
+}  # fmt: skip
+
+_MEANING = {
+    "p_pred": "How unsure theta is, before this sample: a variance for each entry.",
+    "z": "The network's outputs at the prior theta.",
+    "Z": "How each output moves with each entry of theta, by one backward pass for all outputs.",
+    "S": "How large a surprise was to be expected: theta's uncertainty seen through H, and the "
+    "noise.",
+    "K": "How far each entry of theta follows each surprise: its uncertainty, times how much it "
+    "was seen, over the uncertainty of the sight. (Compared: K S = P H'.)",
+    "theta_post": "What is believed now.",
+    "p_post": "What is left of the uncertainty: never more than before, never 0.",
+    "R_post": "The noise estimate that the next step will use.",
+}
+
+_SEEN = {
+    "gaussian": {
+        "yhat": "What is expected to be seen: the output itself.",
+        "e": "The innovation: the part of the observation that was not expected.",
+        "H": "How the observation moves with theta: as the output does.",
+    },
+    "logits": {
+        "H": "How the logits move with theta. This is not the Jacobian of yhat; -H'e is the "
+        "gradient of the cross-entropy.",
+    },
+}
+_CLASSES = {
+    "yhat": "What is expected to be seen: the probability of each class.",
+    "e": "The innovation: the surprise. Sums to 0; positive at the true class alone.",
+    "H": "How the probabilities move with theta; each column sums to 0 over the classes. "
+    "Where yhat is sure of itself, J and H are almost 0.",
+}
+"""Meanings that depend on the observation model."""
+
+_FORMS = {
+    "joseph": ("(I - K H) P (I - K H)' + K R K'", "KAL-3"),
+    "information": ("(P^-1 + H' R^-1 H)^-1", "KAL-4"),
+    "sequential": ("P - K H P, one output after the other", "KAL-5"),
+}
+"""Form of the dense update -> equation and label, where it is not the textbook's."""
+
+
+def options(config: LokoConfig) -> dict[str, Any]:
+    """Return a variant's options by their names in the table of quantities."""
+    names = ("observation", "noise", "timing", "covariance", "diagonal", "center", "lam", "q")
+    return {name: getattr(config, name) for name in (*names, "beta")}
+
+
+def _noise_meaning(config: LokoConfig) -> str:
+    if config.observation == "glm":
+        return "How far a one-hot y scatters by chance about yhat: no noise is tuned."
+    if config.noise == "fixed":
+        return "How noisy an observation is taken to be, once and for all."
+    if config.timing == "after":
+        return "How noisy an observation is taken to be, by all steps before this one."
+    return "How noisy an observation is taken to be, by past surprises and this one."
+
+
+def _line(q: Quantity, config: LokoConfig, first: bool) -> Line:
+    dense = config.covariance == "dense"
+    letter = "P" if dense else "p"
+    name = {
+        "p_pred": letter,
+        "R_used": "R",
+        "theta_post": "theta+",
+        "p_post": f"{letter}+",
+        "R_post": "R+",
+    }.get(q.name, q.name)
+    equation, labels = f"{name} = {q.equation}", q.labels
+    seen = _CLASSES | _SEEN.get(config.observation, {})
+    meaning = (_MEANING | seen).get(q.name, "")
+    if q.name == "p_pred":
+        equation = f"{letter} <- {q.equation}"
+        if config.lam == 1 and config.q == 0:
+            equation += f" = {letter}  (lam = 1, q = 0)"
+        if first:
+            equation, labels = f"{letter} = p0 at first; {equation}", ("LOKO-3", *labels)
+    elif q.name == "Z" and first:
+        meaning += " While B = 0 the output does not see A: its columns are 0."
+    elif q.name == "R_used":
+        meaning = _noise_meaning(config)
+        if config.noise == "fixed" or (config.timing == "after" and first):
+            equation, labels = "R = R_0 = r0 I", ("NOISE-1",)
+        elif config.timing == "before" and config.observation != "glm":
+            equation = f"R <- {q.equation}"
+    elif q.name == "p_post" and dense and config.form in _FORMS:
+        form, label = _FORMS[config.form]
+        equation, labels = f"P+ = {form}", (label, "LOKO-4")
+    axes = "n" * (2 if dense else 1) if q.name in ("p_pred", "p_post") else _AXES[q.name]
+    return Line(
+        key=q.name,
+        name=name,
+        equation=equation,
+        meaning=meaning,
+        labels=labels,
+        axes=axes,
+        quantity=q,
+    )
+
+
+def equations(config: LokoConfig, *, first: bool = False) -> list[Line]:
+    """List the lines of a variant's step in dataflow order.
+
+    Parameters
+    ----------
+    config : LokoConfig
+        The variant.
+    first : bool
+        Whether this is step 0, before which theta and p are the prior chosen by hand.
+
+    Returns
+    -------
+    list of Line
+    """
+    given = {
+        "theta": Line(
+            key="theta",
+            name="theta",
+            equation="theta = (A, B of each site in turn), packed",
+            meaning="What is believed of the LoRA factors"
+            + (": each B is 0 at first, so LoRA adds nothing yet." if first else " so far."),
+            labels=("LORA-1", "LORA-4") if first else ("LORA-4",),
+            axes="n",
+        ),
+        "x": Line(
+            key="x",
+            name="x",
+            equation="(given)",
+            meaning="The input: scaled features, for images the pixels row by row.",
+            labels=("LAY-1",),
+            axes="si",
+        ),
+        "y": Line(
+            key="y",
+            name="y",
+            equation="(given)",
+            meaning="The observation: what the sample is."
+            if config.observation == "gaussian"
+            else "The observation: 1 at the true class.",
+            labels=("KAL-1",),
+            axes="m",
+        ),
+    }
+    before = {"p_pred": "theta", "z": "x", "yhat": "y"}
+    copied = config.timing == "before"  # what is handed on is this step's R
+    lines = []
+    for q in dataflow(options(config)):
+        if q.name in HIDDEN or (q.name == "R_post" and copied):
+            continue
+        if q.name in before:
+            lines.append(given[before[q.name]])
+        lines.append(_line(q, config, first))
+    return lines

@@ -1,0 +1,377 @@
+"""LoKO's step laid open: every quantity in dataflow order, with equation, label and numbers.
+
+Shapes: as in :mod:`loko_ref.loko`. The numbers are those of :func:`loko_ref.loko.step`; beside
+each stands by how much its equation, evaluated here in its plainest form, differs from them.
+
+A step of a real network has thousands of entries. The same few are followed from the prior to the
+posterior: those of theta that this step moves most, and the classes that matter for the sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loko_ref import loko
+from loko_ref.arrays import to_host
+from loko_ref.arrays.special import softmax_forward
+from loko_ref.conformance.judge.tolerance import FORMULA_TABLE
+from loko_ref.errors import InputError
+from loko_ref.experiments import stream as training
+from loko_ref.experiments.config import RunConfig
+from loko_ref.experiments.stream import Task
+from loko_ref.explain.equations import equations, options
+from loko_ref.kalman.observation import one_hot
+from loko_ref.network.jacobian import jacobian
+from loko_ref.network.model import Model, unpack
+from loko_ref.textbook import loko as dataflow
+from loko_ref.textbook import quantities
+from loko_ref.textbook.loko import Lazy
+from loko_ref.textbook.values import identity
+
+__all__ = ["Excerpt", "Quantity", "Step", "explain", "parameter_name"]
+
+Numbers = NDArray[np.floating]
+
+INK = " .:-=+*#%@"
+
+LOOK = 100
+"""Steps among which the first mistake is sought."""
+
+SURE = 0.99
+SATURATES = {
+    "softmax": "The network was sure and wrong: J is almost 0, so H sees almost nothing and the "
+    "filter all but stands still unless R has shrunk as far.  [OBS-7]",
+    "glm": "The network was sure and wrong: J is almost 0, so p hardly shrinks, and theta moves "
+    "by a full gradient step with p as its learning rates.  [OBS-7]",
+}
+"""What is worth saying of a confident error, by observation model."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Excerpt:
+    """A few entries of an array, with names for their rows and columns.
+
+    Attributes
+    ----------
+    rows, columns : list of str
+        Names; a vector has one row named ``""``.
+    values : array (len(rows), len(columns))
+        The entries.
+    """
+
+    rows: list[str]
+    columns: list[str]
+    values: Numbers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quantity:
+    """One line of the dataflow.
+
+    Attributes
+    ----------
+    name, equation, meaning : str
+        Letter, how it is made, and what it means in one sentence.
+    labels : tuple of str
+        Where it is derived.
+    value : array
+        All of it.
+    excerpt : Excerpt
+        Some of it.
+    residual : float or None
+        Largest difference from the plainly evaluated equation, relative to the largest entry;
+        None for what is given.
+    picture : tuple of str
+        Lines of text, where the value is an image.
+    """
+
+    name: str
+    equation: str
+    meaning: str
+    labels: tuple[str, ...]
+    value: Numbers
+    excerpt: Excerpt
+    residual: float | None = None
+    picture: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One step, explained.
+
+    Attributes
+    ----------
+    number : int
+        From 0.
+    title : str
+        Which samples, what is true and what the network says.
+    quantities : list of Quantity
+        In dataflow order.
+    outcome : list of str
+        What the step has changed, one sentence each.
+    """
+
+    number: int
+    title: str
+    quantities: list[Quantity]
+    outcome: list[str]
+
+
+def parameter_name(model: Model, index: int) -> str:
+    """Name one entry of theta: ``0.A[2,17]`` is row 2, column 17 of the first layer's A.
+
+    Parameters
+    ----------
+    model : Model
+        Gives the packing order.
+    index : int
+        Entry of theta, in [0, n).
+    """
+    for name in model.trainable:
+        shape = model.weights[name].shape
+        size = math.prod(shape)
+        if index < size:
+            where = ",".join(str(int(i)) for i in np.unravel_index(index, shape))
+            return f"{name}[{where}]"
+        index -= size
+    raise InputError("index", index, f"below n = {model.n}", "an entry of another model")
+
+
+def explain(
+    config: RunConfig, *, steps: int = 2, skip: int | None = 0, entries: int = 4
+) -> Iterator[Step]:
+    """Run LoKO on a stream and lay its steps open.
+
+    Parameters
+    ----------
+    config : RunConfig
+        A run of ``loko``.
+    steps : int
+        How many steps to explain.
+    skip : int or None
+        After how many taken in silence. None begins at the first step whose first sample the
+        network gets wrong, if one of the first 100 is such; else (and for real targets) at 0.
+    entries : int
+        Entries of theta to follow in each step.
+
+    Yields
+    ------
+    Step
+
+    Raises
+    ------
+    InputError
+        If the run is not one of LoKO's, or the stream is shorter than skip + steps.
+    """
+    if config.optimizer != "loko":
+        raise InputError("optimizer", config.optimizer, "loko", "another method has another step")
+    for name, value, low in (("steps", steps, 1), ("skip", skip, 0), ("entries", entries, 1)):
+        if value is not None and value < low:
+            raise InputError(name, value, f"a whole number >= {low}", "a negative count")
+    task = training.prepare(config)
+    if (skip or 0) + steps > task.steps:
+        raise InputError(
+            "steps", (skip or 0) + steps, f"at most {task.steps} in all", "a stream that is shorter"
+        )
+    learner = task.learner
+    state = start = loko.init(learner, batch=config.batch)
+    if skip is None:
+        skip, state = _first_wrong(task, start, task.steps - steps)
+    else:
+        for number in range(skip):
+            state, _ = loko.step(state, training.stream_batch(task, number), learner)
+    for number in range(skip, skip + steps):
+        batch = training.stream_batch(task, number)
+        after, record = loko.step(state, batch, learner)
+        yield _Lens(task, learner, batch, state, record, after, entries).step()
+        state = after
+
+
+def _first_wrong(task: Task, start: loko.LokoState, last: int) -> tuple[int, loko.LokoState]:
+    """Find the first step whose first sample is misclassified, and the state before it."""
+    state = start
+    if not task.dataset.regression:
+        for number in range(min(LOOK, last + 1)):
+            batch = training.stream_batch(task, number)
+            after, record = loko.step(state, batch, task.learner)
+            if int(to_host(record.z)[0].argmax()) != int(to_host(batch.y)[0]):
+                return number, state
+            state = after
+    return 0, start
+
+
+class _Lens:
+    """One step's arrays on the host, and which of their entries are shown."""
+
+    def __init__(
+        self,
+        task: Task,
+        learner: loko.LokoConfig,
+        batch: loko.Batch,
+        before: loko.LokoState,
+        record: loko.LokoRecord,
+        after: loko.LokoState,
+        entries: int,
+    ) -> None:
+        self.task, self.learner, self.record = task, learner, record
+        self.number = before.step
+        self.regression = task.dataset.regression
+        self.before, self.after, self.batch = before, after, batch
+        model = unpack(task.model, before.theta)
+        Z = to_host(jacobian(model, batch.x)[1])
+        z = to_host(record.z)
+        y = to_host(batch.y)
+        self.y = y if self.regression else one_hot(y, z.shape[1], z)
+        self.C = z.shape[1]
+        dense = learner.covariance == "dense"
+        prior, posterior = (s.P if dense else s.p for s in (before, after))
+        R = None if before.R is None else to_host(before.R)
+        R_after = None if after.R is None else to_host(after.R)
+        self.values: dict[str, Numbers] = {
+            "theta": to_host(before.theta),
+            "p": to_host(prior),
+            "p_pred": to_host(record.p_pred),
+            "x": to_host(batch.x),
+            "z": z,
+            "Z": Z,
+            "y": self.y.reshape(-1),
+            "yhat": to_host(record.yhat),
+            "e": to_host(record.e),
+            "H": to_host(record.H),
+            "R_used": to_host(record.R_used),
+            "S": to_host(record.S),
+            "K": to_host(record.K),
+            "theta_post": to_host(after.theta),
+            "p_post": to_host(posterior),
+        }
+        if R is not None and R_after is not None:
+            self.values |= {"R": R, "R_post": R_after}
+        moved = np.abs(self.values["theta_post"] - self.values["theta"])
+        self.entries = sorted(int(i) for i in np.argsort(-moved, kind="stable")[:entries])
+        self.outputs = self._chosen_outputs(4)
+
+    def _chosen_outputs(self, count: int) -> list[int]:
+        """Pick outputs of the first sample: the true class, and the likeliest."""
+        yhat, y = self.values["yhat"][: self.C], self.values["y"][: self.C]
+        order = [int(np.argmax(y)), *(int(c) for c in np.argsort(-yhat, kind="stable"))]
+        return sorted(dict.fromkeys(order[: count + 1] if self.C > 1 else [0]))[:count]
+
+    def _output_name(self, row: int) -> str:
+        sample, c = divmod(row, self.C)
+        where = "" if self.values["yhat"].shape[0] == self.C else f"sample {sample} "
+        return f"{where}output {c}" if self.regression else f"{where}class {c}"
+
+    def _excerpt(self, axes: str, value: Numbers) -> Excerpt:
+        """Take the followed entries along each axis: n of theta, m of outputs, s samples, i any."""
+        picks: list[list[int]] = []
+        names: list[list[str]] = []
+        for axis, size in zip(axes, value.shape, strict=True):
+            if axis == "n":
+                picks.append(self.entries)
+                names.append([parameter_name(self.task.model, k) for k in self.entries])
+            elif axis == "m":
+                chosen = list(range(size)) if value.ndim == 1 and size <= 10 else self.outputs
+                picks.append(chosen)
+                names.append([self._output_name(k) for k in chosen])
+            elif axis == "c":
+                picks.append(list(range(min(size, 10))))
+                names.append([self._output_name(k) for k in picks[-1]])
+            elif axis == "s":
+                picks.append(list(range(min(size, 2))))
+                names.append([f"sample {k}" for k in picks[-1]])
+            else:
+                middle = size // 2 - min(size, 6) // 2
+                picks.append(list(range(middle, middle + min(size, 6))))
+                names.append([f"[{k}]" for k in picks[-1]])
+        part = value[np.ix_(*picks)]
+        if value.ndim == 1:
+            return Excerpt(rows=[""], columns=names[0], values=part[None, :])
+        return Excerpt(rows=names[0], columns=names[1], values=part)
+
+    def _picture(self) -> tuple[str, ...]:
+        """Draw the first sample where it is an image of digits: darker ink, denser letters."""
+        if self.task.dataset.name != "digits":
+            return ()
+        ink = np.clip(np.rint(self.values["x"][0] * (len(INK) - 1)), 0, len(INK) - 1)
+        return tuple("".join(INK[int(k)] * 2 for k in row) for row in ink.reshape(8, 8))
+
+    def step(self) -> Step:
+        """Put the lines together."""
+        lines = []
+        for line in equations(self.learner, first=self.number == 0):
+            value = self.values[line.key]
+            lines.append(
+                Quantity(
+                    name=line.name,
+                    equation=line.equation,
+                    meaning=line.meaning,
+                    labels=line.labels,
+                    value=value,
+                    excerpt=self._excerpt(line.axes, value),
+                    residual=self._residual(line.quantity),
+                    picture=self._picture() if line.key == "x" else (),
+                )
+            )
+        return Step(
+            number=self.number, title=self._title(), quantities=lines, outcome=self._outcome()
+        )
+
+    def _residual(self, q: quantities.Quantity | None) -> float | None:
+        """Compare a value with its plain formula at the values before it, relative to its size."""
+        if q is None or q.network:
+            return None
+        chosen = options(self.learner)
+        v = Lazy(self.values, **chosen, F=FORMULA_TABLE, keep=identity)
+        if dataflow.missing(q.name, v, chosen):
+            return None  # of a second run of the network
+        v["yhat"] = v.yhat.reshape(-1, self.C)
+        v["y"] = self.y
+        got, plain = self.values[q.name], v.follow(q.name, v.yhat.shape)
+        if q.name == "K":  # whatever the solve, K S = P H'
+            got, plain = got @ v.S, FORMULA_TABLE["pHt"](v)
+        size = float(np.abs(plain).max())
+        off = float(np.abs(got - plain.reshape(got.shape)).max())
+        return off / size if size else float(np.abs(got).max())
+
+    def _title(self) -> str:
+        z = self.values["z"]
+        first = self.number * len(z)
+        which = f"sample {first}" if len(z) == 1 else f"samples {first} to {first + len(z) - 1}"
+        if self.regression:
+            return f"{which}: y = {self.y[0, 0]:.3g}, the network says {z[0, 0]:.3g}"
+        true, said = self.y.argmax(axis=1), z.argmax(axis=1)
+        if len(z) == 1:
+            return f"{which}: true class {true[0]}, the network says {said[0]}"
+        return f"{which}: {int((true == said).sum())} of {len(z)} predicted rightly"
+
+    def _outcome(self) -> list[str]:
+        """Say what the step has changed: the prediction, each site's theta, the variances."""
+        v = self.values
+        model = unpack(self.task.model, self.after.theta)
+        z = to_host(jacobian(model, self.batch.x)[0])
+        kind = self.learner.observation
+        old, new = (float(loko.loss(a, self.y.astype(a.dtype), kind)) for a in (v["z"], z))
+        said = [f"Loss on the same batch: {old:.4g} before, {new:.4g} after."]
+        if not self.regression:
+            true = self.y.argmax(axis=1)[0]
+            a, b = (float(softmax_forward(s)[0][0, true]) for s in (v["z"], z))
+            said.append(f"Probability of the true class {true}: {a:.3g} before, {b:.3g} after.")
+            if v["yhat"][: self.C].max() > SURE and a < 1 - SURE and kind in SATURATES:
+                said.append(SATURATES[kind])
+        p, p_new = (a if a.ndim == 1 else np.diagonal(a) for a in (v["p_pred"], v["p_post"]))
+        step, at = v["theta_post"] - v["theta"], 0
+        for name in self.task.model.trainable:
+            size = math.prod(self.task.model.weights[name].shape)
+            span = slice(at, at + size)
+            at += size
+            moved = float(np.linalg.norm(step[span]))
+            left = float((p_new[span] / p[span]).min())
+            said.append(
+                f"{name}: moved by {moved:.3g}; p+ / p of its best-learned entry: {left:.4g}."
+            )
+        return said

@@ -1,0 +1,103 @@
+"""The JSON documents that this package writes: how each begins, and their JSON Schemas.
+
+Every document begins with ``schema`` (its name and version), ``versions`` (of this package, NumPy
+and Python) and ``platform``; :func:`document` is what puts them there. The schemas are data of the
+package, a file each.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from loko_ref import __version__
+from loko_ref.errors import unknown_option
+
+__all__ = ["HEAD", "NAMES", "SCHEMAS", "WRITTEN_BY", "document", "load"]
+
+SCHEMAS = {
+    "verify": "loko-ref/verify/1",
+    "mutants": "loko-ref/mutants/1",
+    "calibration": "loko-ref/calibration/2",
+    "vectors": "loko-ref/vectors/2",
+    "certify": "loko-ref/certify/1",
+    "train": "loko-ref/train/1",
+    "lte": "loko-ref/lte/1",
+    "lte-details": "loko-ref/lte-details/1",
+    "bench": "loko-ref/bench/1",
+    "bench-curves": "loko-ref/bench-curves/1",
+}
+"""Name of a schema -> what a document that follows it has as ``schema``."""
+
+WRITTEN_BY = {
+    "verify": "verify --json",
+    "mutants": "mutants --json, with --score or without",
+    "calibration": "mutants --calibration --json",
+    "vectors": "vectors export: manifest.json",
+    "certify": "certify --json",
+    "train": "train --json",
+    "lte": "lte --json",
+    "lte-details": "lte --details",
+    "bench": "bench",
+    "bench-curves": "bench --curves",
+}
+"""Name of a schema -> the command that writes such a document."""
+
+NAMES = tuple(SCHEMAS)
+"""Names of the schemas."""
+
+HEAD = ("schema", "versions", "platform")
+"""The keys that every document begins with."""
+
+
+def document(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document: the keys that every one begins with, and its content.
+
+    Parameters
+    ----------
+    name : str
+        One of ``NAMES``.
+    content : mapping
+        All other keys, as JSON data.
+
+    Examples
+    --------
+    >>> made = document("bench-curves", {"n": [], "T": []})
+    >>> made["schema"], sorted(made["versions"])
+    ('loko-ref/bench-curves/1', ['loko_ref', 'numpy', 'python'])
+    """
+    return {
+        "schema": SCHEMAS[name],
+        "versions": {
+            "loko_ref": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "platform": platform.platform(),
+        **content,
+    }
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return the JSON Schema of a document.
+
+    Parameters
+    ----------
+    name : str
+        One of ``NAMES``.
+
+    Raises
+    ------
+    InputError
+        If there is no such schema.
+    """
+    if name not in NAMES:
+        raise unknown_option("NAME", name, NAMES)
+    place = files("loko_ref.files").joinpath("schemas", f"{name}.json")
+    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,1 @@
+"""The network as data: layers, the spec that lists them, the model, its Jacobian, LoRA."""

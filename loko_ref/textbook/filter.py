@@ -1,0 +1,208 @@
+"""Every quantity of the catalogue by its plain formula, replaceable by name.
+
+The oracle's numbers come from the package's own rooms. This second, plainer route exists for two
+purposes: quantities can be disturbed one by one on their way (``tolerance``: how large may a
+rounding error grow?), and one formula can be exchanged for a wrong one (``mutants``: which known
+mistake does this?). A test holds it equal to the oracle. The network's are in ``network``.
+
+Shapes: theta, p (n,); P (n, n); z, yhat (batch, C) here; e (m,); Z, H (m, n); R, S (m, m);
+K (n, m). ``p_pred`` is (n,) or, with a dense covariance, (n, n).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import scipy.linalg
+
+from loko_ref.arrays import Array
+from loko_ref.textbook.network import NETWORK, forward, jacobian
+from loko_ref.textbook.values import Formula, Values, identity
+
+__all__ = ["FORMULAS", "Formula", "Values", "forward", "identity", "jacobian", "spread"]
+
+
+@cache
+def _helmert(batch: int, C: int) -> Array:
+    return np.kron(np.eye(batch), scipy.linalg.helmert(C))
+
+
+def _contrasts(v: Values) -> Array:
+    """(batch (C-1), m): orthonormal contrasts of each sample's classes.  [OBS-5]."""
+    return _helmert(*v.yhat.shape)
+
+
+def _centre(v: Values) -> Array:
+    """(m, m): I - 1 1'/C in each sample."""
+    Q = _contrasts(v)
+    return Q.T @ Q
+
+
+def spread(v: Values, p: Array) -> Array:
+    """``H p H'`` (m, m)."""
+    return (v.H * p if p.ndim == 1 else v.H @ p) @ v.H.T
+
+
+# ----------------------------------------------------------------- Kalman
+
+
+def _p_pred(v: Values) -> Array:
+    q = v.q if v.p.ndim == 1 else v.q * np.eye(v.p.shape[0])
+    return v.p / v.lam + q
+
+
+def _pHt(v: Values) -> Array:
+    return v.p_pred[:, None] * v.H.T if v.p_pred.ndim == 1 else v.p_pred @ v.H.T
+
+
+def _S(v: Values) -> Array:
+    return v.H @ v.F["pHt"](v) + v.R_used
+
+
+def _K(v: Values) -> Array:
+    return np.linalg.solve(v.S.T, v.F["pHt"](v).T).T
+
+
+def _K_softmax(v: Values) -> Array:
+    Q = _contrasts(v)
+    return np.linalg.solve((Q @ v.S @ Q.T).T, Q @ v.F["pHt"](v).T).T @ Q
+
+
+def _K_glm(v: Values) -> Array:
+    pZt = v.p_pred[:, None] * v.Z.T if v.p_pred.ndim == 1 else v.p_pred @ v.Z.T  # (n, m)
+    J = v.R_used
+    return pZt @ np.linalg.solve(np.eye(J.shape[0]) + J @ (v.Z @ pZt), _centre(v))
+
+
+def _theta_post(v: Values) -> Array:
+    return v.theta + v.K @ v.e
+
+
+def _p_decoupled(v: Values) -> Array:
+    return v.p_pred * (1 - (v.K * v.H.T).sum(axis=1))
+
+
+def _p_variational(v: Values) -> Array:
+    if v.observation == "glm":
+        information = (v.Z * (v.R_used @ v.Z)).sum(axis=0)
+    elif v.observation == "softmax":
+        Q = _contrasts(v)
+        Hc = Q @ v.H
+        information = (Hc * np.linalg.solve(Q @ v.R_used @ Q.T, Hc)).sum(axis=0)
+    else:
+        information = (v.H * np.linalg.solve(v.R_used, v.H)).sum(axis=0)
+    return 1 / (1 / v.p_pred + information)
+
+
+def _p_dense(v: Values) -> Array:
+    return v.p_pred - v.K @ v.H @ v.p_pred
+
+
+# ------------------------------------------------------------ observation
+
+
+def _z(v: Values) -> Array:
+    """Run the network at theta, or at the factors among the weights; what Z needs is left in v."""
+    z, v["caches"] = forward(v, v.get("theta"))
+    return z
+
+
+def _yhat(v: Values) -> Array:
+    return v.z if v.observation == "gaussian" else v.F["softmax"](v, v.z)
+
+
+def _e(v: Values) -> Array:
+    return (v.y - v.yhat).reshape(-1)
+
+
+def _J(v: Values) -> Array:
+    batch, C = v.yhat.shape
+    J = np.zeros((batch * C, batch * C))
+    for b, row in enumerate(v.yhat):
+        J[b * C : (b + 1) * C, b * C : (b + 1) * C] = np.diag(row) - np.outer(row, row)
+    return J
+
+
+def _H_linear(v: Values) -> Array:
+    return _centre(v) @ v.Z if v.center else v.Z
+
+
+def _H_softmax(v: Values) -> Array:
+    return v.F["J"](v) @ v.Z
+
+
+# ------------------------------------------------------------------ noise
+
+
+def _fixed(v: Values) -> Array:
+    return v.R.copy()
+
+
+def _ema_innovation(v: Values) -> Array:
+    return v.beta * v.R + (1 - v.beta) * np.outer(v.r, v.r)
+
+
+def _ema_hph(v: Values) -> Array:
+    return v.beta * v.R + (1 - v.beta) * (np.outer(v.r, v.r) + v.HpH)
+
+
+def _residual(v: Values) -> Array:
+    """``y - h(theta+)`` (m,); h is ``v.outputs`` where LTE's heads have it.  [NOISE-4]."""
+    w = Values(v)
+    w["z"] = v.outputs(v.theta_post) if "outputs" in v else forward(w, v.theta_post)[0]
+    return (v.y - v.F["yhat"](w)).reshape(-1)
+
+
+# ------------------------------------------------------------------- LoRA
+
+
+def _delta(v: Values) -> Array:
+    return v.F["scale"](v.alpha, v.A.shape[0]) * (v.B @ v.A)
+
+
+def _merged(v: Values) -> Array:
+    return v.W + v.F["delta"](v)
+
+
+FORMULAS: dict[str, Formula] = {
+    **NETWORK,
+    "p_pred": _p_pred,
+    "pHt": _pHt,
+    "S": _S,
+    "K": _K,
+    "K.softmax": _K_softmax,
+    "K.glm": _K_glm,
+    "theta_post": _theta_post,
+    "p.decoupled": _p_decoupled,
+    "p.variational": _p_variational,
+    "p.dense": _p_dense,
+    "z": _z,
+    "Z": lambda v: jacobian(v, v.caches, v.z.shape[1]),
+    "yhat": _yhat,
+    "e": _e,
+    "J": _J,
+    "H.gaussian": _H_linear,
+    "H.logits": _H_linear,
+    "H.softmax": _H_softmax,
+    "H.glm": _H_softmax,
+    "R.glm": lambda v: v.F["J"](v),
+    "R.fixed": _fixed,
+    "R.ema_innovation": _ema_innovation,
+    "R.ema_innovation_hph": _ema_hph,
+    "R.ema_residual_hph": _ema_hph,
+    "R.standing": lambda v: v.R,
+    "R.kept": lambda v: v.R_used,
+    "timing": lambda v: v.timing,
+    "carried": lambda state, start: state["R"],
+    "innovation_given": lambda v: v.e,
+    "innovation_seen": lambda v: v.e,
+    "covariance_seen": lambda v: v.p_pred,
+    "covariance_residual": lambda v: v.p_post,
+    "HpH": lambda v: spread(v, v.F["covariance_seen"](v)),
+    "HpH.residual": lambda v: spread(v, v.F["covariance_residual"](v)),
+    "residual": _residual,
+    "delta": _delta,
+    "W_post": _merged,
+}
+"""Formula name -> function. A mutant is a table that differs in one entry."""

@@ -1,0 +1,321 @@
+"""LoKO's dataflow, written once: every quantity of a step for each valid choice of options.
+
+The plain route evaluates it, the catalogue's outputs take their labels and origins from it, the
+check of a recording and the explanation of a step follow it.  [LOKO-1]
+
+Shapes: theta (n,); p (n,), with a dense covariance P (n, n); z (batch, C); Z, H (m, n);
+yhat, e, r (m,); R, HpH, S (m, m); K (n, m); m = batch * C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from loko_ref.kalman.noise import combinations
+from loko_ref.textbook.quantities import Quantity, in_order, origins, quantity
+from loko_ref.textbook.values import Values
+
+__all__ = [
+    "NETWORK",
+    "SHAPES",
+    "Lazy",
+    "choices",
+    "dataflow",
+    "delta",
+    "merge",
+    "missing",
+    "noise",
+    "noise_used",
+    "observation",
+    "output_name",
+    "summary",
+    "time_update",
+    "update",
+]
+
+Options = Mapping[str, Any]
+
+NETWORK = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
+"""Labels of the network's forward pass."""
+
+SHAPES = {
+    "theta": ("n",),
+    "p": ("n",),
+    "P": ("n", "n"),
+    "R": ("m", "m"),
+    "y": ("batch", "C"),
+    "p_pred": ("n",),
+    "P_pred": ("n", "n"),
+    "z": ("batch", "C"),
+    "Z": ("m", "n"),
+    "yhat": ("m",),
+    "e": ("m",),
+    "H": ("m", "n"),
+    "R_used": ("m", "m"),
+    "S": ("m", "m"),
+    "K": ("n", "m"),
+    "r": ("m",),
+}
+"""Name of an input or output -> its axes; m = batch * C."""
+
+
+def _prior(o: Options) -> tuple[Quantity, ...]:
+    equation = "P / lam + q I" if o["covariance"] == "dense" else "p / lam + q"
+    return (
+        quantity("p_pred", "p", "p_pred", equation, "KAL-1"),
+        quantity("z", "x weights theta", "z", "f(x; theta)", NETWORK, exact=True, network=True),
+        quantity("Z", "x weights theta", "Z", "dz / dtheta", "LAY-9 LAY-10 LORA-4", network=True),
+    )
+
+
+def observation(o: Options) -> tuple[Quantity, ...]:
+    """List yhat, e and H.  [OBS-1, OBS-2, OBS-3].
+
+    Parameters
+    ----------
+    o : mapping
+        ``observation`` and, for ``logits``, ``center``.
+    """
+    kind = o["observation"]
+    label = {"gaussian": "OBS-1", "softmax": "OBS-2", "logits": "OBS-3", "glm": "OBS-4"}[kind]
+    seen = label if kind in ("gaussian", "softmax") else f"OBS-2 {label}"
+    if kind in ("softmax", "glm"):
+        parents, equation = "yhat Z", "J Z,  J = diag(yhat) - yhat yhat'"
+    elif o.get("center"):
+        parents, equation = "yhat Z", "(I - 1 1'/C) Z"  # of yhat its shape: (batch, C)
+    else:
+        parents, equation = "Z", "Z"
+    return (
+        quantity("yhat", "z", "yhat", "z" if kind == "gaussian" else "softmax(z)", seen),
+        quantity("e", "y yhat", "e", "y - yhat", label),
+        quantity("H", parents, f"H.{kind}", equation, label),
+    )
+
+
+_ESTIMATOR = {
+    "fixed": ("R", "R", "NOISE-1"),
+    "ema_innovation": ("R r", "beta R + (1 - beta) e e'", "NOISE-2"),
+    "ema_innovation_hph": ("R r HpH", "beta R + (1 - beta)(e e' + H p H')", "NOISE-3"),
+    "ema_residual_hph": (
+        "R r HpH",
+        "beta R + (1 - beta)(r r' + H p+ H'),  r = y - h(theta+)",
+        "NOISE-4",
+    ),
+}
+"""Estimator of R -> parents, equation, label."""
+
+
+def _refresh(name: str, o: Options) -> tuple[Quantity, ...]:
+    """List what the estimator reads, and its result under a name."""
+    parents, equation, label = _ESTIMATOR[o["noise"]]
+    if o["noise"] == "ema_residual_hph" and name == "R_post":
+        reads = (
+            quantity("r", "x weights y theta_post", "residual", "y - h(theta+)", label,
+               exact=True, network=True),
+            quantity("HpH", "H p_post", "HpH.residual", "H p+ H'", label),
+        )  # fmt: skip
+    else:
+        reads = (
+            quantity("r", "e", "innovation_seen", "e", "NOISE-2", exact=True),
+            quantity("HpH", "H p_pred", "HpH", "H p H'", "NOISE-3"),
+        )
+    return (*reads, quantity(name, parents, f"R.{o['noise']}", equation, f"{label} NOISE-5"))
+
+
+def time_update() -> tuple[Quantity, ...]:
+    """List p_pred, of a diagonal covariance.  [KAL-1]."""
+    return _prior({"covariance": "diagonal"})[:1]
+
+
+def noise(o: Options) -> tuple[Quantity, ...]:
+    """List R_post, refreshed from a given e and HpH.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4].
+
+    Parameters
+    ----------
+    o : mapping
+        ``noise``.
+    """
+    _, _, label = _ESTIMATOR[o["noise"]]
+    parents, equation = {
+        "fixed": ("R", "R"),
+        "ema_innovation": ("R e", "beta R + (1 - beta) e e'"),
+    }.get(o["noise"], ("R e HpH", "beta R + (1 - beta)(e e' + HpH)"))
+    return (
+        quantity("r", "e", "innovation_given", "e", label, exact=True),
+        quantity("R_post", parents, f"R.{o['noise']}", equation, label),
+    )
+
+
+def noise_used(o: Options) -> tuple[Quantity, ...]:
+    """List R_used, the R that enters S, after what it is refreshed from.  [NOISE-5, OBS-4]."""
+    if o["observation"] == "glm":
+        return (quantity("R_used", "yhat", "R.glm", "J,  the covariance of y given yhat", "OBS-4"),)
+    if o["timing"] == "before":
+        return _refresh("R_used", o)
+    return (quantity("R_used", "R", "R.standing", "R", "NOISE-5", exact=True),)
+
+
+def _noise_kept(o: Options) -> tuple[Quantity, ...]:
+    if o["observation"] == "glm":
+        return ()
+    if o["timing"] == "before":
+        return (quantity("R_post", "R_used", "R.kept", "R_used", "NOISE-5", exact=True),)
+    return _refresh("R_post", o)
+
+
+def update(o: Options) -> tuple[Quantity, ...]:
+    """List S, K and the posteriors theta_post and p_post.  [KAL-2, DIAG-1, DIAG-2].
+
+    Parameters
+    ----------
+    o : mapping
+        ``observation``, ``covariance`` and, of a diagonal one, ``diagonal``.
+    """
+    kind, dense = o["observation"], o["covariance"] == "dense"
+    P = "P" if dense else "diag(p)"
+    gain = {
+        "softmax": quantity("K", "p_pred H S", "K.softmax",
+                      f"{P} H' Q' (Q S Q')^-1 Q,  Q the contrasts: Q Q' = I, Q 1 = 0",
+                      "KAL-2 OBS-5"),
+        "glm": quantity("K", "p_pred Z R_used", "K.glm",
+                  f"{P} Z' (I + J G)^-1,  G = Z {P} Z':  J is never inverted",
+                  "KAL-2 OBS-6", returned=("K.softmax", "p_pred", "H", "S")),
+    }.get(kind) or quantity("K", "p_pred H S", "K", f"{P} H' S^-1", "KAL-2")  # fmt: skip
+    if dense:
+        posterior = quantity("p_post", "p_pred K H", "p.dense", "P - K H P", "KAL-2 LOKO-4")
+    elif o["diagonal"] == "decoupled":
+        posterior = quantity("p_post", "p_pred K H", "p.decoupled", "p o (1 - diag(K H))",
+                       "DIAG-1 DIAG-4")  # fmt: skip
+    else:
+        reads, inside = ("Z", "Z' J Z") if kind == "glm" else ("H", "H' R^-1 H")
+        posterior = quantity("p_post", f"p_pred R_used {reads}", "p.variational",
+                       f"1 / (1 / p + diag({inside}))", "DIAG-2 DIAG-4")  # fmt: skip
+    return (
+        quantity("S", "H p_pred R_used", "S", f"H {P} H' + R", "KAL-2"),
+        gain,
+        quantity("theta_post", "theta K e", "theta_post", "theta + K e", "KAL-2 LOKO-1"),
+        posterior,
+    )
+
+
+def dataflow(o: Options) -> tuple[Quantity, ...]:
+    """List every quantity of a step, each after its parents.  [LOKO-1].
+
+    Parameters
+    ----------
+    o : mapping
+        ``observation``, ``noise``, ``timing``, ``covariance``, ``diagonal``, ``center``: a valid
+        combination.
+
+    Examples
+    --------
+    >>> chosen = {"observation": "glm", "noise": "glm", "timing": "before"}
+    >>> chosen |= {"covariance": "diagonal", "diagonal": "decoupled"}
+    >>> " ".join(q.name for q in dataflow(chosen))
+    'p_pred z Z yhat e H R_used S K theta_post p_post'
+    """
+    return (*_prior(o), *observation(o), *noise_used(o), *update(o), *_noise_kept(o))
+
+
+class Lazy(Values):
+    """Values of a step of which some are given; what is asked for and not there is computed.
+
+    The table of quantities is read by the options among the values.
+    """
+
+    def __missing__(self, name: str) -> Any:
+        q = self.table.get(name)
+        if q is None or q.network:
+            raise KeyError(name)
+        return self._compute(q, self)
+
+    @property
+    def table(self) -> dict[str, Quantity]:
+        """Quantities by name."""
+        return {q.name: q for q in dataflow(self)}
+
+    def _compute(self, q: Quantity, v: Values) -> Any:
+        value = v.F[q.given_returned[0]](v)
+        self[q.name] = value if q.exact else v.keep(q.name, value)
+        return self[q.name]
+
+    def follow(self, name: str, pair: tuple[int, int]) -> Any:
+        """Compute a quantity anew from its parents, (batch, C) given for those that need it."""
+        q = self.table[name]
+        for parent in q.given_returned[1]:
+            _ = self[parent]
+        self.setdefault("yhat", np.zeros(pair))
+        return self._compute(q, self)
+
+
+def output_name(name: str, o: Options) -> str:
+    """Name a quantity as the catalogue does: theta_post is theta, and p is P where dense.
+
+    Examples
+    --------
+    >>> output_name("p_post", {"covariance": "dense"})
+    'P'
+    """
+    name = name.removesuffix("_post")
+    dense = o.get("covariance") == "dense"
+    return {"p": "P", "p_pred": "P_pred"}.get(name, name) if dense else name
+
+
+def missing(name: str, have: Mapping[str, Any], o: Options) -> list[str]:
+    """List what a quantity needs that is neither given nor computed without the network."""
+    table = {q.name: q for q in dataflow(o)}
+    found: dict[str, None] = {}
+    for parent in table[name].given_returned[1]:
+        if parent not in have:
+            computed = parent in table and not table[parent].network
+            found |= dict.fromkeys(missing(parent, have, o) if computed else [parent])
+    return list(found)
+
+
+@cache
+def choices() -> tuple[dict[str, Any], ...]:
+    """List every valid combination of options that changes the dataflow.  [NOISE-7, LOKO-4]."""
+    return tuple(
+        {
+            "observation": kind,
+            "noise": noise,
+            "timing": timing,
+            "covariance": covariance,
+            "diagonal": diagonal,
+            "center": center,
+        }
+        for kind, noise, timing in combinations()
+        for covariance, diagonal in (
+            ("diagonal", "decoupled"),
+            ("diagonal", "variational"),
+            ("dense", "decoupled"),
+        )
+        for center in ((False, True) if kind == "logits" else (False,))
+    )
+
+
+def summary(name: str) -> tuple[str, str]:
+    """Join labels and origins of an output over all choices, each separated by blanks."""
+    labels: dict[str, None] = {}
+    found: dict[str, None] = {}
+    for o in choices():
+        flow = dataflow(o)
+        for q in flow:
+            if output_name(q.name, o) == name:
+                labels |= dict.fromkeys(q.labels)
+                found |= dict.fromkeys(output_name(k, o) for k in origins(q.name, flow))
+    return " ".join(in_order(labels)), " ".join(found)
+
+
+def delta() -> tuple[Quantity, ...]:
+    """List what LoRA adds.  [LORA-2]."""
+    return (quantity("delta", "A B", "delta", "(alpha / r) B A", "LORA-2"),)
+
+
+def merge() -> tuple[Quantity, ...]:
+    """List the merged weight.  [LORA-3]."""
+    return (quantity("W_post", "W A B", "W_post", "W + (alpha / r) B A", "LORA-3"),)

@@ -1,0 +1,136 @@
+"""The catalogue's operations as walks over ``formulas``: the plain route.
+
+Every function takes inputs, options, the table of formulas and the hook ``keep(name, array)``, and
+returns the outputs by name in dataflow order. Shapes as in ``operations``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from loko_ref.textbook import loko as table
+from loko_ref.textbook import optimizers as descent
+from loko_ref.textbook.quantities import HIDDEN, Quantity, evaluate
+from loko_ref.textbook.values import Values
+
+__all__ = [
+    "delta",
+    "dense_update",
+    "diagonal_update",
+    "loko_run",
+    "loko_step",
+    "measured",
+    "merge",
+    "model_forward",
+    "model_jacobian",
+    "noise_update",
+    "observation",
+    "optimizer",
+    "time_update",
+]
+
+Arrays = Mapping[str, Any]
+Out = dict[str, Any]
+Keep = Callable[[str, Any], Any]
+Table = Mapping[str, Callable[..., Any]]
+
+
+def _values(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Values:
+    return Values(x, **o, F=F, keep=keep)
+
+
+def _put(x: Arrays, o: Arrays, F: Table, keep: Keep, flow: Iterable[Quantity]) -> Values:
+    """Evaluate quantities from inputs and options."""
+    v = _values(x, o, F, keep)
+    evaluate(v, flow)
+    return v
+
+
+def dense_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """S, K, theta, P.  [KAL-2]."""
+    o = {**o, "observation": "gaussian", "covariance": "dense"}
+    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, table.update(o))
+    return {"S": v.S, "K": v.K, "theta": v.theta_post, "P": v.p_post}
+
+
+def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """S, K, theta, p.  [DIAG-1, DIAG-2]."""
+    o = {**o, "observation": "gaussian", "covariance": "diagonal"}
+    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, table.update(o))
+    return {"S": v.S, "K": v.K, "theta": v.theta_post, "p": v.p_post}
+
+
+def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """p_pred.  [KAL-1]."""
+    return {"p_pred": _put(x, o, F, keep, table.time_update()).p_pred}
+
+
+def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """yhat, e, H, and R for glm.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
+    o = {"center": False, **o, "observation": kind}
+    v = _put(x, o, F, keep, table.observation(o))
+    out = {"yhat": v.yhat.reshape(-1), "e": v.e, "H": v.H}
+    return out | ({"R": v.put("R", "R.glm")} if kind == "glm" else {})
+
+
+def noise_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """R.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4]."""
+    return {"R": _put(x, o, F, keep, table.noise(o)).R_post}
+
+
+def delta(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """Return what LoRA adds.  [LORA-2]."""
+    return {"delta": _put(x, o, F, keep, table.delta()).delta}
+
+
+def merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """Return the merged weight.  [LORA-3]."""
+    return {"W": _put(x, o, F, keep, table.merge()).W_post}
+
+
+def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """Run the network: z.  [LAY-1, LAY-2]."""
+    return {"z": F["z"](_values(x, o, F, keep))}
+
+
+def model_jacobian(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
+    v = _values(x, o, F, keep)
+    v["z"] = F["z"](v)
+    return {"z": v.z, "Z": v.put("Z")}
+
+
+def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """One step of LoKO.  [LOKO-1, LOKO-2]."""
+    v = _values(x, o, F, keep)
+    v["p"] = v["P" if v.covariance == "dense" else "p"]
+    return measured(v)
+
+
+def measured(v: Values) -> Out:
+    """Evaluate what is not there yet of a step, and name it as outputs.  [LOKO-1]."""
+    flow = table.dataflow({**v, "timing": v.F["timing"](v)})
+    found = {q.name: v[q.name] for q in flow if q.name in v}
+    found |= evaluate(v, (q for q in flow if q.name not in found))
+    out = {table.output_name(q.name, v): found[q.name] for q in flow if q.name not in HIDDEN}
+    return out | {"yhat": v.yhat.reshape(-1)}
+
+
+def loko_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """Take steps of LoKO, each quantity stacked along a leading axis.  [LOKO-1]."""
+    state = {k: a for k, a in x.items() if k not in ("x", "y")}
+    rows = []
+    for t, (batch, y) in enumerate(zip(x["x"], x["y"], strict=True), start=1):
+        carried = state | ({"R": F["carried"](state, x)} if "R" in state else {})
+        out = loko_step({**carried, "x": batch, "y": y, "t": t}, o, F, keep)
+        state |= {k: out[k] for k in ("theta", "p", "P", "R") if k in out}
+        rows.append(out)
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def optimizer(name: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """Theta and slots after each step.  [OPT-1, OPT-2, OPT-3]."""
+    return descent.run(name, _values(x, o, F, keep))
