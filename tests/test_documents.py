@@ -71,8 +71,8 @@ def verify(tmp_path):
 
 
 def mutants(tmp_path):
+    from loko_ref.conformance.assessment import score
     from loko_ref.conformance.cases.registry import select
-    from loko_ref.conformance.mistakes import score
     from loko_ref.conformance.mistakes.registry import all_mutants
 
     yield written(tmp_path / "m.json", "mutants", "--only", "R-J*", "--json")

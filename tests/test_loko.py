@@ -110,7 +110,10 @@ def test_step_by_the_recipe(net, data):
     gain = 1 + norm(truth["K"])
     close(record.K, truth["K"], rel * gain, "K")
     close(new.theta, mean, rel * gain * (1 + norm(truth["e"]) + norm(mean)), "theta")
-    close(new.P if config.covariance == "dense" else new.p, cov, rel * (1 + norm(truth["p_pred"])))
+    # P+ = (I - K H) P (I - K H)' + K R K' squares what K H is larger than I by
+    outer = gain * (1 + norm(truth["H"]))
+    covariance = new.P if config.covariance == "dense" else new.p
+    close(covariance, cov, rel * (1 + norm(truth["p_pred"])) * outer, "P")
     assert new.step == state.step + 1
     if R is None:
         assert new.R is None
@@ -143,7 +146,10 @@ def test_runs_resume_bitwise(net, data):
     """k steps, a pickled state, k more = 2 k steps; and nothing is drawn or kept elsewhere."""
     config = data.draw(st.configs(net, observation="glm", p0=0.07))
     batches = [data.draw(st.batches(net, size=1)) for _ in range(4)]
-    whole, records = loko.run(loko.init(config), batches, config)
+    try:
+        whole, records = loko.run(loko.init(config), batches, config)
+    except NumericalError:
+        reject()  # a class observed whose probability is 0 to the last bit
     half, _ = loko.run(loko.init(config), batches[:2], config)
     again, late = loko.run(pickle.loads(pickle.dumps(half)), batches[2:], config)
     for (path, a), (_, b) in zip(

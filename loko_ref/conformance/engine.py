@@ -12,8 +12,8 @@ from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.implementations.python import Runnable
 from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.judge.compare import Divergence, compare
-from loko_ref.conformance.judge.teacher_forcing import Forced, force
 from loko_ref.conformance.judge.tolerance import tolerance
+from loko_ref.conformance.teacher_forcing import Forced, force
 
 __all__ = [
     "EXPECTED_FAILURE",

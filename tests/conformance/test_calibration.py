@@ -13,10 +13,10 @@ pytest.importorskip("typer", reason="typer (extra 'cli') is not installed")
 from typer.testing import CliRunner
 
 from loko_ref.cli.app import app
+from loko_ref.conformance.assessment import calibration
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.judge.compare import ratios
-from loko_ref.conformance.mistakes import calibration
 from loko_ref.conformance.mistakes.registry import all_mutants
 from loko_ref.files import documents as schema
 

@@ -7,10 +7,10 @@ from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.compare import compare
-from loko_ref.conformance.judge.teacher_forcing import _balanced, steps_of
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation
 from loko_ref.conformance.reports import document as report
+from loko_ref.conformance.teacher_forcing import _balanced, steps_of
 from loko_ref.kalman.observation import check_ones
 
 pytestmark = pytest.mark.verdict

@@ -11,12 +11,12 @@ from command import loko_ref
 from rich.console import Console
 from sampling import LONG, SHARE, sample
 
+from loko_ref.conformance.assessment import score
 from loko_ref.conformance.cases import registry as cases
 from loko_ref.conformance.cases.registry import all_cases, select
 from loko_ref.conformance.diagnose.naming import fit, name_mistakes
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation, load
-from loko_ref.conformance.mistakes import score
 from loko_ref.conformance.mistakes.registry import (
     Mutant,
     all_mutants,

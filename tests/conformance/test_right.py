@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from loko_ref.conformance import recorded as trace
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.implementations import recording
-from loko_ref.conformance.judge import recorded as trace
 from loko_ref.conformance.judge.compare import compare
 from loko_ref.conformance.judge.tolerance import expected, tolerance, unit
 

@@ -9,12 +9,12 @@ import jsonschema
 import pytest
 from command import loko_ref
 
+from loko_ref.conformance.assessment import score
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import load
-from loko_ref.conformance.mistakes import score
 from loko_ref.conformance.reports import document as report
 from loko_ref.conformance.vectors import vectors
 from loko_ref.errors import InputError

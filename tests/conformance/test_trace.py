@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from command import loko_ref
 
+from loko_ref.conformance import recorded as trace
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.engine import summarise
 from loko_ref.conformance.implementations import recording
-from loko_ref.conformance.judge import recorded as trace
 from loko_ref.errors import InputError
 from loko_ref.interop import write_tensors
 

@@ -42,9 +42,9 @@ def mutants(
     from rich.console import Console
     from rich.progress import track
 
+    from loko_ref.conformance.assessment import score as scoring
     from loko_ref.conformance.cases.globs import matcher, nothing_matches
     from loko_ref.conformance.cases.registry import select
-    from loko_ref.conformance.mistakes import score as scoring
     from loko_ref.conformance.mistakes.registry import all_mutants
     from loko_ref.conformance.reports.document import write_json
     from loko_ref.errors import InputError
@@ -106,9 +106,9 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from loko_ref.conformance.assessment import calibration as room
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.implementations.python import load
-    from loko_ref.conformance.mistakes import calibration as room
     from loko_ref.conformance.reports.document import write_json
     from loko_ref.errors import InputError
 

@@ -218,8 +218,8 @@ def _recording(
     html: Path | None,
 ) -> int:
     """Check a recording; return the exit code."""
+    from loko_ref.conformance import recorded as walk
     from loko_ref.conformance.implementations import recording
-    from loko_ref.conformance.judge import recorded as walk
 
     read = recording.read(trace, option)
     checks = walk.check(read, only)
