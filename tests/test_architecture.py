@@ -21,7 +21,7 @@ import loko_ref
 ROOT = Path(loko_ref.__file__).parent
 
 FLOORS = [
-    {"errors"},
+    {"errors", "interrupt"},
     {"arrays"},
     {"checks", "files"},
     {"network", "kalman", "optimizers"},
@@ -211,7 +211,7 @@ NOT_NAMED = {
     "loko_ref.files.documents": {"loads", "read_text"},  # the package's own schemas
     "loko_ref.conformance.implementations.supervisor": {"open"},  # /proc
     "loko_ref.interop.patterns": {"loads"},  # what its own process answers
-    "loko_ref.errors.interrupt": {"open"},  # /proc
+    "loko_ref.interrupt": {"open"},  # /proc
     "loko_ref.experiments.lte.checkpoint": {
         "replace"
     },  # a whole directory, each file of it by storage

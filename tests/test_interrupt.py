@@ -21,9 +21,9 @@ import pytest
 from hostile import needs_linux
 from sampling import LONG
 
+from loko_ref import interrupt
 from loko_ref.cli import main
 from loko_ref.conformance.implementations import python as implementation
-from loko_ref.errors import interrupt
 from loko_ref.experiments import base_network as pretraining
 from loko_ref.experiments import runs
 from loko_ref.experiments import stream as training

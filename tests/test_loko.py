@@ -557,5 +557,7 @@ def test_a_covariance_that_overflows_names_the_step(name):
 
 
 def test_a_spec_is_no_model():
-    with pytest.raises(InputError, match=r"^model: got list; required a loko_ref\.model\.Model"):
+    with pytest.raises(
+        InputError, match=r"^model: got list; required a loko_ref\.network\.model\.Model"
+    ):
         LokoConfig(model=mlp_spec([2, 1]))

@@ -122,7 +122,7 @@ def test_a_killed_process_leaves_a_checkpoint_from_which_the_run_ends_equal(tmp_
     path = tmp_path / "c.npz"
     given = RunConfig(optimizer="loko", data="breast_cancer", epochs=2, seed=0)
     code = (
-        "from loko_ref import runs; from loko_ref.experiments.config import RunConfig; "
+        "from loko_ref.experiments import runs; from loko_ref.experiments.config import RunConfig; "
         "runs.run_all([RunConfig(optimizer='loko', data='breast_cancer', epochs=2, seed=0)], "
         f"checkpoint={str(path)!r}, every=1)"
     )

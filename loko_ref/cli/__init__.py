@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 
-from loko_ref.errors import interrupt
+from loko_ref import interrupt
 
 __all__ = ["main"]
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import loko_ref
-from loko_ref.errors import interrupt
+from loko_ref import interrupt
 
 __all__ = ["app"]
 

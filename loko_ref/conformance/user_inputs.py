@@ -1,6 +1,6 @@
 """Inputs of one's own, judged as the catalogue's cases are: for property tests, and for debugging.
 
-    from loko_ref.conformance.own import agree
+    from loko_ref.conformance.user_inputs import agree
 
     agree(my_update, "kalman.diagonal_update", {"theta": theta, "p": p, "H": H, "e": e, "R": R})
 

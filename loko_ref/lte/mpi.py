@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from loko_ref import interrupt
 from loko_ref.arrays import Array, asarray, to_host
 from loko_ref.errors import (
     BackendError,
@@ -29,7 +30,6 @@ from loko_ref.errors import (
     MissingExtraError,
     MissingLibraryError,
     NumericalError,
-    interrupt,
 )
 from loko_ref.lte.team import span
 from loko_ref.lte.watch import Watch, sentry

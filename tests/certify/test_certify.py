@@ -200,8 +200,8 @@ def test_the_missing_extra_is_named(monkeypatch):
 WITHOUT = """
 import sys
 sys.modules["flint"] = None
-from loko_ref.conformance import tolerance
-from loko_ref.conformance.cases import select
+from loko_ref.conformance.judge import tolerance
+from loko_ref.conformance.cases.registry import select
 (case,) = select("kalman.diagonal_update/tiny/float64")
 assert tolerance.tolerance(case)["K"] is not None
 sys.argv = ["loko-ref", "certify"]
@@ -225,12 +225,12 @@ import numpy as np
 blocked = sys.argv[1] == "blocked"
 if blocked:
     sys.modules["flint"] = None
-from loko_ref.conformance import enclosure
-from loko_ref.conformance.cases import select
-from loko_ref.conformance.implementation import load
-from loko_ref.conformance.report import as_json
-from loko_ref.conformance.tolerance import tolerance
-from loko_ref.conformance.verify import run
+from loko_ref.conformance.vectors import enclosure
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.implementations.python import load
+from loko_ref.conformance.reports.document import as_json
+from loko_ref.conformance.judge.tolerance import tolerance
+from loko_ref.conformance.engine import run
 assert enclosure.available() != blocked
 cases = select("kalman.*") + select("observation.*") + select("loko.step/glm*")
 for case in cases:

@@ -120,7 +120,7 @@ def test_what_a_module_does_while_imported_is_one_error(name, tmp_path):
 def test_a_thread_that_never_ends_holds_up_nothing():
     """The report stands, and the process ends soon after it with the code of the report."""
     code = (
-        "import sys; from loko_ref.cli import verify; verify.LEAVING = 0.2; "
+        "import sys; from loko_ref.cli.commands import verify; verify.LEAVING = 0.2; "
         "from loko_ref.cli import main; main()"
     )
     start = time.monotonic()

@@ -29,10 +29,10 @@ REPORT = """
 import json, sys
 from threadpoolctl import threadpool_info
 from loko_ref.conformance.cases import all_cases
-from loko_ref.conformance.implementation import load
-from loko_ref.conformance.naming import name_mistakes
-from loko_ref.conformance.report import as_json
-from loko_ref.conformance.verify import run
+from loko_ref.conformance.implementations.python import load
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.reports.document import as_json
+from loko_ref.conformance.engine import run
 import scipy.linalg
 kernels = sorted({one.get("architecture", "") for one in threadpool_info()})
 ids, found = set(json.loads(sys.stdin.read())), {}

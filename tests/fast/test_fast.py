@@ -289,7 +289,8 @@ def test_products_are_never_formed_and_give_the_same(rng, batch, standing, shape
 
 FAULTS = """
 import resource
-from loko_ref import bench, fast
+from loko_ref import fast
+from loko_ref.fast import bench
 config, state, batch = bench.problem("mlp_b32", "float64")
 stepper = fast.prepare(config)
 for _ in range(5):

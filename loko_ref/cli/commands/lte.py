@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from loko_ref import interrupt
 from loko_ref.cli.needs import check_needs
-from loko_ref.errors import InputError, interrupt
+from loko_ref.errors import InputError
 
 __all__ = ["lte"]
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from loko_ref import interrupt
 from loko_ref.arrays import get_backend
 from loko_ref.checks.values import read_number
 from loko_ref.cli.needs import check_needs
 from loko_ref.cli.options import describe, parse_optimizers, parse_variants
-from loko_ref.errors import InputError, interrupt, unknown_option
-from loko_ref.errors.interrupt import command_line
+from loko_ref.errors import InputError, unknown_option
 from loko_ref.experiments import runs
 from loko_ref.experiments import stream as training
 from loko_ref.experiments.config import BASELINES, RunConfig
@@ -27,6 +27,7 @@ from loko_ref.experiments.runs import Entry
 from loko_ref.files import storage
 from loko_ref.files.documents import document
 from loko_ref.files.writing import check_target, check_targets, write_bytes
+from loko_ref.interrupt import command_line
 
 __all__ = ["train"]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from loko_ref.errors import interrupt
+from loko_ref import interrupt
 
 __all__ = ["app"]
 
