@@ -8,6 +8,7 @@ import ast
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -98,6 +99,17 @@ def test_imports_point_down():
             here, there = part_of(name), part_of(target)
             if here != there and "conformance" == room == other:
                 assert PART[there] < PART[here], f"{name} imports {target}, upwards"
+
+
+def test_readme_prints_these_floors():
+    """The map in README and FLOORS are one table."""
+    readme = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (\d+) \| (.*) \|$", readme, re.MULTILINE)
+    printed = {
+        int(floor): set(re.findall(r"`([a-z_]+)/?`", re.sub(r"\(.*?\)", "", rooms)))
+        for floor, rooms in table
+    }
+    assert printed == {k + 1: rooms for k, rooms in enumerate(FLOORS[:-1])}
 
 
 def part_of(name):
