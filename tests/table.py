@@ -215,8 +215,8 @@ def operations():
     yield "condition_on_simplex", lambda R: obs.condition_on_simplex(R, 3), {"R": R6}
     yield "contrasts", lambda M: obs.from_contrast(obs.to_contrast(M, 3), 3), {"M": Z}
     yhat = rng.dirichlet(np.ones(3), 2)
-    yield "without_likeliest", glm.without_likeliest, {"yhat": yhat, "M": Z}
-    yield "against_likeliest", glm.against_likeliest, {"yhat": yhat, "M": Z}
+    yield "without_reference", glm.without_reference, {"yhat": yhat, "M": Z}
+    yield "against_reference", glm.against_reference, {"yhat": yhat, "M": Z}
     yield "whiten", glm.whiten, {"yhat": yhat, "Mo": Z[:4]}
     yield "glm.gain", glm.gain, {"yhat": yhat, "PZot": Z[:4].T, "G": Z[:4] @ Z[:4].T}
     yield "jacobian_product", obs.jacobian_product, {"yhat": rng.dirichlet(np.ones(3), 2), "M": Z}

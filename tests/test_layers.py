@@ -15,7 +15,7 @@ from hypothesis import strategies as hs
 from support import close, eps, readonly
 
 from loko_ref import strategies as st
-from loko_ref.arrays import keep
+from loko_ref.arrays import where_or_zero
 from loko_ref.network.layers import linear
 from loko_ref.network.layers.activation import ACTIVATIONS
 
@@ -240,6 +240,9 @@ def test_keep_is_where_to_the_bit(dtype, shape):
     x = np.tile(np.array(special, dtype=dtype), (5, 1))
     mask = np.random.default_rng(0).random(shape) > 0.5
     for held in (x, np.asfortranarray(x)):
-        assert keep(mask, held).tobytes() == np.where(mask, held, np.zeros_like(held)).tobytes()
+        assert (
+            where_or_zero(mask, held).tobytes()
+            == np.where(mask, held, np.zeros_like(held)).tobytes()
+        )
     ones = np.ones((5, 9)) + 1e-30j  # complex goes the general way
-    assert np.array_equal(keep(mask, ones), np.where(mask, ones, 0))
+    assert np.array_equal(where_or_zero(mask, ones), np.where(mask, ones, 0))

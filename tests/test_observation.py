@@ -125,9 +125,9 @@ def test_without_the_likeliest_class(yhat, M):
     top, others = np.transpose(at)
     E = np.eye(6, dtype=yhat.dtype)[others]  # leaves the likeliest class out
     D = E - np.eye(6, dtype=yhat.dtype)[top]  # takes it from the others
-    np.testing.assert_array_equal(glm.without_likeliest(yhat, M), E @ M)
-    np.testing.assert_array_equal(glm.without_likeliest(yhat, M[:, 0]), E @ M[:, 0])
-    Mo = glm.against_likeliest(yhat, M)
+    np.testing.assert_array_equal(glm.without_reference(yhat, M), E @ M)
+    np.testing.assert_array_equal(glm.without_reference(yhat, M[:, 0]), E @ M[:, 0])
+    Mo = glm.against_reference(yhat, M)
     np.testing.assert_array_equal(Mo, D @ M)
     Jo = E @ J_of(yhat) @ E.T
     close(D.T @ Jo @ D, J_of(yhat), 4 * eps(yhat))

@@ -14,9 +14,7 @@ from loko_ref.arrays.seam import (
     erfc,
     get_backend,
     is_numpy,
-    keep,
     namespace,
-    number,
     one_minus_power,
     peak,
     pi,
@@ -28,6 +26,8 @@ from loko_ref.arrays.seam import (
     solve,
     solve_triangular,
     to_host,
+    to_scalar,
+    where_or_zero,
 )
 
 __all__ = [
@@ -44,9 +44,7 @@ __all__ = [
     "erfc",
     "get_backend",
     "is_numpy",
-    "keep",
     "namespace",
-    "number",
     "one_minus_power",
     "peak",
     "pi",
@@ -58,4 +56,6 @@ __all__ = [
     "solve",
     "solve_triangular",
     "to_host",
+    "to_scalar",
+    "where_or_zero",
 ]

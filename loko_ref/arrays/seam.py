@@ -40,9 +40,7 @@ __all__ = [
     "erfc",
     "get_backend",
     "is_numpy",
-    "keep",
     "namespace",
-    "number",
     "one_minus_power",
     "peak",
     "pi",
@@ -54,6 +52,8 @@ __all__ = [
     "solve",
     "solve_triangular",
     "to_host",
+    "to_scalar",
+    "where_or_zero",
 ]
 
 
@@ -194,7 +194,7 @@ def pi(like: object) -> Any:
     return backend_of(like).xp.pi if _library(like) == "balls" else math.pi
 
 
-def number(value: Array) -> Any:
+def to_scalar(value: Array) -> Any:
     """Turn an array of one element into a float, or into a ball if it is one."""
     return value if _library(value) == "balls" else float(value)
 
@@ -210,7 +210,7 @@ def positive(x: Array) -> Array:
 _WORDS = {np.dtype(np.float64): np.int64, np.dtype(np.float32): np.int32}
 
 
-def keep(mask: Array, x: Array) -> Array:
+def where_or_zero(mask: Array, x: Array) -> Array:
     """``x`` where `mask` holds, else 0: `where`, without its branch at every entry.
 
     Parameters

@@ -160,7 +160,7 @@ class Stepper:
         if self.config.observation == "softmax":  # Q J
             return yhat[:, None] * (self.Q - (yhat @ self.Q.T)[:, :, None])
         if self.config.observation == "glm":  # each class but the likeliest, less that one
-            each = glm.against_likeliest(yhat, np.tile(self.eye, (batch, 1)))
+            each = glm.against_reference(yhat, np.tile(self.eye, (batch, 1)))
             return each.reshape(batch, C - 1, C)
         eye = self.eye - 1 / C if self.config.center else self.eye
         return np.broadcast_to(eye, (batch, C, C))
@@ -252,7 +252,7 @@ class Stepper:
             return theta, p
         check_windup(yhat, e, p, theta, self.config)
         I_JG = glm.information(yhat, Z.gram())  # (rows, rows)
-        theta_post = Z.pull(solve(I_JG, glm.without_likeliest(yhat, e), name="I + J G"))
+        theta_post = Z.pull(solve(I_JG, glm.without_reference(yhat, e), name="I + J G"))
         theta_post += theta
         eye = np.eye(batch * c, dtype=self.dtype)
         each = np.tile(eye[:c, :c], (batch, 1))  # (rows, c)

@@ -212,7 +212,7 @@ def _glm_update(theta: Array, P: Array, Z: Array, e: Array, yhat: Array, form: s
     """Compute :func:`glm_update` on arguments known to be good."""
     xp = namespace(P)
     # the likeliest class left out: e, Z, J become eo, Zo, Jo  [OBS-6]
-    eo, Zo = glm.without_likeliest(yhat, e), glm.against_likeliest(yhat, Z)
+    eo, Zo = glm.without_reference(yhat, e), glm.against_reference(yhat, Z)
     PZot = P @ Zo.T  # (n, batch (C - 1))
     # the whitened observation: H~ = L' Zo, R~ = I, Jo = L L'; of its update P alone is taken
     noise = xp.eye(Zo.shape[0], dtype=P.dtype)
@@ -220,7 +220,7 @@ def _glm_update(theta: Array, P: Array, Z: Array, e: Array, yhat: Array, form: s
     Ko = glm.gain(yhat, PZot, Zo @ PZot)  # (n, batch (C - 1))
     # in class coordinates: K e = Ko eo for every e whose classes sum to 0
     eye = xp.eye(e.shape[0], dtype=P.dtype)  # (m, m)
-    K = Ko @ glm.without_likeliest(yhat, project(eye, yhat.shape[1]))  # (n, m)
+    K = Ko @ glm.without_reference(yhat, project(eye, yhat.shape[1]))  # (n, m)
     H = jacobian_product(yhat, Z)  # (m, n)
     S = H @ (P @ H.T) + jacobian_product(yhat, eye)  # H P H' + J
     return DenseUpdate(S=S, K=K, theta=theta + Ko @ eo, P=P_post)

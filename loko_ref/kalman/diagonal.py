@@ -197,7 +197,7 @@ def _glm_update(
     """Compute :func:`glm_update` on arguments known to be good."""
     xp = namespace(p)
     # the likeliest class left out: e, Z, J become eo, Zo, Jo  [OBS-6]
-    eo, Zo = glm.without_likeliest(yhat, e), glm.against_likeliest(yhat, Z)
+    eo, Zo = glm.without_reference(yhat, e), glm.against_reference(yhat, Z)
     Zos = Zo * xp.sqrt(p)  # (batch (C - 1), n)
     # the whitened observation: H~ = L' Zo, R~ = I, Jo = L L'
     Hw, Hws = glm.whiten(yhat, Zo), glm.whiten(yhat, Zos)  # (batch (C - 1), n)
@@ -210,7 +210,7 @@ def _glm_update(
         p_post = p / (1 + (Hws * Hws).sum(axis=0))  # 1/p+ = 1/p + diag(Z' J Z)  [DIAG-2]
     # in class coordinates: K e = Ko eo for every e whose classes sum to 0
     eye = xp.eye(e.shape[0], dtype=p.dtype)  # (m, m)
-    K = Ko @ glm.without_likeliest(yhat, project(eye, yhat.shape[1]))  # (n, m)
+    K = Ko @ glm.without_reference(yhat, project(eye, yhat.shape[1]))  # (n, m)
     Hs = jacobian_product(yhat, Z * xp.sqrt(p))  # (m, n): J Z diag(sqrt p)
     S = Hs @ Hs.T + jacobian_product(yhat, eye)  # H P H' + J
     return DiagonalUpdate(S=S, K=K, theta=theta + Ko @ eo, p=p_post)

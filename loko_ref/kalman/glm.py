@@ -11,9 +11,9 @@ Shapes: yhat (batch, C); Z, M (m, k), m = batch * C; Zo, Mo (batch (C - 1), k); 
 from __future__ import annotations
 
 from loko_ref.arrays import Array, namespace, solve
-from loko_ref.kalman.observation import from_likeliest
+from loko_ref.kalman.observation import from_reference
 
-__all__ = ["against_likeliest", "gain", "information", "whiten", "without_likeliest"]
+__all__ = ["against_reference", "gain", "information", "whiten", "without_reference"]
 
 
 def _others(yhat: Array, rows: Array) -> Array:
@@ -24,15 +24,15 @@ def _others(yhat: Array, rows: Array) -> Array:
     return xp.take_along_axis(rows, at[:, :, None], axis=1)
 
 
-def without_likeliest(yhat: Array, M: Array) -> Array:
+def without_reference(yhat: Array, M: Array) -> Array:
     """Rows of M (m,) or (m, k), the likeliest class's left out: (batch (C - 1), ...)."""
     rows = _others(yhat, M.reshape(*yhat.shape, -1))  # (batch, C - 1, k)
     return rows.reshape(-1, *M.shape[1:])
 
 
-def against_likeliest(yhat: Array, M: Array) -> Array:
+def against_reference(yhat: Array, M: Array) -> Array:
     """``M_j - M_c`` for every class j but the likeliest, c: (batch (C - 1), k)."""
-    return _others(yhat, from_likeliest(yhat, M)).reshape(-1, M.shape[1])
+    return _others(yhat, from_reference(yhat, M)).reshape(-1, M.shape[1])
 
 
 def whiten(yhat: Array, Mo: Array) -> Array:

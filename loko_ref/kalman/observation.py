@@ -39,7 +39,7 @@ __all__ = [
     "check_probabilities",
     "condition_on_simplex",
     "from_contrast",
-    "from_likeliest",
+    "from_reference",
     "impossible",
     "innovation",
     "jacobian_product",
@@ -166,7 +166,7 @@ def impossible(yhat: Array, e: Array) -> tuple[int, int] | None:
     return sample, which
 
 
-def from_likeliest(yhat: Array, M: Array) -> Array:
+def from_reference(yhat: Array, M: Array) -> Array:
     """``M - 1 c'`` sample by sample, c the likeliest class's row: (batch, C, k).  [OBS-2].
 
     J 1 = 0, so J M does not change; but where yhat saturates, the likeliest class's row no longer
@@ -233,7 +233,7 @@ def jacobian_product(yhat: Array, M: Array) -> Array:
     M : array (m, k)
         Any matrix, stacked sample by sample.
     """
-    rows = from_likeliest(yhat, M)  # (batch, C, k)
+    rows = from_reference(yhat, M)  # (batch, C, k)
     mean = yhat[:, None, :] @ rows  # (batch, 1, k)
     return (yhat[:, :, None] * (rows - mean)).reshape(M.shape)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from loko_ref.arrays import Array, namespace, number
+from loko_ref.arrays import Array, namespace, to_scalar
 from loko_ref.arrays.special import log_softmax_forward
 from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import check_choice, check_floats, check_shape
@@ -23,7 +23,7 @@ from loko_ref.loko.measurement import (
     covariance,
     measure,
     measure_glm,
-    spread,
+    predicted_covariance,
 )
 from loko_ref.loko.state import Batch, LokoRecord, LokoState, check_state
 from loko_ref.network.jacobian import jacobian
@@ -218,7 +218,7 @@ def _advance(
     else:
         R = check_noise(state.R, e, C, config)
         if config.timing == "before":
-            R = noise._update(str(config.noise), R, e, spread(H, p_pred), config.beta)
+            R = noise._update(str(config.noise), R, e, predicted_covariance(H, p_pred), config.beta)
         R_used = R
         new = measure(theta, p_pred, H, e, R, C, config)
         if config.timing == "after":
@@ -230,14 +230,14 @@ def _advance(
                 yhat_post = obs.predict(config.observation, z_post)
                 r = obs.innovation(config.observation, y, yhat_post).reshape(-1)
                 p_seen = covariance(new)
-            R = noise._update(str(config.noise), R, r, spread(H, p_seen), config.beta)
+            R = noise._update(str(config.noise), R, r, predicted_covariance(H, p_seen), config.beta)
 
     _check_bounded(theta=new.theta, **({} if R is None else {"R": R}))
     after = LokoState(theta=new.theta, R=R, step=state.step + 1, **{name: covariance(new)})
     record = LokoRecord(
         p_pred=p_pred,
         z=z,
-        loss=number(_loss(z, y, config.observation)),
+        loss=to_scalar(_loss(z, y, config.observation)),
         yhat=seen.yhat,
         e=e,
         H=H,

@@ -23,7 +23,7 @@ __all__ = [
     "covariance",
     "measure",
     "measure_glm",
-    "spread",
+    "predicted_covariance",
 ]
 
 Update: TypeAlias = dense.DenseUpdate | diagonal.DiagonalUpdate
@@ -35,7 +35,7 @@ def covariance(new: Update) -> Array:
     return new.P if isinstance(new, dense.DenseUpdate) else new.p
 
 
-def spread(H: Array, p: Array) -> Array:
+def predicted_covariance(H: Array, p: Array) -> Array:
     """H p H' (m, m), p (n,) or (n, n)."""
     if p.ndim == 2:
         return H @ (p @ H.T)
@@ -85,7 +85,7 @@ def measure(
     R_c = obs.to_contrast(obs.to_contrast(R, C).T, C)
     new = _update(theta, p, H_c, e_c, R_c, config)
     K = obs.from_contrast(new.K.T, C).T  # (n, m)
-    S = spread(H, p) + R
+    S = predicted_covariance(H, p) + R
     if isinstance(new, dense.DenseUpdate):
         return dense.DenseUpdate(S=S, K=K, theta=new.theta, P=new.P)
     return diagonal.DiagonalUpdate(S=S, K=K, theta=new.theta, p=new.p)

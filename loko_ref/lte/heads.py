@@ -297,7 +297,7 @@ def mhlora_params(config: LteConfig, heads: Heads, site: Site) -> tuple[dict[str
 
     The scale is alpha / r / heads, or alpha / r, by name.
     """
-    params = nested.joint(config, heads, site)
+    params = nested.stack_heads(config, heads, site)
     if not site.lora:
         return params, 1.0
     held = {k: f"{site.name}.{k}" for k in ("W", "b")}
@@ -321,7 +321,7 @@ def _mhlora_vjp(
     dx, found = linear.vjp(dz, kept, need, per_sample=per_sample, need_dx=need_dx)
     for key, value in found.items():
         own, _ = site.parts[key]
-        out[..., own] = nested.handed_out(config, heads, f"{site.name}.{key}", value)
+        out[..., own] = nested.split_by_head(config, heads, f"{site.name}.{key}", value)
     return dx
 
 

@@ -212,7 +212,7 @@ def reset(
                     layout.take(theta, name)[row] = asarray(drawn[name], theta)
     slots = state.slots
     if config.filter_merge == "prior":
-        begun, _ = fresh_optimizer(config, theta, batch)
-        slots = {"p": namespace(theta).where(hit > 0, begun["p"], slots["p"])}
+        initial, _ = fresh_optimizer(config, theta, batch)
+        slots = {"p": namespace(theta).where(hit > 0, initial["p"], slots["p"])}
     copies = fresh_copies(config, state.weights, theta.shape[0]) if state.copies else {}
     return replace(state, theta=theta, base=state.weights, merged=None, copies=copies, slots=slots)

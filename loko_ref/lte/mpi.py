@@ -185,17 +185,17 @@ class MpiTeam:
         SystemExit
             With code 2, after rank 0 has said what is wrong, and on which rank.
         """
-        result, said = None, None
+        result, message = None, None
         try:
             result = work()
         except (BackendError, InputError, MissingExtraError, NumericalError, OSError) as error:
-            said = str(error)
+            message = str(error)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # nothing foreseen: the others would wait for ever
             traceback.print_exc()
             self.fail(f"{type(error).__name__}: {error}")
-        found = self.collect(said)
+        found = self.collect(message)
         if any(text is not None for text in found):
             if self.rank == 0:
                 rank, text = next((k, t) for k, t in enumerate(found) if t is not None)

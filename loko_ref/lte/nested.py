@@ -20,7 +20,7 @@ from loko_ref.lte.config import LteConfig, Site
 from loko_ref.network.kinds import Ask, Context, backward, run
 from loko_ref.network.spec import map_linears
 
-__all__ = ["View", "forward", "handed_out", "joint", "vjp"]
+__all__ = ["View", "forward", "split_by_head", "stack_heads", "vjp"]
 
 
 class View(Protocol):
@@ -68,7 +68,7 @@ def _alone(config: LteConfig, heads: View, row: int) -> dict[str, Array]:
     return weights
 
 
-def joint(config: LteConfig, heads: View, site: Site) -> dict[str, Array]:
+def stack_heads(config: LteConfig, heads: View, site: Site) -> dict[str, Array]:
     """All heads' factors of a site as those of one branch of rank heads * r.  [LTE-2].
 
     ``A = [A[0]; A[1]; ...]``, ``B = [B[0], B[1], ...]``, ``bB = sum bB[head]``. A replica is one
@@ -95,7 +95,7 @@ def _together(config: LteConfig, heads: View) -> tuple[list[dict[str, Any]], dic
     """
     N, weights = heads.theta.shape[0], dict(heads.weights)
     for site in config.layout.sites.values():
-        parts = joint(config, heads, site)
+        parts = stack_heads(config, heads, site)
         weights |= {f"{site.name}.{key}": value for key, value in parts.items()}
 
     def widen(layer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -159,7 +159,7 @@ def vjp(
     if config.mode == "mhlora":
         spec, _ = _together(config, heads)
         _, found = backward(spec, dz, cache[0], ask)
-        parts = [handed_out(config, heads, name, found[name]) for name in names]
+        parts = [split_by_head(config, heads, name, found[name]) for name in names]
         return xp.concatenate(parts, axis=-1)
     lead, rows = dz.shape[:-3], []
     for row, kept in enumerate(cache):
@@ -183,7 +183,7 @@ def _own(config: LteConfig, name: str, value: Array) -> Array:
     return value.reshape(*value.shape[: -len(shape)], -1)
 
 
-def handed_out(config: LteConfig, heads: View, name: str, value: Array) -> Array:
+def split_by_head(config: LteConfig, heads: View, name: str, value: Array) -> Array:
     """Give each head its block of the cotangent of a joint array.  [LTE-2].
 
     Parameters
@@ -193,7 +193,7 @@ def handed_out(config: LteConfig, heads: View, name: str, value: Array) -> Array
     name : str
         ``layer.part``.
     value : array (k[, batch], ...)
-        Cotangent of what :func:`joint` gives under this name.
+        Cotangent of what :func:`stack_heads` gives under this name.
 
     Returns
     -------

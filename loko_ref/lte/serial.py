@@ -3,7 +3,7 @@
 The same code drives one process and many: the team (:mod:`loko_ref.lte.team`) says which heads are
 held here and brings the others' factors at a merge. Nothing else depends on the split.  [LTE-9]
 
-Shapes: A (heads, r, i); what a batch is: :func:`loko_ref.lte.stepping.deal`.
+Shapes: A (heads, r, i); what a batch is: :func:`loko_ref.lte.stepping.shard_batch`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loko_ref.errors import InputError
 from loko_ref.lte.config import LteConfig
 from loko_ref.lte.merging import merge, reset
 from loko_ref.lte.state import LteState
-from loko_ref.lte.stepping import StepRecord, deal, step
+from loko_ref.lte.stepping import StepRecord, shard_batch, step
 from loko_ref.lte.team import ALONE, Team
 
 __all__ = [
@@ -25,9 +25,9 @@ __all__ = [
     "StepRecord",
     "Trace",
     "bytes_per_merge",
-    "deal",
     "iterate",
     "run",
+    "shard_batch",
     "step",
 ]
 

@@ -67,7 +67,7 @@ class LteState:
     first : int
         Number of the first head held.
     step, merges, optimizer_step : int
-        Steps and merges done; steps since the optimizer's state was begun.
+        Steps and merges done; steps since the optimizer's state began.
     """
 
     weights: Mapping[str, Array]
@@ -246,9 +246,9 @@ def fresh_optimizer(
     """Optimizer state before its first step: slots of zeros; LoKO's p0 and R_0 = r0 I."""
     if isinstance(config.optimizer, Loko):
         xp = namespace(theta)
-        begun = [loko.init_at(config.filter(theta.dtype), row, batch) for row in theta]
-        R = None if begun[0].R is None else xp.stack([s.R for s in begun])
-        return {"p": xp.stack([s.p for s in begun])}, R
+        initial = [loko.init_at(config.filter(theta.dtype), row, batch) for row in theta]
+        R = None if initial[0].R is None else xp.stack([s.R for s in initial])
+        return {"p": xp.stack([s.p for s in initial])}, R
     slots = optimizers.init(theta.reshape(-1), config.optimizer).slots
     return {k: v.reshape(theta.shape) for k, v in slots.items()}, None
 

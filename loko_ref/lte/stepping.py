@@ -25,7 +25,7 @@ from loko_ref.lte.team import ALONE, Team
 from loko_ref.network.kinds.tokens import Embedding
 from loko_ref.network.spec import check_input, reads_tokens
 
-__all__ = ["StepRecord", "deal", "step"]
+__all__ = ["StepRecord", "shard_batch", "step"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +47,7 @@ class StepRecord:
     gradient: Array | None = None
 
 
-def deal(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[Array, Array]:
+def shard_batch(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[Array, Array]:
     """Hand out a batch: each head its contiguous chunk, or the whole; targets one-hot.  [LTE-1].
 
     Parameters
@@ -139,7 +139,7 @@ def step(
     config, state
         The choices; untouched.
     x, y : arrays
-        A batch, as :func:`deal` takes it.
+        A batch, as :func:`shard_batch` takes it.
     team : Team
         In ``mhlora`` the factors travel after each step.
     lr : float, optional
@@ -159,7 +159,7 @@ def step(
     """
     for name, array in (("x", x), ("y", y)):
         check_array(name, array)
-    x, y = deal(config, state, x, y)
+    x, y = shard_batch(config, state, x, y)
     if isinstance(config.optimizer, Loko):
         if lr is not None:
             raise InputError("lr", lr, "None with LoKO", "LoKO has no learning rate")

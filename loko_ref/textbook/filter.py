@@ -20,7 +20,15 @@ from loko_ref.arrays import Array
 from loko_ref.textbook.network import NETWORK, forward, jacobian
 from loko_ref.textbook.values import Formula, Values, identity
 
-__all__ = ["FORMULAS", "Formula", "Values", "forward", "identity", "jacobian", "spread"]
+__all__ = [
+    "FORMULAS",
+    "Formula",
+    "Values",
+    "forward",
+    "identity",
+    "jacobian",
+    "predicted_covariance",
+]
 
 
 @cache
@@ -39,7 +47,7 @@ def _centre(v: Values) -> Array:
     return Q.T @ Q
 
 
-def spread(v: Values, p: Array) -> Array:
+def predicted_covariance(v: Values, p: Array) -> Array:
     """``H p H'`` (m, m)."""
     return (v.H * p if p.ndim == 1 else v.H @ p) @ v.H.T
 
@@ -199,8 +207,8 @@ FORMULAS: dict[str, Formula] = {
     "innovation_seen": lambda v: v.e,
     "covariance_seen": lambda v: v.p_pred,
     "covariance_residual": lambda v: v.p_post,
-    "HpH": lambda v: spread(v, v.F["covariance_seen"](v)),
-    "HpH.residual": lambda v: spread(v, v.F["covariance_residual"](v)),
+    "HpH": lambda v: predicted_covariance(v, v.F["covariance_seen"](v)),
+    "HpH.residual": lambda v: predicted_covariance(v, v.F["covariance_residual"](v)),
     "residual": _residual,
     "delta": _delta,
     "W_post": _merged,

@@ -15,7 +15,7 @@ import numpy as np
 from loko_ref import lte
 from loko_ref.lte import heads as net
 from loko_ref.lte.state import heads_of
-from loko_ref.lte.stepping import deal
+from loko_ref.lte.stepping import shard_batch
 from loko_ref.network import model
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 from loko_ref.textbook.lte_formulas import in_order
@@ -120,7 +120,7 @@ def _step(config: lte.LteConfig, state: lte.LteState, record: Any, batch: Any) -
         z, loss = np.stack([z] * config.heads), np.repeat(loss, config.heads)
     if record.gradient is not None:
         return {"z": z, "loss": loss, "gradient": record.gradient}
-    x, _ = deal(config, state, *batch)
+    x, _ = shard_batch(config, state, *batch)
     return {"z": z, "loss": loss, "Z": net.jacobian(config, heads_of(config, state), x)[1]}
 
 

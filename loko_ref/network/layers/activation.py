@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loko_ref.arrays import Array, erfc, keep, namespace, pi, positive, root, scalar
+from loko_ref.arrays import Array, erfc, namespace, pi, positive, root, scalar, where_or_zero
 from loko_ref.arrays.special import (
     log_softmax_forward,
     log_softmax_vjp,
@@ -48,12 +48,12 @@ def tanh_vjp(dy: Array, cache: Array) -> Array:
 def relu_forward(x: Array) -> tuple[Array, Array]:
     """``y = max(x, 0)``; the cache is the mask x > 0.  [LAY-5]."""
     mask = positive(x)
-    return keep(mask, x), mask
+    return where_or_zero(mask, x), mask
 
 
 def relu_vjp(dy: Array, cache: Array) -> Array:
     """``dx = dy`` where x > 0, else 0 (0 at the kink, as torch and JAX have it).  [LAY-5]."""
-    return keep(cache, dy)
+    return where_or_zero(cache, dy)
 
 
 def gelu_forward(x: Array) -> tuple[Array, Array]:
