@@ -39,6 +39,9 @@ __all__ = [
 
 Options = Mapping[str, Any]
 
+_CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center")
+"""Options that change the dataflow."""
+
 NETWORK = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
 """Labels of the network's forward pass."""
 
@@ -218,6 +221,12 @@ def dataflow(o: Options) -> tuple[Quantity, ...]:
     >>> " ".join(q.name for q in dataflow(chosen))
     'p_pred z Z yhat e H R_used S K theta_post p_post'
     """
+    return _dataflow(tuple(o.get(name) for name in _CHOSEN))
+
+
+@cache
+def _dataflow(chosen: tuple[Any, ...]) -> tuple[Quantity, ...]:
+    o = dict(zip(_CHOSEN, chosen, strict=True))
     return (*_prior(o), *observation(o), *noise_used(o), *update(o), *_noise_kept(o))
 
 

@@ -1,15 +1,18 @@
 """The catalogue and its cases: complete, deterministic, judged, and the two routes agree."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from loko_ref.conformance.cases import combinations
 from loko_ref.conformance.cases.registry import DTYPES, Draw, all_cases, define, select
 from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, get
 from loko_ref.conformance.judge import tolerance
 from loko_ref.errors import InputError
+from loko_ref.textbook.loko import choices
 
 CASES = all_cases()
 
@@ -230,3 +233,51 @@ def test_unit_of_a_known_function():
     ratio = tolerance.unit(case)["W"].size / nu
     assert (ratio > 1 / 3).all()
     assert (ratio < 3).all()
+
+
+def network_of(case):
+    kinds = [layer["kind"] for layer in case.options["spec"]]
+    return next((k for k in ("relu", "tanh", "gelu") if k in kinds), "transformer")
+
+
+@pytest.mark.parametrize("operation", ["loko.step", "loko.run"])
+def test_every_combination_of_options_has_a_case(operation):
+    """All of them by name, and each two values of an option, network, batch and forgetting meet."""
+    cases = {c.recipe.name: c for c in select(f"{operation}/*/float64")}
+    generated, pairs = [], set()
+    for chosen in choices():
+        case = cases[combinations.named(chosen)]
+        assert {k: case.options[k] for k in chosen} == chosen
+        generated.append(case)
+    assert len(generated) == 75
+    for case in generated:
+        lead = case.inputs()["y"].shape
+        traits = [f"{k}={case.options[k]}" for k in ("observation", "noise", "covariance")]
+        traits += [network_of(case), f"batch {lead[-2]}"]
+        traits += [f"lam {case.options['lam'] < 1}", f"q {case.options['q'] > 0}"]
+        pairs |= {(a, b) for a in traits for b in traits}
+    traits = {a for a, _ in pairs}
+    networks = {"relu", "tanh", "gelu", "transformer"}
+    assert networks <= traits
+    for network in networks:
+        for other in traits - networks:
+            if other not in ("noise=glm", "observation=glm"):  # three combinations alone
+                assert (network, other) in pairs, (network, other)
+    for covariance in ("covariance=dense", "covariance=diagonal"):
+        for other in ("lam True", "lam False", "q True", "q False", "batch 1", "batch 2"):
+            assert (covariance, other) in pairs
+
+
+def test_a_shared_case_has_the_same_numbers_in_both_dtypes():
+    one, other = select("loko.step/glm-glm-before-decoupled/*")
+    for name, value in one.inputs().items():
+        if name != "weights":
+            np.testing.assert_array_equal(value, other.inputs()[name])
+    assert other.twin is one
+    more = np.finfo("float32").eps / np.finfo("float64").eps
+    alone = dataclasses.replace(other, recipe=dataclasses.replace(other.recipe, shared=False))
+    for name, unit in tolerance.unit(alone).items():  # found anew, by another seed
+        size = np.maximum(tolerance.unit(one)[name].size * more, np.finfo("float32").tiny)
+        np.testing.assert_array_less(size / 3, unit.size)
+        np.testing.assert_array_less(unit.size, 3 * size)
+        np.testing.assert_array_equal(tolerance.unit(other)[name].size, size)

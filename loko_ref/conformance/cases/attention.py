@@ -316,7 +316,7 @@ for _name, (_spec, _read, _hunts) in _JACOBIAN.items():
 
 # ------------------------------------------------------------------------------------- loko
 
-_TINY = _block(lora=lora(1, 2.0), ff=4)
+TINY = _block(lora=lora(1, 2.0), ff=4)
 _SHORT = _text(lora=lora(1, 2.0))
 _SOFT: dict[str, Any] = {"observation": "softmax", "noise": "ema_innovation_hph"}
 _LOGITS: dict[str, Any] = {"observation": "logits", "noise": "ema_innovation"}
@@ -330,7 +330,7 @@ _PADDED = _ids([5, 2, 3, 1], [5, 6, 0, 0])
 _STEPS: dict[str, tuple[str, Spec, Read, dict[str, Any], int]] = {
     "transformer": (
         "theta cut at other places than the sites': attention's q, k, v, o",
-        _TINY,
+        TINY,
         _tokens(2, 3, 4),
         {},
         2,
@@ -344,7 +344,7 @@ _STEPS: dict[str, tuple[str, Spec, Read, dict[str, Any], int]] = {
     ),
     "transformer-residual": (
         "the second pass at the prior theta",
-        _TINY,
+        TINY,
         _tokens(1, 3, 4),
         _RESIDUAL,
         1,
@@ -371,9 +371,9 @@ for _name, (_hunts, _spec, _read, _options, _batch) in _STEPS.items():
         return loko_inputs(draw, s, o, batch) | {"x": x(draw, dtype)}
 
 
-@define("loko.run", "transformer", "drift on attention, six steps", spec=_TINY, noise="glm")
+@define("loko.run", "transformer", "drift on attention, six steps", spec=TINY, noise="glm")
 def _(draw: Draw, dtype: str) -> Inputs:
-    return loko_inputs(draw, _TINY, {}, 1, 6) | {"x": draw(6, 1, 3, 4)}
+    return loko_inputs(draw, TINY, {}, 1, 6) | {"x": draw(6, 1, 3, 4)}
 
 
 @define("loko.run", "transformer-text", "the last batch's mask kept", spec=_SHORT, **_LOGITS)

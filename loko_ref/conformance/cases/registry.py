@@ -78,6 +78,9 @@ class Recipe:
         Those that differ from their defaults.
     dtypes : tuple of str
         Where it is run.
+    shared : bool
+        Whether the inputs are float32 numbers in both dtypes: what is expected is then the same,
+        and the units of error differ by the unit roundoff alone.
     """
 
     operation: str
@@ -86,6 +89,7 @@ class Recipe:
     build: Callable[..., Mapping[str, Any]]
     options: Mapping[str, Any]
     dtypes: tuple[str, ...] = DTYPES
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,7 +135,14 @@ class Case:
     def inputs(self) -> dict[str, Any]:
         """Fresh arrays of the case's dtype; ``weights`` is a dict of arrays."""
         made = self.recipe.build(Draw(self.id.rsplit("/", 1)[0]), self.dtype)
-        return _cast(made, self.dtype)
+        return _cast(_cast(made, "float32") if self.recipe.shared else made, self.dtype)
+
+    @property
+    def twin(self) -> Case:
+        """Case of float64 with the same inputs: itself, unless inputs are shared."""
+        if self.dtype == "float64" or not self.recipe.shared:
+            return self
+        return next(case for case in _by_recipe()[self.recipe] if case.dtype == "float64")
 
 
 def _cast(value: Any, dtype: str) -> Any:
@@ -146,7 +157,12 @@ _RECIPES: dict[str, Recipe] = {}
 
 
 def define(
-    operation: str, name: str, hunts: str, dtypes: tuple[str, ...] = DTYPES, **options: Any
+    operation: str,
+    name: str,
+    hunts: str,
+    dtypes: tuple[str, ...] = DTYPES,
+    shared: bool = False,
+    **options: Any,
 ) -> Callable[[Build], Build]:
     """Register the decorated ``(draw, dtype) -> inputs`` as a case."""
 
@@ -161,6 +177,7 @@ def define(
             build=build,
             options=options,
             dtypes=dtypes,
+            shared=shared,
         )
         return build
 
@@ -168,9 +185,17 @@ def define(
 
 
 @cache
+def _by_recipe() -> dict[Recipe, list[Case]]:
+    found: dict[Recipe, list[Case]] = {}
+    for case in all_cases():
+        found.setdefault(case.recipe, []).append(case)
+    return found
+
+
+@cache
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the catalogue, float64 before float32."""
-    for part in ("filter", "model", "attention", "lte"):
+    for part in ("filter", "model", "attention", "combinations", "lte"):
         import_module(f"loko_ref.conformance.cases.{part}")  # which registers its own
 
     def generate() -> Iterator[Case]:

@@ -15,6 +15,7 @@ reason.  [TOL-3]
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ FACTOR = 32.0
 
 DELTA = 2.0**-34
 """Relative size of the disturbances; what they cause is scaled down to u (it is linear in them)."""
+
+BLOCK = 2048
+"""Random numbers drawn at once."""
 
 DRAWS = 16
 """Disturbances a case; over 16 the root mean square is not below a third of its mean."""
@@ -109,10 +113,19 @@ class _Disturb:
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.Generator(np.random.PCG64(seed))
+        self._ready = np.empty(0)
+
+    def noise(self, shape: tuple[int, ...]) -> Array:
+        """Draw numbers of variance DELTA^2, uniform; many at once, since most arrays are small."""
+        count = math.prod(shape)
+        if self._ready.size < count:
+            fresh = self._rng.random(max(BLOCK, count))
+            self._ready = np.concatenate([self._ready, DELTA * 3**0.5 * (2 * fresh - 1)])
+        taken, self._ready = self._ready[:count], self._ready[count:]
+        return taken.reshape(shape)
 
     def __call__(self, name: str, value: Any) -> Any:
-        noise = 2 * self._rng.random(np.shape(value)) - 1
-        return value * (1 + DELTA * 3**0.5 * noise)
+        return value * (1 + self.noise(np.shape(value)))
 
     def inputs(self, value: Any, exact: tuple[str, ...] = (), name: str = "") -> Any:
         """Move every input but the exact ones."""
@@ -132,9 +145,8 @@ class _DisturbInNorm(_Disturb):
     def __call__(self, name: str, value: Any) -> Any:
         moved = super().__call__(name, value)
         if name in SOLVED_WITH:
-            noise = 2 * self._rng.random(np.shape(value)) - 1
             largest = np.max(np.abs(value), axis=(-2, -1), keepdims=True)
-            moved = moved + DELTA * 3**0.5 * noise * largest
+            moved = moved + self.noise(np.shape(value)) * largest
         return moved
 
 
@@ -160,6 +172,8 @@ def canonical(case: Case, name: str, value: Array) -> Array:
 @lru_cache(maxsize=1024)
 def expected(case: Case) -> Mapping[str, Array]:
     """Ask the oracle, float64, from the case's inputs as they stand in its dtype."""
+    if case.twin is not case:
+        return expected(case.twin)
     out = case.operation.oracle(_wide(_inputs(case)), case.options)
     return {name: canonical(case, name, np.asarray(value)) for name, value in out.items()}
 
@@ -209,6 +223,8 @@ def unit(case: Case) -> Mapping[str, Unit]:
     mapping of str to Unit
         Output name -> unit.
     """
+    if case.twin is not case:
+        return _in_dtype(unit(case.twin), case)
     inputs, seed = _wide(_inputs(case)), zlib.crc32(case.id.encode())
     centre, u = _evaluate(case, inputs), float(np.finfo(case.dtype).eps) / 2
     follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
@@ -239,6 +255,18 @@ def unit(case: Case) -> Mapping[str, Unit]:
         size |= {name: np.maximum(size[name], gain[name] * (u / DELTA)) for name in follows[1:]}
         how += "; what follows K also with K off by its unit"
     return {name: Unit(size=size[name], how=how) for name in expected(case)}
+
+
+def _in_dtype(units: Mapping[str, Unit], case: Case) -> dict[str, Unit]:
+    """Turn units of float64 into those of another dtype: all is linear in the unit roundoff."""
+    u = float(np.finfo(case.dtype).eps) / 2
+    more = float(np.finfo(case.dtype).eps / np.finfo("float64").eps)
+    found = {}
+    for name, one in units.items():
+        size = np.maximum(one.size * more, least(name, expected(case)[name], case.dtype))
+        how = one.how.replace(f"u = {np.finfo('float64').eps / 2:.3g}", f"u = {u:.3g}")
+        found[name] = Unit(size=size, how=how)
+    return found
 
 
 def factor(case: Case) -> float:
