@@ -41,7 +41,7 @@ def _report(check: Check) -> str:
     from loko_ref.conformance.diagnose.naming import name_mistakes
     from loko_ref.conformance.reports.document import failure
 
-    lines = [f"{check.case.id}: {failure(check)}", f"this case hunts: {check.case.hunts}"]
+    lines = [f"{check.case.id}: {failure(check)}", f"covers: {check.case.covers}"]
     if check.forced is not None:
         lines.append(check.forced.text)
     for mistake in name_mistakes([check]).get(check.case.id, [])[:3]:

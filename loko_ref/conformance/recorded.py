@@ -131,7 +131,7 @@ def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -
     recipe = Recipe(
         operation=f"trace.{output}",
         name=place,
-        hunts=f"step {k}: {output} from {', '.join(origins(target, dataflow(options)))}",
+        text=f"step {k}: {output} from {', '.join(origins(target, dataflow(options)))}",
         build=lambda draw, dtype: inputs,
         options=options,
     )
@@ -201,4 +201,4 @@ def first(checks: list[Check]) -> str | None:
     one = next((c for c in checks if c.status == "failed"), None)
     if one is None:
         return None
-    return f"{one.case.hunts.split(' from ')[0]} is the first off ({one.case.id})"
+    return f"{one.case.covers.split(' from ')[0]} is the first off ({one.case.id})"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.conformance.cases.registry import Case, Draw, Recipe
+from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.conformance.implementations.python import Runnable
 from loko_ref.conformance.judge.answer import Finding
 from loko_ref.conformance.judge.compare import Divergence, compare
@@ -70,13 +70,7 @@ def steps_of(case: Case) -> list[Case]:
         def build(draw: Draw, dtype: str, made: Mapping[str, Any] = made) -> Mapping[str, Any]:
             return made
 
-        recipe = Recipe(
-            operation=case.operation.name,
-            name=f"{case.recipe.name}#step-{t}",
-            hunts=case.hunts,
-            build=build,
-            options=case.recipe.options,
-        )
+        recipe = replace(case.recipe, name=f"{case.recipe.name}#step-{t}", build=build)
         cases.append(Case(id=f"{case.id}#step-{t}", recipe=recipe, dtype=case.dtype))
     return cases
 

@@ -97,10 +97,9 @@ def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Ca
     recipe = Recipe(
         operation=operation,
         name=OWN,
-        hunts="inputs of one's own",
         build=lambda draw, dtype: inputs,
         options=chosen,
-        dtypes=(dtype,),
+        text="user-supplied inputs",
     )
     return Case(id=f"{operation}/{OWN}/{dtype}", recipe=recipe, dtype=dtype)
 

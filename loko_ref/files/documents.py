@@ -21,10 +21,10 @@ from loko_ref.errors import unknown_option
 __all__ = ["HEAD", "NAMES", "SCHEMAS", "WRITTEN_BY", "document", "load"]
 
 SCHEMAS = {
-    "verify": "loko-ref/verify/1",
+    "verify": "loko-ref/verify/2",
     "mutants": "loko-ref/mutants/1",
     "calibration": "loko-ref/calibration/2",
-    "vectors": "loko-ref/vectors/2",
+    "vectors": "loko-ref/vectors/3",
     "certify": "loko-ref/certify/1",
     "train": "loko-ref/train/1",
     "lte": "loko-ref/lte/1",

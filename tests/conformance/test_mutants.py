@@ -72,6 +72,35 @@ def place(one):
     return next((f.__module__ for f in one.changes(one.example).values()), every)
 
 
+COVERED = [
+    pytest.param(case, key, id=f"{case.id}-{key}")
+    for case in all_cases()
+    for key in case.recipe.covers
+    if case.dtype == "float64"
+]
+
+
+def caught(key, case):
+    target = as_implementation(BY_ID[key], BY_ID[key].example)
+    return run(Implementation(target=key, functions=target), [case])[0].status == "failed"
+
+
+@pytest.mark.verdict
+@pytest.mark.sampled(0.04, by=lambda case, key: case.operation.name)
+@pytest.mark.parametrize(("case", "key"), COVERED)
+def test_a_case_catches_each_mistake_that_it_covers(case, key):
+    assert caught(key, case)
+
+
+@pytest.mark.verdict
+@pytest.mark.sampled(0.03, by=place)
+@pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
+def test_a_mistake_is_caught_in_float32_by_a_case_that_covers_it(one):
+    cases = [c for c in all_cases() if c.dtype == "float32" and one.id in c.recipe.covers]
+    # what has no more digits than float32, or loses fewer than it has, is seen in float64 alone
+    assert any(caught(one.id, c) for c in cases) == (one.id not in ("SINGLE", "NORM-ONE-PASS"))
+
+
 @pytest.mark.verdict
 @pytest.mark.sampled(0.06, by=place)
 @pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)

@@ -244,7 +244,7 @@ def test_the_command(tmp_path):
     assert "step 0: p is the first off (trace/1/p)" in done.stdout
     assert "trace/1/p" in page.read_text(encoding="utf-8")
     found = json.loads(report.read_text())
-    assert found["schema"] == "loko-ref/verify/1"
+    assert found["schema"] == "loko-ref/verify/2"
     failed = [c for c in found["checks"] if c["status"] == "failed"]
     assert failed[0]["id"] == "trace/1/p"
     assert failed[0]["first_divergence"]["labels"] == ["DIAG-2", "DIAG-4"]

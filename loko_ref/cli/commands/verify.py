@@ -134,7 +134,7 @@ def verify(
     expected = expectations.read(xfail) if xfail is not None else {}
     if list_:
         for case in cases:
-            typer.echo(f"{case.id}\t{case.hunts}")
+            typer.echo(f"{case.id}\t{case.covers}")
         return
     if (target is None) == (cmd is None):
         got = "nothing" if target is None else "both TARGET and --cmd"

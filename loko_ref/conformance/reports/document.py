@@ -89,7 +89,7 @@ def as_json(
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Build the report ``loko-ref/verify/1``.
+    """Build the report ``loko-ref/verify/2``.
 
     ``first_divergence`` is null for a check that did not fail by a quantity; ``ratio`` is null
     where the number that came is not finite, or the form is wrong. ``mistakes`` of a failed check
@@ -129,7 +129,8 @@ def as_json(
                 if check.finding is None
                 else {"kind": check.finding.kind, "message": check.finding.message},
                 "reason": check.reason,
-                "hunts": check.case.hunts,
+                "covers": list(check.case.recipe.covers),
+                "text": check.case.recipe.text,
                 **({"teacher_forced": _forced(check)} if check.forced is not None else {}),
                 **(
                     {"mistakes": [_mistake(m) for m in named.get(check.case.id, ())]}

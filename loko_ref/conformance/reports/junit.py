@@ -69,7 +69,7 @@ def as_xml(
                 + (f" (nothing in this run tells it from: {', '.join(m.alike)})" if m.alike else "")
                 for m in mistakes.get(check.case.id, ())
             ]
-            node.text = _text("\n".join([message, f"hunts: {check.case.hunts}", *named]))
+            node.text = _text("\n".join([message, f"covers: {check.case.covers}", *named]))
         elif found == UNEXPECTED_PASS:
             counts["failures"] += 1
             message = _text(f"passed, but was expected to fail: {reason}")

@@ -269,7 +269,7 @@ def _print_block(console: Console, target: str, one: Group, explained: set[str])
     absent = _absent(check)
     if absent:
         line(f"not returned, and before it in the dataflow: {', '.join(absent)}")
-    line(f"this case hunts: {check.case.hunts}")
+    line(f"covers: {check.case.covers}")
     quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
     line(f"alone: loko-ref verify {quoted} --only {shlex.quote(check.case.id)}")
     others = [c.case.id for c in one.checks if c is not check]

@@ -90,7 +90,7 @@ def _entry(case: Case, tensors: Mapping[str, Array]) -> dict[str, Any]:
         "operation": case.operation.name,
         "dtype": case.dtype,
         "options": case.options,
-        "hunts": case.hunts,
+        "covers": list(case.recipe.covers),
         "file": file_name(case.id),
         "tensors": {
             name: {"dtype": str(a.dtype), "shape": list(a.shape)}
