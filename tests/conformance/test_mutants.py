@@ -86,14 +86,14 @@ def caught(key, case):
 
 
 @pytest.mark.verdict
-@pytest.mark.sampled(0.04, by=lambda case, key: case.operation.name)
+@pytest.mark.sampled(0.03)
 @pytest.mark.parametrize(("case", "key"), COVERED)
 def test_a_case_catches_each_mistake_that_it_covers(case, key):
     assert caught(key, case)
 
 
 @pytest.mark.verdict
-@pytest.mark.sampled(0.03, by=place)
+@pytest.mark.sampled(0.02)
 @pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
 def test_a_mistake_is_caught_in_float32_by_a_case_that_covers_it(one):
     cases = [c for c in all_cases() if c.dtype == "float32" and one.id in c.recipe.covers]

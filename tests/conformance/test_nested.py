@@ -221,7 +221,7 @@ def swapped_sites(spec):
     return sorted(sites, key=lambda s: (s["name"].split(".")[0], s["name"]))
 
 
-HUNTS = {
+MADE = {
     "1/sqrt d": ("attention-heads", {"score_scale": lambda c: 1 / math.sqrt(6)}),
     "interleaved": ("attention-heads", {"split_heads": interleaved}),
     "no causal mask": ("attention-causal", {"causal": lambda t: np.ones((t, t), dtype=bool)}),
@@ -287,9 +287,9 @@ HUNTS = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mistake", HUNTS)
-def test_each_case_catches_what_it_hunts(mistake, dtype, monkeypatch):
-    name, changes = HUNTS[mistake]
+@pytest.mark.parametrize("mistake", MADE)
+def test_a_case_catches_a_mistake_written_for_it(mistake, dtype, monkeypatch):
+    name, changes = MADE[mistake]
     monkeypatch.setitem(globals(), "ROUND", dtype == "float32")
     (case,) = select(f"model.jacobian/{name}/{dtype}")
     table = {**tolerance.FORMULA_TABLE, **changes}

@@ -143,7 +143,7 @@ def test_nothing_ran_has_no_table():
     checks = [judge(c, Answer(declined="not yet")) for c in cases]
     text = printed(checks, {}, ["a note"])
     assert "┃" not in text
-    assert f"unsupported not yet ({len(cases)}): lora.delta 10, lora.merge 10\n" in text
+    assert f"unsupported not yet ({len(cases)}): lora.delta 8, lora.merge 10\n" in text
     assert "note a note" in text
     assert "tolerance" not in text
     assert text.endswith(f"NOTHING RAN: 0 ran, 0 passed, 0 failed, {len(cases)} unsupported\n")
