@@ -24,7 +24,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.judge.tolerance import tolerance
-from loko_ref.conformance.user_inputs import own_case
+from loko_ref.conformance.user_inputs import user_case
 from loko_ref.strategies.problems import DenseProblem, DiagonalProblem
 
 __all__ = ["DENSE", "DIAGONAL", "Fact", "Update"]
@@ -102,7 +102,7 @@ class _Trial:
         arguments = self.given | {k: self.cast(a) for k, a in changes.items()}
         name = "kalman.dense_update" if self.dense else "kalman.diagonal_update"
         with np.errstate(all="ignore"):
-            allowed = tolerance(own_case(name, arguments, **self.options))
+            allowed = tolerance(user_case(name, arguments, **self.options))
         got = self.update(**{k: np.array(a) for k, a in arguments.items()})
         return got, {k: allowed[k] for k in ("theta", self.variances)}
 

@@ -21,7 +21,7 @@ from loko_ref.conformance.implementations import protocol
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.protocol import ProtocolError
 from loko_ref.conformance.implementations.specification import SPECIFICATION
-from loko_ref.conformance.user_inputs import own_case
+from loko_ref.conformance.user_inputs import user_case
 from loko_ref.errors import InputError
 from loko_ref.interop.tensors import read_tensors, write_tensors
 from loko_ref.network.layers.activation import ACTIVATIONS
@@ -253,7 +253,7 @@ def test_python_harness_by_file(tensors_read):
 def test_only_large_tensors_go_by_file(tensors_read):
     """Small inputs as text, the product of 600 x 600 (2.88 MB) by file."""
     arrays = {"A": np.ones((2, 600)) / 3, "B": np.ones((600, 2)) / 7}
-    case = own_case("lora.delta", arrays, alpha=3.0)
+    case = user_case("lora.delta", arrays, alpha=3.0)
     with Command(python(EXAMPLES / "harness.py", EXAMPLES / "my_loko.py")) as command:
         (check,) = run(command, [case])
     assert check.status == "passed"
