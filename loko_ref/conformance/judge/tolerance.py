@@ -62,8 +62,8 @@ LIMIT = 2.0**-8
 """A quantity whose tolerance exceeds this fraction of its size everywhere is not judged."""
 
 ROW_SCALED = 1e4
-"""Ratio of S's diagonal entries above which a case is labelled ``row-scaled``: there a solve that is
-only normwise stable (by eigenvalues) may err by many units in a small row without being wrong."""
+"""Ratio of S's diagonal entries above which a case is labelled ``row-scaled``: there a solve that
+is only normwise stable (by eigenvalues) may err by many units in a small row and not be wrong."""
 
 SOLVED = ("K", "theta", "p", "P")
 """Results of a solve with S; not judged where the case is row-scaled.  [TOL-3]"""
