@@ -233,7 +233,11 @@ def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
         ("stop-hang-child", [], "WRONG stop: killed after 3 s"),
         ("stop-session", [], "ok    stop: exit code 0"),
         ("stop-crash", [], "WRONG stop: exit code 3"),
-        ("stop-flood", ["one line an answer: after the last one came 'junk"], "WRONG stop: killed"),
+        (
+            "stop-flood",
+            ["one line per answer: another followed the last one: 'junk"],
+            "WRONG stop: killed",
+        ),
         ("crash-session", ["an unknown operation is answered"], "ok    stop: exit code 0"),
         ("unknown-crash", ["an unknown type is answered"], "ok    stop: exit code 0"),
     ],
