@@ -115,7 +115,7 @@ CALLS = {
     },
     kalman.observation.predict: {"observation": "softmax", "z": Z},
     kalman.observation.one_hot: {"labels": Y, "C": 2, "like": Z},
-    own.own_case: {"operation": "kalman.diagonal_update", "arguments": PROBLEM},
+    own.user_case: {"operation": "kalman.diagonal_update", "arguments": PROBLEM},
     own.check: {"function": answer, "operation": "kalman.diagonal_update", "arguments": PROBLEM},
     own.agree: {"function": answer, "operation": "kalman.diagonal_update", "arguments": PROBLEM},
 }  # fmt: skip

@@ -72,7 +72,7 @@ def test_regression_stacked_and_forgetting_hold():
     steps = steps_of({"observation": "softmax"}, batch=4)
     assert_holds(steps)
     assert steps[0].quantities[7].value.shape == (12,)
-    assert "of 4 predicted rightly" in steps[0].title
+    assert "of 4 classified correctly" in steps[0].title
 
 
 def test_labels_are_headings_of_the_derivations():
@@ -88,7 +88,7 @@ def test_labels_are_headings_of_the_derivations():
     assert used <= defined
 
 
-def test_the_entries_followed_are_those_that_move_most_and_are_named():
+def test_the_entries_shown_are_those_that_move_most_and_are_named():
     config = RunConfig(optimizer="loko", **SMALL)
     (step,) = explain(config, steps=1, entries=3)
     values = {q.name: q for q in step.quantities}
@@ -108,7 +108,7 @@ def test_the_entries_followed_are_those_that_move_most_and_are_named():
         parameter_name(model, n)
 
 
-def test_skipping_goes_on_where_the_stream_is():
+def test_skipping_continues_the_stream():
     config = RunConfig(optimizer="loko", **SMALL)
     third = list(explain(config, steps=3))[2]
     (skipped,) = explain(config, steps=1, skip=2)
@@ -116,7 +116,7 @@ def test_skipping_goes_on_where_the_stream_is():
         assert (a.value == b.value).all()
 
 
-def test_by_default_it_begins_where_the_network_is_wrong():
+def test_by_default_it_starts_at_the_first_misclassified_sample():
     config = RunConfig(optimizer="loko", **SMALL)
     steps = list(explain(config, steps=50))
     wrong = [s.number for s in steps if not right(s)]
@@ -124,27 +124,29 @@ def test_by_default_it_begins_where_the_network_is_wrong():
     assert found.number == wrong[0] > 0
     for a, b in zip(found.quantities, steps[wrong[0]].quantities, strict=True):
         assert (a.value == b.value).all()
-    # no room for more steps after the mistake: from the first
+    # too few steps are left after that sample: from the first
     assert [s.number for s in explain(config, steps=50, skip=None)] == list(range(50))
     config = RunConfig(optimizer="loko", **(SMALL | {"data": "diabetes"}))
-    assert next(explain(config, steps=1, skip=None)).number == 0  # real targets: none is wrong
+    assert (
+        next(explain(config, steps=1, skip=None)).number == 0
+    )  # regression: none is misclassified
 
 
 def right(step):
-    true, said = re.search(r"true class (\d+), the network says (\d+)", step.title).groups()
-    return true == said
+    true, predicted = re.search(r"true class (\d+), predicted class (\d+)", step.title).groups()
+    return true == predicted
 
 
-def test_a_sure_and_wrong_prediction_is_remarked_on():
+def test_a_confident_and_wrong_prediction_gets_a_remark():
     config = RunConfig(optimizer="loko", data="digits", seed=0)
-    (step,) = explain(config, steps=1, skip=3)  # true class 0, taken for a 4
-    assert any("sure and wrong" in line and "[OBS-7]" in line for line in step.outcome)
+    (step,) = explain(config, steps=1, skip=3)  # true class 0, predicted 4
+    assert any("confident and wrong" in line and "[OBS-7]" in line for line in step.outcome)
     config = RunConfig(optimizer="loko", data="digits", options={"observation": "logits"})
     (step,) = explain(config, steps=1, skip=3)
     assert not any("[OBS-7]" in line for line in step.outcome)
 
 
-def test_faulty_calls_are_refused_by_name():
+def test_invalid_arguments_raise_with_their_names():
     config = RunConfig(optimizer="loko", **SMALL)
     with pytest.raises(InputError, match="steps"):
         list(explain(config, steps=0))
@@ -161,23 +163,23 @@ def run_cli(monkeypatch, capsys, *words):
     return (stopped.value.code or 0, *capsys.readouterr())
 
 
-def test_the_command_says_where_it_begins(monkeypatch, capsys):
+def test_the_command_prints_where_it_starts(monkeypatch, capsys):
     code, out, err = run_cli(monkeypatch, capsys, "--steps", "1")
     assert (code, err) == (0, "")
-    (number,) = re.findall(r"Begins at step (\d+), the first that the network gets wrong", out)
-    true, said = re.search(
-        rf"step {number}: .*true class (\d), the network says (\d)", out
+    (number,) = re.findall(r"Starts at step (\d+), the first whose sample is misclassified", out)
+    true, predicted = re.search(
+        rf"step {number}: .*true class (\d), predicted class (\d)", out
     ).groups()
-    assert true != said
+    assert true != predicted
     code, out, _ = run_cli(monkeypatch, capsys, "--steps", "1", "--skip", "0")
-    assert "Begins at" not in out
+    assert "Starts at" not in out
     assert "step 0: sample 0" in out
 
 
 def test_the_command_prints_two_steps_of_digits(monkeypatch, capsys):
     code, out, err = run_cli(monkeypatch, capsys, "--data", "digits", "--steps", "2")
     assert (code, err) == (0, "")
-    assert out.count("What this step did") == 2
+    assert out.count("Effects of this step") == 2
     at = [out.index(f"\n{k + 1:2d}. {name} (") for k, name in enumerate(ORDER)]
     assert at == sorted(at)
     assert "H (10 x 2344)" in out
@@ -197,7 +199,7 @@ def test_the_command_prints_two_steps_of_digits(monkeypatch, capsys):
         (["--backend", "nothing"], "backend"),
     ],
 )
-def test_the_command_refuses_in_one_sentence(monkeypatch, capsys, words, needle):
+def test_the_command_rejects_invalid_options_in_one_sentence(monkeypatch, capsys, words, needle):
     code, _, err = run_cli(monkeypatch, capsys, *words)
     assert code == 2
     assert needle in err

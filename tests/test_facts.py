@@ -158,7 +158,9 @@ def test_a_refuted_fact_is_stated_with_its_label_and_place():
     )
     with pytest.raises(AssertionError) as error:
         facts.DIAGONAL["still"](moves, problem)
-    assert str(error.value).startswith("e = 0 leaves theta  [KAL-2]: at theta[0] 0.25, at most ")
+    assert str(error.value).startswith(
+        "e = 0 leaves theta unchanged  [KAL-2]: at theta[0] 0.25, at most "
+    )
 
     def nan(**keywords):
         return right(**keywords) | {"p": np.array([1.0, np.nan])}

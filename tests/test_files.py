@@ -54,16 +54,16 @@ def test_damaged_idx(mnist, damage):
         read_idx(folder / "y")
 
 
-def test_a_cut_gzip_is_named(mnist):
+def test_a_truncated_gzip_is_named(mnist):
     folder, _, _ = mnist
     whole = (folder / "x").read_bytes()
     for cut in (whole[:-20], whole[:400] + b"\0" * 40 + whole[440:], whole[:10] + b"\xff" * 90):
         (folder / "x").write_bytes(cut)
-        with pytest.raises(InputError, match=r"/x: got .*cut"):
+        with pytest.raises(InputError, match=r"/x: got .*truncated"):
             read_idx(folder / "x")
 
 
-def test_bytes_are_left_alone_where_asked(mnist):
+def test_bytes_stay_unsigned_on_request(mnist):
     folder, x, _ = mnist
     images, _ = read_mnist(folder / "x", folder / "y", dtype="uint8")
     assert images.dtype == np.uint8

@@ -424,7 +424,7 @@ def lies():
     trees = {label: tensors(text, BODY) for label, text in single.items()}
     trees["a head of 2^63 bytes"] = struct.pack("<Q", 2**63) + b"{}"
     trees["a head of spaces"] = tensors(b" " * 1000)
-    trees["truth values of 2"] = tensors(
+    trees["booleans of 2"] = tensors(
         {"a": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}, b"\1\2"
     )
     idxs = {

@@ -172,7 +172,7 @@ cli.main()
 """
 
 
-def test_while_importing_nothing_was_begun():
+def test_while_importing_nothing_was_started():
     process = subprocess.Popen(
         [sys.executable, "-c", IMPORTING],
         text=True,
@@ -182,7 +182,7 @@ def test_while_importing_nothing_was_begun():
     )
     code, line = interrupted(process)
     assert code == 130
-    assert line == "loko-ref: interrupted; nothing was begun\n"
+    assert line == "loko-ref: interrupted; nothing was started\n"
 
 
 def test_without_a_checkpoint_nothing_is_kept(tmp_path):
@@ -196,7 +196,7 @@ def test_a_harness_under_verification_is_interrupted(tmp_path):
     code, line = interrupted(Child("verify", "verify", "mine.py", cwd=tmp_path))
     assert code == 130
     assert line == (
-        "loko-ref: interrupted; this command keeps nothing on its way: start it again\n"
+        "loko-ref: interrupted; this command saves no intermediate results: start it again\n"
     )
 
 

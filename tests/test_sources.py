@@ -366,7 +366,7 @@ def test_train_on_raw_text_by_a_tokenizer(cli, tmp_path):
         (["--data", "cifar100:{d}"], "train.bin: got no such file"),
         (["--data", "glue:{d}/none.tsv"], "No such file"),
         (["--data", "glue:{d}"], "train.tsv: got No such file"),
-        (["--data", "mnist:{d}/cut"], "by its head"),
+        (["--data", "mnist:{d}/cut"], "by its header"),
         (["--data", "mnist:{d}/foreign"], "an idx file"),
         (["--data", "mnist:{d}/good", "--network", "encoder"], "network"),
         (["--data", "glue:{d}/a.tsv", "--network", "vit"], "network"),

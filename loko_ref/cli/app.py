@@ -1,4 +1,4 @@
-"""The application: one line a command."""
+"""The application: its commands, one line each."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """The commands; an interrupt of one is answered here, before Typer says anything of its own."""
+    """The commands; handles an interrupt of one before Typer does."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command."""
         with interrupt.working():
             return super().invoke(ctx)
 
@@ -46,7 +46,7 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
     ),
 ) -> None:
-    """Check implementations of LoKO and LTE, watch both learn, certify the oracle itself."""
+    """Verify implementations of LoKO and LTE, run both on real data, certify the oracle itself."""
 
 
 from loko_ref.cli.commands.bench import bench  # noqa: E402

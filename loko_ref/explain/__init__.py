@@ -1,1 +1,1 @@
-"""What people look at: a step explained, learning curves drawn."""
+"""A step of LoKO explained: every quantity with its equation, label and numbers."""

@@ -34,7 +34,7 @@ from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.reports import document as report
 from loko_ref.conformance.reports import junit, page, terminal
-from loko_ref.conformance.user_inputs import own_case
+from loko_ref.conformance.user_inputs import user_case
 from loko_ref.errors import InputError
 
 HERE = Path(__file__).parent
@@ -155,7 +155,7 @@ def memory(what):
 @linux
 def test_a_request_that_is_not_read_is_a_time_out():
     """One of 640 kB, which no pipe holds."""
-    large = own_case("lora.delta", {"A": np.ones((2, 30_000)), "B": np.ones((2, 2))}, alpha=3.0)
+    large = user_case("lora.delta", {"A": np.ones((2, 30_000)), "B": np.ones((2, 2))}, alpha=3.0)
     token = uuid.uuid4().hex
     with Command(command_line("after-reads-no-more", token), 2**40, START) as command:
         command.stop_timeout = TIMEOUT
@@ -233,7 +233,11 @@ def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
         ("stop-hang-child", [], "WRONG stop: killed after 3 s"),
         ("stop-session", [], "ok    stop: exit code 0"),
         ("stop-crash", [], "WRONG stop: exit code 3"),
-        ("stop-flood", ["one line an answer: after the last one came 'junk"], "WRONG stop: killed"),
+        (
+            "stop-flood",
+            ["one line per answer: another followed the last one: 'junk"],
+            "WRONG stop: killed",
+        ),
         ("crash-session", ["an unknown operation is answered"], "ok    stop: exit code 0"),
         ("unknown-crash", ["an unknown type is answered"], "ok    stop: exit code 0"),
     ],

@@ -241,7 +241,7 @@ def test_the_command(tmp_path):
     wrong = ["--option", "diagonal=variational", "--json", report, "--html", page]
     done = loko_ref("verify", "--trace", path, *wrong)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "step 0: p is the first off (trace/1/p)" in done.stdout
+    assert "step 0: p is the first wrong quantity (trace/1/p)" in done.stdout
     assert "trace/1/p" in page.read_text(encoding="utf-8")
     found = json.loads(report.read_text())
     assert found["schema"] == "loko-ref/verify/2"

@@ -59,7 +59,7 @@ def test_a_place_for_checkpoints_that_cannot_be_one_is_refused_before_the_run(tm
     file = tmp_path / "file"
     file.write_text("not a directory")
     for place in (file, file / "under"):
-        with pytest.raises(InputError, match=r"checkpoint: .* a directory that can be written to"):
+        with pytest.raises(InputError, match=r"checkpoint: .* a writable directory"):
             call("--steps", "2", "--checkpoint", str(place))
 
 

@@ -1,4 +1,4 @@
-"""``loko-ref schema [NAME]``: the JSON Schema of a document that this package writes."""
+"""``loko-ref schema [NAME]``: the JSON Schema of a document written by this package."""
 
 from __future__ import annotations
 

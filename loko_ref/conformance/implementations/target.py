@@ -1,14 +1,16 @@
-"""What the word that names an implementation may be, and the hint for another language."""
+"""Checks of a TARGET and of the names it offers, with hints for other languages."""
 
 from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
-from loko_ref.errors import InputError, shown
+from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.errors import InputError, closest, shown
 
-__all__ = ["INTERPRETERS", "SOURCES", "check_place"]
+__all__ = ["INTERPRETERS", "SOURCES", "check_place", "unknown_operations"]
 
 INTERPRETERS = {
     ".js": "node {}",
@@ -23,7 +25,7 @@ INTERPRETERS = {
     ".java": "java {}",
     ".go": "go run {}",
 }
-"""Suffix of a program's file -> the command that runs it."""
+"""Suffix of a program -> the command that runs it."""
 
 SOURCES = {
     ".c": "cc -O2 {} -lm -o harness",
@@ -34,11 +36,11 @@ SOURCES = {
     ".rs": "rustc -O {} -o harness",
     ".f90": "gfortran -O2 {} -o harness",
 }
-"""Suffix of a source to compile -> the command that makes a program of it."""
+"""Suffix of a source file -> the command that compiles it."""
 
 
 def _foreign(path: Path) -> InputError:
-    """Build the error for a file in another language, with the command that verifies it."""
+    """Return the error for a file in another language, with the command that verifies it."""
     name, suffix = shlex.quote(str(path)), path.suffix.lower()
     program = name if os.sep in name else f"./{name}"
     if suffix in INTERPRETERS:
@@ -53,13 +55,13 @@ def _foreign(path: Path) -> InputError:
         "TARGET",
         shown(str(path)),
         f"a Python file, a module or module:attribute; for another language {way}",
-        "an implementation in another language, which speaks 'loko-ref protocol' and is run by "
-        "--cmd",
+        "an implementation in another language: it has to speak 'loko-ref protocol', and --cmd "
+        "runs it",
     )
 
 
 def check_place(target: str, place: str) -> None:
-    """Raise for a path that holds no Python source, before Python reads it."""
+    """Raise if a path does not hold Python source, before Python reads it."""
     path, required = Path(place), "a Python file, a module or module:attribute"
     try:
         known, folder = path.is_file(), path.is_dir()
@@ -68,6 +70,17 @@ def check_place(target: str, place: str) -> None:
     if folder and (os.sep in place or place in (".", "..")):
         raise InputError("TARGET", shown(target), required, "the name of a directory")
     if not path.exists() and path.suffix.lower() in (".py", *INTERPRETERS, *SOURCES):
-        raise InputError("TARGET", shown(target), "a file that exists", "a path misspelt")
+        raise InputError("TARGET", shown(target), "a file that exists", "a misspelt path")
     if known and path.suffix != ".py":
         raise _foreign(path)
+
+
+def unknown_operations(names: Iterable[object]) -> tuple[str, ...]:
+    """Return a note for the report on each name that the catalogue does not have."""
+    notes = []
+    for name in names:
+        if name not in OPERATIONS:
+            near = closest(str(name), OPERATIONS)
+            hint = f"; the closest is '{near}'" if near else ""
+            notes.append(f"{name!r} is no operation of the catalogue and was not run{hint}")
+    return tuple(notes)

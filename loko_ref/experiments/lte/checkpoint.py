@@ -109,7 +109,7 @@ def save(
         if not isinstance(error, OSError):
             raise
         raise InputError(
-            "checkpoint", repr(str(root)), "a directory that can be written to", str(error)
+            "checkpoint", repr(str(root)), "a writable directory", str(error)
         ) from error
 
 

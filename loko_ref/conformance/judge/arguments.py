@@ -1,8 +1,8 @@
-"""Inputs of one's own, held to what the catalogue says of them: shapes, dtypes, finite numbers.
+"""Checks of user-supplied inputs against the catalogue: shapes, dtypes, finite numbers.
 
-A letter of a shape (``n``, ``batch``) is one size wherever it stands; where there is a spec, it
-says what x, the weights and the factors are. What a matrix must be beyond its shape (symmetric,
-positive definite) the oracle checks.
+A letter of a shape (``n``, ``batch``) stands for one size everywhere; a spec determines the shapes
+of x, the weights and the factors. Whether a matrix is symmetric and positive definite is checked
+by the oracle.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["check_arguments"]
 _FACTORS = ("A", "B", "bA", "bB")
 
 _Sizes = dict[str, tuple[int, str]]
-"""Letter -> size, and the input or option that says so."""
+"""Letter -> size, and the input or option that determines it."""
 
 
 def check_arguments(
     operation: Operation, inputs: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
-    """Refuse inputs and options that are not what the catalogue says.
+    """Raise if inputs or options are not as the catalogue describes them.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def check_arguments(
     Raises
     ------
     InputError
-        Names the input or option.
+        With the name of the input or option.
     """
     for choice in operation.options:
         if choice.name in options and choice.name != "spec":
@@ -78,7 +78,7 @@ def check_arguments(
 
 
 def _check_option(option: Option, value: Any) -> None:
-    """Refuse an option of another type than its default, or no choice of it."""
+    """Raise if an option has another type than its default, or is not one of its choices."""
     name, default = option.name, option.default
     got = f"{value!r:.80}"
     if option.choices:
@@ -128,13 +128,13 @@ def _check_layers(spec: Any) -> None:
 
 
 def _factors(spec: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the LoRA factors of a spec."""
+    """Return names and shapes of the LoRA factors of a spec."""
     shapes = param_shapes(spec)
     return {k: s for k, s in shapes.items() if k.rsplit(".", 1)[-1] in _FACTORS}
 
 
 def _fit(name: str, shape: tuple[int, ...], axes: Sequence[str], sizes: _Sizes) -> None:
-    """Refuse a shape whose letters are other sizes elsewhere; note the new ones."""
+    """Raise if a shape contradicts the sizes known so far; record the new ones."""
     if "m" in axes and "m" not in sizes and {"batch", "C"} <= sizes.keys():
         m = sizes["batch"][0] * sizes["C"][0]
         sizes["m"] = m, f"batch * C, {sizes['batch'][1]} and {sizes['C'][1]}"
@@ -148,7 +148,7 @@ def _fit(name: str, shape: tuple[int, ...], axes: Sequence[str], sizes: _Sizes) 
         required = f"({', '.join(axes)}{',' * (len(axes) == 1)})"
         required += f" with {', '.join(notes)}" if notes else ""
         cause = "an empty array" if 0 in shape else "a transposed or flattened array"
-        cause += ", or an axis too many or too few" if len(shape) != len(axes) else ""
+        cause += ", or one axis too many or too few" if len(shape) != len(axes) else ""
         raise InputError(name, f"shape {shape}", required, cause)
     sizes.update({axis: (size, name) for axis, size in found.items()})
 
@@ -158,8 +158,8 @@ def _check_x(
 ) -> None:
     """Check a network's inputs: the leading axes by their letters, each sample by the spec."""
     if array.ndim <= len(leading):
-        required = f"({', '.join(leading)}, ...), a sample as the spec's first layer takes it"
-        raise InputError(name, f"shape {array.shape}", required, "an axis left out")
+        required = f"({', '.join(leading)}, ...), each sample as the spec's first layer takes it"
+        raise InputError(name, f"shape {array.shape}", required, "a missing axis")
     lead = array.shape[: len(leading)]
     _fit(name, lead, leading, sizes)
     samples = array.reshape(math.prod(lead), *array.shape[len(leading) :])
@@ -174,7 +174,7 @@ def _check_x(
     try:
         check_input(spec, like, samples)
     except InputError as error:
-        required = f"{error.required}, behind {len(leading)} leading axes"
+        required = f"{error.required}, after {len(leading)} leading axes"
         if len(leading) == 1:
             required = error.required
         raise InputError(name, error.got, required, error.cause) from None
@@ -183,7 +183,7 @@ def _check_x(
 def _check_mapping(
     operation: Operation, name: str, given: Mapping[str, Any], spec: Any, sizes: _Sizes
 ) -> None:
-    """Check a mapping's names and shapes, which the spec gives."""
+    """Check a mapping's names and shapes against the spec."""
     shapes, factors = param_shapes(spec), _factors(spec)
     lead: tuple[str, ...] = ()
     if name == "weights":
