@@ -10,7 +10,7 @@ import pytest
 
 from loko_ref.cli import main, options
 from loko_ref.errors import InputError
-from loko_ref.experiments import curves
+from loko_ref.experiments import plots
 from loko_ref.experiments.config import RunConfig, default_options
 from loko_ref.experiments.stream import Point
 from loko_ref.files import documents
@@ -249,11 +249,12 @@ def test_words_of_sgd_are_read_by_their_kind():
 def test_equal_curves_are_drawn_as_equal_bytes_and_none_is_refused():
     pytest.importorskip("matplotlib", reason="needs Matplotlib (extra 'data')")
     line = [Point(samples=k, online=k / 10, test=k / 20) for k in range(1, 6)]
-    one, two = (curves.draw({"a": [line], "b": [line, line]}, title="t") for _ in range(2))
+    several = {"a": [line], "b": [line, line]}
+    one, two = (plots.draw(plots.learning_curves(several), title="t") for _ in range(2))
     assert one == two
-    assert curves.draw({"a": [line]}, title="t", kind="png").startswith(b"\x89PNG")
+    assert plots.draw(plots.learning_curves({"a": [line]}), kind="png").startswith(b"\x89PNG")
     with pytest.raises(InputError, match="curves"):
-        curves.draw({"a": [[]]}, title="t")
+        plots.draw(plots.learning_curves({"a": [[]]}))
 
 
 def test_float32_is_kept_and_reported(cli, tmp_path):

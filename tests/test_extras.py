@@ -148,11 +148,12 @@ def test_doors_of_python_name_the_extra_before_they_work():
 
     def doors():
         block("sklearn", "matplotlib", "flint", "jinja2")
+        from loko_ref.experiments.curves import draw
+
         from loko_ref.arrays.balls import ballarray, precision
         from loko_ref.conformance.reports.page import write
         from loko_ref.experiments import stream as training
         from loko_ref.experiments.config import RunConfig
-        from loko_ref.experiments.curves import draw
         from loko_ref.experiments.data import registry as sources
         from loko_ref.explain.steps import explain
 

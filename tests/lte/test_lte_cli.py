@@ -68,7 +68,7 @@ def test_the_json_has_the_promised_form_and_the_run_learns(tmp_path) -> None:
     "arguments",
     [
         ["--mode", "mhlora"],
-        ["--mode", "mhlora", "--scaling", "sum", "--optimizer", "loko", "--option", "p0=0.01"],
+        ["--mode", "mhlora", "--scaling", "sum", "--optimizer", "loko,p0=0.01"],
         ["--realisation", "copies", "--reset", "B", "--dense-last", "--lora-bias"],
         ["--data-split", "replicated", "--reduction", "own", "--optimizer", "adagrad"],
         ["--optimizer", "loko", "--reset", "AB", "--filter-merge", "prior"],
@@ -79,11 +79,7 @@ def test_the_json_has_the_promised_form_and_the_run_learns(tmp_path) -> None:
             "--dtype",
             "float32",
             "--optimizer",
-            "sgd",
-            "--option",
-            "nesterov=true",
-            "--option",
-            "momentum=0.9",
+            "sgd,nesterov=true,momentum=0.9",
             "--lr",
             "0.01",
         ],
@@ -129,8 +125,8 @@ def test_a_last_merge_closes_a_run_between_two(tmp_path) -> None:
 def test_a_run_resumes_from_the_command_line_to_the_same_json(tmp_path) -> None:
     whole, again = tmp_path / "whole.json", tmp_path / "again.json"
     call(*SMALL, "--json", str(whole))
-    call(*SMALL, "--steps", "16", "--checkpoint", str(tmp_path / "c"))
-    call(*SMALL, "--resume", str(tmp_path / "c"), "--json", str(again))
+    call(*SMALL, "--steps", "16", "--checkpoint", str(tmp_path / "c.npz"))
+    call(*SMALL, "--resume", str(tmp_path / "c.npz"), "--json", str(again))
     assert again.read_text() == whole.read_text()
 
 
@@ -170,12 +166,12 @@ def test_the_backend_asked_for_is_given_or_refused(monkeypatch, tmp_path) -> Non
         hashes = []
         for backend in ("numpy", "cupy"):
             file = tmp_path / f"{k}{backend}.json"
-            more = ("--baseline", "lora", "--checkpoint", str(tmp_path / f"{k}{backend}"))
+            more = ("--baseline", "lora", "--checkpoint", str(tmp_path / f"{k}{backend}.npz"))
             call(*arguments, "--backend", backend, "--json", str(file), *more)
             hashes.append(file.read_text())
         assert hashes[0] == hashes[1]
         with pytest.raises(InputError, match="backend = 'cupy'"):
-            call(*arguments, "--resume", str(tmp_path / f"{k}cupy"))
+            call(*arguments, "--resume", str(tmp_path / f"{k}cupy.npz"))
     backends._cupy.cache_clear()
 
 
@@ -188,7 +184,7 @@ def test_the_backend_asked_for_is_given_or_refused(monkeypatch, tmp_path) -> Non
         (["--heads", "3", "--batch", "16"], "a multiple of heads = 3"),
         (["--rank", "11"], "at most 10"),
         (["--baseline", "ful"], "closest known name is 'full'"),
-        (["--option", "momentun=0.9", "--optimizer", "sgd"], "closest known name is 'momentum'"),
+        (["--optimizer", "sgd,momentun=0.9"], "closest known name is 'momentum'"),
         (["--hidden", "12,x"], "widths such as"),
         (["--merge-every", "0"], "merge_every: got 0"),
         (["--mode", "mhlora", "--reset", "B"], "never merges"),
@@ -196,9 +192,15 @@ def test_the_backend_asked_for_is_given_or_refused(monkeypatch, tmp_path) -> Non
         (["--optimizer", "loko", "--lr", "0.1"], "p0 takes its place"),
         (["--steps", "0"], "steps"),
         (["--batch", "5000"], "1 to 1500 samples"),
-        (["--plot", "x.png"], "svg"),
+        (["--plot", "x.pdf"], ".svg or .png"),
         (["--json", "/nowhere/at/all.json"], "json"),
-        (["--resume", "/nowhere"], "complete checkpoint"),
+        (["--resume", "/nowhere"], "use a file F.npz"),
+        (["--checkpoint", "ckpt"], "use a file F.npz"),
+        (["--option", "eps=1e-6"], "use --optimizer adamw,eps=1e-6"),
+        (["--lr", "sgd=0.1"], "a rate for one that runs"),
+        (["--p0", "0.1"], "LoKO was left out"),
+        (["--steps", "3", "--epochs", "1"], "steps or epochs"),
+        (["--resume", "/nowhere.npz"], "No such file"),
         (["--network", "vti"], "closest known name is 'vit'"),
         (["--network", "encoder"], "cannot read these data"),
         (["--data", "wine", "--network", "vit"], "cannot read these data"),
