@@ -240,7 +240,7 @@ def test_lte_goes_on_from_its_last_merge(tmp_path):
     words = [*LTE, "--json", "r.json", "--checkpoint", "a b.npz"]
     code, line = interrupted(Child("lte", *words, cwd=tmp_path))
     assert code == 130
-    assert line.startswith("loko-ref: interrupted; kept: a b.npz, at step 16; go on with: ")
+    assert line.startswith("loko-ref: interrupted; kept: a b.npz, as of a merge; go on with: ")
     assert shlex.split(line.split("go on with: ")[1])[1:] == [*words, "--resume", "a b.npz"]
     gone_on(line, tmp_path)
     resumed = json.loads((tmp_path / "r.json").read_text())
@@ -259,7 +259,7 @@ def test_a_place_that_fails_midway_leaves_the_last_checkpoint_whole(
     if what == "train":
         words, kept = [*TRAIN, "--checkpoint-every", "10", "--checkpoint", "x/c.npz"], "x/c.npz, "
     else:
-        words, kept = [*LTE, "--checkpoint", "x/c.npz"], "x/c.npz, at step 16;"
+        words, kept = [*LTE, "--checkpoint", "x/c.npz"], "x/c.npz, as of a merge;"
     real, calls = os.replace, []
 
     def failing(source, target):

@@ -23,6 +23,7 @@ from loko_ref.kalman.observation import OBSERVATIONS
 __all__ = [
     "CLASSES",
     "describe",
+    "option",
     "parse_optimizers",
     "parse_pairs",
     "parse_sizes",
@@ -32,110 +33,55 @@ __all__ = [
 ]
 
 RUN, NETWORK, LEARNER, OUTPUT = "The run", "Network and LoRA", "Optimizer", "Output"
+_TRAIN, _LTE = FINE_TUNING, FROM_SCRATCH
+_RATES = ", ".join(f"{name} {rate:g} or {_LTE.lr[name]:g}" for name, rate in _TRAIN.lr.items())
 
 
-def _option(panel: str, text: str, *names: str) -> Any:
+def option(panel: str, text: str, *names: str) -> Any:
+    """Return a typer option that stands in a panel of ``--help``."""
     return typer.Option(*names, help=text, rich_help_panel=panel)
 
 
-_RATES = ", ".join(f"{k} {v:g} or {FROM_SCRATCH.lr[k]:g}" for k, v in FINE_TUNING.lr.items())
+_DATA = """digits (default), breast_cancer, wine, iris, diabetes (regression), topics (texts); or
+files: mnist:DIR, cifar10:DIR, cifar100:DIR, glue:FILE.tsv, glue:DIR."""
+_BATCH = f"Samples of a step. Default {_TRAIN.batch} (train), {_LTE.batch} over all heads (lte)."
+_NETWORK = "mlp (default), vit (images, in patches), encoder (texts; their default)."
+_HIDDEN = "Hidden widths of an mlp, such as 64,32. Default 128,128; tables 32,32."
+_SIZE = "NAME=NUMBER of a transformer: layers, width, heads, ff, patch; repeatable."
+_RANK = f"""Rank of LoRA, for which every layer must have room. Default {_TRAIN.rank}, or the
+smaller side of a narrower layer, with the same alpha / rank."""
+_ALPHA = f"LoRA's alpha. Default: rank times {_TRAIN.scale:g} (train), {_LTE.scale:g} (lte)."
+_TARGETS = """Linears with LoRA: a name, or its end, such as q; repeatable. Default: all; 'train' of
+a transformer: q, v, head.out."""
+_INIT = f"""Initialization of A: orthogonal, kaiming, gaussian. Default {_TRAIN.init} (train),
+{_LTE.init} (lte)."""
+_P0 = f"""LoKO's prior variance. Default with glm: {_TRAIN.p0["glm"]:g} (train),
+{_LTE.p0["glm"]:g} (lte)."""
+_LR = f"""Learning rate of the first-order optimizers, or NAME=RATE; repeatable. Defaults (train or
+lte): {_RATES}."""
+_RESUME = "Go on from a checkpoint, with the same options; 'train' takes its own if none are given."
 
-Data = Annotated[
-    str | None,
-    _option(
-        RUN,
-        "digits (default), breast_cancer, wine, iris, diabetes (regression), topics (texts); "
-        "or files: mnist:DIR, cifar10:DIR, cifar100:DIR, glue:FILE.tsv, glue:DIR.",
-    ),
-]
-Limit = Annotated[
-    int | None, _option(RUN, "At most so many samples in each of base, stream and test.")
-]
-Tokenizer = Annotated[
-    str | None, _option(RUN, "glue: a tokenizer.json, in place of the built-in words.")
-]
-Length = Annotated[int | None, _option(RUN, "glue: most tokens per sample. Default 64.")]
-Batch = Annotated[
-    int | None,
-    _option(
-        RUN,
-        f"Samples of a step. Default {FINE_TUNING.batch} (train), {FROM_SCRATCH.batch} over all "
-        "heads (lte).",
-    ),
-]
-Dtype = Annotated[str | None, _option(RUN, "float64 (default) or float32.")]
-Backend = Annotated[str | None, _option(RUN, "numpy (default) or cupy.")]
-Network = Annotated[
-    str | None,
-    _option(NETWORK, "mlp (default), vit (images, in patches), encoder (texts; their default)."),
-]
-Hidden = Annotated[
-    str | None,
-    _option(NETWORK, "Hidden widths of an mlp, such as 64,32. Default 128,128; tables 32,32."),
-]
-Activation = Annotated[str | None, _option(NETWORK, "By default relu (mlp) or gelu (the others).")]
-Size = Annotated[
-    list[str] | None,
-    _option(NETWORK, "NAME=NUMBER of a transformer: layers, width, heads, ff, patch; repeatable."),
-]
-Rank = Annotated[
-    int | None,
-    _option(
-        NETWORK,
-        f"Rank of LoRA, which every layer must have room for. Default {FINE_TUNING.rank}, or the "
-        "smaller side of a narrower layer, with the same alpha / rank.",
-    ),
-]
-Alpha = Annotated[
-    float | None,
-    _option(
-        NETWORK,
-        f"LoRA's alpha. Default: the rank times {FINE_TUNING.scale:g} (train) or "
-        f"{FROM_SCRATCH.scale:g} (lte).",
-    ),
-]
-Targets = Annotated[
-    list[str] | None,
-    _option(
-        NETWORK,
-        "Linears with LoRA: a name, or its end, such as q; repeatable. Default: all; 'train' of a "
-        "transformer: q, v, head.out.",
-    ),
-]
-Init = Annotated[
-    str | None,
-    _option(
-        NETWORK,
-        f"Initialization of A: orthogonal, kaiming, gaussian. Default {FINE_TUNING.init} (train), "
-        f"{FROM_SCRATCH.init} (lte).",
-    ),
-]
-P0 = Annotated[
-    float | None,
-    _option(
-        LEARNER,
-        f"LoKO's prior variance. Default with glm: {FINE_TUNING.p0['glm']:g} (train), "
-        f"{FROM_SCRATCH.p0['glm']:g} (lte).",
-    ),
-]
-Lr = Annotated[
-    list[str] | None,
-    _option(
-        LEARNER,
-        "Learning rate of the first-order optimizers, or NAME=RATE; repeatable. Defaults (train or "
-        f"lte): {_RATES}.",
-    ),
-]
-Json = Annotated[Path | None, _option(OUTPUT, "Write the results (loko-ref schema).", "--json")]
-Plot = Annotated[Path | None, _option(OUTPUT, "Draw the curves: F.svg (or .png).")]
-Checkpoint = Annotated[Path | None, _option(OUTPUT, "Keep a checkpoint: F.npz or F.safetensors.")]
-Resume = Annotated[
-    Path | None,
-    _option(
-        OUTPUT,
-        "Go on from a checkpoint, with the same options; 'train' takes its own if none are given.",
-    ),
-]
+Data = Annotated[str | None, option(RUN, _DATA)]
+Limit = Annotated[int | None, option(RUN, "At most so many samples in base, stream and test each.")]
+Tokenizer = Annotated[str | None, option(RUN, "glue: a tokenizer.json, not the built-in words.")]
+Length = Annotated[int | None, option(RUN, "glue: most tokens per sample. Default 64.")]
+Batch = Annotated[int | None, option(RUN, _BATCH)]
+Dtype = Annotated[str | None, option(RUN, "float64 (default) or float32.")]
+Backend = Annotated[str | None, option(RUN, "numpy (default) or cupy.")]
+Network = Annotated[str | None, option(NETWORK, _NETWORK)]
+Hidden = Annotated[str | None, option(NETWORK, _HIDDEN)]
+Activation = Annotated[str | None, option(NETWORK, "By default relu (mlp) or gelu (the others).")]
+Size = Annotated[list[str] | None, option(NETWORK, _SIZE)]
+Rank = Annotated[int | None, option(NETWORK, _RANK)]
+Alpha = Annotated[float | None, option(NETWORK, _ALPHA)]
+Targets = Annotated[list[str] | None, option(NETWORK, _TARGETS)]
+Init = Annotated[str | None, option(NETWORK, _INIT)]
+P0 = Annotated[float | None, option(LEARNER, _P0)]
+Lr = Annotated[list[str] | None, option(LEARNER, _LR)]
+Json = Annotated[Path | None, option(OUTPUT, "Write the results (loko-ref schema).", "--json")]
+Plot = Annotated[Path | None, option(OUTPUT, "Draw the curves: F.svg (or .png).")]
+Checkpoint = Annotated[Path | None, option(OUTPUT, "Keep a checkpoint: F.npz or F.safetensors.")]
+Resume = Annotated[Path | None, option(OUTPUT, _RESUME)]
 
 CLASSES: dict[str, type[Any]] = {"loko": loko.LokoConfig, **BASELINES}
 """Optimizer -> the class whose fields are its options, in ``train``."""

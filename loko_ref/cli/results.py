@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from loko_ref.errors import InputError
 from loko_ref.files import storage
 from loko_ref.files.writing import check_target, check_targets, write_bytes
 
-__all__ = ["begin", "check_outputs", "go_on", "kept", "write_json"]
+__all__ = ["begin", "check_outputs", "go_on", "identity", "kept", "write_json"]
 
 _NOTHING = "nothing is kept; give --checkpoint F.npz to go on from where a run was interrupted"
 
@@ -61,12 +62,34 @@ def go_on(checkpoint: Path) -> str:
     return interrupt.command_line(*words, "--resume", checkpoint)
 
 
-def kept(checkpoint: Path, standing: str) -> None:
-    """Set what an interrupt says from now on: the checkpoint, how far it is, how to go on."""
+def identity(path: Path | None) -> tuple[int, int] | None:
+    """Return what changes when a file is replaced or written to; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = None if path is None else path.stat()
+        return None if found is None else (found.st_ino, found.st_mtime_ns)
+    return None
+
+
+def kept(
+    checkpoint: Path,
+    standing: str,
+    since: tuple[int, int] | None = None,
+    otherwise: str | None = None,
+) -> None:
+    """Set what an interrupt says from now on: the checkpoint, how far it is, how to go on.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The file.
+    standing : str
+        How far the run is.
+    since, otherwise : (int, int), str, optional
+        The file's :func:`identity` when it was not this run's, and what is said as long as it is.
+    """
     text = f"kept: {checkpoint}, {standing}; go on with: {go_on(checkpoint)}"
-    interrupt.keep(
-        lambda: text if checkpoint.is_file() else f"nothing is kept: {checkpoint} is gone"
-    )
+    otherwise = otherwise or f"nothing is kept: {checkpoint} is gone"
+    interrupt.keep(lambda: otherwise if identity(checkpoint) in (None, since) else text)
 
 
 def write_json(option: str, path: Path | None, content: Any) -> None:

@@ -7,53 +7,51 @@ from typing import Annotated, Any
 
 import typer
 
-from loko_ref import interrupt
 from loko_ref.cli import options as opt
 from loko_ref.cli.needs import check_needs
-from loko_ref.cli.results import begin, check_outputs, kept, write_json
+from loko_ref.cli.results import begin, check_outputs, go_on, identity, kept, write_json
 from loko_ref.errors import InputError, shown
 from loko_ref.lte.config import OPTIMIZERS
 
 __all__ = ["lte"]
 
 _VARIANT = "Variants of LTE"
+_THREADS = "BLAS threads of each process; another number can change the last bits."
+_DENSE = "No LoRA on the last linear: a replica layer."
+_OPTIMIZER = """In each head: sgd, adagrad, adamw or loko, with options as NAME,KEY=VALUE,...
+such as adamw,lr=0.01 or loko,logits,p0=0.5."""
+_CHOICES = {
+    "mode": "lte or mhlora (no merging).",
+    "realisation": "shared or copies.",
+    "reset": "After a merge: none, B or AB.",
+    "optimizer_state": "At a merge: keep or reset.",
+    "filter_merge": "LoKO's p at a merge: keep, shrink or prior.",
+    "scaling": "mhlora: mean (scale / heads) or sum.",
+    "data_split": "Each head's data: chunks or replicated.",
+    "reduction": "Mean loss over all heads, or own.",
+    "merging": "telescoped or incremental.",
+    "replicas": "Layers without LoRA: train or frozen.",
+}
 
 
-def _choice(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=_VARIANT)
+def _choice(name: str) -> Any:
+    return opt.option(_VARIANT, _CHOICES[name])
 
 
 def lte(
     data: opt.Data = None,
-    heads: Annotated[int, typer.Option(help="Number of heads.", rich_help_panel=opt.RUN)] = 4,
-    merge_every: Annotated[
-        int, typer.Option(help="Steps between merges.", rich_help_panel=opt.RUN)
-    ] = 8,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Steps in all. Default 480.", rich_help_panel=opt.RUN),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="Passes over the data, in place of --steps.", rich_help_panel=opt.RUN),
-    ] = None,
+    heads: Annotated[int, opt.option(opt.RUN, "Number of heads.")] = 4,
+    merge_every: Annotated[int, opt.option(opt.RUN, "Steps between merges.")] = 8,
+    steps: Annotated[int | None, opt.option(opt.RUN, "Steps in all. Default 480.")] = None,
+    epochs: Annotated[int | None, opt.option(opt.RUN, "Passes, in place of --steps.")] = None,
     limit: opt.Limit = None,
     tokenizer: opt.Tokenizer = None,
     length: opt.Length = None,
-    seed: Annotated[
-        int,
-        typer.Option(help="Seeds split, weights, factors, order.", rich_help_panel=opt.RUN),
-    ] = 0,
+    seed: Annotated[int, opt.option(opt.RUN, "Seeds split, weights, factors, order.")] = 0,
     batch: opt.Batch = None,
     dtype: opt.Dtype = None,
     backend: opt.Backend = None,
-    threads: Annotated[
-        int,
-        typer.Option(
-            help="BLAS threads of each process; another number can change the last bits.",
-            rich_help_panel=opt.RUN,
-        ),
-    ] = 1,
+    threads: Annotated[int, opt.option(opt.RUN, _THREADS)] = 1,
     network: opt.Network = None,
     hidden: opt.Hidden = None,
     activation: opt.Activation = None,
@@ -62,44 +60,28 @@ def lte(
     alpha: opt.Alpha = None,
     targets: opt.Targets = None,
     init: opt.Init = None,
-    lora_bias: Annotated[
-        bool, typer.Option(help="Branch biases.", rich_help_panel=opt.NETWORK)
-    ] = False,
-    dense_last: Annotated[
-        bool,
-        typer.Option(
-            help="No LoRA on the last linear: a replica layer.", rich_help_panel=opt.NETWORK
-        ),
-    ] = False,
-    optimizer: Annotated[
-        str,
-        typer.Option(
-            help="In each head: sgd, adagrad, adamw or loko, with options as NAME,KEY=VALUE,... "
-            "such as adamw,lr=0.01 or loko,logits,p0=0.5.",
-            rich_help_panel=opt.LEARNER,
-        ),
-    ] = "adamw",
+    lora_bias: Annotated[bool, opt.option(opt.NETWORK, "Branch biases.")] = False,
+    dense_last: Annotated[bool, opt.option(opt.NETWORK, _DENSE)] = False,
+    optimizer: Annotated[str, opt.option(opt.LEARNER, _OPTIMIZER)] = "adamw",
     p0: opt.P0 = None,
     lr: opt.Lr = None,
     option: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
-    mode: Annotated[str, _choice("lte or mhlora (no merging).")] = "lte",
-    realisation: Annotated[str, _choice("shared or copies.")] = "shared",
-    reset: Annotated[str, _choice("After a merge: none, B or AB.")] = "none",
-    optimizer_state: Annotated[str, _choice("At a merge: keep or reset.")] = "keep",
-    filter_merge: Annotated[str, _choice("LoKO's p at a merge: keep, shrink or prior.")] = "keep",
-    scaling: Annotated[str, _choice("mhlora: mean (scale / heads) or sum.")] = "mean",
-    data_split: Annotated[str, _choice("Each head's data: chunks or replicated.")] = "chunks",
-    reduction: Annotated[str, _choice("Mean loss over all heads, or own.")] = "all",
-    merging: Annotated[str, _choice("telescoped or incremental.")] = "telescoped",
-    replicas: Annotated[str, _choice("Layers without LoRA: train or frozen.")] = "train",
+    mode: Annotated[str, _choice("mode")] = "lte",
+    realisation: Annotated[str, _choice("realisation")] = "shared",
+    reset: Annotated[str, _choice("reset")] = "none",
+    optimizer_state: Annotated[str, _choice("optimizer_state")] = "keep",
+    filter_merge: Annotated[str, _choice("filter_merge")] = "keep",
+    scaling: Annotated[str, _choice("scaling")] = "mean",
+    data_split: Annotated[str, _choice("data_split")] = "chunks",
+    reduction: Annotated[str, _choice("reduction")] = "all",
+    merging: Annotated[str, _choice("merging")] = "telescoped",
+    replicas: Annotated[str, _choice("replicas")] = "train",
     baseline: Annotated[
-        list[str] | None,
-        typer.Option(help="Compare with full, lora (repeatable).", rich_help_panel=opt.OUTPUT),
+        list[str] | None, opt.option(opt.OUTPUT, "Compare with full, lora (repeatable).")
     ] = None,
     json_file: opt.Json = None,
     details: Annotated[
-        Path | None,
-        typer.Option(help="Curves, spectra and angles as JSON.", rich_help_panel=opt.OUTPUT),
+        Path | None, opt.option(opt.OUTPUT, "Curves, spectra and angles as JSON.")
     ] = None,
     plot: opt.Plot = None,
     checkpoint: opt.Checkpoint = None,
@@ -147,15 +129,12 @@ def lte(
             check_outputs(results, checkpoint, resume)
         return command.prepare(asked, team)
 
-    def saved(step: int) -> None:
-        assert checkpoint is not None
-        kept(checkpoint, f"at step {step}")
-
     def work(job: Any) -> Any:
-        if checkpoint is not None and resume is None:
-            text = f"nothing is kept: no merge, which {checkpoint} would hold, was reached"
-            interrupt.keep(lambda: text)
-        return outcome.execute(job, team, saved)
+        if checkpoint is not None:
+            nothing = f"nothing is kept: no merge, which {checkpoint} would hold, was reached"
+            as_it_was = resume and f"{resume} is as it was; go on with: {go_on(resume)}"
+            kept(checkpoint, "as of a merge", identity(checkpoint), as_it_was or nothing)
+        return outcome.execute(job, team)
 
     # launchers that bind a rank to a core leave it one thread: one is every process's default
     with threadpool_limits(threads, user_api="blas"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -26,30 +27,30 @@ from loko_ref.files.writing import write_bytes
 __all__ = ["train"]
 
 SEEDS = (0, 1, 2)
-EVERY = 50
+
+
+_SHIFT = """rotate90 (images; their default), permute, invert (the tables' default), noise (the
+texts' default), none."""
+_OPTIMIZER = """loko, sgd, adagrad, adamw, with options as NAME,KEY=VALUE,... such as adamw,lr=0.01
+or loko,logits,p0=0.5; repeatable. Default: loko and adamw."""
+_VARIANT = """LoKO's choices as [OBSERVATION,]KEY=VALUE,...: observation, noise, timing, beta, r0,
+p0 (or p0.SITE), covariance, diagonal, form, lam, q, center. Each one that begins with the name of
+an observation is a run of its own."""
+_SEED = "Repeatable. Default: 0, 1 and 2."
+_NOISE = "Share of the stream's labels made wrong."
+_EPOCHS = "Passes over the base part before the stream. Default 30."
+_ROUTE = "LoKO's steps by the readable (default) or the fast code, on NumPy."
+_STOP = "Stop after so many steps, to go on later with --resume."
 
 
 def train(
     data: opt.Data = None,
-    shift: Annotated[
-        str | None,
-        typer.Option(
-            help="rotate90 (images; their default), permute, invert (the tables' default), "
-            "noise (the texts' default), none.",
-            rich_help_panel=opt.RUN,
-        ),
-    ] = None,
+    shift: Annotated[str | None, opt.option(opt.RUN, _SHIFT)] = None,
     limit: opt.Limit = None,
     tokenizer: opt.Tokenizer = None,
     length: opt.Length = None,
-    label_noise: Annotated[
-        float | None,
-        typer.Option(help="Share of the stream's labels made wrong.", rich_help_panel=opt.RUN),
-    ] = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(help="Repeatable. Default: 0, 1 and 2.", rich_help_panel=opt.RUN),
-    ] = None,
+    label_noise: Annotated[float | None, opt.option(opt.RUN, _NOISE)] = None,
+    seed: Annotated[list[int] | None, opt.option(opt.RUN, _SEED)] = None,
     batch: opt.Batch = None,
     dtype: opt.Dtype = None,
     backend: opt.Backend = None,
@@ -57,84 +58,32 @@ def train(
     hidden: opt.Hidden = None,
     activation: opt.Activation = None,
     size: opt.Size = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Passes over the base part before the stream. Default 30.",
-            rich_help_panel=opt.NETWORK,
-        ),
-    ] = None,
+    epochs: Annotated[int | None, opt.option(opt.NETWORK, _EPOCHS)] = None,
     rank: opt.Rank = None,
     alpha: opt.Alpha = None,
     targets: opt.Targets = None,
     init: opt.Init = None,
-    optimizer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="loko, sgd, adagrad, adamw, with options as NAME,KEY=VALUE,... such as "
-            "adamw,lr=0.01 or loko,logits,p0=0.5; repeatable. Default: loko and adamw.",
-            rich_help_panel=opt.LEARNER,
-        ),
-    ] = None,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="LoKO's choices as [OBSERVATION,]KEY=VALUE,...: observation, noise, timing, beta, "
-            "r0, p0 (or p0.SITE), covariance, diagonal, form, lam, q, center. Each one that begins "
-            "with an observation's name is a run of its own.",
-            rich_help_panel=opt.LEARNER,
-        ),
-    ] = None,
+    optimizer: Annotated[list[str] | None, opt.option(opt.LEARNER, _OPTIMIZER)] = None,
+    variant: Annotated[list[str] | None, opt.option(opt.LEARNER, _VARIANT)] = None,
     p0: opt.P0 = None,
     lr: opt.Lr = None,
-    route: Annotated[
-        str | None,
-        typer.Option(
-            help="LoKO's steps by the readable (default) or the fast code, on NumPy.",
-            rich_help_panel=opt.LEARNER,
-        ),
-    ] = None,
+    route: Annotated[str | None, opt.option(opt.LEARNER, _ROUTE)] = None,
     json_file: opt.Json = None,
     plot: opt.Plot = None,
     checkpoint: opt.Checkpoint = None,
-    checkpoint_every: Annotated[
-        int, typer.Option(help="Steps between checkpoints.", rich_help_panel=opt.OUTPUT)
-    ] = EVERY,
+    checkpoint_every: Annotated[int, opt.option(opt.OUTPUT, "Steps between checkpoints.")] = 50,
     resume: opt.Resume = None,
-    stop_after: Annotated[
-        int | None,
-        typer.Option(
-            help="Stop after so many steps, to go on later with --resume.",
-            rich_help_panel=opt.OUTPUT,
-        ),
-    ] = None,
+    stop_after: Annotated[int | None, opt.option(opt.OUTPUT, _STOP)] = None,
 ) -> None:
     """Train LoRA factors on a stream of shifted real data, by LoKO and by first-order optimizers.
 
     A base network is trained on unshifted data (digits: 64-128-128-10), LoRA (r = 4) is put on
     every linear, and the shifted stream is learned once. Exit code 1 if a run diverged.
     """
-    about: dict[str, Any] = {
-        "data": data,
-        "network": network,
-        "hidden": opt.parse_widths(hidden),
-        "activation": activation,
-        "size": opt.parse_sizes(size),
-        "epochs": epochs,
-        "rank": rank,
-        "alpha": alpha,
-        "targets": targets or None,
-        "init": init,
-        "limit": limit,
-        "tokenizer": tokenizer,
-        "length": length,
-        "shift": shift,
-        "batch": batch,
-        "label_noise": label_noise,
-        "dtype": dtype,
-        "backend": backend,
-    }
-    about = {key: value for key, value in about.items() if value is not None}
+    asked = locals() | {"hidden": opt.parse_widths(hidden), "size": opt.parse_sizes(size)}
+    own = {"optimizer", "seed", "route"}  # of each run
+    names = {f.name for f in dataclasses.fields(RunConfig)} & asked.keys() - own
+    about: dict[str, Any] = {k: asked[k] for k in names if asked[k] not in (None, [])}
     usual = "digits" if data is None and resume is None else data
     check_needs(data=usual, tokenizer=tokenizer, plot=plot)
     check_outputs({"--json": json_file, "--plot": plot}, checkpoint, resume)

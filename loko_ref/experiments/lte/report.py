@@ -45,8 +45,8 @@ class End:
     digest: str
 
 
-def execute(job: Job, team: Team, saved: Callable[[int], None] = lambda step: None) -> End:
-    """Train to the end, saving at each merge where asked to; then `saved` is called with the step.
+def execute(job: Job, team: Team) -> End:
+    """Train to the end, saving at each merge where asked to.
 
     Raises
     ------
@@ -59,7 +59,6 @@ def execute(job: Job, team: Team, saved: Callable[[int], None] = lambda step: No
         _check_finite(history.evaluations[-1:], state.step)
         if job.checkpoint is not None:
             checkpoint.save(job.checkpoint, config, state, history, job.run, team)
-            saved(state.step)
 
     name = f"lte, {config.heads} heads"
     return _run(name, config, job.state, job, job.history, team, save)

@@ -6,7 +6,7 @@ Shapes: x (samples, i), or (samples, t) ids of a text; W (o, i).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,8 @@ __all__ = ["Job", "prepare"]
 STEPS = 480
 """Steps of a run where neither steps nor epochs are asked for."""
 
-_SAME = (
-    "mode",
-    "realisation",
-    "reset",
-    "optimizer_state",
-    "filter_merge",
-    "scaling",
-    "reduction",
-    "merging",
-    "seed",
-    "heads",
-    "merge_every",
-    "replicas",
-)
+_SAME = {f.name for f in fields(LteConfig)} - {"spec", "optimizer", "data", "loss", "init"}
+"""Fields of the configuration that the command's options name alike."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
