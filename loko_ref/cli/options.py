@@ -106,10 +106,7 @@ def _value(argument: str, text: str, kind: type) -> Any:
 
 
 def parse_pairs(
-    argument: str,
-    optimizer: str,
-    words: Iterable[str],
-    classes: Mapping[str, type[Any]] = CLASSES,
+    argument: str, optimizer: str, words: Iterable[str], classes: Mapping[str, type[Any]] = CLASSES
 ) -> dict[str, Any]:
     """Read ``KEY=VALUE`` words as options of an optimizer; a bare word names an observation.
 

@@ -32,14 +32,7 @@ from loko_ref.network.lora import INITS
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
 
-__all__ = [
-    "BASELINES",
-    "OPTIMIZERS",
-    "ROUTES",
-    "RunConfig",
-    "default_options",
-    "default_shift",
-]
+__all__ = ["BASELINES", "OPTIMIZERS", "ROUTES", "RunConfig", "default_options", "default_shift"]
 
 OPTIMIZERS = ("loko", "sgd", "adagrad", "adamw")
 

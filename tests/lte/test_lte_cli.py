@@ -102,7 +102,7 @@ def test_variants_run_and_repeat_to_the_same_hash(arguments, tmp_path) -> None:
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("data", ["wine", "iris", "breast_cancer", "diabetes", "topics"])
+@pytest.mark.parametrize("data", ["wine", "iris", "breast_cancer", "diabetes"])
 def test_every_data_set_runs_with_the_default_options(data, tmp_path) -> None:
     """A narrower layer takes the rank that fits, with the same scale alpha / rank."""
     file, details = tmp_path / "a.json", tmp_path / "d.json"
