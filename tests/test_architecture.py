@@ -224,9 +224,6 @@ NOT_NAMED = {
     "loko_ref.conformance.implementations.supervisor": {"open"},  # /proc
     "loko_ref.interop.patterns": {"loads"},  # what its own process answers
     "loko_ref.interrupt": {"open"},  # /proc
-    "loko_ref.experiments.lte.checkpoint": {
-        "replace"
-    },  # a whole directory, each file of it by storage
     "loko_ref.lte.mpi": {"loads"},  # what its own ranks sent
     "loko_ref.lte.watch": {"open", "read_bytes", "read_text"},  # /proc, and its own lock files
 }

@@ -10,7 +10,7 @@ import pytest
 
 from loko_ref.cli import main, options
 from loko_ref.errors import InputError
-from loko_ref.experiments import curves
+from loko_ref.experiments import plots
 from loko_ref.experiments.config import RunConfig, default_options
 from loko_ref.experiments.stream import Point
 from loko_ref.files import documents
@@ -180,6 +180,14 @@ def test_all_divergent_runs_still_write_json(cli, tmp_path):
         (["--resume", "/nowhere/c.npz"], "No such file"),
         (["--checkpoint-every", "0"], "every"),
         (["--label-noise", "1.5"], "label_noise"),
+        (["--rank", "4"], "rank: got 4; required at most 3, the smaller side of layer 2"),
+        (["--rank", "0"], "rank"),
+        (["--lr", "0.1", "--optimizer", "loko"], "p0 takes its place"),
+        (["--lr", "0.1", "--optimizer", "sgd,lr=0.2"], "given twice"),
+        (["--p0", "1", "--optimizer", "loko,p0=2"], "given twice"),
+        (["--hidden", "8,,8"], "widths such as"),
+        (["--size", "layers=2"], "nothing with network 'mlp'"),
+        (["--targets", "5"], "targets"),
     ],
 )
 def test_what_cannot_run_is_one_sentence_and_exit_code_2(cli, words, needle):
@@ -249,11 +257,28 @@ def test_words_of_sgd_are_read_by_their_kind():
 def test_equal_curves_are_drawn_as_equal_bytes_and_none_is_refused():
     pytest.importorskip("matplotlib", reason="needs Matplotlib (extra 'data')")
     line = [Point(samples=k, online=k / 10, test=k / 20) for k in range(1, 6)]
-    one, two = (curves.draw({"a": [line], "b": [line, line]}, title="t") for _ in range(2))
+    several = {"a": [line], "b": [line, line]}
+    one, two = (plots.draw(plots.learning_curves(several), title="t") for _ in range(2))
     assert one == two
-    assert curves.draw({"a": [line]}, title="t", kind="png").startswith(b"\x89PNG")
+    assert plots.draw(plots.learning_curves({"a": [line]}), kind="png").startswith(b"\x89PNG")
     with pytest.raises(InputError, match="curves"):
-        curves.draw({"a": [[]]}, title="t")
+        plots.draw(plots.learning_curves({"a": [[]]}))
+
+
+def test_network_and_lora_are_chosen_as_in_lte(cli, tmp_path):
+    words = ("train", "--seed", 0, "--limit", 8, "--optimizer", "loko", "--epochs", 1)
+    json_file = ("--json", tmp_path / "r.json")
+    mlp = ("--data", "iris", "--hidden", "6,5", "--rank", "2", "--targets", "0", "--targets", "1")
+    assert cli(*words, *mlp, "--init", "orthogonal", *json_file)[0] == 0
+    found = validated(tmp_path / "r.json")["runs"][0]["config"]
+    asked = {"hidden": [6, 5], "rank": 2, "alpha": 2.0, "targets": ["0", "1"], "epochs": 1}
+    assert asked.items() <= found.items()
+    vit = ("--data", "digits", "--network", "vit", "--size", "layers=1", "--size", "width=8")
+    assert cli(*words, *vit, "--alpha", "2", *json_file)[0] == 0
+    found = validated(tmp_path / "r.json")["runs"][0]["config"]
+    assert found["size"] == {"layers": 1, "width": 8, "heads": 4, "ff": 64}
+    assert (found["rank"], found["alpha"], found["activation"]) == (None, 2.0, "gelu")
+    assert found["targets"] == ["q", "v", "head.out"]
 
 
 def test_float32_is_kept_and_reported(cli, tmp_path):

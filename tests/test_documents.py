@@ -54,7 +54,7 @@ def lte_details(tmp_path):
     small = ["lte", "--heads", 2, "--rank", 2, "--steps", 2, "--batch", 8, "--limit", 16]
     yield written(tmp_path / "a.json", *small, "--data", "iris", "--hidden", "8", "--details")
     vit = ["--network", "vit", "--size", "width=8", "--size", "ff=8", "--size", "layers=1"]
-    loko = ["--optimizer", "loko", "--option", "p0=0.01"]
+    loko = ["--optimizer", "loko,p0=0.01"]
     yield written(tmp_path / "b.json", *small, *vit, *loko, "--details")
 
 

@@ -152,8 +152,8 @@ def test_doors_of_python_name_the_extra_before_they_work():
         from loko_ref.conformance.reports.page import write
         from loko_ref.experiments import stream as training
         from loko_ref.experiments.config import RunConfig
-        from loko_ref.experiments.curves import draw
         from loko_ref.experiments.data import registry as sources
+        from loko_ref.experiments.plots import draw, learning_curves
         from loko_ref.explain.steps import explain
 
         ballarray.flint.cache_clear()  # another test may have loaded it
@@ -165,7 +165,7 @@ def test_doors_of_python_name_the_extra_before_they_work():
             refused(lambda: next(explain(config))),
             refused(lambda: precision(64)),
             refused(lambda: write(Path("f.html"), "x", [], (), {}, {})),
-            refused(lambda: draw({"a": point}, title="", regression=False)),
+            refused(lambda: draw(learning_curves({"a": point}))),
         ]
 
     done = run(doors)

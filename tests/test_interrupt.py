@@ -237,11 +237,11 @@ def test_the_line_gives_the_command_that_goes_on(tmp_path, uninterrupted, where,
 
 def test_lte_goes_on_from_its_last_merge(tmp_path):
     pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
-    words = [*LTE, "--json", "r.json", "--checkpoint", "a b"]
+    words = [*LTE, "--json", "r.json", "--checkpoint", "a b.npz"]
     code, line = interrupted(Child("lte", *words, cwd=tmp_path))
     assert code == 130
-    assert line.startswith("loko-ref: interrupted; kept: a b/merge-00000002; go on with: ")
-    assert shlex.split(line.split("go on with: ")[1])[1:] == [*words, "--resume", "a b"]
+    assert line.startswith("loko-ref: interrupted; kept: a b.npz, as of a merge; go on with: ")
+    assert shlex.split(line.split("go on with: ")[1])[1:] == [*words, "--resume", "a b.npz"]
     gone_on(line, tmp_path)
     resumed = json.loads((tmp_path / "r.json").read_text())
     assert called(*LTE, "--json", "whole.json", cwd=tmp_path) == 0
@@ -259,12 +259,12 @@ def test_a_place_that_fails_midway_leaves_the_last_checkpoint_whole(
     if what == "train":
         words, kept = [*TRAIN, "--checkpoint-every", "10", "--checkpoint", "x/c.npz"], "x/c.npz, "
     else:
-        words, kept = [*LTE, "--checkpoint", "x/c"], "x/c/merge-00000002;"
+        words, kept = [*LTE, "--checkpoint", "x/c.npz"], "x/c.npz, as of a merge;"
     real, calls = os.replace, []
 
     def failing(source, target):
         calls.append(target)
-        if len(calls) == (4 if what == "train" else 12):
+        if len(calls) == (4 if what == "train" else 3):
             if how == "gone":
                 shutil.rmtree(tmp_path / "x")
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -19,7 +19,7 @@ from loko_ref import arrays, loko, optimizers
 from loko_ref.arrays import backends
 from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
 from loko_ref.experiments import base_network as pretraining
-from loko_ref.experiments import runs
+from loko_ref.experiments import checkpoint, evaluation, runs
 from loko_ref.experiments import stream as training
 from loko_ref.experiments.config import RunConfig, default_options, default_shift
 from loko_ref.experiments.data import bundled as data
@@ -183,9 +183,11 @@ def test_other_data_than_the_run_began_with_are_refused(tmp_path, monkeypatch):
 def test_a_file_of_another_kind_is_no_checkpoint(tmp_path):
     path = tmp_path / "c.npz"
     storage.save(path, {}, {}, schema="loko-ref/other/1")
-    with pytest.raises(InputError, match="loko-ref/checkpoint/2"):
+    with pytest.raises(InputError, match="loko-ref/checkpoint/3"):
         runs.run_all(resume=path)
-    storage.save(path, {}, {"runs": [{"config": {"who": 1}}]}, schema=runs.CHECKPOINT)
+    storage.save(
+        path, {}, {"command": "train", "runs": [{"config": {"who": 1}}]}, schema=checkpoint.SCHEMA
+    )
     with pytest.raises(InputError, match="no field 'sha256'"):
         runs.run_all(resume=path)
 
@@ -309,7 +311,7 @@ def test_a_test_part_is_evaluated_in_pieces_and_whole_alike(monkeypatch, data):
     task = training.prepare(RunConfig(optimizer="adamw", **(SMALL | {"data": data})))
     theta = training.begin(task).state.theta
     whole = training.evaluate(task, theta)
-    monkeypatch.setattr(training, "EVALUATED", 7)
+    monkeypatch.setattr(evaluation, "EVALUATED", 7)
     assert len(task.dataset.test) > 7
     assert training.evaluate(task, theta) == pytest.approx(whole, rel=1e-12)
 

@@ -1,9 +1,9 @@
-"""A checkpoint of several training runs: what it holds, and what it may hold.
+"""What a checkpoint of ``train`` holds of each run, and what it may hold.
 
-The schema ``loko-ref/checkpoint/2``: every run's configuration and status; of the run under way the
-network before the stream (``0/weights/0.W``), the state (``0/theta``, ``0/p`` or ``0/P``, ``0/R``;
-``0/slots/exp_avg``), counters and curve, and the digest of its data; of a finished one its state
-and result; and a seal over all of it. Whatever does not fit is refused by file and field.
+Every run's configuration and status; of the run under way the network before the stream
+(``0/weights/0.W``), the state (``0/theta``, ``0/p`` or ``0/P``, ``0/R``; ``0/slots/exp_avg``),
+counters and curve, and the digest of its data; of a finished one its state and result. Whatever
+does not fit is refused by file and field. The format is :mod:`loko_ref.experiments.checkpoint`'s.
 
 Shapes: theta (n,); p, slots (n,); P (n, n); R (m, m), m = batch * C.
 """
@@ -16,7 +16,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from numpy.typing import NDArray
 
@@ -36,48 +37,32 @@ from loko_ref.checks.fields import (
     Table,
     Text,
     Whole,
-    seal,
 )
 from loko_ref.errors import InputError
+from loko_ref.experiments import checkpoint
 from loko_ref.experiments import stream as training
-from loko_ref.experiments.config import BASELINES, OPTIMIZERS, ROUTES, RunConfig
+from loko_ref.experiments.config import BASELINES, RunConfig
 from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.stream import Point, Progress, Task
-from loko_ref.files import storage
 
-__all__ = ["CHECKPOINT", "Entry", "pack", "read", "unpack", "write"]
-
-CHECKPOINT = "loko-ref/checkpoint/2"
+__all__ = ["Entry", "pack", "read", "unpack", "write"]
 
 _STATE = ("theta", "p", "P", "R")
-_HOLDS = {"p": "positive", "P": "symmetric", "R": "covariance"}
-_HOLDS |= {"slots/exp_avg_sq": "nonnegative", "slots/sum": "nonnegative"}
 
-_CONFIG: dict[str, Kind] = {
-    "optimizer": Choice(OPTIMIZERS),
-    "options": Table(Scalar()),
-    "data": Text(),
-    "shift": Text(),
-    "label_noise": Real(0, 1),
-    "seed": Whole(),
-    "dtype": Choice(("float64", "float32")),
-    "batch": Whole(1),
-    "backend": Choice(("numpy", "cupy")),
-    "limit": Maybe(Whole(1)),
-    "tokenizer": Maybe(Text()),
-    "length": Maybe(Whole(1)),
-    "network": Text(),
-    "route": Choice(ROUTES),
-    "hidden": Items(Whole(1)),
-    "activation": Text(),
-    "epochs": Whole(1),
-    "base_batch": Whole(1),
-    "base_lr": Real(0),
-    "r": Whole(1),
-    "alpha": Real(),
-    "init": Text(),
-    "evaluations": Whole(1),
-}
+
+def _kind(hint: Any) -> Kind:
+    """Return what a value of a type hint looks like in JSON; its range is the constructor's."""
+    inner = [part for part in get_args(hint) if part is not type(None)]
+    if get_origin(hint) is UnionType:
+        return Maybe(_kind(inner[0]))
+    if get_origin(hint) in (Sequence, Mapping):
+        item = Scalar() if inner[-1] is Any else _kind(inner[-1])
+        return Items(item) if get_origin(hint) is Sequence else Table(item)
+    kinds: dict[Any, Kind] = {int: Whole(), float: Real(), str: Text()}
+    return kinds[hint]
+
+
+_CONFIG = {name: _kind(hint) for name, hint in get_type_hints(RunConfig).items()}
 _STATUS = ("waiting", "running", "done", "failed")
 _RUN = ("config", "status", "digest", "progress", "result", "failure")
 _CURVE = Items(Items(Real(0), length=3))
@@ -191,7 +176,11 @@ def unpack(entry: Entry, k: int, place: Place) -> tuple[Task, Progress]:
     place.arrays(
         {f"{k}/{name}": a for name, a in entry.arrays.items()},
         {
-            f"{k}/{name}": Floats(dtype=a.dtype, shape=a.shape, holds=_HOLDS.get(name, ""))
+            f"{k}/{name}": Floats(
+                dtype=a.dtype,
+                shape=a.shape,
+                holds=checkpoint.HOLDS.get(name.rsplit("/", 1)[-1], ""),
+            )
             for name, a in wanted.items()
         },
     )
@@ -231,11 +220,10 @@ def write(path: str | os.PathLike[str], entries: Sequence[Entry]) -> None:
         arrays |= {f"{k}/{name}": a for name, a in entry.arrays.items()}
         about.append({name: getattr(entry, name) for name in _RUN})
         about[-1]["config"] = entry.config.as_dict()
-    metadata = {"runs": about, "sha256": seal({"runs": about}, arrays)}
-    storage.save(path, arrays, metadata, schema=CHECKPOINT, argument="checkpoint")
+    checkpoint.write(path, "train", about, arrays)
 
 
-def read(path: str | os.PathLike[str], argument: str = "resume") -> list[Entry]:
+def read(path: str | os.PathLike[str]) -> list[Entry]:
     """Read a checkpoint, and check all that can be checked without its data.
 
     Raises
@@ -244,13 +232,7 @@ def read(path: str | os.PathLike[str], argument: str = "resume") -> list[Entry]:
         If it is no checkpoint, or truncated, or written by an incompatible version; or if a field
         or an array does not fit, named with the file.
     """
-    arrays, metadata = storage.load(path, schema=CHECKPOINT, argument=argument)
-    place = Place(argument=argument, path=str(path))
-    place.names("", metadata, ("runs", "sha256"))
-    place.check("sha256", metadata["sha256"], SHA256)
-    runs = metadata["runs"]
-    if not isinstance(runs, list) or not runs:
-        raise place.error("runs", "no list of runs", "a list of at least one run")
+    place, runs, arrays = checkpoint.read(path, "train")
     entries = [_entry(place, k, about, _under(arrays, f"{k}/")) for k, about in enumerate(runs)]
     begun = [entry.status for entry in entries if entry.status not in ("done", "failed")]
     ended = [entry.status for entry in entries[: len(entries) - len(begun)]]
@@ -261,12 +243,6 @@ def read(path: str | os.PathLike[str], argument: str = "resume") -> list[Entry]:
             "runs that ended, then at most one that is running, then those that wait",
         )
     place.arrays(arrays, {k: v for n, e in enumerate(entries) for k, v in _expected(e, n).items()})
-    if seal({"runs": runs}, arrays) != metadata["sha256"]:
-        raise place.error(
-            "sha256",
-            f"{metadata['sha256'][:12]}...",
-            "the SHA-256 of the runs and arrays in the file",
-        )
     return entries
 
 
@@ -374,7 +350,9 @@ def _expected(entry: Entry, k: int) -> dict[str, Floats]:
     unread = entry.status == "failed"
     return {
         f"{k}/{name}": Floats(
-            dtype=dtype, shape=shape, holds="unread" if unread else _HOLDS.get(name, "")
+            dtype=dtype,
+            shape=shape,
+            holds="unread" if unread else checkpoint.HOLDS.get(name.rsplit("/", 1)[-1], ""),
         )
         for name, shape in shapes.items()
     }

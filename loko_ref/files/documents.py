@@ -26,7 +26,7 @@ SCHEMAS = {
     "calibration": "loko-ref/calibration/2",
     "vectors": "loko-ref/vectors/3",
     "certify": "loko-ref/certify/1",
-    "train": "loko-ref/train/1",
+    "train": "loko-ref/train/2",
     "lte": "loko-ref/lte/1",
     "lte-details": "loko-ref/lte-details/1",
     "bench": "loko-ref/bench/1",

@@ -5,12 +5,14 @@ Shapes: W, W_0 (o, i); A (heads, r, i); s (min(o, i),).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from loko_ref.arrays import Array, to_host
@@ -102,15 +104,10 @@ def principal_angles(A: Array) -> NDArray[np.float64]:
     array (pairs, r)
         Pairs (0, 1), (0, 2), ..., (1, 2), ... in order; 90 says orthogonal.
     """
-    Q, _ = np.linalg.qr(np.swapaxes(to_host(A).astype(np.float64), 1, 2))  # (heads, i, r)
-    found = []
-    for a in range(len(Q)):
-        for b in range(a + 1, len(Q)):
-            inside = Q[a].T @ Q[b]  # (r, r)
-            cosines = np.linalg.svd(inside, compute_uv=False)  # descending
-            sines = np.linalg.svd(Q[b] - Q[a] @ inside, compute_uv=False)  # descending
-            found.append(np.arctan2(sines, cosines[::-1]))  # accurate near 0 and near 90 alike
-    return np.degrees(np.array(found).reshape(len(found), Q.shape[2]))
+    heads = to_host(A).astype(np.float64)
+    pairs = itertools.combinations(heads, 2)
+    found = [scipy.linalg.subspace_angles(a.T, b.T) for a, b in pairs]
+    return np.degrees(np.array(found).reshape(len(found), heads.shape[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
