@@ -13,7 +13,7 @@ from typing import Any
 
 from loko_ref.loko import LokoConfig
 from loko_ref.textbook.loko import dataflow
-from loko_ref.textbook.quantities import HIDDEN, Quantity
+from loko_ref.textbook.quantities import Quantity
 
 __all__ = ["Line", "equations", "options"]
 
@@ -195,7 +195,7 @@ def equations(config: LokoConfig, *, first: bool = False) -> list[Line]:
     copied = config.timing == "before"  # what is handed on is this step's R
     lines = []
     for q in dataflow(options(config)):
-        if q.name in HIDDEN or (q.name == "R_post" and copied):
+        if q.hidden or (q.name == "R_post" and copied):
             continue
         if q.name in before:
             lines.append(given[before[q.name]])

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from loko_ref import loko
 from loko_ref.arrays import to_host
 from loko_ref.arrays.special import softmax_forward
-from loko_ref.conformance.judge.tolerance import FORMULA_TABLE
 from loko_ref.errors import InputError
 from loko_ref.experiments import stream as training
 from loko_ref.experiments.config import RunConfig
@@ -28,10 +27,9 @@ from loko_ref.explain.equations import equations, options
 from loko_ref.kalman.observation import one_hot
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import Model, unpack
-from loko_ref.textbook import loko as dataflow
-from loko_ref.textbook import quantities
-from loko_ref.textbook.loko import Lazy
-from loko_ref.textbook.values import identity
+from loko_ref.textbook import FORMULA_TABLE, quantities
+from loko_ref.textbook.loko import dataflow
+from loko_ref.textbook.quantities import Lazy, identity, missing
 
 __all__ = ["Excerpt", "Quantity", "Step", "explain", "parameter_name"]
 
@@ -326,12 +324,13 @@ class _Lens:
         if q is None or q.network:
             return None
         chosen = options(self.learner)
-        v = Lazy(self.values, **chosen, F=FORMULA_TABLE, keep=identity)
-        if dataflow.missing(q.name, v, chosen):
+        flow = dataflow(chosen)
+        v = Lazy(flow, self.values, **chosen, F=FORMULA_TABLE, keep=identity)
+        if missing(q.name, v, flow):
             return None  # of a second run of the network
         v["yhat"] = v.yhat.reshape(-1, self.C)
         v["y"] = self.y
-        got, plain = self.values[q.name], v.follow(q.name, v.yhat.shape)
+        got, plain = self.values[q.name], v.follow(q.name)
         if q.name == "K":  # whatever the solve, K S = P H'
             got, plain = got @ v.S, FORMULA_TABLE["pHt"](v)
         size = float(np.abs(plain).max())

@@ -10,6 +10,7 @@ from loko_ref.conformance.cases.registry import DTYPES, Draw, all_cases, define,
 from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, get
 from loko_ref.conformance.judge import tolerance
 from loko_ref.errors import InputError
+from loko_ref.textbook import FORMULA_TABLE
 
 CASES = all_cases()
 
@@ -120,7 +121,7 @@ def test_case(case):
 
     wanted, allowed = tolerance.expected(case), tolerance.tolerance(case)
     plain = case.operation.plain(
-        tolerance._wide(inputs), case.options, tolerance.FORMULA_TABLE, lambda name, value: value
+        tolerance._wide(inputs), case.options, FORMULA_TABLE, lambda name, value: value
     )
     order = [o.name for o in case.operation.outputs if o.name in wanted]
     assert list(wanted) == order
