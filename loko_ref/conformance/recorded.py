@@ -20,11 +20,10 @@ from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation, Outpu
 from loko_ref.conformance.engine import Check, judge
 from loko_ref.conformance.implementations.recording import Recording
 from loko_ref.conformance.judge.answer import Answer
-from loko_ref.conformance.judge.tolerance import FORMULA_TABLE
 from loko_ref.errors import InputError, shown
-from loko_ref.textbook.loko import Lazy, dataflow, missing, output_name
-from loko_ref.textbook.quantities import origins
-from loko_ref.textbook.values import identity
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.loko import dataflow, output_name
+from loko_ref.textbook.quantities import Lazy, Values, identity, missing, origins
 
 __all__ = ["TraceCase", "check", "first"]
 
@@ -70,9 +69,9 @@ def _operation(
     flow = dataflow(o)
 
     def plain(x: Any, o: Any, F: Any, keep: Callable[[str, Any], Any]) -> dict[str, Any]:
-        v = Lazy(x, **o, F=F, keep=keep)
-        v["timing"] = F["timing"](v)
-        value = v.follow(target, pair)
+        timing = F["timing"](Values({**x, **o}))
+        v = Lazy(dataflow({**o, "timing": timing}), x, **{**o, "timing": timing}, F=F, keep=keep)
+        value = v.follow(target, {"yhat": np.zeros(pair)})  # of which its shape is read
         return {output: np.reshape(value, shape)}
 
     known = {o.name: o for o in OPERATIONS["loko.step"].outputs}[output]
@@ -139,7 +138,7 @@ def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -
     case = TraceCase(
         f"trace/{place}", recipe, recording.dtype, _operation(output, target, options, shape, pair)
     )
-    lacking = missing(target, have, options)
+    lacking = missing(target, have, dataflow(options))
     reason = ""
     if got is None:
         reason = "unchecked: not in the recording"

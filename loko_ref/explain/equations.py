@@ -13,7 +13,7 @@ from typing import Any
 
 from loko_ref.loko import LokoConfig
 from loko_ref.textbook.loko import dataflow
-from loko_ref.textbook.quantities import HIDDEN, Quantity
+from loko_ref.textbook.quantities import Quantity
 
 __all__ = ["Line", "equations", "options"]
 
@@ -57,8 +57,8 @@ _MEANING = {
     "Z": "The Jacobian of the outputs with respect to theta, by one backward pass for all.",
     "S": "The innovation's predicted covariance: theta's uncertainty mapped through H, plus the "
     "observation noise.",
-    "K": "The Kalman gain, how far each entry of theta moves per unit of innovation: its covariance "
-    "with the observation over the innovation's covariance. (Compared: K S = P H'.)",
+    "K": "The Kalman gain, how far each entry of theta moves per unit of innovation: its "
+    "covariance with the observation over the innovation's covariance. (Compared: K S = P H'.)",
     "theta_post": "The posterior mean.",
     "p_post": "The posterior uncertainty: never more than the prior's, never 0.",
     "R_post": "The noise estimate that the next step uses.",
@@ -196,7 +196,7 @@ def equations(config: LokoConfig, *, first: bool = False) -> list[Line]:
     copied = config.timing == "before"  # R_post is this step's R
     lines = []
     for q in dataflow(options(config)):
-        if q.name in HIDDEN or (q.name == "R_post" and copied):
+        if q.hidden or (q.name == "R_post" and copied):
             continue
         if q.name in before:
             lines.append(given[before[q.name]])

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from loko_ref import loko
 from loko_ref.arrays import to_host
 from loko_ref.arrays.special import softmax_forward
-from loko_ref.conformance.judge.tolerance import FORMULA_TABLE
 from loko_ref.errors import InputError
 from loko_ref.experiments import stream
 from loko_ref.experiments.config import RunConfig
@@ -28,8 +27,9 @@ from loko_ref.explain.equations import Line, equations, options
 from loko_ref.kalman.observation import one_hot
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import Model, unpack
-from loko_ref.textbook.loko import Lazy, missing
-from loko_ref.textbook.values import identity
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.loko import dataflow
+from loko_ref.textbook.quantities import Lazy, identity, missing
 
 __all__ = ["Excerpt", "Quantity", "Step", "explain", "parameter_name"]
 
@@ -314,12 +314,13 @@ class _Explainer:
         if q is None or q.network:
             return None
         chosen = options(self.learner)
-        v = Lazy(self.values, **chosen, F=FORMULA_TABLE, keep=identity)
-        if missing(q.name, v, chosen):
+        flow = dataflow(chosen)
+        v = Lazy(flow, self.values, **chosen, F=FORMULA_TABLE, keep=identity)
+        if missing(q.name, v, flow):
             return None  # it needs a second run of the network
         v["yhat"] = v.yhat.reshape(-1, self.C)
         v["y"] = self.y
-        got, plain = self.values[q.name], v.follow(q.name, v.yhat.shape)
+        got, plain = self.values[q.name], v.follow(q.name)
         if q.name == "K":  # for every method of solution, K S = P H'
             got, plain = got @ v.S, FORMULA_TABLE["pHt"](v)
         size = float(np.abs(plain).max())

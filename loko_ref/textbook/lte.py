@@ -26,7 +26,7 @@ from loko_ref.textbook.lte_network import (
     trained,
 )
 from loko_ref.textbook.operations import measured
-from loko_ref.textbook.values import Values
+from loko_ref.textbook.quantities import Values
 
 __all__ = ["FACTORS", "LTE_FORMULAS", "lte_forward", "lte_merge", "lte_run"]
 
@@ -201,7 +201,6 @@ def _filter(v: Values, head: int, x: Any, y: Any) -> tuple[Any, Out]:
     w["p"] = v.slots[which]["p"]
     if v.noise != "glm":
         w["R"] = v.F["lte.R_of"](v.R_before, which) if which == head else v.slots[which]["R"]
-    w.put("p_pred")
     out = measured(w)
     v.slots[which] = {k: out[k] for k in ("p", "R") if k in out}
     loss, _ = _loss(v, z, y)

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.textbook.network import KINDS, NETWORK, forward, projections
-from loko_ref.textbook.values import Values
+from loko_ref.textbook.network import NETWORK, projections, ways
+from loko_ref.textbook.quantities import Values, evaluate
 
 __all__ = ["FACTORS", "State", "derivatives", "layers", "outputs", "pack", "seen", "trained"]
 
@@ -146,54 +146,25 @@ def outputs(dense: Arrays, o: Arrays, F: Table, keep: Keep, x: Any) -> tuple[Any
             o_, i = weights[f"{name}.W"].shape
             branch = {"A": np.eye(i), "B": np.zeros((o_, i)), "bA": np.zeros(i), "bB": np.zeros(o_)}
             weights |= {f"{name}.{key}": value for key, value in branch.items()}
-    v = Values(
-        x=x, spec=_unfolded(o["spec"]), weights=weights, F={**F, **_DEVICE}, keep=keep, mask=None
-    )
-    z, v["caches"] = forward(v)
-    return z, v
+    spec, table = F["layers"](_unfolded(o["spec"])), {**F, **_DEVICE}
+    ahead, back = ways(spec, tables=True)
+    v = Values(x=x, spec=spec, back=back, arrays=F["named"](weights), F=table, keep=keep)
+    evaluate(v, ahead)
+    return v.z, v
 
 
 def _by_weights(v: Values, d: Any) -> dict[str, Any]:
     """Give the derivatives by every dense array, of k cotangents d (batch, k, C)."""
-    parts: dict[str, Any] = {}
-    full: dict[str, Any] = {}
-    for layer, kept in zip(reversed(v.spec), reversed(v.caches), strict=True):
-        full |= _by_tables(v, layer, d)
-        d = KINDS[layer["kind"]][1](v, layer, kept, d, parts)
+    v["d"] = d
+    found = evaluate(v, v.back)
+    full = {name.removeprefix("G."): G for name, G in found.items() if name.startswith("G.")}
     for layer in layers(v.spec):
         name = layer["name"]
-        if f"{name}.B" in parts:
-            G = v.keep("G", parts[f"{name}.B"])
-            full |= {f"{name}.W": G, f"{name}.b": v.keep("gb", parts[f"{name}.bB"])}
+        if f"D.{name}.B" in found:
+            G = v.keep("G", found[f"D.{name}.B"])
+            full |= {f"{name}.W": G, f"{name}.b": v.keep("gb", found[f"D.{name}.bB"])}
             full[f"{name}.g"] = np.diagonal(G, axis1=-2, axis2=-1)
     return full
-
-
-def _by_tables(v: Values, layer: Arrays, d: Any) -> dict[str, Any]:
-    """Give the derivatives by tables whose rows a layer adds, d (batch, k, t, width)."""
-    kind, name = layer["kind"], layer.get("name")
-    if kind == "prepend":
-        return {f"{name}.token": d[:, :, : v.weights[f"{name}.token"].shape[0]]}
-    rows: dict[str, Any] = {}
-    if kind == "positions":
-        rows["position"] = np.broadcast_to(np.arange(d.shape[2]), (d.shape[0], d.shape[2]))
-    elif kind == "embedding":
-        names = tuple(layer.get("inputs") or ("ids",))
-        x = v.x.astype(np.int64)
-        given = {"ids": x} if len(names) == 1 else {key: x[:, j] for j, key in enumerate(names)}
-        ids, pad = given["ids"], layer.get("pad")
-        real = np.ones(ids.shape, dtype=bool) if pad is None else ids != pad
-        rows = {"token": ids, "position": v.F["position_rows"](real, layer.get("start"))}
-        if layer.get("types"):
-            rows["type"] = given.get("types", np.zeros_like(ids))
-    found = {}
-    for key, at in rows.items():
-        G = np.zeros((*d.shape[:2], *v.weights[f"{name}.{key}"].shape))
-        for b, own in enumerate(at):
-            for t, row in enumerate(own):
-                G[b, :, row] += d[b, :, t]
-        found[f"{name}.{key}"] = v.keep("G", G)
-    return found
 
 
 def derivatives(s: State, o: Arrays, F: Table, v: Values, d: Any, head: int) -> Any:

@@ -14,6 +14,7 @@ from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, get
 from loko_ref.conformance.judge import tolerance
 from loko_ref.conformance.mistakes.registry import all_mutants
 from loko_ref.errors import InputError
+from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import choices
 
 CASES = all_cases()
@@ -133,7 +134,7 @@ def test_case(case):
 
     wanted, allowed = tolerance.expected(case), tolerance.tolerance(case)
     plain = case.operation.plain(
-        tolerance._wide(inputs), case.options, tolerance.FORMULA_TABLE, lambda name, value: value
+        tolerance._wide(inputs), case.options, FORMULA_TABLE, lambda name, value: value
     )
     order = [o.name for o in case.operation.outputs if o.name in wanted]
     assert list(wanted) == order

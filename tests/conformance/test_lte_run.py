@@ -14,11 +14,12 @@ from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.catalogue.registry import get
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation
-from loko_ref.conformance.judge.tolerance import FORMULA_TABLE, expected
+from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.oracle import lte as lte_oracle
 from loko_ref.errors import InputError
 from loko_ref.network import model
 from loko_ref.optimizers import SGD
+from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.lte_formulas import ORDER
 
 RUNS = select("lte.run", "float64")

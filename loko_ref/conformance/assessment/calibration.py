@@ -19,9 +19,10 @@ from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS
 from loko_ref.conformance.engine import TIMEOUT
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.compare import ratios
-from loko_ref.conformance.judge.tolerance import FACTOR, FORMULA_TABLE, tolerance
+from loko_ref.conformance.judge.tolerance import FACTOR, tolerance
 from loko_ref.conformance.mistakes.registry import Changes, Mutant, as_implementation
 from loko_ref.files.documents import document
+from loko_ref.textbook import FORMULA_TABLE
 
 __all__ = [
     "Spread",

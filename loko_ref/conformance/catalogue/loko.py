@@ -9,7 +9,8 @@ from loko_ref.conformance.catalogue.entry import Operation, Option, Output, give
 from loko_ref.conformance.catalogue.network_text import SPEC
 from loko_ref.conformance.oracle import loko as oracle
 from loko_ref.textbook import operations as plain
-from loko_ref.textbook.loko import NETWORK, dataflow, output_name, summary
+from loko_ref.textbook.loko import dataflow, output_name, summary
+from loko_ref.textbook.network import BACK, FORWARD
 
 __all__ = ["DIAGONAL", "MODEL"]
 
@@ -42,13 +43,13 @@ _FROZEN = takes(
 
 def _network(feeds: str) -> tuple[Output, Output]:
     return (
-        gives("z", "(batch, C)", "the outputs, layer by layer", NETWORK, feeds),
+        gives("z", "(batch, C)", "the outputs, layer by layer", FORWARD, feeds),
         gives(
             "Z",
             "(m, n)",
             "dz/dtheta, row b*C + j for output j of sample b; columns in packing order: linear by "
             "linear (an attention's q, k, v, o), A then B (then bA, bB), each row-major",
-            "LAY-9 LAY-10 LORA-4",
+            BACK,
             feeds,
         ),
     )

@@ -27,7 +27,7 @@ from loko_ref.conformance.oracle import loko as oracle
 from loko_ref.textbook import loko as table
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.optimizers import METHODS
-from loko_ref.textbook.quantities import HIDDEN, Quantity, in_order, origins
+from loko_ref.textbook.quantities import Quantity, in_order, origins
 
 __all__ = ["CATALOGUE", "OPERATIONS", "Input", "Operation", "Option", "Output", "get"]
 
@@ -54,7 +54,7 @@ def _outputs(
         named = {"p_pred": "P" if o.get("covariance") == "dense" else "p", "R_used": "R"}
         found = list(flow(o))
         for q in found:
-            if q.name not in HIDDEN:
+            if not q.hidden:
                 name = {"R_used": "R"}.get(q.name, table.output_name(q.name, o))
                 own = [k for k in q.labels if not k.startswith("LOKO")]  # alone, it is no LoKO
                 labels.setdefault(name, {}).update(dict.fromkeys(own))

@@ -27,15 +27,12 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import OWN, Case
-from loko_ref.textbook.filter import FORMULAS
-from loko_ref.textbook.lte import LTE_FORMULAS
-from loko_ref.textbook.optimizers import DESCENT
-from loko_ref.textbook.values import identity
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
 
 __all__ = [
     "EXPLANATION",
     "FACTOR",
-    "FORMULA_TABLE",
     "Unit",
     "canonical",
     "expected",
@@ -82,9 +79,6 @@ EXPLANATION = (
     "at least the unit that the backward error of a stable solve gives them, and what follows K "
     "the one that K off by its unit does. float32 results are judged against float64's."
 )
-
-FORMULA_TABLE = {**FORMULAS, **DESCENT, **LTE_FORMULAS}
-"""Every plain formula by name."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

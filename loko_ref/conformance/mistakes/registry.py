@@ -17,7 +17,8 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.judge.tolerance import FORMULA_TABLE, _Disturb, _inputs, _wide
+from loko_ref.conformance.judge.tolerance import _Disturb, _inputs, _wide
+from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.filter import identity
 
 __all__ = [
