@@ -26,7 +26,7 @@ from loko_ref.errors import InputError, unknown_option
 from loko_ref.experiments.data import bundled as data
 from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
-from loko_ref.network.layers.activation import ACTIVATIONS
+from loko_ref.network.layers.activation import ACTIVATIONS, ActivationName
 from loko_ref.network.lora import INITS
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
@@ -187,7 +187,7 @@ class RunConfig:
     network: str | None = None
     route: str = "readable"
     hidden: tuple[int, ...] | None = None
-    activation: str = "relu"
+    activation: ActivationName = "relu"
     epochs: int = 30
     base_batch: int = 32
     base_lr: float = 3e-3
