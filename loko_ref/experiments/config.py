@@ -27,7 +27,7 @@ from loko_ref.experiments.data import bundled as data
 from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
 from loko_ref.network.layers.activation import ACTIVATIONS, ActivationName
-from loko_ref.network.lora import INITS
+from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
 
@@ -193,7 +193,7 @@ class RunConfig:
     base_lr: float = 3e-3
     r: int = 4
     alpha: float = 4.0
-    init: str = "kaiming"
+    init: Init = "kaiming"
     evaluations: int = 20
 
     def __post_init__(self) -> None:
