@@ -12,7 +12,7 @@ import sampling
 
 from loko_ref import errors, kalman, loko, lte, optimizers
 from loko_ref.conformance import user_inputs as own
-from loko_ref.network import architectures, jacobian, kinds, lora, model, spec
+from loko_ref.network import architectures, jacobian, layers, lora, model, spec
 
 OURS = (errors.InputError, errors.NumericalError, errors.BackendError)
 
@@ -67,6 +67,7 @@ CALLS = {
     spec.mlp_spec: {"widths": [3, 2], "activation": "tanh", "lora": None},
     spec.check_spec: {"spec": SPEC},
     spec.param_shapes: {"spec": SPEC},
+    spec.factor_shapes: {"spec": SPEC},
     spec.width_out: {"spec": SPEC},
     spec.linears: {"spec": SPEC},
     spec.reads_tokens: {"spec": SPEC},
@@ -173,7 +174,7 @@ def test_wrong_arguments_get_one_of_our_errors(function):
 def test_every_public_function_is_tried():
     tried = set(CALLS)
     exempt = {
-        spec.check_input, spec.map_linears, optimizers.advance, model.vjp, lte.iterate,
+        spec.check_input, spec.map_linears, lora.ratio, optimizers.advance, model.vjp, lte.iterate,
         kalman.diagonal.check_update,
     }  # fmt: skip
     for module in (loko, lte, spec, architectures, model, jacobian, lora, optimizers, own):
@@ -183,7 +184,7 @@ def test_every_public_function_is_tried():
                 raise AssertionError(f"{module.__name__}.{name} is not in CALLS")
             if dataclasses.is_dataclass(public) and hasattr(public, "__post_init__"):
                 assert public in tried, name
-    assert kinds.KINDS
+    assert layers.KINDS
 
 
 def test_the_order_of_step_is_named():

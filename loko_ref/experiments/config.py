@@ -28,7 +28,8 @@ from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
 from loko_ref.experiments.defaults import FINE_TUNING
 from loko_ref.experiments.networks import full_alpha, shape_of
-from loko_ref.network.lora import INITS
+from loko_ref.network.layers.activation import ActivationName
+from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
 
@@ -165,7 +166,7 @@ class RunConfig:
     network: str | None = None
     route: str = "readable"
     hidden: Sequence[int] | None = None
-    activation: str | None = None
+    activation: ActivationName | None = None
     size: Mapping[str, int] | None = None
     epochs: int = 30
     base_batch: int = 32
@@ -173,7 +174,7 @@ class RunConfig:
     rank: int | None = None
     alpha: float | None = None
     targets: Sequence[str] | None = None
-    init: str = FINE_TUNING.init
+    init: Init = FINE_TUNING.init
     evaluations: int = 20
 
     def __post_init__(self) -> None:

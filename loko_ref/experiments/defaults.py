@@ -17,6 +17,7 @@ from typing import Any
 
 from loko_ref.loko import LokoConfig
 from loko_ref.lte.config import Loko
+from loko_ref.network.lora import Init
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 
 __all__ = ["FINE_TUNING", "FROM_SCRATCH", "HIDDEN", "Defaults"]
@@ -44,7 +45,7 @@ class Defaults:
 
     rank: int = 4
     scale: float
-    init: str
+    init: Init
     p0: Mapping[str, float]
     lr: Mapping[str, float]
     batch: int
