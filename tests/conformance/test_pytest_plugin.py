@@ -64,8 +64,8 @@ def test_a_failure_is_the_report(folder):
     assert result.returncode == 1
     assert "1 failed" in result.stdout
     assert "lora.delta/random/float64: first off: delta[" in result.stdout
-    assert "reproduced by SCALE-ALPHA: alpha for alpha / r" in result.stdout
-    assert "look at: scale = alpha / r" in result.stdout
+    assert "mistake SCALE-ALPHA: alpha for alpha / r" in result.stdout
+    assert "correct formula: scale = alpha / r" in result.stdout
     assert "Traceback" not in result.stdout
     assert "implementation.py" not in result.stdout
 

@@ -27,13 +27,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.catalogue.registry import OPERATIONS
-from loko_ref.conformance.implementations.target import check_place
+from loko_ref.conformance.implementations.target import check_place, collect
 from loko_ref.conformance.judge.answer import Answer, Finding, check, describe, words
-from loko_ref.errors import InputError, closest, shown
+from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
 
-__all__ = ["Implementation", "Runnable", "call", "load"]
+__all__ = ["Implementation", "Runnable", "call", "hold", "load"]
 
 MOST = 1000
 """Names that are taken of a result."""
@@ -170,7 +169,7 @@ def _module_of(target: str, timeout: float | None) -> tuple[ModuleType, str]:
             "TARGET",
             f"{target!r}, which was not imported within {timeout:g} s",
             "a Python file, a module or module:attribute that can be imported",
-            "it waits for something, or computes while it is imported; --timeout gives it longer",
+            "it waits for something, or computes while it is imported, for longer than the timeout",
         ) from None
     except _InterruptError:
         raise KeyboardInterrupt from None
@@ -204,46 +203,13 @@ def load(target: str, timeout: float | None = None) -> Implementation:
         If it fails to import, or holds no mapping from operation name to function.
     """
     module, attribute = _module_of(target, timeout)
-    example = "IMPLEMENTATION = {'lora.delta': my_function}"
-    if not hasattr(module, attribute):
-        raise InputError(
-            "TARGET",
-            f"{target!r} without an attribute {attribute}",
-            f"a mapping from operation name to function: {example}",
-            "the mapping has another name: give it as TARGET:name",
-        )
-    mapping = getattr(module, attribute)
-    if not isinstance(mapping, Mapping):
-        raise InputError(
-            "TARGET",
-            f"{attribute} of type {type(mapping).__name__}",
-            f"a mapping from operation name to function: {example}",
-            "a class or a function in place of the mapping",
-        )
-    functions: dict[str, Callable[..., Any]] = {}
-    notes = []
-    for name, function in mapping.items():
-        if name not in OPERATIONS:
-            near = closest(str(name), OPERATIONS)
-            hint = f"; the closest is '{near}'" if near else ""
-            notes.append(f"{name!r} is no operation of the catalogue and was not run{hint}")
-        elif not callable(function):
-            raise InputError(
-                "TARGET",
-                f"{attribute}[{name!r}] of type {type(function).__name__}",
-                "a function",
-                "the function was called in place of named",
-            )
-        else:
-            functions[name] = function
-    if not functions:
-        raise InputError(
-            "TARGET",
-            f"{attribute} with the keys {sorted(map(str, mapping))}",
-            "at least one operation of the catalogue ('loko-ref operations' lists them)",
-            notes[0] if notes else "an empty mapping",
-        )
-    return Implementation(target=target, functions=functions, notes=tuple(notes))
+    return hold(module, target, attribute)
+
+
+def hold(holder: object, target: str, attribute: str = "IMPLEMENTATION") -> Implementation:
+    """Make an implementation of what :func:`collect` finds in a mapping, module or object."""
+    functions, notes = collect(holder, target, attribute)
+    return Implementation(target=target, functions=functions, notes=notes)
 
 
 def _keywords(function: Callable[..., Any], case: Case) -> dict[str, Any] | Answer:

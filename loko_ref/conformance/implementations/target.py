@@ -1,14 +1,18 @@
-"""What the word that names an implementation may be, and the hint for another language."""
+"""Where an implementation is found: its place checked, and its functions taken out of it."""
 
 from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from loko_ref.errors import InputError, shown
+from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.judge.answer import describe
+from loko_ref.errors import InputError, closest, printable, shown
 
-__all__ = ["INTERPRETERS", "SOURCES", "check_place"]
+__all__ = ["INTERPRETERS", "SOURCES", "check_place", "collect"]
 
 INTERPRETERS = {
     ".js": "node {}",
@@ -71,3 +75,95 @@ def check_place(target: str, place: str) -> None:
         raise InputError("TARGET", shown(target), "a file that exists", "a path misspelt")
     if known and path.suffix != ".py":
         raise _foreign(path)
+
+
+def collect(
+    holder: object, target: str, attribute: str = "IMPLEMENTATION"
+) -> tuple[dict[str, Callable[..., Any]], tuple[str, ...]]:
+    """Take the functions out of a mapping, or out of the module or object that holds it.
+
+    Parameters
+    ----------
+    holder : mapping, module or object
+        A mapping from operation name to function; or what has one as its attribute; or what has
+        functions by the operations' names with ``_`` for ``.``, where it has no such attribute.
+    target : str
+        What it is called in the report.
+    attribute : str
+        Name of the attribute.
+
+    Returns
+    -------
+    functions : dict of str to callable
+        Operation name -> function.
+    notes : tuple of str
+        Names that are no operation.
+
+    Raises
+    ------
+    InputError
+        If there is no such mapping, or no operation in it.
+    """
+    mapping, place = _mapping(holder, target, attribute)
+    functions: dict[str, Callable[..., Any]] = {}
+    notes = []
+    for name, function in mapping.items():
+        if name not in OPERATIONS:
+            near = closest(str(name), OPERATIONS)
+            hint = f"; the closest is '{near}'" if near else ""
+            notes.append(
+                printable(f"{name!r} is no operation of the catalogue and was not run{hint}", 400)
+            )
+        elif not callable(function):
+            raise InputError(
+                "TARGET",
+                f"{place}[{name!r}] of type {type(function).__name__}",
+                "a function",
+                "the function was called in place of named",
+            )
+        else:
+            functions[name] = function
+    if not functions:
+        raise InputError(
+            "TARGET",
+            f"{place} with the keys {sorted(map(str, mapping))}",
+            "at least one operation of the catalogue ('loko-ref operations' lists them)",
+            notes[0] if notes else "an empty mapping",
+        )
+    return functions, tuple(notes)
+
+
+def _mapping(holder: object, target: str, attribute: str) -> tuple[Mapping[Any, Any], str]:
+    """Find the mapping; return it with its name in an error."""
+    if isinstance(holder, Mapping):
+        return holder, "a mapping"
+    example = "IMPLEMENTATION = {'lora.delta': my_function}"
+    required = f"a mapping from operation name to function: {example}"
+    names = {name: name.replace(".", "_") for name in OPERATIONS}
+    try:
+        if hasattr(holder, attribute):
+            mapping = getattr(holder, attribute)
+        elif attribute == "IMPLEMENTATION":
+            mapping = {
+                k: getattr(holder, name) for k, name in names.items() if hasattr(holder, name)
+            }
+        else:
+            mapping = {}
+    except Exception as error:  # an attribute that is computed, by code that is not ours
+        got = f"{shown(target)}, whose attribute fails: {describe(error, __file__)}"
+        raise InputError("TARGET", got, required, "an error in the implementation's code") from None
+    if not isinstance(mapping, Mapping):
+        raise InputError(
+            "TARGET",
+            f"{attribute} of type {type(mapping).__name__}",
+            required,
+            "a class or a function in place of the mapping",
+        )
+    if not mapping and not hasattr(holder, attribute):
+        raise InputError(
+            "TARGET",
+            f"{shown(target)} without an attribute {attribute}",
+            required,
+            "the mapping has another name (TARGET:name names it), or no function is named as one",
+        )
+    return mapping, attribute
