@@ -2,9 +2,11 @@
 
 :func:`verify` checks an implementation and returns a :class:`Report`; :func:`verify_recording`
 checks a recorded run; :func:`agree` and :func:`check` judge a function on user-supplied inputs;
-:func:`select` lists the cases, ``OPERATIONS`` what an implementation may offer. Inside: ``catalogue`` holds the operations, ``cases`` their inputs,
-``oracle`` the expected numbers, ``implementations`` what is under test, ``judge`` tolerance and
-comparison, ``mistakes`` the known ones, ``diagnose`` the search for one, ``reports`` the output.
+:func:`select` lists the cases, ``OPERATIONS`` what an implementation may offer.
+
+Inside: ``catalogue`` holds the operations, ``cases`` their inputs, ``oracle`` the expected numbers,
+``implementations`` what is under test, ``judge`` tolerance and comparison, ``mistakes`` the known
+ones, ``diagnose`` the search for one, ``reports`` the output.
 """
 
 from __future__ import annotations

@@ -109,5 +109,5 @@ def test_parametrize(folder):
     assert "4 passed" in result.stdout
     assert "3 failed" in result.stdout
     assert "test_wrong[lora.delta/random/float64]" in result.stdout
-    assert "reproduced by SCALE-ALPHA" in result.stdout
+    assert "mistake SCALE-ALPHA" in result.stdout
     assert "returned list in place of a mapping of named arrays" in result.stdout

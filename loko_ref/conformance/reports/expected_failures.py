@@ -13,7 +13,7 @@ from os import PathLike
 from loko_ref.checks.signatures import check_type
 from loko_ref.conformance.cases.registry import all_cases
 from loko_ref.conformance.engine import UNSUPPORTED
-from loko_ref.errors import InputError, closest, shown
+from loko_ref.errors import InputError, closest, printable, shown
 from loko_ref.files.reading import read_text
 
 __all__ = ["not_run", "read"]
@@ -50,14 +50,15 @@ def read(source: str | PathLike[str] | Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for where, key, why in entries:
         if not isinstance(why, str) or not why:
-            raise InputError(where, shown(f"{key}"), "'id: reason'", "the reason was left out")
+            got = shown(why if isinstance(source, Mapping) else key)
+            raise InputError(where, got, "'id: reason'", "the reason was left out")
         if key not in ids:
             near = closest(str(key), ids)
             cause = f"a typing error; the closest id is '{near}'" if near else "another version"
             raise InputError(where, shown(key), "the exact id of a case", cause)
         if key in found:
             raise InputError(where, repr(key), "each id once", "a line was copied")
-        found[key] = why
+        found[key] = printable(why)
     return found
 
 
