@@ -143,9 +143,9 @@ def verify(
     --------
     >>> def delta(A, B, alpha):
     ...     return {"delta": alpha * (B @ A)}
-    >>> verify({"lora.delta": delta}, only="lora.delta/tiny/float64")
-    FAILED: 1 of 1; 0 passed, 0 unsupported  (Python: dict)
-    lora.delta/tiny/float64: first off: delta[0, 0]: expected -0.12, got -0.12: ...
+    >>> report = verify({"lora.delta": delta}, only="lora.delta/tiny/float64")
+    >>> report.passed, report.failures[0].quantity, report.failures[0].mistake
+    (False, 'delta', 'SCALE-ALPHA')
     """
     check_type("only", only, (str, NoneType), "a list of globs in place of one")
     if timeout is not None:
