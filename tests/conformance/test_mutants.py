@@ -366,7 +366,7 @@ def test_verify_names_the_mistake(tmp_path):
     target = EXAMPLES / "my_buggy_loko.py"
     result = cli("verify", target, "--only", "model.jacobian", "--json", out)
     assert result.returncode == 1
-    assert "JACOBIAN-NO-SCALE scale missing in the Jacobian: it reproduces" in result.stdout
+    assert "JACOBIAN-NO-SCALE: scale missing in the Jacobian; it reproduces" in result.stdout
     assert "correct formula: dB = scale * outer(dy, A x)" in result.stdout
     document = json.loads(out.read_text())
     schema = {
