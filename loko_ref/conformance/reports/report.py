@@ -222,7 +222,7 @@ class Report:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The report ``loko-ref/verify/1``; `loko-ref schema verify` describes it."""
+        """The report ``loko-ref/verify/2``; `loko-ref schema verify` describes it."""
         return as_json(*self._content)
 
     @property
