@@ -44,11 +44,12 @@ PARTS = [
     {"engine"},
     {"recorded", "diagnose"},
     {"reports", "assessment"},
-    {"user_inputs"},
+    {"user_inputs", "verification"},
     {"pytest_plugin"},
 ]
 FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms}
 PART = {f"conformance.{part}": k for k, parts in enumerate(PARTS) for part in parts}
+PART["conformance"] = len(PARTS)  # the package itself, which names what is public
 
 # Rooms of the core compute with the arrays that they are given and name no array library. What a
 # few of them name NumPy for: types, and numbers drawn on the host before they are moved.

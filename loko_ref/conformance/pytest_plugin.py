@@ -39,16 +39,10 @@ class _CheckFailed(AssertionError):
 def _report(check: Check) -> str:
     """Return the report on a failed check: what is wrong, where, and which mistake explains it."""
     from loko_ref.conformance.diagnose.naming import name_mistakes
-    from loko_ref.conformance.reports.document import failure
+    from loko_ref.conformance.reports.text import describe, group
 
-    lines = [f"{check.case.id}: {failure(check)}", f"covers: {check.case.covers}"]
-    if check.forced is not None:
-        lines.append(check.forced.text)
-    for mistake in name_mistakes([check]).get(check.case.id, [])[:3]:
-        m = mistake.mutant
-        lines.append(f"reproduced by {m.id}: {mistake.text}. {m.explanation}")
-        lines.append(f"correct formula: {m.look}")
-    return "\n".join(lines)
+    (one,) = group([check], name_mistakes([check]))
+    return "\n".join(line.removeprefix("  ") for line in describe(one))
 
 
 def parametrize(only: str | None = None, *, dtype: str | None = None) -> pytest.MarkDecorator:
@@ -104,7 +98,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 _TARGET = pytest.StashKey[Any]()
 _PREFIX = "loko-ref::"
-_OPTIONS = {"TARGET": TARGET, "only": "--loko-only", "dtype": "--loko-dtype"}
+_OPTIONS = {
+    "TARGET": TARGET,
+    "only": "--loko-only",
+    "dtype": "--loko-dtype",
+    "xfail": "--loko-xfail",
+}
 """Name of an argument in an error of the kit -> the option that set it."""
 
 _NOT_RUNS = ("collectonly", "setuponly", "showfixtures", "show_fixtures_per_test")
@@ -122,17 +121,17 @@ def pytest_configure(config: pytest.Config) -> None:
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.implementations.python import load
     from loko_ref.conformance.reports import expected_failures as expectations
+    from loko_ref.conformance.verification import naming
     from loko_ref.errors import InputError
 
     listed = config.getoption("--loko-xfail")
     try:
-        cases = select(config.getoption("--loko-only"), config.getoption("--loko-dtype"))
-        expected = {} if listed is None else expectations.read(listed, "--loko-xfail")
-        target = load(target)
+        with naming(**_OPTIONS):
+            cases = select(config.getoption("--loko-only"), config.getoption("--loko-dtype"))
+            expected = {} if listed is None else expectations.read(listed)
+            target = load(target)
     except InputError as error:
-        argument = _OPTIONS.get(error.argument, error.argument)
-        again = InputError(argument, error.got, error.required, error.cause)
-        raise pytest.UsageError(str(again)) from None
+        raise pytest.UsageError(str(error)) from None
     config.stash[_TARGET] = target, cases, expected
     if not hasattr(config, "workerinput") and not any(config.getoption(k) for k in _NOT_RUNS):
         config.pluginmanager.register(_Verdict(config, expected), "loko-ref-verdict")
@@ -169,7 +168,7 @@ class _Verdict:
         from loko_ref.conformance.reports.expected_failures import not_run
 
         terminalreporter.section("loko-ref")
-        for note in not_run(self.statuses.items(), self.expected, "--loko-xfail"):
+        for note in not_run(self.statuses.items(), self.expected):
             terminalreporter.write_line(f"note {note}")
         summary = self._summary()
         colour = {"failed": "red", "passed": "green"}.get(summary.verdict, "yellow")

@@ -8,3 +8,8 @@ R.
 from loko_ref.kalman import dense, diagonal, glm, noise, observation, time
 
 __all__ = ["dense", "diagonal", "glm", "noise", "observation", "time"]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -23,3 +23,8 @@ __all__ = [
     "step",
     "targets",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

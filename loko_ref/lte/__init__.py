@@ -30,3 +30,8 @@ __all__ = [
     "step",
     "team",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

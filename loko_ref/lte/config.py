@@ -359,7 +359,7 @@ class LteConfig:
     def _filters(self) -> dict[str, LokoConfig]:
         return {}
 
-    def filter(self, dtype: Any) -> LokoConfig:
+    def filter(self, dtype: str | np.dtype[Any]) -> LokoConfig:
         """Return the filter's configuration for one head (only shapes of its model are read)."""
         assert isinstance(self.optimizer, Loko)
         if str(dtype) in self._filters:

@@ -89,3 +89,8 @@ __all__ = [
     "transformers",
     "variances",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

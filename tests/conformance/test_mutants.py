@@ -237,11 +237,11 @@ def test_what_a_run_does_not_tell_apart_is_said():
     assert {key, *alike} == {"S-JITTER", "R-JITTER"}
     text = io.StringIO()
     print_report(Console(file=text, width=200), "jitter", checks, (), named)
-    assert f"nothing in this run tells it from: {alike[0]}" in text.getvalue()
-    assert f"Nothing in this run tells it from: {alike[0]}." in page.as_html(
+    assert f"not distinguished in this run from: {alike[0]}" in text.getvalue()
+    assert f"Not distinguished in this run from: {alike[0]}." in page.as_html(
         "jitter", checks, (), named
     )
-    said = f"(nothing in this run tells it from: {alike[0]})"
+    said = f"not distinguished in this run from: {alike[0]}"
     assert said in junit.as_xml("jitter", checks, named, {}).decode()
     document = report.as_json("jitter", checks, (), named)
     jsonschema.validate(document, schema.load("verify"))
@@ -366,8 +366,8 @@ def test_verify_names_the_mistake(tmp_path):
     target = EXAMPLES / "my_buggy_loko.py"
     result = cli("verify", target, "--only", "model.jacobian", "--json", out)
     assert result.returncode == 1
-    assert "JACOBIAN-NO-SCALE scale missing in the Jacobian: it reproduces" in result.stdout
-    assert "look at: dB = scale * outer(dy, A x)" in result.stdout
+    assert "JACOBIAN-NO-SCALE: scale missing in the Jacobian; it reproduces" in result.stdout
+    assert "correct formula: dB = scale * outer(dy, A x)" in result.stdout
     document = json.loads(out.read_text())
     schema = {
         "type": "array",

@@ -189,7 +189,7 @@ def test_hostile_texts_stand_in_every_output_and_break_none(name):
     assert checks[1].reason == shown
     printed, document, xml, html = every_output("t", checks, [shown])
     assert printed.count(shown) == 3  # the failure, the note, what is unsupported
-    assert "WRONG" in printed.splitlines()[-1]
+    assert "FAILED" in printed.splitlines()[-1]
     assert document["checks"][0]["finding"]["message"] == shown
     assert document["checks"][1]["reason"] == shown
     assert {node.get("message") for node in xml.iter() if node.get("message")} == {shown}
@@ -215,7 +215,7 @@ def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert b"WRONG: 1 ran, 0 passed, 1 failed, 0 unsupported" in done.stdout
+    assert b"FAILED: 1 of 1; 0 passed, 0 unsupported" in done.stdout
     expected = r"reported an error: \ud800 and \udfff"
     document = json.loads(files["json"].read_text())
     assert document["checks"][0]["finding"]["message"] == expected

@@ -64,7 +64,7 @@ def test_a_failure_is_the_report(folder):
     assert result.returncode == 1
     assert "1 failed" in result.stdout
     assert "lora.delta/random/float64: first off: delta[" in result.stdout
-    assert "reproduced by SCALE-ALPHA: alpha for alpha / r" in result.stdout
+    assert "mistake SCALE-ALPHA: alpha for alpha / r" in result.stdout
     assert "correct formula: scale = alpha / r" in result.stdout
     assert "Traceback" not in result.stdout
     assert "implementation.py" not in result.stdout
@@ -109,5 +109,5 @@ def test_parametrize(folder):
     assert "4 passed" in result.stdout
     assert "3 failed" in result.stdout
     assert "test_wrong[lora.delta/random/float64]" in result.stdout
-    assert "reproduced by SCALE-ALPHA" in result.stdout
+    assert "mistake SCALE-ALPHA" in result.stdout
     assert "returned list in place of a mapping of named arrays" in result.stdout

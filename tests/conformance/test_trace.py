@@ -249,7 +249,7 @@ def test_the_command(tmp_path):
     assert failed[0]["id"] == "trace/1/p"
     assert failed[0]["first_divergence"]["labels"] == ["DIAG-2", "DIAG-4"]
     done = loko_ref("verify", "--trace", path, "--only", "trace/3/S")
-    assert "1 ran, 1 passed" in done.stdout
+    assert "PASSED: 1 of 1" in done.stdout
     done = loko_ref("verify", "--trace", path, "--dtype", "float32")
     assert done.returncode == 2
     assert "a recording has no cases" in done.stderr

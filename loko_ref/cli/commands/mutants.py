@@ -73,7 +73,7 @@ def mutants(
         for entry in listing:
             typer.echo(f"{entry['id']}: {entry['name']}")
             typer.echo(f"    {entry['explanation']}")
-            typer.echo(f"    look at: {entry['look']}")
+            typer.echo(f"    correct formula: {entry['look']}")
         typer.echo(f"{len(chosen)} mutants")
         if json is not None:
             write_json(json, document("mutants", {"mutants": listing}))

@@ -105,7 +105,7 @@ class Command:
                 f"a command that speaks {protocol.PROTOCOL} ('loko-ref protocol' prints it)",
                 "not built, not executable, or something else on stdout"
                 if getattr(error, "kind", None) != "timeout"
-                else "a start that takes longer than --timeout, or a command that waits for "
+                else "a start that takes longer than the timeout, or a command that waits for "
                 "something else than hello",
             ) from None
         self.notes += unknown_operations(self.operations)

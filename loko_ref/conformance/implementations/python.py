@@ -27,13 +27,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.catalogue.registry import OPERATIONS
-from loko_ref.conformance.implementations.target import check_place, unknown_operations
+from loko_ref.conformance.implementations.target import check_place, collect
 from loko_ref.conformance.judge.answer import Answer, Finding, check, describe, words
 from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
 
-__all__ = ["Implementation", "Runnable", "call", "load"]
+__all__ = ["Implementation", "Runnable", "call", "hold", "load"]
 
 MOST = 1000
 """Most names read from a result."""
@@ -204,39 +203,12 @@ def load(target: str, timeout: float | None = None) -> Implementation:
         If it fails to import, or has no mapping from operation name to function.
     """
     module, attribute = _module_of(target, timeout)
-    example = "IMPLEMENTATION = {'lora.delta': my_function}"
-    if not hasattr(module, attribute):
-        raise InputError(
-            "TARGET",
-            f"{target!r} without an attribute {attribute}",
-            f"a mapping from operation name to function: {example}",
-            "the mapping has another name: give it as TARGET:name",
-        )
-    mapping = getattr(module, attribute)
-    if not isinstance(mapping, Mapping):
-        raise InputError(
-            "TARGET",
-            f"{attribute} of type {type(mapping).__name__}",
-            f"a mapping from operation name to function: {example}",
-            "a class or a function instead of the mapping",
-        )
-    functions = {name: f for name, f in mapping.items() if name in OPERATIONS}
-    for name, function in functions.items():
-        if not callable(function):
-            raise InputError(
-                "TARGET",
-                f"{attribute}[{name!r}] of type {type(function).__name__}",
-                "a function",
-                "the result of a call instead of the function itself",
-            )
-    notes = unknown_operations(mapping)
-    if not functions:
-        raise InputError(
-            "TARGET",
-            f"{attribute} with the keys {sorted(map(str, mapping))}",
-            "at least one operation of the catalogue ('loko-ref operations' lists them)",
-            notes[0] if notes else "an empty mapping",
-        )
+    return hold(module, target, attribute)
+
+
+def hold(holder: object, target: str, attribute: str = "IMPLEMENTATION") -> Implementation:
+    """Make an implementation of what :func:`collect` finds in a mapping, module or object."""
+    functions, notes = collect(holder, target, attribute)
     return Implementation(target=target, functions=functions, notes=notes)
 
 

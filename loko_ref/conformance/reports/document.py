@@ -1,4 +1,4 @@
-"""What a verification says, as JSON, and one failed check in plain words."""
+"""The report as JSON, and one failed check in plain words."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _first(check: Check) -> dict[str, Any] | None:
 
 
 def how_found(case: Case) -> str:
-    """Tell how a case's units of error came about.  [TOL-1, TOL-4, TOL-5]."""
+    """Return how a case's units of error were computed.  [TOL-1, TOL-4, TOL-5]."""
     return next(iter(unit(case).values())).how
 
 
