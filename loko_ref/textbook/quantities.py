@@ -143,10 +143,19 @@ class Lazy(Values):
         self._table = {q.name: q for q in flow}
 
     def __missing__(self, name: str) -> Any:
-        q = self._table.get(name)
-        if q is None or q.network:
+        if name not in self._table:
             raise KeyError(name)
-        self[name] = q.compute(self, q.given_returned[0])
+        needed, stack = {name}, [name]
+        while stack:
+            for parent in self._table[stack.pop()].given_returned[1]:
+                if parent in self._table and parent not in self and parent not in needed:
+                    needed.add(parent)
+                    stack.append(parent)
+        for key, q in self._table.items():  # in their order: a deep network is no deep recursion
+            if key in needed and key not in self:
+                if q.network:
+                    raise KeyError(key)
+                self[key] = q.compute(self, q.given_returned[0])
         return self[name]
 
     def follow(self, name: str, otherwise: Mapping[str, Any] | None = None) -> Any:

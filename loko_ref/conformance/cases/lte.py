@@ -11,7 +11,7 @@ import numpy as np
 
 from loko_ref.conformance.cases.registry import Draw, define
 from loko_ref.network.spec import linears, mlp_spec, param_shapes
-from loko_ref.textbook.lte_network import FACTORS
+from loko_ref.textbook.lte_heads import FACTORS
 
 __all__: list[str] = []
 

@@ -11,6 +11,7 @@ from loko_ref.conformance.catalogue import network_text as operations_network
 from loko_ref.conformance.catalogue.entry import Operation, gives, option, takes
 from loko_ref.conformance.oracle import lte as lte_oracle
 from loko_ref.textbook import lte as lte_plain
+from loko_ref.textbook.quantities import origins
 
 __all__ = ["FACTORS", "HEADS", "LTE", "MODE", "RESET", "SCALING", "SPEC", "WEIGHTS"]
 
@@ -81,6 +82,14 @@ _FORWARD = Operation(
     plain=lte_plain.lte_forward,
 )
 
+
+def _read(name: str) -> tuple[str, str]:
+    """Labels and origins of a quantity of the merge, by the table."""
+    flow = lte_plain.merge({"reset": "B"})
+    labels = next(q.labels for q in flow if q.name == name)
+    return " ".join(labels), " ".join(origins(name, flow)).replace("W_post", "W")
+
+
 _MERGE = Operation(
     name="lte.merge",
     text="merge the heads of one linear, with or without a reset",
@@ -100,15 +109,13 @@ _MERGE = Operation(
             "W",
             "(o, i)",
             "W + mean over heads of (delta - delta'), delta = (alpha/r) B A",
-            "LTE-5",
-            "W A B A_merged B_merged",
+            *_read("W_post"),
         ),
         gives(
             "seen",
             "(heads, o, i)",
             "the weight that each head sees after the merge (and reset): W + delta - delta'",
-            "LTE-3 LTE-5 LTE-6",
-            "W A B",
+            *_read("seen"),
         ),
     ),
     oracle=lte_oracle.merge,

@@ -18,7 +18,7 @@ from loko_ref.lte.state import heads_of
 from loko_ref.lte.stepping import shard_batch
 from loko_ref.network import model
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
-from loko_ref.textbook.lte_formulas import in_order
+from loko_ref.textbook.lte import RUN
 
 __all__ = ["forward", "merge", "run"]
 
@@ -109,7 +109,7 @@ def run(x: Arrays, o: Arrays, merging: str = "incremental") -> Out:
             out["seen"] = _seen(config, end)
         if "evaluation" in x:
             out |= _evaluated(config, end, _read(x["evaluation"], o))
-    sorted_rows = [in_order(row) for row in rows]
+    sorted_rows = [{q.name: row[q.name] for q in RUN if q.name in row} for row in rows]
     return {name: np.stack([row[name] for row in sorted_rows]) for name in sorted_rows[0]}
 
 
