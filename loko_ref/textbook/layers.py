@@ -16,7 +16,7 @@ Shapes: x, z (batch, ..., width), with an axis of t tokens in between where ther
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,16 +40,16 @@ class Net:
     flow : list of Quantity
         Those so far, each after its parents.
     names : set of str
-        Their names.
+        Names of the layers that have one: the others' places are none of these.
     mask : str or None
         Name of the mask where the walk stands.
     tables : bool
         Whether the way back has the derivatives by tables.
     """
 
-    def __init__(self, tables: bool = False) -> None:
+    def __init__(self, names: Iterable[str], tables: bool = False) -> None:
         self.flow: list[Quantity] = []
-        self.names: set[str] = set()
+        self.names = set(names)
         self.mask: str | None = None
         self.tables = tables
 
@@ -69,7 +69,6 @@ class Net:
         def computed(v: Values) -> Any:
             return rule(v, *(None if parent is None else v[parent] for parent in parents))
 
-        self.names.add(name)
         self.flow.append(
             Quantity(
                 name=name,
@@ -90,7 +89,7 @@ class Net:
             parts = {key: key.rsplit(".", 1) for key in every}
             return {last: every[key] for key, (site, last) in parts.items() if site == name}
 
-        return self.put(f"arrays.{name}", ["arrays"], arrays, exact=True)
+        return self.put(f"arrays.{name}", ["arrays"], arrays, "its arrays", "LORA-4", exact=True)
 
 
 # ------------------------------------------------------------------ linear, with its LoRA branch

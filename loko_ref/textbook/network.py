@@ -12,7 +12,7 @@ Z (batch * C, n).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,12 +162,21 @@ KINDS: dict[str, Kind] = {**LEAVES, **ENDS, "attention": _attention, "residual":
 """Kind -> what writes its quantities."""
 
 
+def _names(spec: Sequence[Layer]) -> Iterator[str]:
+    for layer in spec:
+        yield from _names(layer.get("layers", ()))
+        if "name" in layer:
+            yield layer["name"]
+            yield from (f"{layer['name']}.{key}" for key in "qkvo" if key in layer)
+
+
 def _walk(net: Net, spec: Sequence[Layer], x: str, prefix: str = "") -> tuple[str, Back]:
     backs: list[Back] = []
     for j, layer in enumerate(spec):
-        place = str(layer.get("name") or f"{prefix}{j}")
-        while f"z.{place}" in net.names:  # the name of a layer with arrays that stands elsewhere
-            place += f":{layer['kind']}"
+        place = layer.get("name")
+        if not place:
+            place = f"{prefix}{j}"
+            place += f":{layer['kind']}" if place in net.names else ""
         x, back = KINDS[layer["kind"]](net, layer, place, x)
         backs.append(back)
 
@@ -198,7 +207,7 @@ def ways(
     >>> [q.name for q in ways([layer, {"kind": "relu"}])[0]]
     ['arrays.0', 'u.0', 'z.0', 'z.1', 'z']
     """
-    net = Net(tables)
+    net = Net(_names(spec), tables)
     out, back = _walk(net, spec, "x")
     net.put("z", [out], lambda v, z: z, "f(x; theta)", FORWARD, shape="(batch, C)", exact=True,
             hidden=False)  # fmt: skip

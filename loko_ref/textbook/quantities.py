@@ -139,8 +139,10 @@ class Lazy(Values):
     """
 
     def __init__(self, flow: Iterable[Quantity], *given: Mapping[str, Any], **more: Any) -> None:
-        super().__init__(*given, **more)
+        super().__init__()
         self._table = {q.name: q for q in flow}
+        for values in (*given, more):
+            self.update(values)
 
     def __missing__(self, name: str) -> Any:
         if name not in self._table:
@@ -162,7 +164,8 @@ class Lazy(Values):
         """Compute a quantity anew from its parents; `otherwise` holds what else is not there."""
         q = self._table[name]
         for parent in q.given_returned[1]:
-            _ = self[parent]
+            if parent in self._table:
+                _ = self[parent]
         for other, value in (otherwise or {}).items():
             self.setdefault(other, value)
         self[name] = q.compute(self, q.given_returned[0])
