@@ -12,7 +12,7 @@ import sampling
 
 from loko_ref import errors, kalman, loko, lte, optimizers
 from loko_ref.conformance import user_inputs as own
-from loko_ref.network import architectures, jacobian, kinds, lora, model, spec
+from loko_ref.network import architectures, jacobian, layers, lora, model, spec
 
 OURS = (errors.InputError, errors.NumericalError, errors.BackendError)
 
@@ -183,7 +183,7 @@ def test_every_public_function_is_tried():
                 raise AssertionError(f"{module.__name__}.{name} is not in CALLS")
             if dataclasses.is_dataclass(public) and hasattr(public, "__post_init__"):
                 assert public in tried, name
-    assert kinds.KINDS
+    assert layers.KINDS
 
 
 def test_the_order_of_step_is_named():

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.checks.values import check_choice
+from loko_ref.checks.values import check_choice, check_whole
 from loko_ref.errors import InputError
 from loko_ref.interop.families import FAMILIES, modules, spellings
 from loko_ref.interop.fields import Fields, read_json, short
@@ -27,7 +27,6 @@ from loko_ref.interop.model_config import (
     outputs_of,
 )
 from loko_ref.interop.tensors import as_floats, find_tensors, read_tensors
-from loko_ref.network.kinds.base import whole
 from loko_ref.network.model import Model, param_shapes
 
 __all__ = ["Checkpoint", "join", "load_classifier"]
@@ -107,7 +106,7 @@ def load_classifier(
     """
     check_choice("dtype", dtype, ("float64", "float32"))
     if outputs is not None:
-        whole("outputs", outputs)
+        check_whole("outputs", outputs)
     folder = Path(folder)
     config = Fields(str(folder / "config.json"), read_json(folder / "config.json"))
     family = family_of(config)

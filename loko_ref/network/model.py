@@ -4,7 +4,7 @@ Shapes: x (batch, i), or what the first layer takes; z (batch, C); dz (k, batch,
 axis of k cotangents; theta (n,) the packed trainables.
 
 A spec is a list of layers in order, each a plain dict whose ``kind`` stands in
-:data:`loko_ref.network.kinds.KINDS`::
+:data:`loko_ref.network.layers.KINDS`::
 
     {"kind": "linear", "name": "0", "in": 64, "out": 128, "bias": True,
      "lora": {"r": 4, "alpha": 8.0, "bias": False}}
@@ -39,8 +39,8 @@ from loko_ref.checks.values import (
 )
 from loko_ref.errors import InputError
 from loko_ref.network import lora
-from loko_ref.network.kinds import KINDS, Ask, Context, backward, run
-from loko_ref.network.kinds.base import width_in
+from loko_ref.network.layers import Context, Request, backward, run
+from loko_ref.network.layers.base import init_layers, width_in
 from loko_ref.network.spec import (
     Spec,
     check_input,
@@ -225,7 +225,7 @@ def init_model(
     spec : sequence of mapping
         The layers.
     init : {"kaiming", "gaussian", "orthogonal"}
-        Law of A (:func:`loko_ref.network.lora.init_factors`).
+        Initialization of A (:func:`loko_ref.network.lora.init_factors`).
     dtype : str
         float64 or float32.
     like : array, optional
@@ -235,9 +235,7 @@ def init_model(
     check_format("dtype", dtype)
     count = sum(math.prod(shape) for shape in param_shapes(spec).values())
     check_memory("spec", f"{count} weights", count, dtype)
-    weights: dict[str, Any] = {}
-    for layer in spec:
-        weights |= KINDS[layer["kind"]].init(layer, rng, init, dtype)
+    weights: dict[str, Array] = init_layers(spec, rng, init, dtype)
     if like is not None:
         weights = {key: asarray(value, like) for key, value in weights.items()}
     return Model(spec=spec, weights=weights)
@@ -317,7 +315,7 @@ def merge_lora(model: Model) -> Model:
 
 @takes(model=Model)
 def check_inputs(model: Model, x: Array, *, finite: bool = True) -> None:
-    """Refuse an empty batch and inputs of wrong shape, library or dtype, NaN or infinity."""
+    """Raise on an empty batch, and on inputs of wrong shape, library or dtype, NaN or infinity."""
     check_input(model.spec, next(iter(model.weights.values())), x)
     if x.shape[0] == 0:
         raise InputError("x", "an empty batch", "at least one sample", "a loader at its end")
@@ -342,7 +340,7 @@ def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
     z : array (batch, C)
         Outputs.
     cache : list
-        One entry a layer, for :func:`vjp`.
+        One entry per layer, for :func:`vjp`.
 
     Raises
     ------
@@ -377,6 +375,6 @@ def vjp(model: Model, dz: Array, cache: list[Any], *, per_sample: bool = False) 
     dict
         Trainable name -> ``(k, *shape)``, or ``(k, batch, *shape)`` with ``per_sample``.
     """
-    ask = Ask(frozenset(model.trainable), per_sample, need_dx=False)
-    _, found = backward(model.spec, dz, cache, ask)
+    request = Request(frozenset(model.trainable), per_sample, need_dx=False)
+    _, found = backward(model.spec, dz, cache, request)
     return {name: found[name] for name in model.trainable}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loko_ref import kalman
 from loko_ref.errors import InputError
 from loko_ref.loko import COVARIANCES, Batch, LokoConfig, LokoState
-from loko_ref.network.kinds.tokens import Embedding
+from loko_ref.network.layers import embedding
 from loko_ref.network.model import Model, pack, sites
 from loko_ref.network.spec import reads_tokens
 from loko_ref.strategies.matrices import arrays, frozen, spd_matrices, variances
@@ -36,7 +36,7 @@ def _ids(draw: st.DrawFn, layer: dict[str, Any], size: int) -> Any:
     t = draw(st.integers(1, layer["positions"] - (0 if start is None else start + 1)))
     tops = {"ids": layer["vocab"], "types": layer.get("types", 1), "mask": 2}
     channels = {}
-    for name in Embedding.inputs(layer):
+    for name in embedding.channels(layer):
         entries = st.lists(st.integers(0, tops[name] - 1), min_size=size * t, max_size=size * t)
         channels[name] = np.array(draw(entries)).reshape(size, t)
     if "mask" in channels:
@@ -44,7 +44,7 @@ def _ids(draw: st.DrawFn, layer: dict[str, Any], size: int) -> Any:
     elif pad is not None:
         first = channels["ids"][:, 0]
         first[first == pad] = (pad + 1) % layer["vocab"]
-    stacked = [channels[name] for name in Embedding.inputs(layer)]
+    stacked = [channels[name] for name in embedding.channels(layer)]
     return frozen(stacked[0] if len(stacked) == 1 else np.stack(stacked, axis=1))
 
 

@@ -21,7 +21,7 @@ from loko_ref.conformance.judge import tolerance
 from loko_ref.conformance.judge.answer import Answer
 from loko_ref.conformance.reports import document as report
 from loko_ref.files import documents as schema
-from loko_ref.network.kinds import KINDS
+from loko_ref.network.layers import KINDS
 from loko_ref.network.model import init_model
 from loko_ref.network.spec import linears
 from loko_ref.textbook import FORMULA_TABLE
