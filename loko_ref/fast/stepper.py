@@ -27,7 +27,7 @@ __all__ = ["FastRecord", "Stepper", "prepare"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FastRecord:
-    """What the fast route tells of a step.
+    """What the fast route records of a step.
 
     Attributes
     ----------
@@ -159,7 +159,7 @@ class Stepper:
         batch, C = yhat.shape
         if self.config.observation == "softmax":  # Q J
             return yhat[:, None] * (self.Q - (yhat @ self.Q.T)[:, :, None])
-        if self.config.observation == "glm":  # each class but the likeliest, less that one
+        if self.config.observation == "glm":  # each class but the reference class, less that one
             each = glm.against_reference(yhat, np.tile(self.eye, (batch, 1)))
             return each.reshape(batch, C - 1, C)
         eye = self.eye - 1 / C if self.config.center else self.eye

@@ -27,6 +27,7 @@ from loko_ref.interop.model_config import (
     outputs_of,
 )
 from loko_ref.interop.tensors import as_floats, find_tensors, read_tensors
+from loko_ref.network.layers.embedding import Channel
 from loko_ref.network.model import Model, param_shapes
 
 __all__ = ["Checkpoint", "join", "load_classifier"]
@@ -44,7 +45,7 @@ OTHER_HEADS = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A model with what its files said.
+    """A model with the contents of its configuration files.
 
     Attributes
     ----------
@@ -72,7 +73,7 @@ def load_classifier(
     folder: str | Path,
     *,
     dtype: str = "float64",
-    inputs: Sequence[str] = ("ids",),
+    inputs: Sequence[Channel] = ("ids",),
     outputs: int | None = None,
     head: np.random.Generator | None = None,
 ) -> Checkpoint:
@@ -88,7 +89,7 @@ def load_classifier(
         Channels of the integer input of a text model, of ids, types, mask. Without ``mask``,
         tokens equal to the configuration's pad_token_id are padding.
     outputs : int, optional
-        Number of classes; by default what the configuration says.
+        Number of classes; by default that of the configuration.
     head : numpy.random.Generator, optional
         Draw a fresh head (normal, deviation 0.02, biases 0), for a checkpoint without one.
 

@@ -233,7 +233,7 @@ class LteConfig:
     loss: str = "cross_entropy"
     optimizer: SGD | AdaGrad | AdamW | Loko = field(default_factory=AdamW)
     filter_merge: str = "keep"
-    init: str = "orthogonal"
+    init: lora.Init = "orthogonal"
     seed: int = 0
     replicas: str = "train"
 

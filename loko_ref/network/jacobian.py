@@ -10,7 +10,7 @@ from loko_ref.arrays import Array, namespace
 from loko_ref.checks.values import check_floats, check_shape
 from loko_ref.network.model import Model, check_inputs, forward, vjp
 
-__all__ = ["check_inputs", "gradient", "jacobian"]
+__all__ = ["gradient", "jacobian"]
 
 
 def jacobian(model: Model, x: Array) -> tuple[Array, Array]:

@@ -45,6 +45,7 @@ from loko_ref.network.spec import (
     Spec,
     check_input,
     check_spec,
+    factor_shapes,
     linears,
     map_linears,
     mlp_spec,
@@ -66,14 +67,6 @@ __all__ = [
     "unpack",
     "vjp",
 ]
-
-
-def _factor_names(spec: Spec) -> tuple[str, ...]:
-    """Every LoRA factor: those of each linear in model order.  [LORA-4]."""
-    names: list[str] = []
-    for layer in linears(spec):
-        names += [k for k in param_shapes([layer]) if k.rsplit(".", 1)[1] in lora.FACTORS]
-    return tuple(names)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +112,7 @@ class Model:
             check_shape(name, self.weights[name], shape)
         check_finite(**self.weights)
         if not self.trainable:
-            object.__setattr__(self, "trainable", _factor_names(self.spec))
+            object.__setattr__(self, "trainable", tuple(factor_shapes(self.spec)))
         for name in self.trainable:
             check_choice("trainable", name, shapes)
         if len(set(self.trainable)) != len(self.trainable):
@@ -210,7 +203,7 @@ def init_model(
     rng: np.random.Generator,
     spec: Spec,
     *,
-    init: str = "kaiming",
+    init: lora.Init = "kaiming",
     dtype: str = "float64",
     like: Array | None = None,
 ) -> Model:
@@ -248,7 +241,7 @@ def add_lora(
     *,
     r: int,
     alpha: float,
-    init: str = "kaiming",
+    init: lora.Init = "kaiming",
     bias: bool = False,
     targets: Sequence[str] | None = None,
 ) -> Model:

@@ -17,10 +17,12 @@ from loko_ref.errors import InputError
 from loko_ref.network.layers import KINDS, Flow, Layer, Layers
 from loko_ref.network.layers.activation import ACTIVATIONS, ActivationName
 from loko_ref.network.layers.base import check_kinds, check_layers, layer_shapes, width_in
+from loko_ref.network.lora import FACTORS
 
 __all__ = [
     "check_input",
     "check_spec",
+    "factor_shapes",
     "linears",
     "map_linears",
     "mlp_spec",
@@ -91,6 +93,18 @@ def param_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     return layer_shapes(spec)
 
 
+def factor_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every LoRA factor, in packing order: linear by linear.  [LORA-4].
+
+    Examples
+    --------
+    >>> factor_shapes([{"kind": "linear", "name": "0", "in": 3, "out": 2, "lora": {"r": 1}}])
+    {'0.A': (1, 3), '0.B': (2, 1)}
+    """
+    shapes = layer_shapes(linears(spec))
+    return {name: shape for name, shape in shapes.items() if name.rsplit(".", 1)[1] in FACTORS}
+
+
 def width_out(spec: Spec) -> int:
     """C, the width of the output: that of the last layer that fixes one."""
     return int(check_layers(spec, "spec", Flow()).width or 0)
@@ -126,7 +140,7 @@ def mlp_spec(
     """
     check_type("widths", widths, Sequence, "one width in place of a list")
     if len(widths) < 2:
-        raise InputError("widths", widths, "at least two widths", "a network without a layer")
+        raise InputError("widths", widths, "at least two widths", "the width of the input left out")
     for width in widths:
         check_whole("widths", width)
     check_choice("activation", activation, ACTIVATIONS)

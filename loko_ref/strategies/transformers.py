@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from loko_ref.checks.values import check_choice
 from loko_ref.network.architectures import TARGETS, bert_spec, encoder_spec, roberta_spec, vit_spec
 from loko_ref.network.layers.activation import ACTIVATIONS
+from loko_ref.network.layers.embedding import Channel
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.strategies.matrices import dtype_or, frozen
 
@@ -90,7 +91,7 @@ def transformer_specs(
     if draw(st.booleans()):
         return roberta_spec(**common)
     types = draw(st.integers(0, 2))
-    inputs = ["ids"]
+    inputs: list[Channel] = ["ids"]
     inputs += ["types"] if types and draw(st.booleans()) else []
     inputs += ["mask"] if draw(st.booleans()) else []
     pad = draw(st.sampled_from([None, 0]))

@@ -13,7 +13,7 @@ from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import all_mutants, idle
-from loko_ref.interop.torch_module import factor_shapes
+from loko_ref.network.spec import factor_shapes
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.filter import identity
 

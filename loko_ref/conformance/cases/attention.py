@@ -12,7 +12,13 @@ import numpy as np
 
 from loko_ref.conformance.cases.model import loko_inputs, lora, network_weights
 from loko_ref.conformance.cases.registry import Draw, define
-from loko_ref.network.architectures import bert_spec, encoder_spec, roberta_spec, vit_spec
+from loko_ref.network.architectures import (
+    NormOrder,
+    bert_spec,
+    encoder_spec,
+    roberta_spec,
+    vit_spec,
+)
 
 __all__: list[str] = []
 
@@ -33,7 +39,7 @@ def _attention(d: int, inner: int, heads: int, sites: Mapping[str, Any], **more:
     return [layer | more, {"kind": "pool", "how": "mean"}]
 
 
-def _block(norm: str = "pre", layers: int = 1, targets: str = "q v", **more: Any) -> Spec:
+def _block(norm: NormOrder = "pre", layers: int = 1, targets: str = "q v", **more: Any) -> Spec:
     options: dict[str, Any] = {
         "width": 4,
         "heads": 2,

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.interop.torch_module import build_module, factor_shapes, import_torch
+from loko_ref.interop.torch_module import build_module, import_torch
+from loko_ref.network.spec import factor_shapes
 
 __all__ = ["build_module", "from_step", "from_torch"]
 

@@ -31,11 +31,13 @@ from loko_ref.network.layers.base import (
     Params,
     Request,
     Shapes,
+    check_flags,
     check_keys,
     own,
     wanted,
 )
 from loko_ref.network.layers.linear import LINEAR
+from loko_ref.network.lora import Init
 
 __all__ = [
     "PROJECTIONS",
@@ -184,6 +186,7 @@ class Attention(Kind):
             at, part = f"{where}.{key}", layer[key]
             check_type(at, part, Mapping, "a width in place of a linear")
             check_keys(at, part, ("in", "out"), tuple(LINEAR.optional), "projection")
+            check_flags(at, part, LINEAR.optional)
             before = Flow(out["v"], True) if key == "o" else flow
             out[key] = LINEAR.check(part, at, before).width or 0
             if key != "o" and (part["in"], out[key]) != (layer["q"]["in"], out["q"]):
@@ -222,7 +225,9 @@ class Attention(Kind):
             new[key] = {k: v for k, v in change(part).items() if k not in ("kind", "name")}
         return new
 
-    def init(self, layer: Layer, rng: np.random.Generator, init: str, dtype: str) -> dict[str, Any]:
+    def init(
+        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
+    ) -> dict[str, Any]:
         """Draw q, k, v, o in turn."""
         return {
             f"{key}.{name}": value

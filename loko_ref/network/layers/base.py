@@ -19,6 +19,7 @@ from loko_ref.arrays import Array
 from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import check_choice
 from loko_ref.errors import InputError, closest
+from loko_ref.network.lora import Init
 
 __all__ = [
     "KINDS",
@@ -32,6 +33,7 @@ __all__ = [
     "Request",
     "Shapes",
     "backward",
+    "check_flags",
     "check_keys",
     "check_kinds",
     "check_layers",
@@ -145,7 +147,9 @@ class Kind:
         """Return the layer with every linear in it changed."""
         return dict(layer)
 
-    def init(self, layer: Layer, rng: np.random.Generator, init: str, dtype: str) -> dict[str, Any]:
+    def init(
+        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
+    ) -> dict[str, Any]:
         """Draw its arrays on the host; `init` names the initialization of A."""
         return {}
 
@@ -223,6 +227,14 @@ def check_keys(
             raise InputError(where, f"no {key}", f"a key '{key}'", f"an incomplete {what}")
 
 
+def check_flags(where: str, given: Layer, optional: Mapping[str, Any]) -> None:
+    """Raise unless every key whose default is true or false holds one of the two."""
+    for key, default in optional.items():
+        if isinstance(default, bool) and not isinstance(given.get(key, default), bool):
+            required = "true or false"
+            raise InputError(f"{where}.{key}", repr(given[key]), required, "a word, or a number")
+
+
 def check_layers(layers: Layers, where: str, flow: Flow) -> Flow:
     """Raise if layers are of unknown kinds, have unknown or missing keys, or do not chain."""
     check_kinds(where, layers)
@@ -235,6 +247,7 @@ def check_layers(layers: Layers, where: str, flow: Flow) -> Flow:
             raise InputError(at, f"'{layer['kind']}' inside the stack", "it first", order)
         if kind.needs_tokens and flow.tokens is False:
             raise InputError(at, f"'{layer['kind']}' after pooling", "tokens", order)
+        check_flags(at, layer, kind.optional)
         flow = kind.check(layer, at, flow)
     return flow
 
@@ -269,7 +282,7 @@ def names(layer: Layer) -> AbstractSet[str]:
 
 
 def init_layers(
-    layers: Layers, rng: np.random.Generator, init: str, dtype: str
+    layers: Layers, rng: np.random.Generator, init: Init, dtype: str
 ) -> dict[str, np.ndarray]:
     """Draw every array of some layers, in order, on the host."""
     weights: dict[str, np.ndarray] = {}

@@ -25,6 +25,7 @@ from loko_ref.network.layers.base import (
     Shapes,
     draw_normal,
 )
+from loko_ref.network.lora import Init
 
 __all__ = ["Channel", "Embedding", "channels", "lookup_forward", "lookup_vjp", "positions"]
 
@@ -71,9 +72,9 @@ def positions(ids: Array, mask: Array | None, start: int | None) -> Array:
     ids : array (batch, t)
         Token ids.
     mask : array (batch, t) of bool or None
-        Where a token counts, for RoBERTa's rule.
+        Real tokens, for RoBERTa's rule.
     start : int or None
-        None: token j reads row j (BERT). A number: RoBERTa's rule, tokens that count are numbered
+        None: token j reads row j (BERT). A number: RoBERTa's rule, real tokens are numbered
         from ``start + 1`` on, and padding reads row ``start``.
 
     Returns
@@ -173,7 +174,9 @@ class Embedding(Kind):
         shapes: Shapes = {"token": (layer["vocab"], d), "position": (layer["positions"], d)}
         return shapes | ({"type": (layer["types"], d)} if layer.get("types") else {})
 
-    def init(self, layer: Layer, rng: np.random.Generator, init: str, dtype: str) -> dict[str, Any]:
+    def init(
+        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
+    ) -> dict[str, Any]:
         """Draw from a normal, standard deviation 0.02."""
         return draw_normal(self.shapes(layer), rng, dtype)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from loko_ref.arrays import Array, namespace
 from loko_ref.checks.signatures import check_type
-from loko_ref.checks.values import check_whole
+from loko_ref.checks.values import check_range, check_whole
 from loko_ref.network import lora
 from loko_ref.network.layers.base import (
     Context,
@@ -27,6 +27,7 @@ from loko_ref.network.layers.base import (
     Params,
     Request,
     Shapes,
+    check_flags,
     check_keys,
 )
 
@@ -148,7 +149,7 @@ def vjp(
 def site_scale(layer: Layer, like: Array | None = None) -> Any:
     """``alpha / r`` of a linear's LoRA branch; 1 without one.  [LORA-2]."""
     site = layer.get("lora")
-    return lora.scale(site["alpha"], site["r"], like) if site else 1.0
+    return lora.ratio(site["alpha"], site["r"], like) if site else 1.0
 
 
 class Linear(Kind):
@@ -167,8 +168,9 @@ class Linear(Kind):
         if site:
             check_type(f"{where}.lora", site, Mapping, "the rank alone")
             check_keys(f"{where}.lora", site, ("r", "alpha"), ("bias",), "LoRA site")
+            check_flags(f"{where}.lora", site, {"bias": False})
             check_whole(f"{where}.lora.r", site["r"])
-            lora.scale(site["alpha"], site["r"])
+            check_range(f"{where}.lora.alpha", site["alpha"], low_open=True, high_open=True)
         return Flow(layer["out"], flow.tokens)
 
     def width_in(self, layer: Layer) -> int | None:
@@ -196,7 +198,9 @@ class Linear(Kind):
         """Itself, changed."""
         return dict(change(layer))
 
-    def init(self, layer: Layer, rng: np.random.Generator, init: str, dtype: str) -> dict[str, Any]:
+    def init(
+        self, layer: Layer, rng: np.random.Generator, init: lora.Init, dtype: str
+    ) -> dict[str, Any]:
         """W uniform on ±sqrt(6 / i) (He), b = 0, factors as in LoRA."""
         i, o, site = layer["in"], layer["out"], layer.get("lora")
         bound = math.sqrt(6 / i)

@@ -14,6 +14,7 @@ import numpy as np
 from loko_ref.arrays import Array, namespace
 from loko_ref.checks.values import check_range, check_whole
 from loko_ref.network.layers.base import Context, Flow, Kind, Layer, Params, Request, Shapes
+from loko_ref.network.lora import Init
 
 __all__ = ["PARAMS", "LayerNorm", "forward", "vjp"]
 
@@ -122,7 +123,9 @@ class LayerNorm(Kind):
         """Gain g and shift b, if affine."""
         return dict.fromkeys(PARAMS, (layer["width"],)) if self.option(layer, "affine") else {}
 
-    def init(self, layer: Layer, rng: np.random.Generator, init: str, dtype: str) -> dict[str, Any]:
+    def init(
+        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
+    ) -> dict[str, Any]:
         """Set g = 1, b = 0; nothing is drawn."""
         fill = {"g": np.ones, "b": np.zeros}
         return {key: fill[key](shape, dtype) for key, shape in self.shapes(layer).items()}

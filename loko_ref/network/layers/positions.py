@@ -22,6 +22,7 @@ from loko_ref.network.layers.base import (
     Shapes,
     draw_normal,
 )
+from loko_ref.network.lora import Init
 
 __all__ = ["Positions", "forward", "vjp"]
 
@@ -58,7 +59,9 @@ class Positions(Kind):
         """``position`` (count, d)."""
         return {"position": (layer["count"], layer["width"])}
 
-    def init(self, layer: Layer, rng: np.random.Generator, init: str, dtype: str) -> dict[str, Any]:
+    def init(
+        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
+    ) -> dict[str, Any]:
         """Draw from a normal, standard deviation 0.02."""
         return draw_normal(self.shapes(layer), rng, dtype)
 

@@ -29,6 +29,7 @@ from loko_ref.network.layers.base import (
     run,
     width_in,
 )
+from loko_ref.network.lora import Init
 
 __all__ = ["Residual"]
 
@@ -71,7 +72,9 @@ class Residual(Kind):
         inner = [KINDS[k["kind"]].map_linears(k, change) for k in layer["layers"]]
         return {**layer, "layers": inner}
 
-    def init(self, layer: Layer, rng: np.random.Generator, init: str, dtype: str) -> dict[str, Any]:
+    def init(
+        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
+    ) -> dict[str, Any]:
         """Draw its layers in turn."""
         return init_layers(layer["layers"], rng, init, dtype)
 
