@@ -19,25 +19,23 @@ import numpy as np
 from loko_ref.arrays import Array, namespace, peak, root
 from loko_ref.arrays.special import softmax_vjp
 from loko_ref.checks.signatures import check_type
-from loko_ref.checks.values import check_whole
 from loko_ref.errors import InputError
 from loko_ref.network.layers import linear
 from loko_ref.network.layers.base import (
     Context,
     Flow,
     Grads,
+    Init,
     Kind,
     Layer,
     Params,
     Request,
     Shapes,
-    check_flags,
-    check_keys,
+    check_entry,
     own,
     wanted,
 )
 from loko_ref.network.layers.linear import LINEAR
-from loko_ref.network.lora import Init
 
 __all__ = [
     "PROJECTIONS",
@@ -176,17 +174,17 @@ class Attention(Kind):
     required = ("name", "heads", *PROJECTIONS)
     optional: ClassVar = {"causal": False}
     params = tuple(f"{key}.{name}" for key in PROJECTIONS for name in linear.PARAMS)
+    sizes = ("heads",)
     needs_tokens = True
 
     def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
         """q, k, v read the same width; heads divide it; o reads what v returns."""
-        check_whole(f"{where}.heads", layer["heads"])
         out: dict[str, int] = {}
         for key in PROJECTIONS:
             at, part = f"{where}.{key}", layer[key]
             check_type(at, part, Mapping, "a width in place of a linear")
-            check_keys(at, part, ("in", "out"), tuple(LINEAR.optional), "projection")
-            check_flags(at, part, LINEAR.optional)
+            size = ("in", "out")
+            check_entry(at, part, size, LINEAR.optional, size, "projection")
             before = Flow(out["v"], True) if key == "o" else flow
             out[key] = LINEAR.check(part, at, before).width or 0
             if key != "o" and (part["in"], out[key]) != (layer["q"]["in"], out["q"]):

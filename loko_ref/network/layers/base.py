@@ -17,7 +17,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.checks.signatures import check_type
-from loko_ref.checks.values import check_choice
+from loko_ref.checks.values import check_choice, check_whole
 from loko_ref.errors import InputError, closest
 from loko_ref.network.lora import Init
 
@@ -26,6 +26,7 @@ __all__ = [
     "Context",
     "Flow",
     "Grads",
+    "Init",
     "Kind",
     "Layer",
     "Layers",
@@ -33,11 +34,9 @@ __all__ = [
     "Request",
     "Shapes",
     "backward",
-    "check_flags",
-    "check_keys",
+    "check_entry",
     "check_kinds",
     "check_layers",
-    "draw_normal",
     "init_layers",
     "layer_shapes",
     "names",
@@ -107,6 +106,10 @@ class Kind:
         Keys that may be left out, with their defaults.
     params : tuple of str
         Names of the arrays that it may have.
+    sizes : tuple of str
+        Keys that hold whole numbers of at least 1.
+    deviation : float
+        Standard deviation of the normal that its arrays are drawn from.
     reads_input : bool
         Whether it takes ids or images, and so must be first.
     needs_tokens : bool
@@ -116,6 +119,8 @@ class Kind:
     required: ClassVar[tuple[str, ...]] = ()
     optional: ClassVar[Mapping[str, Any]] = {}
     params: ClassVar[tuple[str, ...]] = ()
+    sizes: ClassVar[tuple[str, ...]] = ()
+    deviation: ClassVar[float] = 0.0
     reads_input: ClassVar[bool] = False
     needs_tokens: ClassVar[bool] = False
 
@@ -125,7 +130,10 @@ class Kind:
 
     def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
         """Raise if a value is faulty; return what flows out."""
-        return flow
+        if "width" not in layer:
+            return flow
+        flow.check_width(f"{where}.width", layer["width"])
+        return Flow(layer["width"], True if self.needs_tokens else flow.tokens)
 
     def check_input(self, layer: Layer, like: Array, x: Array) -> None:
         """Raise if x is no input of a layer that is first and takes ids or images."""
@@ -151,7 +159,10 @@ class Kind:
         self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
     ) -> dict[str, Any]:
         """Draw its arrays on the host; `init` names the initialization of A."""
-        return {}
+        shapes = self.shapes(layer)
+        return {
+            k: (self.deviation * rng.standard_normal(s)).astype(dtype) for k, s in shapes.items()
+        }
 
     def forward(self, x: Array, params: Params, layer: Layer, context: Context) -> tuple[Any, Any]:
         """Return (y, cache)."""
@@ -183,11 +194,6 @@ def wanted(prefix: str, keys: Sequence[str], need: AbstractSet[str]) -> Abstract
     return {key for key in keys if prefix + key in need}
 
 
-def draw_normal(shapes: Shapes, rng: np.random.Generator, dtype: str) -> dict[str, Any]:
-    """Draw arrays, normal with standard deviation 0.02, on the host."""
-    return {k: (0.02 * rng.standard_normal(s)).astype(dtype) for k, s in shapes.items()}
-
-
 def check_kinds(argument: str, layers: Layers) -> None:
     """Raise unless this is a list of layers of known kinds."""
     check_type(argument, layers, Sequence, "another argument in place of a list of layers")
@@ -196,10 +202,15 @@ def check_kinds(argument: str, layers: Layers) -> None:
         check_choice(f"{argument}[{j}].kind", layer.get("kind"), KINDS)
 
 
-def check_keys(
-    where: str, given: Layer, required: Sequence[str], optional: Sequence[str], what: str
+def check_entry(
+    where: str,
+    given: Layer,
+    required: Sequence[str],
+    optional: Mapping[str, Any],
+    sizes: Sequence[str],
+    what: str,
 ) -> None:
-    """Raise if a mapping lacks a required key or has an unknown one.
+    """Raise if a mapping has a missing or unknown key, or a faulty flag or size.
 
     Parameters
     ----------
@@ -207,8 +218,12 @@ def check_keys(
         Its place in the spec.
     given : mapping
         A layer, or a part of one.
-    required, optional : sequence of str
-        The keys that it must and may have.
+    required : sequence of str
+        The keys that it must have.
+    optional : mapping of str to value
+        Those that it may have, with their defaults; a flag is one whose default is true or false.
+    sizes : sequence of str
+        Those of them that hold whole numbers of at least 1.
     what : str
         What it is, for the error.
     """
@@ -225,14 +240,12 @@ def check_keys(
     for key in required:
         if key not in given:
             raise InputError(where, f"no {key}", f"a key '{key}'", f"an incomplete {what}")
-
-
-def check_flags(where: str, given: Layer, optional: Mapping[str, Any]) -> None:
-    """Raise unless every key whose default is true or false holds one of the two."""
     for key, default in optional.items():
         if isinstance(default, bool) and not isinstance(given.get(key, default), bool):
-            required = "true or false"
-            raise InputError(f"{where}.{key}", repr(given[key]), required, "a word, or a number")
+            flag = "true or false"
+            raise InputError(f"{where}.{key}", repr(given[key]), flag, "a word, or a number")
+    for key in sizes:
+        check_whole(f"{where}.{key}", given.get(key, optional.get(key)))
 
 
 def check_layers(layers: Layers, where: str, flow: Flow) -> Flow:
@@ -240,14 +253,13 @@ def check_layers(layers: Layers, where: str, flow: Flow) -> Flow:
     check_kinds(where, layers)
     for j, layer in enumerate(layers):
         at, kind = f"{where}[{j}]", KINDS[layer["kind"]]
-        required = ("kind", *kind.required)
-        check_keys(at, layer, required, tuple(kind.optional), f"{layer['kind']} layer")
+        required, what = ("kind", *kind.required), f"{layer['kind']} layer"
+        check_entry(at, layer, required, kind.optional, kind.sizes, what)
         order = "layers in the wrong order"
         if kind.reads_input and flow != Flow():
             raise InputError(at, f"'{layer['kind']}' inside the stack", "it first", order)
         if kind.needs_tokens and flow.tokens is False:
             raise InputError(at, f"'{layer['kind']}' after pooling", "tokens", order)
-        check_flags(at, layer, kind.optional)
         flow = kind.check(layer, at, flow)
     return flow
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
-
 from loko_ref.arrays import Array, backend_of, namespace
 from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import check_choice, check_shape, check_whole
@@ -23,9 +21,7 @@ from loko_ref.network.layers.base import (
     Params,
     Request,
     Shapes,
-    draw_normal,
 )
-from loko_ref.network.lora import Init
 
 __all__ = ["Channel", "Embedding", "channels", "lookup_forward", "lookup_vjp", "positions"]
 
@@ -104,12 +100,12 @@ class Embedding(Kind):
     required = ("name", "vocab", "width", "positions")
     optional: ClassVar = {"types": 0, "pad": None, "start": None, "inputs": None}
     params = ("token", "position", "type")
+    sizes = ("vocab", "width", "positions")
+    deviation = 0.02
     reads_input = True
 
     def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
-        """Raise unless sizes are whole numbers, and channels known, with a table each."""
-        for key in ("vocab", "width", "positions"):
-            check_whole(f"{where}.{key}", layer[key])
+        """Raise unless ids are whole numbers, and channels known, with a table each."""
         check_whole(f"{where}.types", self.option(layer, "types"), low=0)
         for key in ("pad", "start"):
             if layer.get(key) is not None:
@@ -173,12 +169,6 @@ class Embedding(Kind):
         d = layer["width"]
         shapes: Shapes = {"token": (layer["vocab"], d), "position": (layer["positions"], d)}
         return shapes | ({"type": (layer["types"], d)} if layer.get("types") else {})
-
-    def init(
-        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
-    ) -> dict[str, Any]:
-        """Draw from a normal, standard deviation 0.02."""
-        return draw_normal(self.shapes(layer), rng, dtype)
 
     def forward(self, x: Array, params: Params, layer: Layer, context: Context) -> Any:
         """Add the rows read from each table; pass on the mask."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from loko_ref.arrays import Array, namespace
 from loko_ref.checks.signatures import check_type
-from loko_ref.checks.values import check_range, check_whole
+from loko_ref.checks.values import check_range
 from loko_ref.network import lora
 from loko_ref.network.layers.base import (
     Context,
@@ -27,8 +27,7 @@ from loko_ref.network.layers.base import (
     Params,
     Request,
     Shapes,
-    check_flags,
-    check_keys,
+    check_entry,
 )
 
 __all__ = ["LINEAR", "PARAMS", "Cache", "Linear", "forward", "site_scale", "vjp"]
@@ -158,18 +157,16 @@ class Linear(Kind):
     required = ("name", "in", "out")
     optional: ClassVar = {"bias": True, "lora": None}
     params = PARAMS
+    sizes = ("in", "out")
 
     def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
         """Widths chain; the rank is at least 1 (it may exceed a width, as PEFT's may)."""
-        for key in ("in", "out"):
-            check_whole(f"{where}.{key}", layer[key])
         flow.check_width(f"{where}.in", layer["in"])
         site = layer.get("lora")
         if site:
             check_type(f"{where}.lora", site, Mapping, "the rank alone")
-            check_keys(f"{where}.lora", site, ("r", "alpha"), ("bias",), "LoRA site")
-            check_flags(f"{where}.lora", site, {"bias": False})
-            check_whole(f"{where}.lora.r", site["r"])
+            flag = {"bias": False}
+            check_entry(f"{where}.lora", site, ("r", "alpha"), flag, ("r",), "LoRA site")
             check_range(f"{where}.lora.alpha", site["alpha"], low_open=True, high_open=True)
         return Flow(layer["out"], flow.tokens)
 

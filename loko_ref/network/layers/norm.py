@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from loko_ref.arrays import Array, namespace
-from loko_ref.checks.values import check_range, check_whole
-from loko_ref.network.layers.base import Context, Flow, Kind, Layer, Params, Request, Shapes
-from loko_ref.network.lora import Init
+from loko_ref.checks.values import check_range
+from loko_ref.network.layers.base import Context, Flow, Init, Kind, Layer, Params, Request, Shapes
 
 __all__ = ["PARAMS", "LayerNorm", "forward", "vjp"]
 
@@ -111,13 +110,12 @@ class LayerNorm(Kind):
     required = ("name", "width")
     optional: ClassVar = {"eps": 1e-5, "affine": True}
     params = PARAMS
+    sizes = ("width",)
 
     def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
         """Width chains; eps >= 0."""
-        check_whole(f"{where}.width", layer["width"])
-        flow.check_width(f"{where}.width", layer["width"])
         check_range(f"{where}.eps", self.option(layer, "eps"), low=0, high_open=True)
-        return Flow(layer["width"], flow.tokens)
+        return super().check(layer, where, flow)
 
     def shapes(self, layer: Layer) -> Shapes:
         """Gain g and shift b, if affine."""

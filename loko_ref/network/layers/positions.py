@@ -7,22 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from loko_ref.arrays import Array, namespace
-from loko_ref.checks.values import check_whole
 from loko_ref.errors import InputError
-from loko_ref.network.layers.base import (
-    Context,
-    Flow,
-    Kind,
-    Layer,
-    Params,
-    Request,
-    Shapes,
-    draw_normal,
-)
-from loko_ref.network.lora import Init
+from loko_ref.network.layers.base import Context, Kind, Layer, Params, Request, Shapes
 
 __all__ = ["Positions", "forward", "vjp"]
 
@@ -46,24 +33,13 @@ class Positions(Kind):
 
     required = ("name", "width", "count")
     params = ("position",)
+    sizes = ("width", "count")
+    deviation = 0.02
     needs_tokens = True
-
-    def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
-        """Width chains."""
-        for key in ("width", "count"):
-            check_whole(f"{where}.{key}", layer[key])
-        flow.check_width(f"{where}.width", layer["width"])
-        return Flow(layer["width"], True)
 
     def shapes(self, layer: Layer) -> Shapes:
         """``position`` (count, d)."""
         return {"position": (layer["count"], layer["width"])}
-
-    def init(
-        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
-    ) -> dict[str, Any]:
-        """Draw from a normal, standard deviation 0.02."""
-        return draw_normal(self.shapes(layer), rng, dtype)
 
     def forward(self, x: Array, params: Params, layer: Layer, context: Context) -> Any:
         """Add the first t rows; raise if there are fewer."""

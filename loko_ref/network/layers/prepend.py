@@ -7,21 +7,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
-
 from loko_ref.arrays import Array, namespace
-from loko_ref.checks.values import check_whole
-from loko_ref.network.layers.base import (
-    Context,
-    Flow,
-    Kind,
-    Layer,
-    Params,
-    Request,
-    Shapes,
-    draw_normal,
-)
-from loko_ref.network.lora import Init
+from loko_ref.network.layers.base import Context, Kind, Layer, Params, Request, Shapes
 
 __all__ = ["Prepend", "forward", "vjp"]
 
@@ -45,24 +32,13 @@ class Prepend(Kind):
     required = ("name", "width")
     optional: ClassVar = {"count": 1}
     params = ("token",)
+    sizes = ("width", "count")
+    deviation = 0.02
     needs_tokens = True
-
-    def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
-        """Width chains."""
-        check_whole(f"{where}.width", layer["width"])
-        check_whole(f"{where}.count", self.option(layer, "count"))
-        flow.check_width(f"{where}.width", layer["width"])
-        return Flow(layer["width"], True)
 
     def shapes(self, layer: Layer) -> Shapes:
         """``token`` (count, d)."""
         return {"token": (self.option(layer, "count"), layer["width"])}
-
-    def init(
-        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
-    ) -> dict[str, Any]:
-        """Draw from a normal, standard deviation 0.02."""
-        return draw_normal(self.shapes(layer), rng, dtype)
 
     def forward(self, x: Array, params: Params, layer: Layer, context: Context) -> Any:
         """Prepend, to the mask too."""

@@ -17,6 +17,7 @@ from loko_ref.network.layers.base import (
     KINDS,
     Context,
     Flow,
+    Init,
     Kind,
     Layer,
     Params,
@@ -29,7 +30,6 @@ from loko_ref.network.layers.base import (
     run,
     width_in,
 )
-from loko_ref.network.lora import Init
 
 __all__ = ["Residual"]
 
