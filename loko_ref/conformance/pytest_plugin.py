@@ -121,13 +121,13 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.implementations.python import load
-    from loko_ref.conformance.reports import expected_failures as expectations
+    from loko_ref.conformance.reports import expected_failures
     from loko_ref.errors import InputError
 
     listed = config.getoption("--loko-xfail")
     try:
         cases = select(config.getoption("--loko-only"), config.getoption("--loko-dtype"))
-        expected = {} if listed is None else expectations.read(listed, "--loko-xfail")
+        expected = {} if listed is None else expected_failures.read(listed, "--loko-xfail")
         target = load(target)
     except InputError as error:
         argument = _OPTIONS.get(error.argument, error.argument)
