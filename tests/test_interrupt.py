@@ -23,10 +23,8 @@ from sampling import LONG
 
 from loko_ref import interrupt
 from loko_ref.cli import main
-from loko_ref.conformance.implementations import python as implementation
-from loko_ref.experiments import base_network as pretraining
-from loko_ref.experiments import runs
-from loko_ref.experiments import stream as training
+from loko_ref.conformance.implementations import python
+from loko_ref.experiments import base_network, runs, stream
 from loko_ref.lte import serial
 
 pytestmark = needs_linux
@@ -55,11 +53,11 @@ def stop(module, name, at):
 
 
 MOMENTS = {
-    "base": (pretraining, "loss_gradient", 20),
-    "steps": (training, "_score", 80),
+    "base": (base_network, "loss_gradient", 20),
+    "steps": (stream, "_score", 80),
     "writing": (os, "fsync", 7),
     "lte": (serial, "step", 20),
-    "verify": (implementation, "call", 3),
+    "verify": (python, "call", 3),
 }
 
 

@@ -149,7 +149,7 @@ def test_linear_filter_is_ridge_regression(rng, form):
     """k steps, lam = 1, q = 0, R fixed: min |L^-1(y - X theta)|^2 + |theta - theta_0|^2_P0^-1.
 
     n = 5, 20 steps of m = 2; the least-squares matrix has cond ~ 10, squared 100 in the normal
-    equations that the filter solves: 20 steps x 100 x 10 eps ~ 4e-12; 1e-12 is met with room.
+    equations that the filter solves: 20 steps x 100 x 10 eps ~ 4e-12; 1e-12 is met with a margin.
     """
     n, m, k = 5, 2, 20
     theta_0, G = rng.standard_normal(n), rng.standard_normal((n, n))

@@ -11,7 +11,7 @@ import pytest
 from loko_ref.cli import main
 from loko_ref.errors import InputError
 from loko_ref.experiments.config import RunConfig
-from loko_ref.experiments.data import registry as sources
+from loko_ref.experiments.data import registry
 from loko_ref.experiments.data.texts import CLS, PAD, SEP, UNKNOWN
 from loko_ref.experiments.stream import begin, evaluate, prepare
 
@@ -108,7 +108,7 @@ TASKS = {"SST-2": sst2, "CoLA": cola, "QNLI": qnli, "MRPC": mrpc}
 
 def test_mnist_keeps_every_image_and_its_label(mnist):
     folder, raw = mnist
-    got = sources.load(f"mnist:{folder}", seed=3)
+    got = registry.load(f"mnist:{folder}", seed=3)
     assert [len(part) for part in (got.base, got.stream, got.test)] == [36, 24, 21]
     assert got.image == (1, 28, 28)
     assert got.classes == 10
@@ -123,13 +123,13 @@ def test_mnist_keeps_every_image_and_its_label(mnist):
             for a, b in zip(*parts, strict=True)
         }
         assert found == {(a.tobytes(), int(b)) for a, b in zip(images, labels, strict=True)}
-    assert got.digest() == sources.load(f"mnist:{folder}", seed=3).digest()
-    assert got.digest() != sources.load(f"mnist:{folder}", seed=4).digest()
+    assert got.digest() == registry.load(f"mnist:{folder}", seed=3).digest()
+    assert got.digest() != registry.load(f"mnist:{folder}", seed=4).digest()
 
 
 def test_a_limit_takes_a_part_of_each_part(mnist):
     folder, _ = mnist
-    whole, few = (sources.load(f"mnist:{folder}", limit=k, dtype="float32") for k in (None, 7))
+    whole, few = (registry.load(f"mnist:{folder}", limit=k, dtype="float32") for k in (None, 7))
     for part in ("base", "stream", "test"):
         a, b = getattr(few, part), getattr(whole, part)
         assert len(a) == 7
@@ -140,29 +140,29 @@ def test_a_limit_takes_a_part_of_each_part(mnist):
 
 def test_shifts_of_images(mnist):
     folder, _ = mnist
-    plain = sources.load(f"mnist:{folder}").test.x.reshape(-1, 28, 28)
-    turned = sources.load(f"mnist:{folder}", shift="rotate90")
+    plain = registry.load(f"mnist:{folder}").test.x.reshape(-1, 28, 28)
+    turned = registry.load(f"mnist:{folder}", shift="rotate90")
     assert (turned.test.x.reshape(-1, 28, 28) == np.rot90(plain, axes=(1, 2))).all()
-    inverted = sources.load(f"mnist:{folder}", shift="invert")
+    inverted = registry.load(f"mnist:{folder}", shift="invert")
     assert (inverted.test.x.reshape(-1, 28, 28) == 1 - plain).all()
     assert (turned.base.x == inverted.base.x).all()
 
 
 def test_cifar(cifar10, tmp_path, rng):
-    got = sources.load(f"cifar10:{cifar10}")
+    got = registry.load(f"cifar10:{cifar10}")
     assert [len(part) for part in (got.base, got.stream, got.test)] == [36, 24, 20]
     assert got.image == (3, 32, 32)
     first = got.base.x[0].reshape(3, 32, 32)
     assert (np.rint(first[:, :, 2 * got.base.y[0]] * 255) == 250).all()
     for part in ("train", "test"):
         (tmp_path / f"{part}.bin").write_bytes(cifar_rows(rng, 100, 40).tobytes())
-    assert sources.load(f"cifar100:{tmp_path}").classes == 12  # fine labels, not coarse
+    assert registry.load(f"cifar100:{tmp_path}").classes == 12  # fine labels, not coarse
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_glue(tmp_path, task):
     TASKS[task](tmp_path / "train.tsv")
-    got = sources.load(f"glue:{tmp_path / 'train.tsv'}", seed=1)
+    got = registry.load(f"glue:{tmp_path / 'train.tsv'}", seed=1)
     total = sum(map(len, (got.base, got.stream, got.test)))
     assert [len(got.base), len(got.stream)] == [total // 2, total // 3]
     x = np.concatenate([got.base.x, got.stream.x, got.test.x])
@@ -178,7 +178,7 @@ def test_glue(tmp_path, task):
 def test_a_folder_of_glue_keeps_train_and_dev_apart(tmp_path):
     sst2(tmp_path / "train.tsv")
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\nan unseen word\t1\na dull film\t0\n")
-    got = sources.load(f"glue:{tmp_path}", seed=2)
+    got = registry.load(f"glue:{tmp_path}", seed=2)
     assert [len(part) for part in (got.base, got.stream, got.test)] == [36, 24, 2]
     assert (got.test.x == UNKNOWN).sum() == 3
     assert sorted(got.test.y) == [0, 1]
@@ -188,7 +188,7 @@ def test_labels_in_words_are_numbered_once_for_both_files(tmp_path):
     head = "index\tsentence1\tsentence2\tlabel\n"
     (tmp_path / "train.tsv").write_text(head + "0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n" * 4)
     (tmp_path / "dev.tsv").write_text(head + "0\ta\tb\tnot_entailment\n")
-    assert sources.load(f"glue:{tmp_path}").test.y.tolist() == [1]
+    assert registry.load(f"glue:{tmp_path}").test.y.tolist() == [1]
 
 
 def test_a_length_without_room_for_a_word_is_refused(tmp_path):
@@ -197,8 +197,8 @@ def test_a_length_without_room_for_a_word_is_refused(tmp_path):
     name, tokenizer = f"glue:{tmp_path / 'train.tsv'}", tmp_path / "tokenizer.json"
     for length, given in ((2, None), (4, tokenizer)):  # [CLS] and a border; <s>, three </s>
         with pytest.raises(InputError, match=f"more than {length}"):
-            sources.load(name, length=length, tokenizer=given)
-        assert sources.load(name, length=length + 1, tokenizer=given).base.x.shape[1] == length + 1
+            registry.load(name, length=length, tokenizer=given)
+        assert registry.load(name, length=length + 1, tokenizer=given).base.x.shape[1] == length + 1
     config = RunConfig(optimizer="loko", data=name, tokenizer=tokenizer)
     assert RunConfig(**json.loads(json.dumps(config.as_dict()))) == config
 
@@ -206,10 +206,10 @@ def test_a_length_without_room_for_a_word_is_refused(tmp_path):
 def test_long_texts_are_cut_and_shifts_leave_borders(tmp_path):
     mrpc(tmp_path / "train.tsv")
     name = f"glue:{tmp_path / 'train.tsv'}"
-    assert sources.load(name, length=8).base.x.shape[1] == 8
-    plain = sources.load(name)
+    assert registry.load(name, length=8).base.x.shape[1] == 8
+    plain = registry.load(name)
     for shift in ("noise", "permute", "invert"):
-        moved = sources.load(name, shift=shift)
+        moved = registry.load(name, shift=shift)
         assert (moved.base.x == plain.base.x).all()
         fixed = np.isin(plain.test.x, (CLS, PAD, SEP))
         assert (moved.test.x[fixed] == plain.test.x[fixed]).all()
@@ -241,7 +241,7 @@ def roberta_tokenizer(path):
 def test_a_roberta_tokenizer(tmp_path):
     made = roberta_tokenizer(tmp_path / "tokenizer.json")
     mrpc(tmp_path / "train.tsv")
-    got = sources.load(
+    got = registry.load(
         f"glue:{tmp_path / 'train.tsv'}",
         tokenizer=str(tmp_path / "tokenizer.json"),
         shift="permute",
@@ -404,7 +404,7 @@ def test_two_sets_are_not_mixed(mnist, rng):
     small = idx(pictures(rng, (20, 20), np.zeros(21, np.uint8)))
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(small)
     with pytest.raises(InputError, match="two data sets"):
-        sources.load(f"mnist:{folder}")
+        registry.load(f"mnist:{folder}")
 
 
 @pytest.mark.parametrize("labels", ["00000000", "11111111", "aaaaaaaa"])
@@ -413,11 +413,11 @@ def test_a_set_of_one_class_is_refused(tmp_path, labels):
     rows = "".join(f"a b\t{label}\n" for label in labels)
     path.write_text("sentence\tlabel\n" + rows)
     with pytest.raises(InputError, match="8 samples of one class"):
-        sources.load(f"glue:{path}")
+        registry.load(f"glue:{path}")
 
 
 def test_a_set_of_too_few_samples_is_refused(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("sentence\tlabel\na\t0\nb\t1\n")
     with pytest.raises(InputError, match="no sample for the stream part"):
-        sources.load(f"glue:{path}")
+        registry.load(f"glue:{path}")

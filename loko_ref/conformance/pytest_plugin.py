@@ -120,7 +120,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.implementations.python import load
-    from loko_ref.conformance.reports import expected_failures as expectations
+    from loko_ref.conformance.reports import expected_failures
     from loko_ref.conformance.verification import naming
     from loko_ref.errors import InputError
 
@@ -128,7 +128,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         with naming(**_OPTIONS):
             cases = select(config.getoption("--loko-only"), config.getoption("--loko-dtype"))
-            expected = {} if listed is None else expectations.read(listed)
+            expected = {} if listed is None else expected_failures.read(listed)
             target = load(target)
     except InputError as error:
         raise pytest.UsageError(str(error)) from None

@@ -144,9 +144,7 @@ def test_no_start(name, message):
 
 
 def test_a_silent_command_is_not_waited_for(monkeypatch):
-    from loko_ref.conformance.implementations import command as subprocess_target
-
-    monkeypatch.setattr(subprocess_target, "START_TIMEOUT", 0.5)
+    monkeypatch.setattr("loko_ref.conformance.implementations.command.START_TIMEOUT", 0.5)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"did not answer hello within 0\.5 s"):
         Command(trouble("silent"))
@@ -296,9 +294,7 @@ def test_stop():
 
 
 def test_a_command_that_stays_is_killed(monkeypatch):
-    from loko_ref.conformance.implementations import command as subprocess_target
-
-    monkeypatch.setattr(subprocess_target, "STOP_TIMEOUT", 0.5)
+    monkeypatch.setattr("loko_ref.conformance.implementations.command.STOP_TIMEOUT", 0.5)
     command = Command(trouble("stays"))
     child = command._child
     assert command.close() is None

@@ -276,15 +276,15 @@ def test_a_run_that_diverges_names_the_step() -> None:
         call(*SMALL, "--data", "wine", "--optimizer", "sgd", "--lr", "3", "--dtype", "float32")
 
 
-def test_mpi4py_is_imported_by_one_room_only_and_not_without_a_launcher() -> None:
-    rooms = [
+def test_mpi4py_is_imported_by_one_module_only_and_not_without_a_launcher() -> None:
+    modules = [
         p.relative_to(ROOT).as_posix()
         for p in (ROOT / "loko_ref").rglob("*.py")
         if ("mpi4py" in p.read_text() and 'import_module("mpi4py' in p.read_text())
         or "import mpi4py" in p.read_text()
         or "from mpi4py" in p.read_text()
     ]
-    assert rooms == ["loko_ref/lte/mpi.py"]
+    assert modules == ["loko_ref/lte/mpi.py"]
     code = "import sys, loko_ref.cli.app, loko_ref.lte.mpi; assert 'mpi4py' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from loko_ref.cli.app import app
 from loko_ref.errors import InputError, MissingExtraError, NumericalError
-from loko_ref.experiments.lte import report as outcome
+from loko_ref.experiments.lte import report
 
 SMALL = ["--hidden", "12", "--rank", "2", "--batch", "16", "--merge-every", "2"]
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_in_another_dtype_is_refused_by_that_name(tmp_path) -> None
 def test_the_extra_that_a_plot_needs_is_named_before_the_run(tmp_path, monkeypatch) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(outcome, "execute", lambda *a: pytest.fail("the run had begun"))
+    monkeypatch.setattr(report, "execute", lambda *a: pytest.fail("the run had begun"))
     with pytest.raises(MissingExtraError, match=r"matplotlib.*loko-ref\[data\]"):
         call("--steps", "2", "--plot", str(tmp_path / "a.svg"))
 
@@ -91,14 +91,14 @@ def test_a_last_step_too_far_is_no_result(steps, more, tmp_path) -> None:
 
 
 def test_a_baseline_that_diverges_says_that_it_is_one(tmp_path, monkeypatch) -> None:
-    real = outcome.train
+    real = report.train
 
     def train(config, *arguments, **more):
         if not config.layout.factors:
             raise NumericalError("gradient", None, "The run diverged.", 3)
         return real(config, *arguments, **more)
 
-    monkeypatch.setattr(outcome, "train", train)
+    monkeypatch.setattr(report, "train", train)
     with pytest.raises(NumericalError, match="step 3: baseline full: gradient: not finite"):
         call("--steps", "2", "--baseline", "lora", "--baseline", "full")
     file = tmp_path / "a.json"
