@@ -21,7 +21,7 @@ from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.conformance.implementations.protocol import decode
 from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.judge.tolerance import expected, tolerance
-from loko_ref.conformance.reports import snippet
+from loko_ref.conformance.reports import literals, snippet
 from loko_ref.conformance.reports.case import describe
 from loko_ref.conformance.user_inputs import own_case
 from loko_ref.conformance.vectors.numbers import flatten
@@ -144,6 +144,20 @@ def declines(out, given, options):
     raise NotImplementedError("not here")
 
 
+@pytest.mark.parametrize("operation", ["loko.step", "loko.run"])
+def test_a_gain_is_compared_up_to_its_convention(operation, tmp_path):
+    (case,) = select(f"{operation}/glm/float64")
+
+    def shifted(out, given, options):
+        return out | {"K": out["K"] + 2.0**-12}
+
+    mapping = offered(operation, shifted)
+    assert verdict(case, mapping).status == "passed"
+    assert outcome(case, mapping, tmp_path)[0] == 0
+    assert snippet.as_json(case)["centred"] == {"K": case.inputs()["y"].shape[-1]}
+    assert snippet.as_json(select("lora.delta/tiny/float64")[0])["centred"] == {}
+
+
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
@@ -252,16 +266,16 @@ def test_every_number_survives_as_a_literal(dtype):
     edges = [0.0, -0.0, info.tiny, info.smallest_subnormal, info.max, info.min, 1 + info.eps, 1e22]
     values = np.concatenate([bits.view(dtype), np.array(edges, dtype=dtype)])
     for value in values[np.isfinite(values)]:
-        text = snippet._number(value)
+        text = literals.number(value)
         back = np.array([float(text)]).astype(dtype)
         assert back.tobytes() == value.tobytes(), text
-    assert snippet._number(np.float32(0.1)) == "0.1"
+    assert literals.number(np.float32(0.1)) == "0.1"
 
 
 def test_empty_and_scalar_arrays_survive():
     names = {"given": lambda numbers: np.array(numbers, dtype="float64")}
     for array in (np.zeros((0, 3)), np.zeros((2, 0)), np.array(1.5), np.ones((1, 1, 1))):
-        back = eval(snippet._literal(array, "given", 0), {**names, "np": np})
+        back = eval(literals.literal(array, "given", 0), {**names, "np": np})
         assert (back.shape, back.tobytes()) == (array.shape, array.tobytes())
 
 

@@ -16,14 +16,12 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.tolerance import expected, tolerance
+from loko_ref.conformance.reports.literals import WIDTH
 from loko_ref.conformance.reports.snippet import centred, defaults
 from loko_ref.conformance.vectors.numbers import flatten
 from loko_ref.textbook.network import NETWORK, factors, projections
 
 __all__ = ["describe", "network"]
-
-WIDTH = 80
-"""Columns of a line."""
 
 WHOLE = 48
 """Elements up to which an array is printed whole."""
@@ -48,7 +46,7 @@ def _numbers(array: Array, indent: int, digits: int, full: bool) -> str:
     """Write an array's numbers: whole where it is small, else its corners."""
     widths = [0]
 
-    def number(value: float) -> str:
+    def number(value: Any) -> str:
         text = f"{value:{widths[0]}.{digits}g}"
         widths.append(len(text))
         return text
