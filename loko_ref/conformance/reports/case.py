@@ -150,7 +150,7 @@ def _network(case: Case) -> Iterator[str]:
     if spec is None:
         return
     sizes = [math.prod(s) for layer in NETWORK["sites"](spec) for s in factors(layer).values()]
-    yield f"\nnetwork ({sum(sizes)} numbers in the LoRA factors)"
+    yield f"\nnetwork, {sum(sizes)} LoRA parameters"
     yield network(spec, 2)
 
 
