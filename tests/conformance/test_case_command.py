@@ -318,7 +318,8 @@ def test_a_description_is_whole_and_fits_a_terminal(case):
     assert max(map(len, lines[1:])) <= 80
     assert max(map(len, snippet.python(case).splitlines()[2:])) <= 80
     flat = " ".join(text.split())
-    assert " ".join(case.hunts.split()) in flat
+    assert case.recipe.text in flat
+    assert all(f"({key})" in flat for key in case.recipe.covers)
     for option in case.operation.options:
         (line,) = [k for k in lines if re.match(rf"  {option.name} ", k)][:1]
         marked = line.endswith("(default)")

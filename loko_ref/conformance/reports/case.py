@@ -17,7 +17,7 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.tolerance import expected, tolerance
 from loko_ref.conformance.reports.literals import WIDTH
-from loko_ref.conformance.reports.snippet import centred, defaults
+from loko_ref.conformance.reports.snippet import centred, covers, defaults
 from loko_ref.conformance.vectors.numbers import flatten
 from loko_ref.textbook.network import NETWORK, factors, projections
 
@@ -217,7 +217,7 @@ def describe(case: Case, full: bool = False) -> str:
     head = [
         case.id,
         _wrapped(f"operation  {operation.name}: {operation.text}", 2, 13),
-        _wrapped(f"covers     {case.hunts}", 2, 13),
+        _wrapped(f"covers     {covers(case)}", 2, 13),
     ]
     parts = (_options(case), _network(case), _inputs(case, full), _expected(case, full))
     return "\n".join([*head, *(line for part in parts for line in part)]) + "\n"

@@ -20,10 +20,11 @@ from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.implementations.protocol import encode
 from loko_ref.conformance.judge.tolerance import canonical, expected, tolerance
+from loko_ref.conformance.mistakes.registry import all_mutants
 from loko_ref.conformance.reports.literals import WIDTH, data, literal
 from loko_ref.files.documents import document
 
-__all__ = ["as_json", "centred", "defaults", "python"]
+__all__ = ["as_json", "centred", "covers", "defaults", "python"]
 
 
 def defaults(case: Case) -> tuple[str, ...]:
@@ -33,6 +34,13 @@ def defaults(case: Case) -> tuple[str, ...]:
         for o in case.operation.options
         if o.default is not None and case.options[o.name] == o.default
     )
+
+
+def covers(case: Case) -> str:
+    """Return what a case is for: the known mistakes it covers, by name and id, or its text."""
+    known = {one.id: one.name for one in all_mutants()}
+    named = (f"{known[key]} ({key})" for key in case.recipe.covers)
+    return "; ".join([*named, *([case.recipe.text] if case.recipe.text else [])])
 
 
 def centred(case: Case) -> int:
@@ -254,7 +262,7 @@ def python(case: Case) -> str:
     wanted, allowed = expected(case), tolerance(case)
     names = ", ".join(json.dumps(output.name) for output in case.operation.outputs) + ","
     purpose = textwrap.fill(
-        "It covers: " + case.hunts, WIDTH, break_on_hyphens=False, break_long_words=False
+        "It covers: " + covers(case), WIDTH, break_on_hyphens=False, break_long_words=False
     )
     text = _HEAD.format(
         id=case.id,
@@ -319,7 +327,8 @@ def as_json(case: Case) -> dict[str, Any]:
         "catalogue": CATALOGUE,
         "operation": case.operation.name,
         "dtype": case.dtype,
-        "purpose": case.hunts,
+        "covers": list(case.recipe.covers),
+        "text": case.recipe.text,
         "options": case.options,
         "defaults": list(defaults(case)),
         "inputs": _encoded(case.inputs()),
