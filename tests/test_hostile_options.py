@@ -79,7 +79,7 @@ PERHAPS = {
 """Values that some option takes."""
 
 PLACES = {
-    *("folder", "json", "json_file", "junit", "html", "trace", "xfail"),
+    *("folder", "json", "json_file", "python", "junit", "html", "trace", "xfail"),
     *("plot", "checkpoint", "resume", "details"),
 }
 """Parameters that are paths: a file may have the name of a number."""
@@ -106,6 +106,7 @@ COMMANDS = commands()
 CHEAP = {
     ("verify",): {"target": "mine.py", "only": "lora.delta", "dtype": "float64"},
     ("operations",): {"name": "lora.delta"},
+    ("case",): {"key": "lora.delta/tiny/float64"},
     ("mutants",): {"only": "P-FLOOR"},
     ("protocol",): {},
     ("vectors", "export"): {"folder": "new", "only": "lora.delta/*/float64"},

@@ -1,12 +1,19 @@
-"""``loko-ref protocol``: the protocol for any language, and a check of a harness that speaks it."""
+"""``loko-ref protocol`` and ``loko-ref schema``: what is spoken and written, for other programs.
+
+The protocol for any language, with a check of a harness that speaks it; the JSON Schemas of the
+documents that this package writes.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
-__all__ = ["protocol"]
+from loko_ref.files.documents import WRITTEN_BY, load
+
+__all__ = ["protocol", "schema"]
 
 
 def protocol(
@@ -82,3 +89,16 @@ def protocol(
         if harness.extra:
             report(False, f"one line per answer: another followed the last one: {harness.extra}")
     raise typer.Exit(1 if wrong else 0)
+
+
+def schema(
+    name: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(WRITTEN_BY)}; by default the list.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a document that another command writes, or the list of them."""
+    if name is None:
+        for one, command in WRITTEN_BY.items():
+            typer.echo(f"{one}\t{command}")
+        return
+    typer.echo(json.dumps(load(name), indent=2))
