@@ -70,7 +70,9 @@ def steps_of(case: Case) -> list[Case]:
         def build(draw: Draw, dtype: str, made: Mapping[str, Any] = made) -> Mapping[str, Any]:
             return made
 
-        recipe = replace(case.recipe, name=f"{case.recipe.name}#step-{t}", build=build)
+        recipe = replace(
+            case.recipe, name=f"{case.recipe.name}#step-{t}", build=build, shared=False
+        )
         cases.append(Case(id=f"{case.id}#step-{t}", recipe=recipe, dtype=case.dtype))
     return cases
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 from loko_ref.kalman.noise import combinations
@@ -37,6 +37,9 @@ Options = Mapping[str, Any]
 
 _CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center")
 """Options that change the dataflow."""
+
+_FLOWS: dict[tuple[Any, ...], tuple[Quantity, ...]] = {}
+"""Options and network -> dataflow, once computed."""
 
 SHAPES = {
     "theta": ("n",),
@@ -221,15 +224,13 @@ def dataflow(o: Options) -> tuple[Quantity, ...]:
     >>> " ".join(q.name for q in dataflow(chosen))
     'p_pred z Z yhat e H R_used S K theta_post p_post'
     """
-    spec = json.dumps(o["spec"]) if "spec" in o else None
-    return _dataflow(tuple(o.get(name) for name in _CHOSEN), spec)
-
-
-@lru_cache(maxsize=1024)
-def _dataflow(chosen: tuple[Any, ...], spec: str | None) -> tuple[Quantity, ...]:
-    o = dict(zip(_CHOSEN, chosen, strict=True))
-    run = _run({} if spec is None else {"spec": json.loads(spec)})
-    return (*_prior(o), *run, *observation(o), *noise_used(o), *update(o), *_noise_kept(o))
+    key = (*(o.get(name) for name in _CHOSEN), json.dumps(o["spec"]) if "spec" in o else None)
+    if key not in _FLOWS:
+        if len(_FLOWS) >= 1024:
+            _FLOWS.clear()
+        prior, used = (*_prior(o), *_run(o)), (*observation(o), *noise_used(o))
+        _FLOWS[key] = (*prior, *used, *update(o), *_noise_kept(o))
+    return _FLOWS[key]
 
 
 def output_name(name: str, o: Options) -> str:

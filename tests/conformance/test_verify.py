@@ -358,7 +358,7 @@ def test_cli_list():
     result = cli("--list", "--only", "lora.delta*", "--dtype", "float64")
     assert result.returncode == 0
     assert result.stdout.splitlines()[0].startswith("lora.delta/tiny/float64\t")
-    assert len(result.stdout.splitlines()) == 5
+    assert len(result.stdout.splitlines()) == 4
 
 
 def test_cli_operations():
