@@ -23,7 +23,7 @@ from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.judge.tolerance import expected, tolerance
 from loko_ref.conformance.reports import literals, snippet
 from loko_ref.conformance.reports.case import describe
-from loko_ref.conformance.user_inputs import own_case
+from loko_ref.conformance.user_inputs import user_case
 from loko_ref.conformance.vectors.numbers import flatten
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -287,7 +287,7 @@ def test_what_is_not_judged_is_no_failure(tmp_path):
         "theta": np.zeros(m), "p": np.ones(m), "H": rng.normal(size=(m, m)), "e": np.ones(m),
         "R": np.diag([1.0, 1e6, 1e12]),
     }  # fmt: skip
-    case = own_case("kalman.diagonal_update", inputs)
+    case = user_case("kalman.diagonal_update", inputs)
     assert tolerance(case)["K"] is None
     only = offered("kalman.diagonal_update", lambda out, given, options: {"K": 2 * out["K"]})
     code, text = outcome(case, only, tmp_path)
