@@ -220,13 +220,7 @@ _RUN |= {
     ),
     "reset-at": (
         _BIASED,
-        {
-            **_SGD,
-            "momentum": 0.5,
-            "reset": "AB",
-            "merge_at": [1, 2, 4, 5],
-            "reset_at": [2, 4],
-        },
+        {**_SGD, "momentum": 0.5, "reset": "AB", "merge_at": [1, 2, 4, 5], "reset_at": [2, 4]},
         "LTE-RESET-EVERY LTE-RESET-LATE LTE-RESET-BY-MERGES LTE-REDRAW-BY-RESETS "
         "LTE-RESET-BIAS-A-KEPT",
     ),
