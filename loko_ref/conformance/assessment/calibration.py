@@ -133,14 +133,14 @@ def of_correct(
     cases : sequence of Case
         Which; what it declines is left out.
     timeout : float, optional
-        Seconds a case.
+        Seconds per case.
     progress : callable, optional
         Called after each case.
 
     Returns
     -------
     list of Spread
-        One a dtype that it ran in.
+        One per dtype that it ran in.
     """
     found: dict[str, list[tuple[Case, Mapping[str, float]]]] = {dtype: [] for dtype in DTYPES}
     for case in cases:
@@ -164,12 +164,12 @@ def of_mutant(
     cases : sequence of Case
         Which.
     timeout : float, optional
-        Seconds a case.
+        Seconds per case.
 
     Returns
     -------
     list of Spread
-        One a dtype in which it occurs; a mistake of precision occurs in finer dtypes only.
+        One per dtype in which it occurs; a mistake of precision occurs in finer dtypes only.
     """
     target = Implementation(target=one.id, functions=as_implementation(one, one.example))
     found: dict[str, list[tuple[Case, Mapping[str, float]]]] = {dtype: [] for dtype in DTYPES}
@@ -196,7 +196,7 @@ def as_json(
 ) -> dict[str, Any]:
     """Build the document ``loko-ref/calibration/2``.
 
-    ``gap`` holds, a dtype, the worst of the correct ones, the mildest of the mistakes (each at its
+    ``gap`` holds, per dtype, the worst of the correct ones, the mildest mistake (each at its
     worst case) and their quotient. A mistake that stays within tolerance everywhere in a dtype is
     below its roundoff there and counts as ``unseen``, not as the mildest. A number that is not
     finite is null.
@@ -228,7 +228,7 @@ def as_json(
 
 
 MILDEST = 5
-"""Mistakes that are printed a dtype; the document holds all."""
+"""Mistakes that are printed per dtype; the document holds all."""
 
 
 def _shown(value: float | None) -> str:

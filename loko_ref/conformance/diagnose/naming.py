@@ -183,7 +183,7 @@ def _agree(a: float | None, b: float | None) -> bool:
 
 
 def _contradicts(one: Mutant, check: Check, size: float | None) -> bool:
-    """Tell whether a mutant would have failed a check that passed."""
+    """Return whether a mutant would have failed a check that passed."""
     if one.roundoff:
         return float(np.finfo(check.case.dtype).eps) / 2 < one.roundoff
     if idle(one, check.case):
@@ -291,11 +291,11 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
         for key, (one, size) in survivors.items()
     }
     for key, one in [(key, one) for key, (one, _) in survivors.items() if one.sizes]:
-        rooms = {c.case.operation.name for c in failed if key in found[c.case.id]}
+        affected = {c.case.operation.name for c in failed if key in found[c.case.id]}
         unlike = sum(
             key not in found[c.case.id] and not idle(one, c.case)
             for c in failed
-            if c.case.operation.name in rooms
+            if c.case.operation.name in affected
         )
         if contradicted[key] + unlike > explained[key]:  # a number that fits some, belies more
             drop(key)
@@ -305,7 +305,7 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
         return contradicted[key] - explained[key], one.roundoff, bool(one.sizes)
 
     def far(key: str) -> bool:
-        """Tell whether more than rounding is left between what came back and a mistake's own."""
+        """Return whether more than rounding is left between a result and a mistake's own."""
         return bool(np.mean([fits[key].ratio for fits in found.values() if key in fits]) > ROUNDING)
 
     # what the run does not tell apart stands as in the catalogue, not as last bits have it: one

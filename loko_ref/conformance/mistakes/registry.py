@@ -150,7 +150,7 @@ def formulas_of(case: Case) -> frozenset[str]:
 
 
 def idle(one: Mutant, case: Case) -> bool:
-    """Tell whether a case calls none of the formulas that a mutant changes."""
+    """Return whether a case calls none of the formulas that a mutant changes."""
     return not one.roundoff and formulas_of(case).isdisjoint(one.changes(one.example))
 
 
