@@ -18,7 +18,7 @@ from loko_ref.conformance.diagnose.naming import fit, name_mistakes
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.mistakes.registry import (
-    Mutant,
+    NOTHING,
     all_mutants,
     as_implementation,
     evaluate,
@@ -116,20 +116,19 @@ def test_caught_and_named_first(one):
 
 def test_the_mutation_machinery_itself_changes_nothing():
     """With no formula changed, the noisy implementation that the score is made of passes."""
-    none = Mutant(id="NONE", name="", explanation="", look="", changes=lambda size: {})
     cases = sample(all_cases(), 0.12, by=lambda c: (c.operation.name, c.dtype))
-    checks = run(Implementation(target="none", functions=as_implementation(none)), cases)
+    checks = run(Implementation(target="none", functions=as_implementation(NOTHING)), cases)
     assert {c.status for c in checks} == {"passed"}
     assert name_mistakes(checks) == {}
 
 
 @pytest.mark.parametrize("key", ["SCORES-UNSCALED", "NORM-AXIS", "RELU-LEAKY", "ADAMW-L2"])
 def test_where_a_mutant_is_idle_it_is_right_code_to_the_bit(key):
-    one, none = BY_ID[key], Mutant(id="N", name="", explanation="", look="", changes=lambda _: {})
+    one = BY_ID[key]
     still = [c for c in CASES if idle(one, c)]
     assert 0 < len(still) < len(CASES)
     for case in still[::5]:
-        right, got = evaluate(none, case), evaluate(one, case, one.example)
+        right, got = evaluate(NOTHING, case), evaluate(one, case, one.example)
         assert all(np.array_equal(right[name], got[name]) for name in right)
     assert not any(idle(BY_ID["SINGLE"], c) for c in CASES)  # it changes what every formula gives
 

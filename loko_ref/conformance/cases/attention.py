@@ -131,12 +131,7 @@ _BOTH: dict[str, tuple[Spec, Read, str, str]] = {
         "CAUSAL-MISSING CAUSAL-STRICT CAUSAL-AHEAD CAUSAL-REVERSED",
         "KEYS-JACOBIAN-MISSING KEYS-JACOBIAN-NOT-TURNED ORDER-KEYS-FIRST",
     ),
-    "attention-saturated": (
-        _HEADS,
-        _tokens(2, 3, 5),
-        "SCORES-SWAPPED",
-        "",
-    ),
+    "attention-saturated": (_HEADS, _tokens(2, 3, 5), "SCORES-SWAPPED", ""),
     "attention-one-token": (
         _CLS,
         _tokens(1, 1, 5),
@@ -156,18 +151,8 @@ _BOTH: dict[str, tuple[Spec, Read, str, str]] = {
         "NORM-EPS-OUTSIDE NORM-EPS-OTHER",
         "NORM-JACOBIAN-NO-MEAN NORM-JACOBIAN-NO-VARIANCE NORM-JACOBIAN-NO-STATISTICS",
     ),
-    "layernorm-near-constant": (
-        _NORM_FIRST,
-        _near_constant,
-        "NORM-ONE-PASS",
-        "",
-    ),
-    "layernorm-constant": (
-        _NORM_FIRST,
-        _one_constant,
-        "NORM-EPS-MISSING",
-        "",
-    ),
+    "layernorm-near-constant": (_NORM_FIRST, _near_constant, "NORM-ONE-PASS", ""),
+    "layernorm-constant": (_NORM_FIRST, _one_constant, "NORM-EPS-MISSING", ""),
     "block-pre": (
         _PRE,
         _tokens(2, 3, 4),
@@ -211,12 +196,7 @@ _BOTH: dict[str, tuple[Spec, Read, str, str]] = {
         "CAUSAL-AHEAD CAUSAL-REVERSED MASK-AFTER-SOFTMAX",
         "",
     ),
-    "text-first-hidden": (
-        _TEXT,
-        _ids([0, 5, 2, 3], [0, 0, 6, 1]),
-        "MASK-QUERIES",
-        "",
-    ),
+    "text-first-hidden": (_TEXT, _ids([0, 5, 2, 3], [0, 0, 6, 1]), "MASK-QUERIES", ""),
     "text-learnt-tokens": (
         _LEARNT,
         _ids([5, 2, 3, 1], [5, 6, 0, 0]),
@@ -229,22 +209,13 @@ _BOTH: dict[str, tuple[Spec, Read, str, str]] = {
         "PATCH-CHANNELS-LAST PATCH-TURNED PATCH-COLUMNS POSITION-MISSING",
         "",
     ),
-    "image-flat": (
-        _DEIT,
-        _tokens(2, 24),
-        "PATCH-TURNED PATCH-COLUMNS POSITION-BEFORE-CLS",
-        "",
-    ),
+    "image-flat": (_DEIT, _tokens(2, 24), "PATCH-TURNED PATCH-COLUMNS POSITION-BEFORE-CLS", ""),
 }
 """For model.forward and model.jacobian: name -> spec, x, covers, and what the latter adds."""
 
 _JACOBIAN: dict[str, tuple[Spec, Read, str]] = {
     **{
-        f"block-lora-{key}": (
-            _block(targets=key, lora=lora(2, 3.0)),
-            _tokens(1, 3, 4),
-            covers,
-        )
+        f"block-lora-{key}": (_block(targets=key, lora=lora(2, 3.0)), _tokens(1, 3, 4), covers)
         for key, covers in {
             "q": "QUERIES-JACOBIAN-MISSING SCORES-JACOBIAN-UNSCALED ATTEND-JACOBIAN-DIAGONAL",
             "k": "KEYS-JACOBIAN-MISSING KEYS-JACOBIAN-NOT-TURNED SCORES-JACOBIAN-MISSING",
@@ -337,13 +308,7 @@ _RESIDUAL: dict[str, Any] = {
 _PADDED = _ids([5, 2, 3, 1], [5, 6, 0, 0])
 
 _STEPS: dict[str, tuple[str, Spec, Read, dict[str, Any], int]] = {
-    "transformer": (
-        "S-PER-TENSOR ORDER-SITES LORA-ON-KEYS",
-        TINY,
-        _tokens(2, 3, 4),
-        {},
-        2,
-    ),
+    "transformer": ("S-PER-TENSOR ORDER-SITES LORA-ON-KEYS", TINY, _tokens(2, 3, 4), {}, 2),
     "transformer-text": (
         "MASK-ATTENTION-IGNORED NORM-EMBEDDING-MISSING EMBEDDING-SCALED",
         _SHORT,

@@ -38,13 +38,7 @@ _D = "kalman.diagonal_update"
 
 
 def _tiny_diagonal(draw: Draw, dtype: str) -> Inputs:
-    return {
-        "theta": [1.0, -1.0],
-        "p": [0.5, 2.0],
-        "H": [[1.0, 2.0]],
-        "e": [3.0],
-        "R": [[0.5]],
-    }
+    return {"theta": [1.0, -1.0], "p": [0.5, 2.0], "H": [[1.0, 2.0]], "e": [3.0], "R": [[0.5]]}
 
 
 define(_D, "tiny", "THETA-SIGN P-KEPT")(_tiny_diagonal)

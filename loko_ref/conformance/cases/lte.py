@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from loko_ref.conformance.cases.model import lora
 from loko_ref.conformance.cases.registry import Draw, define
 from loko_ref.network.spec import linears, mlp_spec, param_shapes
 from loko_ref.textbook.lte_heads import FACTORS
@@ -18,13 +19,9 @@ __all__: list[str] = []
 Inputs = dict[str, Any]
 
 
-def _lora(r: int, alpha: float, bias: bool = False) -> dict[str, Any]:
-    return {"r": r, "alpha": alpha, "bias": bias}
-
-
-_NET = mlp_spec([5, 6, 3], "tanh", _lora(2, 3.0))
-_BIASED = mlp_spec([5, 6, 3], "gelu", _lora(2, 5.0, bias=True))
-_MIXED = mlp_spec([5, 6, 3], "tanh", _lora(2, 3.0))
+_NET = mlp_spec([5, 6, 3], "tanh", lora(2, 3.0))
+_BIASED = mlp_spec([5, 6, 3], "gelu", lora(2, 5.0, bias=True))
+_MIXED = mlp_spec([5, 6, 3], "tanh", lora(2, 3.0))
 del _MIXED[2]["lora"]
 _DEEP = [
     layer
@@ -36,7 +33,7 @@ _DEEP = [
             "in": (5, 6, 4, 6, 5)[j],
             "out": (6, 4, 6, 5, 3)[j],
             "bias": j != 1,
-            "lora": _lora(2, 3.0),
+            "lora": lora(2, 3.0),
         },
         {"kind": kind},
     )
@@ -53,15 +50,15 @@ _ENCODER: list[dict[str, Any]] = [
                 "kind": "attention",
                 "name": "attend",
                 "heads": 2,
-                "q": {"in": 4, "out": 4, "lora": _lora(1, 2.0)},
+                "q": {"in": 4, "out": 4, "lora": lora(1, 2.0)},
                 "k": {"in": 4, "out": 4, "bias": False},  # its gradient would be 0  [LTE-12]
-                "v": {"in": 4, "out": 4, "lora": _lora(1, 2.0, bias=True)},
+                "v": {"in": 4, "out": 4, "lora": lora(1, 2.0, bias=True)},
                 "o": {"in": 4, "out": 4},
             },
         ],
     },
     {"kind": "pool", "how": "mean"},
-    {"kind": "linear", "name": "head", "in": 4, "out": 3, "lora": _lora(2, 2.0)},
+    {"kind": "linear", "name": "head", "in": 4, "out": 3, "lora": lora(2, 2.0)},
 ]
 
 
@@ -141,6 +138,7 @@ for _name, (_sizes, _options, _covers) in _MERGE.items():
 _SGD = {"optimizer": "sgd", "lr": 0.1}
 # a large eps: where a gradient all but cancels, Adam's quotient would have few digits to judge
 _ADAMW = {"optimizer": "adamw", "lr": 0.1, "eps": 0.1, "weight_decay": 0.01}
+_ADAGRAD = {"optimizer": "adagrad", "lr": 0.1}
 _RUN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "sgd": (
         _NET,
@@ -164,11 +162,7 @@ _RUN: dict[str, tuple[Any, dict[str, Any], str]] = {
         "LTE-STATE-KEPT ADAMW-UNCORRECTED ADAMW-CORRECTED-LATE",
     ),
     "reset-B": (_NET, {**_SGD, "reset": "B"}, "LTE-RESET-FORGETS LTE-RESET-B-KEPT"),
-    "reset-AB": (
-        _NET,
-        {"optimizer": "adagrad", "lr": 0.1, "reset": "AB"},
-        "LTE-RESET-A-KEPT LTE-REDRAW-SAME",
-    ),
+    "reset-AB": (_NET, {**_ADAGRAD, "reset": "AB"}, "LTE-RESET-A-KEPT LTE-REDRAW-SAME"),
     "biased": (_BIASED, {**_SGD, "momentum": 0.5}, "LTE-BIAS-UNMERGED LTE-STATE-WIPED"),
     "replica": (_MIXED, _SGD, "LTE-REPLICA-FIRST LTE-MERGE-LATE LTE-MERGE-NEVER"),
     "mse": (_NET, {**_SGD, "loss": "mse", "reset": "B"}, "LTE-MSE-SUMMED"),
@@ -183,6 +177,7 @@ _RUN: dict[str, tuple[Any, dict[str, Any], str]] = {
 # 1 - beta2^t with a beta2 near 1 has few digits to judge
 _ADAM = {**_ADAMW, "beta2": 0.9}
 _LOKO: dict[str, Any] = {"optimizer": "loko"}
+_SOFTMAX = {**_LOKO, "observation": "softmax", "noise": "ema_innovation_hph"}
 _RUN |= {
     "copies": (_NET, {**_ADAM, "realisation": "copies"}, "LTE-COPY-WHOLE LTE-COPY-ADDED"),
     "copies-reset-AB": (
@@ -220,13 +215,7 @@ _RUN |= {
     ),
     "reset-at": (
         _BIASED,
-        {
-            **_SGD,
-            "momentum": 0.5,
-            "reset": "AB",
-            "merge_at": [1, 2, 4, 5],
-            "reset_at": [2, 4],
-        },
+        {**_SGD, "momentum": 0.5, "reset": "AB", "merge_at": [1, 2, 4, 5], "reset_at": [2, 4]},
         "LTE-RESET-EVERY LTE-RESET-LATE LTE-RESET-BY-MERGES LTE-REDRAW-BY-RESETS "
         "LTE-RESET-BIAS-A-KEPT",
     ),
@@ -245,7 +234,7 @@ _RUN |= {
     ),
     "own-copies": (
         _MIXED,
-        {"optimizer": "adagrad", "lr": 0.1, "reduction": "own", "realisation": "copies"},
+        {**_ADAGRAD, "reduction": "own", "realisation": "copies"},
         "LTE-REPLICA-FIRST LTE-REMEMBERS-FIRST",
     ),
     "mhlora-sum": (
@@ -253,11 +242,7 @@ _RUN |= {
         {**_ADAM, "mode": "mhlora", "scaling": "sum"},
         "LTE-MHLORA-OTHER ADAMW-L2 ADAMW-NO-DECAY ADAMW-DECAY-UNSCALED",
     ),
-    "mhlora-adagrad": (
-        _NET,
-        {"optimizer": "adagrad", "lr": 0.1, "mode": "mhlora", "loss": "mse"},
-        "LTE-MSE-SUMMED",
-    ),
+    "mhlora-adagrad": (_NET, {**_ADAGRAD, "mode": "mhlora", "loss": "mse"}, "LTE-MSE-SUMMED"),
     "frozen": (
         _MIXED,
         {**_SGD, "replicas": "frozen"},
@@ -306,15 +291,7 @@ _RUN |= {
     ),
     "loko-prior": (
         _BIASED,
-        {
-            **_LOKO,
-            "observation": "softmax",
-            "noise": "ema_innovation_hph",
-            "beta": 0.8,
-            "r0": 0.4,
-            "reset": "B",
-            "filter_merge": "prior",
-        },
+        {**_SOFTMAX, "beta": 0.8, "r0": 0.4, "reset": "B", "filter_merge": "prior"},
         "LTE-LOKO-PRIOR-ALL LTE-LOKO-PRIOR-IGNORED LTE-LOKO-R-RESET",
     ),
     "loko-fresh": (
@@ -345,14 +322,7 @@ _RUN |= {
     ),
     "loko-fresh-softmax": (
         _MIXED,
-        {
-            **_LOKO,
-            "observation": "softmax",
-            "noise": "ema_innovation_hph",
-            "beta": 0.7,
-            "r0": 0.5,
-            "optimizer_state": "reset",
-        },
+        {**_SOFTMAX, "beta": 0.7, "r0": 0.5, "optimizer_state": "reset"},
         "LTE-LOKO-P-KEPT LTE-LOKO-R-KEPT",
     ),
     "loko-replica": (

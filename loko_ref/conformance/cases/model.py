@@ -218,12 +218,7 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
         _GAUSS,
         4,
     ),
-    "gaussian-variational": (
-        "P-DECOUPLED",
-        _NET,
-        _GAUSS | {"diagonal": "variational"},
-        1,
-    ),
+    "gaussian-variational": ("P-DECOUPLED", _NET, _GAUSS | {"diagonal": "variational"}, 1),
     "gaussian-dense": ("P-DENSE-DIAGONAL", _LINEAR, _GAUSS | {"covariance": "dense"}, 1),
     "gaussian-ema-after": (
         "NOISE-BEFORE NOISE-SCALAR",
@@ -258,12 +253,7 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
         {"observation": "softmax", "noise": "fixed"},
         1,
     ),
-    "softmax-variational": (
-        "P-DECOUPLED",
-        _NET,
-        _SOFT | {"diagonal": "variational"},
-        1,
-    ),
+    "softmax-variational": ("P-DECOUPLED", _NET, _SOFT | {"diagonal": "variational"}, 1),
     "softmax-residual": (
         "NOISE-INNOVATION-FOR-RESIDUAL NOISE-PRIOR-FOR-RESIDUAL",
         _NET,

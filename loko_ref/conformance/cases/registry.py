@@ -24,17 +24,7 @@ from loko_ref.checks.values import check_choice
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
 from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation
 
-__all__ = [
-    "DTYPES",
-    "OWN",
-    "RETIRED",
-    "Case",
-    "Draw",
-    "Recipe",
-    "all_cases",
-    "define",
-    "select",
-]
+__all__ = ["DTYPES", "OWN", "RETIRED", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
 
 DTYPES = ("float64", "float32")
 
@@ -171,13 +161,7 @@ _RECIPES: dict[str, Recipe] = {}
 
 
 def define(
-    operation: str,
-    name: str,
-    covers: str,
-    *,
-    text: str = "",
-    shared: bool = False,
-    **options: Any,
+    operation: str, name: str, covers: str, *, text: str = "", shared: bool = False, **options: Any
 ) -> Callable[[Build], Build]:
     """Register the decorated ``(draw, dtype) -> inputs`` as a case.
 

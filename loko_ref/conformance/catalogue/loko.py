@@ -158,11 +158,7 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
         options=_LOKO_OPTIONS,
         outputs=tuple(
             Output(
-                name=o.name,
-                shape=grow(o.shape),
-                formula=o.formula,
-                labels=o.labels,
-                feeds=o.feeds,
+                name=o.name, shape=grow(o.shape), formula=o.formula, labels=o.labels, feeds=o.feeds
             )
             for o in _LOKO_OUTPUTS
         ),

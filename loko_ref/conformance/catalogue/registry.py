@@ -199,12 +199,7 @@ _ALL = (
             takes("HpH", "(m, m)", "H P H', given; for ema_residual_hph with the posterior P"),
         ),
         options=(
-            option(
-                "noise",
-                None,
-                "the estimator",
-                _ESTIMATORS,
-            ),
+            option("noise", None, "the estimator", _ESTIMATORS),
             option("beta", 0.95, "weight of the past"),
         ),
         outputs=_outputs(

@@ -1,4 +1,4 @@
-"""The catalogue's expected numbers, by the package's own rooms.
+"""The catalogue's expected numbers, by the package's own modules.
 
 Every function takes the case's inputs (float64) and options, and returns the outputs by name.
 Shapes as in ``operations``.

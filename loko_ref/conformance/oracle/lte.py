@@ -1,4 +1,4 @@
-"""LTE's expected numbers, by the package's own room.
+"""LTE's expected numbers, by the package's own modules.
 
 Shapes as in ``operations``.
 """
@@ -69,12 +69,12 @@ def _state(config: lte.LteConfig, state: lte.LteState) -> Out:
 
 
 def _read(x: Any, o: Arrays) -> Any:
-    """Give the network's inputs; token ids, which come as floats, as whole numbers."""
+    """Return the network's inputs; token ids, which come as floats, as whole numbers."""
     return x.astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x
 
 
 def run(x: Arrays, o: Arrays, merging: str = "incremental") -> Out:
-    """Give the expected numbers of ``lte.run``, by :mod:`loko_ref.lte`."""
+    """Compute the expected numbers of ``lte.run``, by :mod:`loko_ref.lte`."""
     config, state = _package(x, o, merging)
     redraws = x.get("redraws")
     drawn: Callable[[int], Out] | None = None
@@ -114,7 +114,7 @@ def run(x: Arrays, o: Arrays, merging: str = "incremental") -> Out:
 
 
 def _step(config: lte.LteConfig, state: lte.LteState, record: Any, batch: Any) -> Out:
-    """Give what a step shows of itself; with LoKO the Jacobian at the state before it."""
+    """Return what is observed of a step; with LoKO the Jacobian at the state before it."""
     z, loss = record.z, record.loss
     if config.mode == "mhlora":  # one network: the plain route has a row a head
         z, loss = np.stack([z] * config.heads), np.repeat(loss, config.heads)
@@ -158,7 +158,7 @@ def _package(x: Arrays, o: Arrays, merging: str) -> tuple[Any, Any]:
 
 
 def forward(x: Arrays, o: Arrays) -> Out:
-    """Give the expected numbers of ``lte.forward``, by :mod:`loko_ref.lte`."""
+    """Compute the expected numbers of ``lte.forward``, by :mod:`loko_ref.lte`."""
     config = lte.LteConfig(
         spec=o["spec"],
         heads=o["heads"],
@@ -177,7 +177,7 @@ def forward(x: Arrays, o: Arrays) -> Out:
 
 
 def merge(x: Arrays, o: Arrays) -> Out:
-    """Give the expected numbers of ``lte.merge``, by :mod:`loko_ref.lte`."""
+    """Compute the expected numbers of ``lte.merge``, by :mod:`loko_ref.lte`."""
     heads, r, i = x["A"].shape
     out = x["B"].shape[1]
     site = {"kind": "linear", "name": "0", "in": i, "out": out, "bias": False}

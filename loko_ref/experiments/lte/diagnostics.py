@@ -104,10 +104,10 @@ def principal_angles(A: Array) -> NDArray[np.float64]:
     array (pairs, r)
         Pairs (0, 1), (0, 2), ..., (1, 2), ... in order; 90 says orthogonal.
     """
-    heads = to_host(A).astype(np.float64)
-    pairs = itertools.combinations(heads, 2)
-    found = [scipy.linalg.subspace_angles(a.T, b.T) for a, b in pairs]
-    return np.degrees(np.array(found).reshape(len(found), heads.shape[1]))
+    Q, _ = np.linalg.qr(np.swapaxes(to_host(A).astype(np.float64), 1, 2))  # (heads, i, r)
+    # of Q, whose rank is r whatever that of A: every pair has r angles
+    found = [scipy.linalg.subspace_angles(a, b) for a, b in itertools.combinations(Q, 2)]
+    return np.degrees(np.array(found).reshape(len(found), Q.shape[2]))
 
 
 @dataclass(frozen=True, kw_only=True)
