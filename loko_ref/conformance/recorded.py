@@ -27,14 +27,11 @@ from loko_ref.textbook.quantities import Lazy, Values, identity, missing, origin
 
 __all__ = ["TraceCase", "check", "first"]
 
-ORDER = (
-    *("theta", "p", "R", "y", "z", "Z", "p_pred", "yhat", "e", "H", "R_used", "S", "K"),
-    *("theta_post", "p_post", "r", "R_post"),
-)
-"""Quantities of a step in dataflow order; with a dense covariance p stands for P here."""
 
-TARGETS = ORDER[6:15] + ORDER[16:]
-"""Quantities that are checked."""
+def _order(o: Mapping[str, Any]) -> list[str]:
+    """List what a step has in dataflow order; with a dense covariance p stands for P here."""
+    run = ("z", "Z")  # of the network, which a recording does not hold: given like the state
+    return ["theta", "p", "R", "y", *run, *(q.name for q in dataflow(o) if q.name not in run)]
 
 
 class TraceCase(Case):
@@ -122,7 +119,8 @@ def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -
     if options["noise"] == "glm" and target == "R_used" and target not in recording.steps[k]:
         place = f"{k}/R"
     got = have.get(target)
-    inputs = {q: have[q] for q in ORDER[: ORDER.index(target)] if q in have}
+    order = _order(options)
+    inputs = {q: have[q] for q in order[: order.index(target)] if q in have}
     if "yhat" in inputs:
         inputs["yhat"] = inputs["yhat"].reshape(pair)
     if target == "K":  # its all-ones part, a convention, is removed per sample of y
@@ -175,16 +173,14 @@ def check(recording: Recording, only: str | None = None) -> list[Check]:
     InputError
         If `only` matches nothing.
     """
-    dense, glm = recording.options["covariance"] == "dense", recording.options["noise"] == "glm"
+    dense, flow = recording.options["covariance"] == "dense", dataflow(recording.options)
     chosen, checks = matcher("--only", only), []
     for k in sorted(recording.steps):
         state = not set(recording.steps[k]) - {"theta", "p", "P", "R"}
         if state and k - 1 in recording.steps and k + 1 not in recording.steps:
             continue  # the state after the last step
         have = _gather(recording, k, dense)
-        for target in TARGETS:
-            if glm and target == "R_post":
-                continue
+        for target in (q.name for q in flow if not q.hidden and not q.network):
             one = _one(recording, k, target, have)
             name = one.case.operation.name
             if chosen(one.case.id) or chosen(name):
