@@ -13,15 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from loko_ref import loko
 from loko_ref.checks.values import read_number, read_whole
 from loko_ref.errors import InputError, shown, unknown_option
-from loko_ref.experiments.config import BASELINES, OPTIMIZERS, default_options
+from loko_ref.experiments.config import BASELINES, CLASSES, default_options
 from loko_ref.experiments.defaults import FINE_TUNING, FROM_SCRATCH
 from loko_ref.kalman.observation import OBSERVATIONS
 
 __all__ = [
-    "CLASSES",
     "describe",
     "option",
     "parse_optimizers",
@@ -82,9 +80,6 @@ Json = Annotated[Path | None, option(OUTPUT, "Write the results (loko-ref schema
 Plot = Annotated[Path | None, option(OUTPUT, "Draw the curves: F.svg (or .png).")]
 Checkpoint = Annotated[Path | None, option(OUTPUT, "Keep a checkpoint: F.npz or F.safetensors.")]
 Resume = Annotated[Path | None, option(OUTPUT, _RESUME)]
-
-CLASSES: dict[str, type[Any]] = {"loko": loko.LokoConfig, **BASELINES}
-"""Optimizer -> the class whose fields are its options, in ``train``."""
 
 
 def _kinds(kind: type[Any]) -> dict[str, type]:
@@ -188,8 +183,8 @@ def parse_optimizers(
     for text in texts:
         name, *words = text.split(",")
         name = name.strip().lower()
-        if name not in OPTIMIZERS:
-            raise unknown_option("--optimizer", name, OPTIMIZERS)
+        if name not in classes:
+            raise unknown_option("--optimizer", name, classes)
         found.append((name, parse_pairs("--optimizer", name, words, classes)))
     return found
 

@@ -33,15 +33,16 @@ from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
 
-__all__ = ["BASELINES", "OPTIMIZERS", "ROUTES", "RunConfig", "default_options", "default_shift"]
-
-OPTIMIZERS = ("loko", "sgd", "adagrad", "adamw")
+__all__ = ["BASELINES", "CLASSES", "ROUTES", "RunConfig", "default_options", "default_shift"]
 
 BASELINES: dict[str, type[Any]] = {
     "sgd": optimizers.SGD,
     "adagrad": optimizers.AdaGrad,
     "adamw": optimizers.AdamW,
 }
+
+CLASSES: dict[str, type[Any]] = {"loko": loko.LokoConfig, **BASELINES}
+"""Optimizer -> the class whose fields are its options."""
 
 ROUTES = ("readable", "fast")
 """Which code takes LoKO's steps: :func:`loko_ref.loko.step`, or :mod:`loko_ref.fast`."""
@@ -86,15 +87,12 @@ def default_options(
     >>> default_options("adamw", False)["lr"], default_options("loko", False)["p0"]
     (0.001, 0.05)
     """
-    check_choice("optimizer", optimizer, OPTIMIZERS)
+    check_choice("optimizer", optimizer, CLASSES)
     given = dict(given or {})
-    if optimizer == "loko":
-        fields = {f.name: f.default for f in dataclasses.fields(loko.LokoConfig)}
-        del fields["model"]
-        if regression:
-            fields["observation"] = "gaussian"
-    else:
-        fields = {f.name: f.default for f in dataclasses.fields(BASELINES[optimizer])}
+    fields = {f.name: f.default for f in dataclasses.fields(CLASSES[optimizer])}
+    fields.pop("model", None)
+    if optimizer == "loko" and regression:
+        fields["observation"] = "gaussian"
     for name in given:
         if name not in fields:
             raise unknown_option(f"{optimizer}'s option", name, fields)

@@ -297,44 +297,23 @@ def assemble(
     )
 
 
-def load(
-    name: str = "digits",
-    *,
-    shift: str = "none",
-    seed: int = 0,
-    dtype: str = "float64",
-    label_noise: float = 0.0,
-    limit: int | None = None,
-) -> Dataset:
-    """Load, split, scale and shift a data set.
+def load(asked: Asked) -> Dataset:
+    """Load, split, scale and shift one of ``DATASETS``.
 
-    Parameters
-    ----------
-    name : {"digits", "breast_cancer", "wine", "iris", "diabetes"}
-        Which one. Digits are split 900 / 600 / 297, the others 1/2, 1/3, the rest.
-    shift : str
-        One of ``SHIFTS``, applied to stream and test.
-    seed, dtype, label_noise, limit
-        As in :class:`Asked`.
+    Digits are split 900 / 600 / 297, the others 1/2, 1/3, the rest.
 
     Raises
     ------
-    InputError
-        If a name is unknown, or a value out of range.
     MissingExtraError
         If scikit-learn is not installed.
     """
-    check_choice("data", name, DATASETS)
-    check_choice("shift", shift, SHIFTS)
-    asked = Asked(
-        name=name, shift=shift, seed=seed, dtype=dtype, label_noise=label_noise, limit=limit
-    )
+    name, dtype = asked.name, asked.dtype
     x, y = _raw(name)
     total = x.shape[0]
     n_base = _DIGITS_BASE if name == "digits" else total // 2
     n_stream = _DIGITS_STREAM if name == "digits" else total // 3
     order = asked.rngs()[0].permutation(total)
-    cuts = [part[:limit] for part in np.split(order, [n_base, n_base + n_stream])]
+    cuts = [part[: asked.limit] for part in np.split(order, [n_base, n_base + n_stream])]
 
     image = _IMAGE.get(name)
     if image is not None:
@@ -357,7 +336,7 @@ def load(
         stream,
         test,
         classes=classes,
-        move=lambda rng, later: shift_features(rng, later, shift, image=image),
+        move=lambda rng, later: shift_features(rng, later, asked.shift, image=image),
         unit=unit,
         image=image,
     )

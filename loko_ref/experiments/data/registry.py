@@ -136,17 +136,11 @@ def load(
     if length is not None:
         check_whole("length", length)
     check_options(name, shift, tokenizer, length)
-    rest: dict[str, Any] = {
-        "shift": shift,
-        "seed": seed,
-        "label_noise": label_noise,
-        "limit": limit,
-    }
+    asked = Asked(
+        name=name, shift=shift, seed=seed, dtype=dtype, label_noise=label_noise, limit=limit
+    )
     if not colon:
-        if kind == "text":
-            return texts.load(name, **rest)
-        return data.load(name, dtype=dtype, **rest)
-    asked = Asked(name=name, dtype=dtype, **rest)
+        return texts.load(asked) if kind == "text" else data.load(asked)
     if word == "glue":
         return _glue(asked, Path(path), tokenizer, LENGTH if length is None else length)
     parts = _mnist(Path(path)) if word == "mnist" else _cifar(Path(path), int(word[5:]))
