@@ -20,7 +20,7 @@ from loko_ref.experiments import stream as training
 from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.runs import Entry
-from loko_ref.experiments.terminal import Bars, show_table
+from loko_ref.experiments.terminal import progress_bars, show_table
 from loko_ref.files.documents import document
 from loko_ref.files.writing import write_bytes
 
@@ -115,13 +115,13 @@ def train(
         kept(checkpoint, _standing(entries))
 
     begin(checkpoint, resume)
-    with Bars() as bars:
+    with progress_bars() as update:
 
         def watch(k: int, task: training.Task, progress: training.Progress) -> None:
             last = progress.curve[-1:]
             note = "".join(f"online {p.online:.3g}  test {p.test:.3g}" for p in last)
             name = f"{k}: {_label(task.config)} seed {task.config.seed}"
-            bars.update(name, progress.step, task.steps, note)
+            update(name, progress.step, task.steps, note)
 
         entries = runs.run_all(
             configs,

@@ -121,22 +121,16 @@ def load(
     merged = None
     if config.mode == "mhlora" or "merged" in arrays:
         merged = take("theta" if config.mode == "mhlora" else "merged", slice(None))
-    nested = {
-        kind: {k.removeprefix(kind): k for k in arrays if k.startswith(kind)}
-        for kind in ("weights.", "base.", "copies.", "slots.")
-    }
-    shared = (
-        {k: asarray(arrays[nested[kind][k]], begun.theta) for k in config.frozen}
-        for kind in ("weights.", "base.")
+    weights, base = (
+        {k: take(f"{kind}.{k}", slice(None)) for k in config.frozen} for kind in ("weights", "base")
     )
-    weights, base = shared
     state = LteState(
         weights=weights,
         base=base,
         theta=take("theta"),
         merged=merged,
-        copies={k: take(nested["copies."][k]) for k in begun.copies},
-        slots={k: take(nested["slots."][k]) for k in begun.slots},
+        copies={k: take(f"copies.{k}") for k in begun.copies},
+        slots={k: take(f"slots.{k}") for k in begun.slots},
         R=take("R") if "R" in arrays else None,
         first=own.start,
         **{name: progress[name] for name in _PROGRESS[:3]},

@@ -19,7 +19,7 @@ from loko_ref.experiments.lte import diagnostics as diag
 from loko_ref.experiments.lte.setup import Job
 from loko_ref.experiments.lte.train import History, baseline_config, evaluate, train
 from loko_ref.experiments.plots import COLOURS, Line, Panel, draw
-from loko_ref.experiments.terminal import Bars, show_table
+from loko_ref.experiments.terminal import progress_bars, show_table
 from loko_ref.files.documents import document
 from loko_ref.files.writing import write_bytes
 from loko_ref.lte.config import LteConfig
@@ -64,8 +64,8 @@ def _run(
     merged: Callable[[LteState, History], None] = lambda state, history: None,
 ) -> Result:
     """Train one configuration to the job's end, under a progress bar, and sum it up."""
-    with Bars(team.rank == 0) as bars:
-        bars.update(title, state.step, job.steps)
+    with progress_bars(team.rank == 0) as update:
+        update(title, state.step, job.steps)
         state = train(
             config,
             state,
@@ -75,7 +75,7 @@ def _run(
             team=team,
             history=history,
             merged=merged,
-            stepped=lambda event: bars.update(title, event.state.step, job.steps),
+            stepped=lambda event: update(title, event.state.step, job.steps),
         )
     loss, _ = evaluate(config, state, job.data.x, job.data.y)
     _check_finite([(state.step, loss, None), *history.evaluations[-1:]], state.step)
