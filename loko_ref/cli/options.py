@@ -83,7 +83,7 @@ Resume = Annotated[Path | None, option(OUTPUT, _RESUME)]
 
 
 def _kinds(kind: type[Any]) -> dict[str, type]:
-    """Give each option of an optimizer the type that its text is read as."""
+    """Return for each option of an optimizer the type that its text is read as."""
     fields = (f for f in dataclasses.fields(kind) if f.name != "model")
     return {f.name: str if f.default is None else type(f.default) for f in fields}
 
@@ -287,7 +287,7 @@ def parse_sizes(items: Sequence[str] | None) -> dict[str, int] | None:
 
 
 def describe(optimizer: str, options: Mapping[str, Any], regression: bool) -> str:
-    """Name an optimizer with those of its options that are not the default.
+    """Return an optimizer's name with those of its options that are not the default.
 
     Examples
     --------

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref import loko, optimizers
+from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import (
     check_choice,
     check_format,
@@ -108,7 +109,7 @@ def default_options(
             fields["noise"] = given["noise"]
         fields["timing"] = "after" if fields["noise"] == "ema_residual_hph" else "before"
         if given.get("covariance") == "dense":
-            fields["form"] = "textbook"  # n^2 m a step; Joseph's n^3 takes seconds at this n
+            fields["form"] = "textbook"  # n^2 m per step; Joseph's n^3 takes seconds at this n
     return fields | {name: value for name, value in given.items() if value is not None}
 
 
@@ -176,11 +177,13 @@ class RunConfig:
     evaluations: int = 20
 
     def __post_init__(self) -> None:
-        """Fill in what depends on the data set, and check what no deeper room checks."""
+        """Fill in what depends on the data set, and check what no lower module checks."""
         kind = sources.kind_of(self.data)
         self._set(**shape_of(self.data, self.network, self.hidden, self.activation, self.size))
         self._set(alpha=full_alpha(FINE_TUNING, self.rank, self.alpha))
-        if self.targets is None:
+        if self.targets is not None:
+            check_type("targets", self.targets, Sequence, "one name in place of several")
+        else:
             self._set(targets=() if self.network == "mlp" else ("q", "v", "head.out"))
         self._set(targets=tuple(self.targets or ()))
         if self.shift is None:
@@ -230,7 +233,7 @@ class RunConfig:
             check_range(where, value, low=0, low_open=True, high_open=True)
 
     def _check_route(self) -> None:
-        """Refuse the fast route where there is only the readable one."""
+        """Raise for the fast route where there is only the readable one."""
         check_choice("route", self.route, ROUTES)
         if self.route == "readable":
             return

@@ -111,7 +111,7 @@ class Entry:
 
 
 def pack(progress: Progress, task: Task, digest: str, status: str) -> Entry:
-    """Put a run's state on the host, with what its status asks for."""
+    """Put a run's state on the host, with what its status needs."""
     state = progress.state
     names = {name: getattr(state, name, None) for name in _STATE}
     arrays = {name: to_host(a) for name, a in names.items() if a is not None}
@@ -235,9 +235,9 @@ def read(path: str | os.PathLike[str]) -> list[Entry]:
     """
     place, runs, arrays = checkpoint.read(path, "train")
     entries = [_entry(place, k, about, _under(arrays, f"{k}/")) for k, about in enumerate(runs)]
-    begun = [entry.status for entry in entries if entry.status not in ("done", "failed")]
-    ended = [entry.status for entry in entries[: len(entries) - len(begun)]]
-    if set(ended) - {"done", "failed"} or "running" in begun[1:]:
+    unfinished = [entry.status for entry in entries if entry.status not in ("done", "failed")]
+    ended = [entry.status for entry in entries[: len(entries) - len(unfinished)]]
+    if set(ended) - {"done", "failed"} or "running" in unfinished[1:]:
         raise place.error(
             "runs",
             f"the statuses {', '.join(entry.status for entry in entries)}",

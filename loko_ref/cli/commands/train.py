@@ -80,10 +80,10 @@ def train(
     A base network is trained on unshifted data (digits: 64-128-128-10), LoRA (r = 4) is put on
     every linear, and the shifted stream is learned once. Exit code 1 if a run diverged.
     """
-    asked = locals() | {"hidden": opt.parse_widths(hidden), "size": opt.parse_sizes(size)}
+    arguments = locals() | {"hidden": opt.parse_widths(hidden), "size": opt.parse_sizes(size)}
     own = {"optimizer", "seed", "route"}  # of each run
-    names = {f.name for f in dataclasses.fields(RunConfig)} & asked.keys() - own
-    about: dict[str, Any] = {k: asked[k] for k in names if asked[k] not in (None, [])}
+    names = {f.name for f in dataclasses.fields(RunConfig)} & arguments.keys() - own
+    about: dict[str, Any] = {k: arguments[k] for k in names if arguments[k] not in (None, [])}
     usual = "digits" if data is None and resume is None else data
     check_needs(data=usual, tokenizer=tokenizer, plot=plot)
     check_outputs({"--json": json_file, "--plot": plot}, checkpoint, resume)

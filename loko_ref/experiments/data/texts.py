@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from loko_ref.checks.values import check_choice
 from loko_ref.errors import InputError
-from loko_ref.experiments.data.bundled import Asked, Dataset, Split, assemble
+from loko_ref.experiments.data.bundled import Dataset, Request, Split, assemble
 
 __all__ = [
     "CHAPTERS",
@@ -78,7 +78,7 @@ def pieces(text: str) -> list[str]:
 
 
 def vocabulary_of(passages: Iterable[Sequence[str]], first: int, rows: int) -> dict[str, int]:
-    """Give the most frequent words the numbers from `first` on, below `rows`.
+    """Assign the most frequent words numbers from `first` on, below `rows`.
 
     By frequency, then by letter: the order of equal counts must not depend on the machine.
 
@@ -107,7 +107,7 @@ def encode_samples(
     vocabulary : dict of str to int
         Ids of the known words.
     length : int
-        Most tokens a sample, [CLS] and borders included, and at least one word.
+        Most tokens per sample, [CLS] and borders included, and at least one word.
 
     Raises
     ------
@@ -181,11 +181,11 @@ def shift_tokens(
 def mover(
     shift: str, ordinary: NDArray[np.int64], fixed: Sequence[int]
 ) -> Callable[[np.random.Generator, NDArray[np.int64]], NDArray[np.int64]]:
-    """Give :func:`shift_tokens` as :func:`loko_ref.experiments.data.bundled.assemble` calls it."""
+    """Return :func:`shift_tokens` as a function of generator and ids."""
     return lambda rng, x: shift_tokens(rng, x, shift, ordinary=ordinary, fixed=fixed)
 
 
-def load(asked: Asked) -> Dataset:
+def load(request: Request) -> Dataset:
     """Cut the chapters into passages, split them by a seed, and shift stream and test part.
 
     Half the passages are the base, a third the stream, the rest the test part.
@@ -198,17 +198,17 @@ def load(asked: Asked) -> Dataset:
         passages += cut
         labels += [label] * len(cut)
     y = np.array(labels, dtype=np.int64)
-    order = asked.rngs()[0].permutation(len(y))
+    order = request.rngs()[0].permutation(len(y))
     halves = np.split(order, [len(y) // 2, len(y) // 2 + len(y) // 3])
-    base, stream, test = (part[: asked.limit] for part in halves)
+    base, stream, test = (part[: request.limit] for part in halves)
     first = UNKNOWN + 1  # passages have no border
     vocabulary = vocabulary_of((passages[j] for j in base), first, VOCABULARY)
     x = encode_samples([[passage] for passage in passages], vocabulary, 1 + LENGTH)
     return assemble(
-        asked,
+        request,
         *(Split(x=x[part], y=y[part]) for part in (base, stream, test)),
         classes=len(CHAPTERS),
-        move=mover(asked.shift, np.arange(first, VOCABULARY), (CLS, PAD)),
+        move=mover(request.shift, np.arange(first, VOCABULARY), (CLS, PAD)),
         vocabulary=VOCABULARY,
         pad=PAD,
     )

@@ -35,7 +35,7 @@ Result = tuple[dict[str, Any], dict[str, Any]]
 
 
 def execute(job: Job, team: Team) -> Result:
-    """Train to the end, saving at each merge where asked to; rank 0 has the result.
+    """Train to the end, saving at each merge where there is a checkpoint; rank 0 has the result.
 
     Raises
     ------
