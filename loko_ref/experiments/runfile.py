@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from numpy.typing import NDArray
 
@@ -53,7 +53,9 @@ _STATE = ("theta", "p", "P", "R")
 def _kind(hint: Any) -> Kind:
     """Return what a value of a type hint looks like in JSON; its range is the constructor's."""
     inner = [part for part in get_args(hint) if part is not type(None)]
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) is Literal:
+        return Choice(get_args(hint))
+    if get_origin(hint) in (UnionType, Union):
         return Maybe(_kind(inner[0]))
     if get_origin(hint) in (Sequence, Mapping):
         item = Scalar() if inner[-1] is Any else _kind(inner[-1])
