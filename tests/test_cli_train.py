@@ -13,6 +13,7 @@ from loko_ref.errors import InputError
 from loko_ref.experiments import plots
 from loko_ref.experiments.config import RunConfig, default_options
 from loko_ref.experiments.stream import Point
+from loko_ref.experiments.terminal import progress_bars
 from loko_ref.files import documents
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
@@ -291,3 +292,17 @@ def test_float32_is_kept_and_reported(cli, tmp_path):
     with np.load(kept) as file:
         assert {file[k].dtype.name for k in file.files if k != "__loko_ref__"} == {"float32"}
     assert validated(tmp_path / "r.json")["runs"][0]["config"]["dtype"] == "float32"
+
+
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch, capsys):
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        with progress_bars() as update:
+            update("loko", 0, 7)
+            update("loko", 7, 7, "online 0.5")
+        shown = capsys.readouterr().err
+        assert ("loko" in shown and "7/7" in shown and "online 0.5" in shown) is terminal, shown
+    with progress_bars(shown=False) as update:
+        update("loko", 7, 7)
+    assert capsys.readouterr().err == ""

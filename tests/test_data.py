@@ -7,7 +7,8 @@ import pytest
 
 from loko_ref.errors import InputError, MissingExtraError
 from loko_ref.experiments.data import bundled as data
-from loko_ref.experiments.data.bundled import Split, load, shift_features
+from loko_ref.experiments.data.bundled import Split, shift_features
+from loko_ref.experiments.data.registry import load
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 

@@ -369,6 +369,13 @@ def test_defaults_are_torch_s_and_the_filter_s_own():
         ({"optimizer": "loko", "batch": 2.0}, "batch"),
         ({"optimizer": "loko", "activation": "swish"}, "activation"),
         ({"optimizer": "loko", "init": "xavier"}, "init"),
+        ({"optimizer": "loko", "targets": "q"}, "targets"),
+        ({"optimizer": "loko", "hidden": 5}, "hidden"),
+        ({"optimizer": "loko", "size": {"layers": 1}}, "nothing with network 'mlp'"),
+        ({"optimizer": "loko", "network": "vit", "size": {"depth": 1}}, "size"),
+        ({"optimizer": "loko", "network": "vit", "hidden": (5,)}, "hidden"),
+        ({"optimizer": "loko", "rank": 0}, "rank"),
+        ({"optimizer": "loko", "alpha": "4"}, "alpha"),
     ],
 )
 def test_a_faulty_config_is_refused_by_name(given, word):

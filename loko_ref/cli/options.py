@@ -13,15 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from loko_ref import loko
 from loko_ref.checks.values import read_number, read_whole
 from loko_ref.errors import InputError, shown, unknown_option
-from loko_ref.experiments.config import BASELINES, OPTIMIZERS, default_options
+from loko_ref.experiments.config import BASELINES, CLASSES, default_options
 from loko_ref.experiments.defaults import FINE_TUNING, FROM_SCRATCH
 from loko_ref.kalman.observation import OBSERVATIONS
 
 __all__ = [
-    "CLASSES",
     "describe",
     "option",
     "parse_optimizers",
@@ -83,12 +81,9 @@ Plot = Annotated[Path | None, option(OUTPUT, "Draw the curves: F.svg (or .png)."
 Checkpoint = Annotated[Path | None, option(OUTPUT, "Keep a checkpoint: F.npz or F.safetensors.")]
 Resume = Annotated[Path | None, option(OUTPUT, _RESUME)]
 
-CLASSES: dict[str, type[Any]] = {"loko": loko.LokoConfig, **BASELINES}
-"""Optimizer -> the class whose fields are its options, in ``train``."""
-
 
 def _kinds(kind: type[Any]) -> dict[str, type]:
-    """Give each option of an optimizer the type that its text is read as."""
+    """Return for each option of an optimizer the type that its text is read as."""
     fields = (f for f in dataclasses.fields(kind) if f.name != "model")
     return {f.name: str if f.default is None else type(f.default) for f in fields}
 
@@ -188,8 +183,8 @@ def parse_optimizers(
     for text in texts:
         name, *words = text.split(",")
         name = name.strip().lower()
-        if name not in OPTIMIZERS:
-            raise unknown_option("--optimizer", name, OPTIMIZERS)
+        if name not in classes:
+            raise unknown_option("--optimizer", name, classes)
         found.append((name, parse_pairs("--optimizer", name, words, classes)))
     return found
 
@@ -292,7 +287,7 @@ def parse_sizes(items: Sequence[str] | None) -> dict[str, int] | None:
 
 
 def describe(optimizer: str, options: Mapping[str, Any], regression: bool) -> str:
-    """Name an optimizer with those of its options that are not the default.
+    """Return an optimizer's name with those of its options that are not the default.
 
     Examples
     --------

@@ -85,7 +85,7 @@ def kept(
     standing : str
         How far the run is.
     since, otherwise : (int, int), str, optional
-        The file's :func:`identity` when it was not this run's, and what is said as long as it is.
+        The file's :func:`identity` when it was not this run's, and the text as long as it is.
     """
     text = f"kept: {checkpoint}, {standing}; go on with: {go_on(checkpoint)}"
     otherwise = otherwise or f"nothing is kept: {checkpoint} is gone"
@@ -93,7 +93,7 @@ def kept(
 
 
 def write_json(option: str, path: Path | None, content: Any) -> None:
-    """Write a document where it was asked for."""
+    """Write a document where a path is given."""
     if path is not None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         write_bytes(path, text.encode(), option)

@@ -38,7 +38,7 @@ class Task:
     Attributes
     ----------
     config : RunConfig
-        What was asked for.
+        The run.
     dataset : Dataset
         On the host.
     model : Model
@@ -64,7 +64,7 @@ class Task:
 
     @cached_property
     def loko_step(self) -> Callable[[loko.LokoState, loko.Batch], tuple[loko.LokoState, Any]]:
-        """LoKO's step by the route asked for; the fast one holds buffers, for one run at a time."""
+        """LoKO's step by the chosen route; the fast one holds buffers, for one run at a time."""
         if self.config.route == "fast":
             return fast.prepare(self.learner).step
         return partial(loko.step, config=self.learner)
@@ -112,7 +112,7 @@ def loss_gradient(
 
 
 def observation_of(dataset: Dataset) -> str:
-    """Name the observation model of a plain loss: ``gaussian`` for real targets."""
+    """Return the observation model of a plain loss: ``gaussian`` for real targets."""
     return "gaussian" if dataset.regression else "softmax"
 
 
@@ -162,7 +162,7 @@ def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None
     Raises
     ------
     BackendError
-        If the backend asked for cannot be used.
+        If the backend cannot be used.
     MissingExtraError
         If scikit-learn is not installed.
     """
@@ -195,7 +195,7 @@ def _load(config: RunConfig) -> Dataset:
 
 
 def check_bounded(array: Array, step: int, knob: str, name: str) -> None:
-    """Tell a run that diverged from bad input: outputs, gradient and theta must not overflow.
+    """Raise where a run diverged: outputs, gradient and theta must not overflow.
 
     Raises
     ------

@@ -95,32 +95,32 @@ def read(
 
 
 def check_same(
-    place: Place, saved: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]]
+    place: Place, saved: Sequence[Mapping[str, Any]], requested: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raise unless the runs of a checkpoint are those asked for, naming the first difference.
+    """Raise unless the runs of a checkpoint are those requested, naming the first difference.
 
     Parameters
     ----------
     place : Place
         The file.
-    saved, asked : sequence of mapping
+    saved, requested : sequence of mapping
         Complete descriptions of the runs, as JSON data.
     """
     path = repr(place.path)
-    if len(saved) != len(asked):
+    if len(saved) != len(requested):
         raise InputError(
             place.argument,
             f"{path}, a checkpoint of {len(saved)} runs",
-            f"one of the {len(asked)} runs asked for",
+            f"one of the {len(requested)} runs requested",
             "other optimizers, variants or seeds than when the checkpoint was written",
         )
-    for k, (have, want) in enumerate(zip(saved, asked, strict=True)):
+    for k, (have, want) in enumerate(zip(saved, requested, strict=True)):
         found = difference("", have, want)
         if found is not None:
             where, was, now = found
             raise InputError(
                 place.argument,
                 f"{path}, run {k} with {where} = {reprlib.repr(was)}",
-                f"{where} = {reprlib.repr(now)}, as asked for",
+                f"{where} = {reprlib.repr(now)}, as requested",
                 "a checkpoint of another command; a resumed run takes the same options",
             )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref import loko, optimizers
+from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import (
     check_choice,
     check_format,
@@ -33,15 +34,16 @@ from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
 
-__all__ = ["BASELINES", "OPTIMIZERS", "ROUTES", "RunConfig", "default_options", "default_shift"]
-
-OPTIMIZERS = ("loko", "sgd", "adagrad", "adamw")
+__all__ = ["BASELINES", "CLASSES", "ROUTES", "RunConfig", "default_options", "default_shift"]
 
 BASELINES: dict[str, type[Any]] = {
     "sgd": optimizers.SGD,
     "adagrad": optimizers.AdaGrad,
     "adamw": optimizers.AdamW,
 }
+
+CLASSES: dict[str, type[Any]] = {"loko": loko.LokoConfig, **BASELINES}
+"""Optimizer -> the class whose fields are its options."""
 
 ROUTES = ("readable", "fast")
 """Which code takes LoKO's steps: :func:`loko_ref.loko.step`, or :mod:`loko_ref.fast`."""
@@ -86,15 +88,12 @@ def default_options(
     >>> default_options("adamw", False)["lr"], default_options("loko", False)["p0"]
     (0.001, 0.05)
     """
-    check_choice("optimizer", optimizer, OPTIMIZERS)
+    check_choice("optimizer", optimizer, CLASSES)
     given = dict(given or {})
-    if optimizer == "loko":
-        fields = {f.name: f.default for f in dataclasses.fields(loko.LokoConfig)}
-        del fields["model"]
-        if regression:
-            fields["observation"] = "gaussian"
-    else:
-        fields = {f.name: f.default for f in dataclasses.fields(BASELINES[optimizer])}
+    fields = {f.name: f.default for f in dataclasses.fields(CLASSES[optimizer])}
+    fields.pop("model", None)
+    if optimizer == "loko" and regression:
+        fields["observation"] = "gaussian"
     for name in given:
         if name not in fields:
             raise unknown_option(f"{optimizer}'s option", name, fields)
@@ -110,7 +109,7 @@ def default_options(
             fields["noise"] = given["noise"]
         fields["timing"] = "after" if fields["noise"] == "ema_residual_hph" else "before"
         if given.get("covariance") == "dense":
-            fields["form"] = "textbook"  # n^2 m a step; Joseph's n^3 takes seconds at this n
+            fields["form"] = "textbook"  # n^2 m per step; Joseph's n^3 takes seconds at this n
     return fields | {name: value for name, value in given.items() if value is not None}
 
 
@@ -178,11 +177,13 @@ class RunConfig:
     evaluations: int = 20
 
     def __post_init__(self) -> None:
-        """Fill in what depends on the data set, and check what no deeper room checks."""
+        """Fill in what depends on the data set, and check what no lower module checks."""
         kind = sources.kind_of(self.data)
         self._set(**shape_of(self.data, self.network, self.hidden, self.activation, self.size))
         self._set(alpha=full_alpha(FINE_TUNING, self.rank, self.alpha))
-        if self.targets is None:
+        if self.targets is not None:
+            check_type("targets", self.targets, Sequence, "one name in place of several")
+        else:
             self._set(targets=() if self.network == "mlp" else ("q", "v", "head.out"))
         self._set(targets=tuple(self.targets or ()))
         if self.shift is None:
@@ -232,7 +233,7 @@ class RunConfig:
             check_range(where, value, low=0, low_open=True, high_open=True)
 
     def _check_route(self) -> None:
-        """Refuse the fast route where there is only the readable one."""
+        """Raise for the fast route where there is only the readable one."""
         check_choice("route", self.route, ROUTES)
         if self.route == "readable":
             return

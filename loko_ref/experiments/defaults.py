@@ -25,7 +25,7 @@ __all__ = ["FINE_TUNING", "FROM_SCRATCH", "HIDDEN", "Defaults"]
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What is taken where nothing is asked for.
+    """What is taken where an option is left out.
 
     Attributes
     ----------

@@ -2,7 +2,7 @@
 
 ``train`` and ``lte`` build the same networks by the same options; they differ in which linears get
 LoRA by default. One rule for the rank: the default one is lowered to the smaller side of a layer
-that is narrower, with the same scale alpha / rank; one that is asked for must fit every layer.
+that is narrower, with the same scale alpha / rank; one that is given must fit every layer.
 """
 
 from __future__ import annotations
@@ -144,14 +144,14 @@ def put_lora(
     bias: bool = False,
     dense_last: bool = False,
 ) -> Spec:
-    """Put LoRA on the linears asked for, or on all of them.
+    """Put LoRA on the given linears, or on all of them.
 
     Parameters
     ----------
     spec : list of dict
         Without LoRA.
     defaults : Defaults
-        Rank and scale where none are asked for.
+        Rank and scale where none are given.
     rank, alpha : int, float, optional
         By default ``defaults.rank``, or the smaller side of a narrower layer; and the scale times
         the rank. The scale ``alpha / rank`` is the same on every layer.
@@ -165,7 +165,7 @@ def put_lora(
     Raises
     ------
     InputError
-        If a target is no linear's name, or a rank that was asked for does not fit.
+        If a target is no linear's name, or a given rank does not fit.
     """
     alpha = full_alpha(defaults, rank, alpha)
     most = rank or defaults.rank

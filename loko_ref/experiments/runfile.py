@@ -66,7 +66,7 @@ def _kind(hint: Any) -> Kind:
 
 _CONFIG = {name: _kind(hint) for name, hint in get_type_hints(RunConfig).items()}
 _STATUS = ("waiting", "running", "done", "failed")
-_RUN = ("config", "status", "digest", "progress", "result", "failure")
+_RUN = ("config", "status", "digest", "progress", "failure")
 _CURVE = Items(Items(Real(0), length=3))
 
 
@@ -86,8 +86,6 @@ class Entry:
         ``step``, ``score``, ``seconds`` and ``curve`` (triples samples, online, test).
     arrays : mapping of str to array
         Its state; while it runs also its network.
-    result : dict or None
-        As :func:`loko_ref.experiments.stream.result` has it, when done.
     failure : dict or None
         ``step`` and ``reason``, when it diverged.
     """
@@ -97,8 +95,15 @@ class Entry:
     digest: str = ""
     progress: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
-    result: dict[str, Any] | None = None
     failure: dict[str, Any] | None = None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """As :func:`loko_ref.experiments.stream.result` has it, when done."""
+        if self.status != "done":
+            return None
+        steps, seconds = self.progress["step"], self.progress["seconds"]
+        return training.result(self.config, steps, seconds, self.curve[-1])
 
     @property
     def curve(self) -> list[Point]:
@@ -108,7 +113,7 @@ class Entry:
 
 
 def pack(progress: Progress, task: Task, digest: str, status: str) -> Entry:
-    """Put a run's state on the host, with what its status asks for."""
+    """Put a run's state on the host, with what its status needs."""
     state = progress.state
     names = {name: getattr(state, name, None) for name in _STATE}
     arrays = {name: to_host(a) for name, a in names.items() if a is not None}
@@ -116,9 +121,6 @@ def pack(progress: Progress, task: Task, digest: str, status: str) -> Entry:
         arrays |= {f"slots/{name}": to_host(a) for name, a in state.slots.items()}
     if status == "running":
         arrays |= {f"weights/{name}": to_host(w) for name, w in task.model.weights.items()}
-    result = None
-    if status == "done":
-        result = training.result(task.config, progress.step, progress.seconds, progress.curve[-1])
     return Entry(
         config=task.config,
         status=status,
@@ -130,7 +132,6 @@ def pack(progress: Progress, task: Task, digest: str, status: str) -> Entry:
             "curve": [dataclasses.astuple(point) for point in progress.curve],
         },
         arrays=arrays,
-        result=result,
     )
 
 
@@ -236,9 +237,9 @@ def read(path: str | os.PathLike[str]) -> list[Entry]:
     """
     place, runs, arrays = checkpoint.read(path, "train")
     entries = [_entry(place, k, about, _under(arrays, f"{k}/")) for k, about in enumerate(runs)]
-    begun = [entry.status for entry in entries if entry.status not in ("done", "failed")]
-    ended = [entry.status for entry in entries[: len(entries) - len(begun)]]
-    if set(ended) - {"done", "failed"} or "running" in begun[1:]:
+    unfinished = [entry.status for entry in entries if entry.status not in ("done", "failed")]
+    ended = [entry.status for entry in entries[: len(entries) - len(unfinished)]]
+    if set(ended) - {"done", "failed"} or "running" in unfinished[1:]:
         raise place.error(
             "runs",
             f"the statuses {', '.join(entry.status for entry in entries)}",
@@ -265,10 +266,6 @@ def _entry(place: Place, k: int, about: Any, arrays: dict[str, NDArray[Any]]) ->
     if status == "done":
         steps = about["progress"]["step"]
         _check_curve(place, f"{name}.progress.curve", entry, steps, steps)
-        done = training.result(config, steps, about["progress"]["seconds"], entry.curve[-1])
-        place.same(f"{name}.result", about["result"], done)
-    else:
-        place.same(f"{name}.result", about["result"], None)
     if status == "failed":
         steps = Whole(about["progress"]["step"], about["progress"]["step"])
         reason = Text("(?s).+", "what went wrong")

@@ -37,7 +37,7 @@ def run_all(
     watch: Callable[[int, Task, Progress], None] | None = None,
     saved: Callable[[Sequence[Entry]], None] | None = None,
 ) -> list[Entry]:
-    """Carry out runs one after the other; one that diverges leaves the others alone.
+    """Run several configurations one after the other; one that diverges leaves the others alone.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def run_all(
         The runs; may be left out with `resume`.
     checkpoint : path-like, optional
         Written at the start, every `every` steps, at the end of each run and at an interruption,
-        atomically: once this call has begun to learn, there is a file to go on from.
+        atomically: once this call has started to learn, there is a file to go on from.
     every : int
         Steps between checkpoints, >= 1.
     resume : path-like, optional
@@ -60,7 +60,7 @@ def run_all(
     Returns
     -------
     list of Entry
-        One a run, in order.
+        One per run, in order.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def run_all(
             if saved is not None:
                 saved(entries)
 
-    begun = {k: unpack(e, k, place) for k, e in enumerate(entries) if e.status == "running"}
+    running = {k: unpack(e, k, place) for k, e in enumerate(entries) if e.status == "running"}
     keep()
     left = stop_after
     networks: dict[str, Mapping[str, NDArray[Any]]] = {}
@@ -99,8 +99,8 @@ def run_all(
             continue
         if left == 0:
             break
-        if k in begun:
-            task, progress = begun.pop(k)
+        if k in running:
+            task, progress = running.pop(k)
         else:
             task = _prepare(entry.config, networks)
             progress = training.begin(task)

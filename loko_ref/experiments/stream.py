@@ -93,7 +93,7 @@ class Progress:
 
 
 def begin(task: Task) -> Progress:
-    """Stand before the first batch."""
+    """Return the progress before the first batch."""
     options = task.learner
     if isinstance(options, loko.LokoConfig):
         return Progress(state=loko.init(options, batch=task.config.batch))
@@ -101,7 +101,7 @@ def begin(task: Task) -> Progress:
 
 
 def stream_batch(task: Task, step: int) -> loko.Batch:
-    """Take one batch of the stream to the backend.
+    """Return one batch of the stream, on the backend.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def stream_batch(task: Task, step: int) -> loko.Batch:
 
 
 def finished(progress: Progress, task: Task) -> bool:
-    """Tell whether the stream is at its end."""
+    """Return whether the stream is at its end."""
     return progress.step >= task.steps
 
 

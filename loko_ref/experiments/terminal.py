@@ -5,67 +5,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["Bars", "show_table"]
+__all__ = ["progress_bars", "show_table"]
 
 WIDTH = 120
 """Columns of a table that goes to a file or a pipe, which has no edge to wrap at."""
 
 
-class Bars:
-    """Progress bars on a terminal's stderr, one per name; nothing elsewhere.
+@contextlib.contextmanager
+def progress_bars(shown: bool = True) -> Iterator[Callable[..., None]]:
+    """Show progress bars on a terminal's stderr while the block runs; nothing elsewhere.
 
     Parameters
     ----------
     shown : bool
         Whether this process shows any: of several ranks one does.
+
+    Yields
+    ------
+    callable
+        ``update(name, done, total, note="")``; a bar is made at the first call with its name.
     """
+    if not shown or not sys.stderr.isatty():
+        yield lambda *progress: None
+        return
+    from rich import progress
+    from rich.console import Console
 
-    def __init__(self, shown: bool = True) -> None:
-        self._progress: Any = None
-        self._tasks: dict[str, Any] = {}
-        if shown and sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
+    text, end = (progress.TextColumn(f"{{task.{k}}}") for k in ("description", "fields[note]"))
+    counts = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
+    tasks: dict[str, Any] = {}
+    with progress.Progress(text, *counts, end, console=Console(stderr=True)) as bars:
 
-            self._progress = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-            )
+        def update(name: str, done: int, total: int, note: str = "") -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total, note="")
+            bars.update(tasks[name], completed=done, note=note)
 
-    def __enter__(self) -> Bars:
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def update(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Show how far a run is.
-
-        Parameters
-        ----------
-        name : str
-            Which run; its bar is made at the first call.
-        done, total : int
-            Steps.
-        note : str
-            Shown at the end of the bar.
-        """
-        if self._progress is None:
-            return
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=total, note="")
-        self._progress.update(self._tasks[name], completed=done, note=note)
+        yield update
 
 
 def show_table(

@@ -50,7 +50,8 @@ class LokoConfig:
         R_0 = r0 I, r0 > 0. Not read by ``glm``.
     p0 : float, mapping of str to float, or array
         Prior variance: a number; one a LoRA site (by layer name); an array (n,), or (n, n) with a
-        dense covariance.  [LOKO-3]
+        dense covariance. The default is for fine-tuning with ``glm``; others stand, with the
+        reasons, in :mod:`loko_ref.experiments.defaults`.  [LOKO-3]
     covariance : {"diagonal", "dense"}
         LoKO's diagonal, or the full filter for small n.  [LOKO-4]
     diagonal : {"decoupled", "variational"}

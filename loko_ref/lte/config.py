@@ -55,8 +55,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class Loko:
     """LoKO inside each head: :class:`loko_ref.loko.LokoConfig` without its model.  [LTE-10].
 
-    Its defaults, but for ``p0``: LTE trains from scratch, where LoKO's 0.05, found for fine-tuning,
-    overshoots within a few steps.
+    Its defaults, but for ``p0``: LTE trains from scratch, where LoKO's own, found for fine-tuning,
+    overshoots within a few steps. :mod:`loko_ref.experiments.defaults` has both, with the reasons.
     """
 
     observation: str = "glm"

@@ -113,7 +113,7 @@ def raising(error: BaseException):
     [
         ("truncated", "a truncated file"),
         ("missing", "No such file"),
-        ("altered", "another SHA-256"),
+        ("altered", "a damaged, truncated or altered file"),
         ("foreign", "another program"),
         ("pickled", "no digest"),
         ("of train", "'loko-ref train'"),

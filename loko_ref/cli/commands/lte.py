@@ -92,7 +92,7 @@ def lte(
     Under ``mpiexec -n P python -m mpi4py -m loko_ref lte ...`` the heads are spread over P ranks,
     with the same result, bit for bit. A checkpoint is written at each merge.
     """
-    asked = dict(locals())
+    arguments = dict(locals())
     if option:
         raise InputError(
             "--option",
@@ -101,7 +101,7 @@ def lte(
             "the spelling of an earlier version",
         )
     ((name, options),) = opt.read_learners([optimizer], lr=lr, p0=p0, classes=OPTIMIZERS)
-    asked |= {
+    arguments |= {
         "data": data or "digits",
         "hidden": opt.parse_widths(hidden),
         "size": opt.parse_sizes(size),
@@ -119,7 +119,7 @@ def lte(
     team = mpi.connect() if mpi.launched() is not None else Alone()
 
     def prepare() -> Any:
-        check_needs(data=asked["data"], tokenizer=tokenizer, plot=plot, backend=backend)
+        check_needs(data=arguments["data"], tokenizer=tokenizer, plot=plot, backend=backend)
         for library in threadpool_info():
             if library["user_api"] == "blas" and library["num_threads"] < threads:
                 most = f"at most {library['num_threads']}, as {library['internal_api']} allows"
@@ -127,7 +127,7 @@ def lte(
         if team.rank == 0:
             results = {"--json": json_file, "--details": details, "--plot": plot}
             check_outputs(results, checkpoint, resume)
-        return command.prepare(asked, team)
+        return command.prepare(arguments, team)
 
     def work(job: Any) -> Any:
         if checkpoint is not None:

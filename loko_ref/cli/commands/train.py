@@ -20,7 +20,7 @@ from loko_ref.experiments import stream as training
 from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.runs import Entry
-from loko_ref.experiments.terminal import Bars, show_table
+from loko_ref.experiments.terminal import progress_bars, show_table
 from loko_ref.files.documents import document
 from loko_ref.files.writing import write_bytes
 
@@ -80,10 +80,10 @@ def train(
     A base network is trained on unshifted data (digits: 64-128-128-10), LoRA (r = 4) is put on
     every linear, and the shifted stream is learned once. Exit code 1 if a run diverged.
     """
-    asked = locals() | {"hidden": opt.parse_widths(hidden), "size": opt.parse_sizes(size)}
+    arguments = locals() | {"hidden": opt.parse_widths(hidden), "size": opt.parse_sizes(size)}
     own = {"optimizer", "seed", "route"}  # of each run
-    names = {f.name for f in dataclasses.fields(RunConfig)} & asked.keys() - own
-    about: dict[str, Any] = {k: asked[k] for k in names if asked[k] not in (None, [])}
+    names = {f.name for f in dataclasses.fields(RunConfig)} & arguments.keys() - own
+    about: dict[str, Any] = {k: arguments[k] for k in names if arguments[k] not in (None, [])}
     usual = "digits" if data is None and resume is None else data
     check_needs(data=usual, tokenizer=tokenizer, plot=plot)
     check_outputs({"--json": json_file, "--plot": plot}, checkpoint, resume)
@@ -115,13 +115,13 @@ def train(
         kept(checkpoint, _standing(entries))
 
     begin(checkpoint, resume)
-    with Bars() as bars:
+    with progress_bars() as update:
 
         def watch(k: int, task: training.Task, progress: training.Progress) -> None:
             last = progress.curve[-1:]
             note = "".join(f"online {p.online:.3g}  test {p.test:.3g}" for p in last)
             name = f"{k}: {_label(task.config)} seed {task.config.seed}"
-            bars.update(name, progress.step, task.steps, note)
+            update(name, progress.step, task.steps, note)
 
         entries = runs.run_all(
             configs,

@@ -78,7 +78,7 @@ def load(
     config: LteConfig,
     run: Mapping[str, Any],
     team: Team,
-    begun: LteState,
+    initial: LteState,
 ) -> tuple[LteState, History]:
     """Read the heads that this rank holds.
 
@@ -89,10 +89,10 @@ def load(
     path : path-like
         Of the file.
     config, run
-        What is asked for now; it must be what was saved.
+        What is requested now; it must be what was saved.
     team : Team
         Which rank holds which heads: any number of ranks.
-    begun : LteState
+    initial : LteState
         The state before the first step, of the heads held: it has the shapes, and the library.
 
     Raises
@@ -106,37 +106,31 @@ def load(
     if others:
         raise place.error("runs", f"{1 + len(others)} runs", "one run of all heads")
     place.names("runs[0]", about, ("config", "run", "progress"))
-    asked = {"config": config.as_json(), "run": dict(run)}
-    for name, fields in asked.items():
+    expected = {"config": config.as_json(), "run": dict(run)}
+    for name, fields in expected.items():
         place.names(f"runs[0].{name}", about[name], tuple(fields))
-    check_same(place, [{name: about[name] for name in asked}], [asked])
+    check_same(place, [{name: about[name] for name in expected}], [expected])
     progress = about["progress"]
-    _check_progress(place, config, progress, begun.theta.dtype.itemsize)
-    _check_arrays(place, config, begun, arrays)
+    _check_progress(place, config, progress, initial.theta.dtype.itemsize)
+    _check_arrays(place, config, initial, arrays)
     own = span(config.heads, team.rank, team.size)
 
     def take(name: str, part: slice = own) -> Array:
-        return asarray(arrays[name][part], begun.theta)
+        return asarray(arrays[name][part], initial.theta)
 
     merged = None
     if config.mode == "mhlora" or "merged" in arrays:
         merged = take("theta" if config.mode == "mhlora" else "merged", slice(None))
-    nested = {
-        kind: {k.removeprefix(kind): k for k in arrays if k.startswith(kind)}
-        for kind in ("weights.", "base.", "copies.", "slots.")
-    }
-    shared = (
-        {k: asarray(arrays[nested[kind][k]], begun.theta) for k in config.frozen}
-        for kind in ("weights.", "base.")
+    weights, base = (
+        {k: take(f"{kind}.{k}", slice(None)) for k in config.frozen} for kind in ("weights", "base")
     )
-    weights, base = shared
     state = LteState(
         weights=weights,
         base=base,
         theta=take("theta"),
         merged=merged,
-        copies={k: take(nested["copies."][k]) for k in begun.copies},
-        slots={k: take(nested["slots."][k]) for k in begun.slots},
+        copies={k: take(f"copies.{k}") for k in initial.copies},
+        slots={k: take(f"slots.{k}") for k in initial.slots},
         R=take("R") if "R" in arrays else None,
         first=own.start,
         **{name: progress[name] for name in _PROGRESS[:3]},
@@ -176,15 +170,15 @@ def _check_progress(place: Place, config: LteConfig, found: Any, itemsize: int) 
 
 
 def _check_arrays(
-    place: Place, config: LteConfig, begun: LteState, arrays: dict[str, NDArray[Any]]
+    place: Place, config: LteConfig, initial: LteState, arrays: dict[str, NDArray[Any]]
 ) -> None:
     """Require the arrays that such a run has after a merge."""
-    after = begun
+    after = initial
     if config.mode == "lte" and config.reset == "none":  # a merge leaves the rows that it merged
-        zeros = namespace(begun.theta).zeros((config.heads, config.layout.n))
-        after = replace(begun, merged=asarray(zeros, begun.theta))
-    dtype, wanted = begun.theta.dtype, {}
-    for name, a in shared_arrays(config, begun).items():
+        zeros = namespace(initial.theta).zeros((config.heads, config.layout.n))
+        after = replace(initial, merged=asarray(zeros, initial.theta))
+    dtype, wanted = initial.theta.dtype, {}
+    for name, a in shared_arrays(config, initial).items():
         wanted[name] = Floats(dtype=dtype, shape=tuple(a.shape))
     for name, a in head_arrays(config, after, 0).items():
         holds = "" if name == "R" else HOLDS.get(name.rsplit(".", 1)[-1], "")

@@ -112,47 +112,23 @@ def principal_angles(A: Array) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What the cost model assumes of machine and network.  [LTE-11].
+    """What the cost model assumes of machine and network.  [LTE-11]."""
 
-    Attributes
-    ----------
-    bandwidth : float
-        Bytes a second, each way, of one node's link.
-    latency : float
-        Seconds a message.
-    flops : float
-        Floating-point operations a second of one node.
-    itemsize : int
-        Bytes a number.
-    """
-
-    bandwidth: float
-    latency: float
-    flops: float
-    itemsize: int = 4
+    bandwidth: float  # bytes per second, each way, of one node's link
+    latency: float  # seconds per message
+    flops: float  # floating-point operations per second of one node
+    itemsize: int = 4  # bytes per number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Seconds of one step on one node, on average over a merge interval.  [LTE-11].
+    """Seconds of one step on one node, on average over a merge interval.  [LTE-11]."""
 
-    Attributes
-    ----------
-    compute : float
-        Forward and backward of a head's chunk.
-    merge : float
-        Forming W, a share of each step.
-    lte, data_parallel : float
-        Communication a step of LTE, and of data-parallel training (ring all-reduce).
-    lte_bytes, data_parallel_bytes : float
-        Bytes that one node receives a step.
-    """
-
-    compute: float
-    merge: float
-    lte: float
-    data_parallel: float
-    lte_bytes: float
+    compute: float  # forward and backward of a head's chunk
+    merge: float  # forming W, a share of each step
+    lte: float  # communication of LTE
+    data_parallel: float  # communication of data-parallel training (ring all-reduce)
+    lte_bytes: float  # received by one node per step
     data_parallel_bytes: float
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from loko_ref.errors import NumericalError
 from loko_ref.experiments.lte import checkpoint
 from loko_ref.experiments.lte import diagnostics as diag
 from loko_ref.experiments.lte.setup import Job
-from loko_ref.experiments.lte.train import Data, History, baseline_config, evaluate, train
+from loko_ref.experiments.lte.train import History, baseline_config, evaluate, train
 from loko_ref.experiments.plots import COLOURS, Line, Panel, draw
-from loko_ref.experiments.terminal import Bars, show_table
+from loko_ref.experiments.terminal import progress_bars, show_table
 from loko_ref.files.documents import document
 from loko_ref.files.writing import write_bytes
 from loko_ref.lte.config import LteConfig
@@ -28,25 +27,15 @@ from loko_ref.lte.state import LteState, fingerprint, init
 from loko_ref.lte.team import Alone, Team
 from loko_ref.network.spec import linears
 
-__all__ = ["End", "execute", "plot", "report", "show"]
+__all__ = ["execute", "plot", "report", "show"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class End:
-    """A run that is over."""
-
-    weights: Mapping[str, Array]
-    factors: Array
-    history: History
-    loss: float
-    evaluation: tuple[float, float | None]
-    steps: int
-    merges: int
-    digest: str
+Result = tuple[dict[str, Any], dict[str, Any]]
+"""Of one run that is over: its summary, and its curves and spectra, both as JSON data."""
 
 
-def execute(job: Job, team: Team) -> End:
-    """Train to the end, saving at each merge where asked to.
+def execute(job: Job, team: Team) -> Result:
+    """Train to the end, saving at each merge where there is a checkpoint; rank 0 has the result.
 
     Raises
     ------
@@ -60,22 +49,23 @@ def execute(job: Job, team: Team) -> End:
         if job.checkpoint is not None:
             checkpoint.save(job.checkpoint, config, state, history, job.run, team)
 
-    name = f"lte, {config.heads} heads"
-    return _run(name, config, job.state, job, job.history, team, save)
+    title = f"lte, {config.heads} heads"
+    return _run(config.mode, title, config, job.state, job, job.history, team, save)
 
 
 def _run(
     name: str,
+    title: str,
     config: LteConfig,
     state: LteState,
     job: Job,
     history: History,
     team: Team,
     merged: Callable[[LteState, History], None] = lambda state, history: None,
-) -> End:
-    """Train one configuration to the job's end, under a progress bar."""
-    with Bars(team.rank == 0) as bars:
-        bars.update(name, state.step, job.steps)
+) -> Result:
+    """Train one configuration to the job's end, under a progress bar, and sum it up."""
+    with progress_bars(team.rank == 0) as update:
+        update(title, state.step, job.steps)
         state = train(
             config,
             state,
@@ -85,43 +75,48 @@ def _run(
             team=team,
             history=history,
             merged=merged,
-            stepped=lambda event: bars.update(name, event.state.step, job.steps),
+            stepped=lambda event: update(title, event.state.step, job.steps),
         )
-    return _end(config, state, job.data, history, team)
+    loss, _ = evaluate(config, state, job.data.x, job.data.y)
+    _check_finite([(state.step, loss, None), *history.evaluations[-1:]], state.step)
+    rows = None if state.merged is None else to_host(state.merged)
+    if config.mode == "lte":  # not the algorithm's: the factors of all heads, for the angles
+        rows = np.concatenate(team.collect(to_host(state.theta)))
+    digest = fingerprint(config, state, team)
+    if team.rank != 0:
+        return {}, {}
+    layers = _spectra(config, state, rows, job.start)
+    summary = {
+        "test_accuracy": evaluate(config, state, job.data.x_test, job.data.y_test)[1],
+        "loss": loss,
+        "steps": state.step,
+        "merges": state.merges,
+        "bytes_sent": history.sent,
+        "rank_of_update": max(layer["rank"] for layer in layers.values()),
+        "state_sha256": digest,
+    }
+    points = [{"step": a, "loss": b, "accuracy": c} for a, b, c in history.evaluations]
+    curves = {"name": name, "loss": history.loss, "evaluations": points, "layers": layers}
+    return summary, curves
 
 
 def _check_finite(evaluations: Sequence[tuple[int, float, float | None]], step: int) -> None:
-    """Refuse a network whose loss is no number: its last step was one too far."""
+    """Raise for a network whose loss is not finite: its last step was one too far."""
     if not all(math.isfinite(loss) for _, loss, _ in evaluations):
         raise NumericalError(
             "loss", None, "The run diverged: take a smaller learning rate or p0.", step
         )
 
 
-def _end(config: LteConfig, state: LteState, data: Data, history: History, team: Team) -> End:
-    loss, _ = evaluate(config, state, data.x, data.y)
-    _check_finite([(state.step, loss, None), *history.evaluations[-1:]], state.step)
-    rows = None if state.merged is None else to_host(state.merged)
-    if config.mode == "lte":  # not the algorithm's: the factors of all heads, for the angles
-        rows = np.concatenate(team.collect(to_host(state.theta)))
-    assert rows is not None
-    return End(
-        weights=diag.effective_weights(config, state),
-        factors=rows,
-        history=history,
-        loss=loss,
-        evaluation=evaluate(config, state, data.x_test, data.y_test),
-        steps=state.step,
-        merges=state.merges,
-        digest=fingerprint(config, state, team),
-    )
-
-
-def _spectra(config: LteConfig, end: End, start: Mapping[str, Array]) -> dict[str, Any]:
+def _spectra(
+    config: LteConfig, state: LteState, rows: Any, start: Mapping[str, Array]
+) -> dict[str, Any]:
+    """Return rank and spectrum of each layer's update, and the angles between the heads' A."""
     found: dict[str, Any] = {}
+    weights = diag.effective_weights(config, state)
     for name in (layer["name"] for layer in linears(config.spec)):
         site = config.layout.sites.get(name)
-        W, W_0 = end.weights[f"{name}.W"], start[f"{name}.W"]
+        W, W_0 = weights[f"{name}.W"], start[f"{name}.W"]
         s = diag.update_spectrum(W, W_0)
         found[name] = {
             "rank": diag.numerical_rank(W, W_0),
@@ -129,35 +124,13 @@ def _spectra(config: LteConfig, end: End, start: Mapping[str, Array]) -> dict[st
             "singular_values": s.tolist(),
         }
         if site is not None and site.lora and config.heads > 1:
-            A = config.layout.take(end.factors, f"{name}.A")
+            A = config.layout.take(rows, f"{name}.A")
             found[name]["angles"] = diag.principal_angles(A).tolist()
     return found
 
 
-def _summary(config: LteConfig, end: End, spectra: Mapping[str, Any], sent: int) -> dict[str, Any]:
-    return {
-        "test_accuracy": end.evaluation[1],
-        "loss": end.loss,
-        "steps": end.steps,
-        "merges": end.merges,
-        "bytes_sent": sent,
-        "rank_of_update": max(v["rank"] for v in spectra.values()),
-        "state_sha256": end.digest,
-    }
-
-
-def _curves(name: str, end: End, spectra: Mapping[str, Any]) -> dict[str, Any]:
-    told = end.history.evaluations
-    return {
-        "name": name,
-        "loss": end.history.loss,
-        "evaluations": [{"step": a, "loss": b, "accuracy": c} for a, b, c in told],
-        "layers": spectra,
-    }
-
-
-def report(job: Job, end: End) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run the baselines, and put everything into JSON data.
+def report(job: Job, end: Result) -> Result:
+    """Run the baselines, and put everything into JSON documents.
 
     Returns
     -------
@@ -169,32 +142,24 @@ def report(job: Job, end: End) -> tuple[dict[str, Any], dict[str, Any]]:
     details : dict
         Schema ``loko-ref/lte-details/1``: curves, spectra, principal angles.
     """
-    config = job.config
-    spectra = _spectra(config, end, job.start)
-    result = _summary(config, end, spectra, end.history.sent)
-    runs = [_curves("mhlora" if config.mode == "mhlora" else "lte", end, spectra)]
-    baselines = []
+    config, (result, curves) = job.config, end
+    baselines, runs = [], [curves]
     for name in job.baselines:
         other = baseline_config(config, name)
         state = init(other, weights=job.start, batch=job.batch)
-        history = History()
         try:
-            done = _run(f"baseline {name}", other, state, job, history, Alone())
+            title = f"baseline {name}"
+            summary, curves = _run(name, title, other, state, job, History(), Alone())
         except NumericalError as error:  # what it was compared with had ended well
             raise NumericalError(
                 f"baseline {name}: {error.quantity}", error.eigenvalue, error.cause, error.step
             ) from error
-        found = _spectra(other, done, job.start)
         sent = job.steps * config.heads * other.layout.n * state.theta.dtype.itemsize
-        baselines.append({"name": name} | _summary(other, done, found, sent))
-        runs.append(_curves(name, done, found))
-    result["baselines"] = baselines
-    details = {
-        "config": config.as_json(),
-        "run": {"batch": job.batch, "steps": job.steps},
-        "runs": runs,
-    }
-    return document("lte", result), document("lte-details", details)
+        baselines.append({"name": name} | summary | {"bytes_sent": sent})
+        runs.append(curves)
+    about = {"batch": job.batch, "steps": job.steps}
+    details = {"config": config.as_json(), "run": about, "runs": runs}
+    return document("lte", result | {"baselines": baselines}), document("lte-details", details)
 
 
 def show(result: Mapping[str, Any], details: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from loko_ref.lte.team import Team
 __all__ = ["Job", "prepare"]
 
 STEPS = 480
-"""Steps of a run where neither steps nor epochs are asked for."""
+"""Steps of a run where neither steps nor epochs are given."""
 
 _SAME = {f.name for f in fields(LteConfig)} - {"spec", "optimizer", "data", "loss", "init"}
 """Fields of the configuration that the command's options name alike."""
@@ -50,31 +50,33 @@ class Job:
     baselines: tuple[str, ...]
 
 
-def _network(asked: Mapping[str, Any], source: Dataset) -> list[dict[str, Any]]:
-    shape = shape_of(*(asked[name] for name in ("data", "network", "hidden", "activation", "size")))
+def _network(arguments: Mapping[str, Any], source: Dataset) -> list[dict[str, Any]]:
+    shape = shape_of(
+        *(arguments[name] for name in ("data", "network", "hidden", "activation", "size"))
+    )
     return put_lora(
         base_spec(shape, source),
         FROM_SCRATCH,
-        rank=asked["rank"],
-        alpha=asked["alpha"],
-        targets=asked["targets"] or (),
-        bias=asked["lora_bias"],
+        rank=arguments["rank"],
+        alpha=arguments["alpha"],
+        targets=arguments["targets"] or (),
+        bias=arguments["lora_bias"],
         # a regression has one output: nothing is low-rank about it
-        dense_last=asked["dense_last"] or source.regression,
+        dense_last=arguments["dense_last"] or source.regression,
     )
 
 
-def _check_together(asked: Mapping[str, Any]) -> None:
-    """Refuse a choice that the mode would not read."""
+def _check_together(arguments: Mapping[str, Any]) -> None:
+    """Raise for a choice that the mode would not read."""
     for name, usual, mode in (
         ("scaling", "mean", "mhlora"),
         ("merging", "telescoped", "lte"),
         ("filter_merge", "keep", "lte"),
     ):
-        if asked[name] != usual and asked["mode"] != mode:
+        if arguments[name] != usual and arguments["mode"] != mode:
             raise InputError(
                 name,
-                f"'{asked[name]}' with mode='{asked['mode']}'",
+                f"'{arguments[name]}' with mode='{arguments['mode']}'",
                 f"'{usual}', or mode='{mode}'",
                 "a choice of the other mode, which would change nothing",
             )
@@ -89,9 +91,9 @@ def _optimizer(name: str, options: Mapping[str, Any], *, regression: bool) -> An
     return OPTIMIZERS[name](**usual | dict(options))
 
 
-def _steps(asked: Mapping[str, Any], per_epoch: int) -> int:
+def _steps(arguments: Mapping[str, Any], per_epoch: int) -> int:
     """Return the steps of the run, from steps or epochs."""
-    steps, epochs = asked["steps"], asked["epochs"]
+    steps, epochs = arguments["steps"], arguments["epochs"]
     if steps is not None and epochs is not None:
         raise InputError("epochs", epochs, "steps or epochs, not both", "two lengths of one run")
     if epochs is not None:
@@ -101,12 +103,12 @@ def _steps(asked: Mapping[str, Any], per_epoch: int) -> int:
     return STEPS if steps is None else int(steps)
 
 
-def prepare(asked: Mapping[str, Any], team: Team) -> Job:
+def prepare(arguments: Mapping[str, Any], team: Team) -> Job:
     """Turn the command's arguments into a run, from its start or from a checkpoint.
 
     Parameters
     ----------
-    asked : mapping
+    arguments : mapping
         The command's arguments by name; ``hidden``, ``size`` and ``optimizer`` (name and options)
         as values. Base and stream of the data are trained on together.
     team : Team
@@ -117,17 +119,17 @@ def prepare(asked: Mapping[str, Any], team: Team) -> Job:
     InputError
         If an argument cannot be used, or a checkpoint is not of this run.
     """
-    for name in asked["baseline"] or ():
+    for name in arguments["baseline"] or ():
         check_choice("baseline", name, BASELINES)
-    _check_together(asked)
-    dtype = "float64" if asked["dtype"] is None else asked["dtype"]
-    backend = "numpy" if asked["backend"] is None else asked["backend"]
+    _check_together(arguments)
+    dtype = "float64" if arguments["dtype"] is None else arguments["dtype"]
+    backend = "numpy" if arguments["backend"] is None else arguments["backend"]
     check_format("dtype", dtype)
-    check_choice("data_split", asked["data_split"], ("chunks", "replicated"))
+    check_choice("data_split", arguments["data_split"], ("chunks", "replicated"))
     check_choice("backend", backend, ("numpy", "cupy"))  # balls enclose, and do not train
     like = get_backend(backend).asarray(np.zeros(1, dtype))
-    options = {name: asked[name] for name in ("seed", "limit", "tokenizer", "length")}
-    source = load(asked["data"], dtype=dtype, **options)
+    options = {name: arguments[name] for name in ("seed", "limit", "tokenizer", "length")}
+    source = load(arguments["data"], dtype=dtype, **options)
     data = Data(
         x=np.concatenate([source.base.x, source.stream.x]),
         y=np.concatenate([source.base.y, source.stream.y]),
@@ -135,15 +137,15 @@ def prepare(asked: Mapping[str, Any], team: Team) -> Job:
         y_test=source.test.y,
     )
     config = LteConfig(
-        spec=_network(asked, source),
-        optimizer=_optimizer(*asked["optimizer"], regression=source.regression),
-        data="replicated" if asked["mode"] == "mhlora" else asked["data_split"],
+        spec=_network(arguments, source),
+        optimizer=_optimizer(*arguments["optimizer"], regression=source.regression),
+        data="replicated" if arguments["mode"] == "mhlora" else arguments["data_split"],
         loss="mse" if source.regression else "cross_entropy",
-        init=FROM_SCRATCH.init if asked["init"] is None else asked["init"],
-        **{name: asked[name] for name in _SAME},
+        init=FROM_SCRATCH.init if arguments["init"] is None else arguments["init"],
+        **{name: arguments[name] for name in _SAME},
     )
     samples = data.x.shape[0]
-    batch = FROM_SCRATCH.batch if asked["batch"] is None else asked["batch"]
+    batch = FROM_SCRATCH.batch if arguments["batch"] is None else arguments["batch"]
     if not 1 <= batch <= samples:
         required = f"1 to {samples} samples"
         raise InputError("batch", batch, required, "none, or more than there are")
@@ -154,14 +156,14 @@ def prepare(asked: Mapping[str, Any], team: Team) -> Job:
             f"a multiple of heads = {config.heads}",
             "every head takes an equal chunk; or use --data-split replicated",
         )
-    steps = _steps(asked, samples // batch)
+    steps = _steps(arguments, samples // batch)
     each = batch // config.heads if config.data == "chunks" else batch
     run = {"dtype": dtype, "backend": backend, "batch": batch}
     run["data"] = source.digest()  # last, for a dtype changes it too
     state = init(config, batch=each, dtype=dtype, team=team, like=like)
     start, history = state.weights, History()
-    if asked["resume"] is not None:
-        state, history = checkpoint.load(asked["resume"], config, run, team, state)
+    if arguments["resume"] is not None:
+        state, history = checkpoint.load(arguments["resume"], config, run, team, state)
         if state.step > steps:
             required, cause = f"at least {state.step}, the checkpoint's", "one of a longer run"
             raise InputError("steps", steps, required, cause)
@@ -175,6 +177,6 @@ def prepare(asked: Mapping[str, Any], team: Team) -> Job:
         run=run,
         steps=steps,
         batch=batch,
-        checkpoint=asked["checkpoint"],
-        baselines=tuple(dict.fromkeys(asked["baseline"] or ())),
+        checkpoint=arguments["checkpoint"],
+        baselines=tuple(dict.fromkeys(arguments["baseline"] or ())),
     )

@@ -137,7 +137,7 @@ def train(
         Called after each event.
     """
     pending: list[Array] = []
-    begun = history.sent - team.sent
+    before = history.sent - team.sent
 
     def settle(now: LteState) -> None:
         parts = team.collect([to_host(a) for a in pending])
@@ -145,8 +145,8 @@ def train(
         whole = parts[:1] if config.mode == "mhlora" else parts
         for at in zip(*whole, strict=True):
             history.loss.append(float(np.concatenate(at).mean()))
-        history.sent = begun + team.sent
-        if team.rank == 0:  # the others' curves are read by nobody
+        history.sent = before + team.sent
+        if team.rank == 0:  # the other ranks' curves are not read
             loss, accuracy = evaluate(config, now, data.x_test, data.y_test)
             history.evaluations.append((now.step, loss, accuracy))
 
