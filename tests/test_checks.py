@@ -23,7 +23,7 @@ from loko_ref.errors import (
     unknown_option,
 )
 from loko_ref.experiments.config import RunConfig
-from loko_ref.kalman import dense, diagonal, noise, time
+from loko_ref.kalman import dense, diagonal, noise, simplex, time
 from loko_ref.kalman import observation as obs
 from loko_ref.network.lora import init_factors
 from loko_ref.network.model import init_model, mlp_spec
@@ -244,7 +244,7 @@ def test_simplex_conditioning_refuses():
         (np.diag([1.0, np.inf]), 2, r"R: got inf at index \(1, 1\)"),
     ]:
         with pytest.raises(InputError, match=message):
-            obs.condition_on_simplex(R, C)
+            simplex.condition_on_simplex(R, C)
 
 
 def test_noise_refuses():
