@@ -56,7 +56,7 @@ __all__ = [
 
 def _library(array: object) -> str | None:
     """Return the name of the registered library of `array`; None for a plain scalar."""
-    if isinstance(array, (np.ndarray, np.generic)):  # noqa: UP038: three times as quick
+    if isinstance(array, np.ndarray | np.generic):
         return "balls" if array.dtype.kind == "O" else "numpy"
     if isinstance(array, bool | int | float | complex):
         return None

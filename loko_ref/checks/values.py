@@ -11,13 +11,15 @@ import functools
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
 from loko_ref.arrays.backends import KNOWN
 from loko_ref.errors import InputError, NumericalError, UndecidedError, shown, unknown_option
 
 __all__ = [
+    "FORMATS",
+    "Format",
     "check_array",
     "check_choice",
     "check_covariance",
@@ -69,7 +71,8 @@ observation. Likely cause: a typing error; the closest known name is 'observatio
     return cls
 
 
-FORMATS = ("float64", "float32")
+Format: TypeAlias = Literal["float64", "float32"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 """The floating formats that everything here computes in."""
 
 
