@@ -195,6 +195,25 @@ def test_the_core_names_no_array_library():
         )
 
 
+def test_no_package_uses_what_another_keeps_private():
+    """`_name` of a module is read in its own package alone: an unchecked core has a public name."""
+    for name, room, tree in modules():
+        aliases = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("loko_ref"):
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    aliases[alias.asname or alias.name] = full
+                    private = alias.name.startswith("_") and not alias.name.startswith("__")
+                    assert not private or full.split(".")[1] == room, f"{name} imports {full}"
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+                continue
+            source = aliases.get(node.value.id, "")
+            if node.attr.startswith("_") and not node.attr.startswith("__") and source:
+                assert source.split(".")[1] == room, f"{name} uses {source}.{node.attr}"
+
+
 def test_the_seam_and_the_checks():
     """arrays/seam.py is the only module that names CuPy; errors and checks compute nothing."""
     for name, _, tree in modules():

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import pickle
 import re
+import typing
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from loko_ref.errors import (
     unknown_option,
 )
 from loko_ref.experiments.config import RunConfig
-from loko_ref.kalman import dense, diagonal, noise, time
+from loko_ref.kalman import dense, diagonal, noise, simplex, time
 from loko_ref.kalman import observation as obs
+from loko_ref.loko import filter as loko_filter
 from loko_ref.network.lora import init_factors
 from loko_ref.network.model import init_model, mlp_spec
 
@@ -244,7 +246,7 @@ def test_simplex_conditioning_refuses():
         (np.diag([1.0, np.inf]), 2, r"R: got inf at index \(1, 1\)"),
     ]:
         with pytest.raises(InputError, match=message):
-            obs.condition_on_simplex(R, C)
+            simplex.condition_on_simplex(R, C)
 
 
 def test_noise_refuses():
@@ -499,3 +501,28 @@ def test_a_misspelt_keyword_names_the_closest(cls, wrong, near):
         with pytest.raises(InputError, match="a keyword of SGD"):
             dataclasses.replace(cls(), **{wrong: 1})
         assert pickle.loads(pickle.dumps(cls(momentum=0.5))) == cls(momentum=0.5)
+
+
+def _with_choices():
+    """Every parameter of the core that is a Literal: (where, names, the docstring's entry)."""
+    for module in (dense, diagonal, noise, obs, loko_filter):
+        for name in module.__all__:
+            public = getattr(module, name)
+            if inspect.isfunction(public):
+                yield f"{module.__name__}.{name}", public
+    yield "LokoConfig", loko.LokoConfig
+    yield "LteConfig", lte.LteConfig
+
+
+@pytest.mark.parametrize(("where", "public"), list(_with_choices()))
+def test_documented_choices_are_those_of_the_type(where, public):
+    """The names in braces are the type's, and no choice is a plain `str`."""
+    entries = re.findall(r"^ +([a-z0-9_]+) : \{(.*?)\}", public.__doc__ or "", re.M)
+    hints = typing.get_type_hints(public)
+    for name, braces in entries:
+        allowed = {a for t in (hints[name], *typing.get_args(hints[name])) for a in choices(t)}
+        assert {word.strip().strip('"') for word in braces.split(",")} == allowed, (where, name)
+
+
+def choices(kind):
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()

@@ -1,6 +1,8 @@
 """LoKO's step [LOKO-1 to LOKO-4] against its own recipe in plain formulas, and what it refuses."""
 
 import pickle
+import sys
+from collections import Counter
 from dataclasses import replace
 
 import exact
@@ -561,3 +563,26 @@ def test_a_spec_is_no_model():
         InputError, match=r"^model: got list; required a loko_ref\.network\.model\.Model"
     ):
         LokoConfig(model=mlp_spec([2, 1]))
+
+
+def test_a_step_checks_each_argument_once():
+    """Few calls reach the checks and the seam: arguments are checked at the edge alone."""
+    net = init_model(np.random.default_rng(0), mlp_spec([3, 4, 3], "relu", {"r": 1, "alpha": 2.0}))
+    config = LokoConfig(model=net, observation="softmax", noise="ema_innovation_hph")
+    state, batch = loko.init(config), Batch(x=np.ones((1, 3)), y=np.array([1]))
+    loko.step(state, batch, config)  # fills the caches
+    calls = Counter()
+
+    def seen(frame, event, _):
+        module = frame.f_globals.get("__name__", "")
+        if event == "call" and module.startswith(("loko_ref.checks", "loko_ref.arrays")):
+            calls[module.split(".")[1], frame.f_code.co_name] += 1
+
+    sys.setprofile(seen)
+    try:
+        loko.step(state, batch, config)
+    finally:
+        sys.setprofile(None)
+    assert calls["checks", "check_finite"] <= 3  # state, x, R
+    assert calls["checks", "check_floats"] <= 4
+    assert sum(calls.values()) <= 160, calls  # 555 where every part checked its own arguments

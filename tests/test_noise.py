@@ -11,7 +11,7 @@ from support import close, eps, readonly
 
 from loko_ref import strategies as st
 from loko_ref.errors import InputError
-from loko_ref.kalman import dense, noise
+from loko_ref.kalman import dense, noise, simplex
 from loko_ref.kalman import observation as obs
 
 EMA = ("ema_innovation", "ema_innovation_hph", "ema_residual_hph")
@@ -53,7 +53,7 @@ def test_the_contrast_space_is_invariant(C, batch, draws, kind):
         e, h = obs.project(draws[k % 10, :m].copy(), C), obs.project(draws[:m, k % 10].copy(), C)
         R = noise.update(kind, R, e, np.outer(h, h), beta)
         close(R @ ones, beta**k * r0 * ones, 16 * k * m * eps(R) * (1 + np.abs(R).max()))
-        obs.check_ones(R, C)
+        simplex.check_ones(R, C)
 
 
 def steady_state(kind, seed=0, steps=20_000):

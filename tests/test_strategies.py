@@ -11,6 +11,7 @@ from loko_ref import strategies as st
 from loko_ref.conformance.user_inputs import agree
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman import observation as obs
+from loko_ref.kalman import simplex
 from loko_ref.network import model
 
 
@@ -106,7 +107,7 @@ def test_models_batches_configs_and_states_belong_together(net, data):
     kept([state, batch.x], str(net.dtype))
     assert model.pack(net).shape == state.theta.shape
     if config.observation == "softmax" or config.center:
-        obs.check_ones(state.R, net.outputs)
+        simplex.check_ones(state.R, net.outputs)
     try:
         new, _ = loko.step(state, batch, config)
     except NumericalError:

@@ -21,7 +21,7 @@ from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data.bundled import Dataset
 from loko_ref.experiments.defaults import FINE_TUNING
 from loko_ref.experiments.networks import base_spec, put_lora
-from loko_ref.kalman.observation import innovation, predict
+from loko_ref.kalman.observation import ObservationModel, innovation, predict
 from loko_ref.network.model import Model, add_lora, forward, init_model, pack, unpack, vjp
 from loko_ref.network.spec import linears
 
@@ -71,7 +71,13 @@ class Task:
 
 
 def loss_gradient(
-    model: Model, x: Array, y: Array, observation: str, *, step: int = 0, knob: str = "lr"
+    model: Model,
+    x: Array,
+    y: Array,
+    observation: ObservationModel,
+    *,
+    step: int = 0,
+    knob: str = "lr",
 ) -> tuple[Array, Array]:
     """Run the network and pull the mean loss back to the trainables: z and the gradient.
 
@@ -111,7 +117,7 @@ def loss_gradient(
     return z, g
 
 
-def observation_of(dataset: Dataset) -> str:
+def observation_of(dataset: Dataset) -> ObservationModel:
     """Return the observation model of a plain loss: ``gaussian`` for real targets."""
     return "gaussian" if dataset.regression else "softmax"
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref import loko
-from loko_ref.checks.values import check_choice, check_range
+from loko_ref.checks.values import FORMATS, check_choice, check_range
 from loko_ref.fast import prepare
 from loko_ref.loko import Batch, LokoConfig, LokoState
 from loko_ref.network.architectures import encoder_spec, vit_spec
@@ -81,7 +81,7 @@ def problem(name: str, dtype: str, seed: int = 0) -> tuple[LokoConfig, LokoState
         Of the draw.
     """
     check_choice("config", name, PROBLEMS)
-    check_choice("dtype", dtype, ("float64", "float32"))
+    check_choice("dtype", dtype, FORMATS)
     size, rng = PROBLEMS[name], np.random.default_rng(seed)
     drawn = init_model(rng, _spec(name, size["r"]), dtype=dtype)
     weights = dict(drawn.weights)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.checks.values import check_choice, check_whole
+from loko_ref.checks.values import FORMATS, check_choice, check_whole
 from loko_ref.errors import InputError
 from loko_ref.interop.families import FAMILIES, modules, spellings
 from loko_ref.interop.fields import Fields, read_json, short
@@ -105,7 +105,7 @@ def load_classifier(
         If the configuration is of another kind, a file is damaged or pickled, or a tensor is
         missing, surplus or misshapen: named.
     """
-    check_choice("dtype", dtype, ("float64", "float32"))
+    check_choice("dtype", dtype, FORMATS)
     if outputs is not None:
         check_whole("outputs", outputs)
     folder = Path(folder)

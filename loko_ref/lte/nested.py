@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from loko_ref.arrays import Array, namespace
-from loko_ref.lte.config import LteConfig, Site
+from loko_ref.lte.config import LteConfig
+from loko_ref.lte.layout import Site
 from loko_ref.network.layers import Context, Request, backward, run
 from loko_ref.network.spec import map_linears
 

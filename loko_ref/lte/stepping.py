@@ -204,7 +204,7 @@ def _descend(
         slots={k: v.reshape(-1) for k, v in state.slots.items()},
         step=state.optimizer_step,
     )
-    after = optimizers.advance(before, g.reshape(-1), config)  # [OPT-1, OPT-2, OPT-3]
+    after = optimizers.step_unchecked(before, g.reshape(-1), config)  # [OPT-1, OPT-2, OPT-3]
     shape = state.theta.shape
     return after.theta.reshape(shape), {k: v.reshape(shape) for k, v in after.slots.items()}
 
@@ -236,7 +236,7 @@ def _filter_step(
             R=None if state.R is None else state.R[row],
             step=state.step,
         )
-        new, _ = loko.advance(
+        new, _ = loko.step_from_jacobian(
             own,
             filters,
             z if shared else z[row],

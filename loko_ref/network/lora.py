@@ -6,7 +6,7 @@ Shapes: W (o, i); A (r, i); B (o, r); bA (r,); bB (o,); delta (o, i). scale = al
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -38,7 +38,7 @@ __all__ = [
 FACTORS = ("A", "B", "bA", "bB")
 """Names of a site's factors, in packing order.  [LORA-4]"""
 
-Init = Literal["kaiming", "gaussian", "orthogonal"]
+Init: TypeAlias = Literal["kaiming", "gaussian", "orthogonal"]
 """Initialization of A: see :func:`init_factors`."""
 
 INITS: tuple[Init, ...] = get_args(Init)

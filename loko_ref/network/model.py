@@ -22,6 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ __all__ = [
     "add_lora",
     "check_inputs",
     "forward",
+    "forward_unchecked",
     "init_model",
     "merge_lora",
     "mlp_spec",
@@ -65,6 +67,7 @@ __all__ = [
     "param_shapes",
     "sites",
     "unpack",
+    "unpack_unchecked",
     "vjp",
 ]
 
@@ -118,7 +121,7 @@ class Model:
         if len(set(self.trainable)) != len(self.trainable):
             raise InputError("trainable", self.trainable, "each name once", "a repeated name")
 
-    @property
+    @cached_property
     def n(self) -> int:
         """Number of trainable parameters."""
         return sum(math.prod(self.weights[k].shape) for k in self.trainable)
@@ -128,7 +131,7 @@ class Model:
         """Dtype of the weights."""
         return next(iter(self.weights.values())).dtype
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """C, the width of the output."""
         return width_out(self.spec)
@@ -182,6 +185,11 @@ def unpack(model: Model, theta: Array) -> Model:
     check_shape("theta", theta, ("n",), {"n": model.n})
     if theta.dtype.kind != "c":
         check_floats(weights=next(iter(model.weights.values())), theta=theta)
+    return unpack_unchecked(model, theta)
+
+
+def unpack_unchecked(model: Model, theta: Array) -> Model:
+    """Compute :func:`unpack` of checked arguments."""
     weights, at = dict(model.weights), 0
     for name in model.trainable:
         shape = weights[name].shape
@@ -343,10 +351,14 @@ def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
     """
     if not {"c"} & {a.dtype.kind for a in (x, *model.weights.values()) if hasattr(a, "dtype")}:
         check_inputs(model, x, finite=False)
+    return forward_unchecked(model, x)
+
+
+def forward_unchecked(model: Model, x: Array) -> tuple[Array, list[Any]]:
+    """Compute :func:`forward` of checked arguments."""
     return run(model.spec, model.weights, x, Context())
 
 
-@takes(model=Model)
 def vjp(model: Model, dz: Array, cache: list[Any], *, per_sample: bool = False) -> dict[str, Array]:
     """Pull k cotangents back to the trainables, layer by layer from the last.  [LAY-9].
 

@@ -11,7 +11,7 @@ from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation
 from loko_ref.conformance.reports import document as report
 from loko_ref.conformance.teacher_forcing import _balanced, steps_of
-from loko_ref.kalman.observation import check_ones
+from loko_ref.kalman.simplex import check_ones
 
 pytestmark = pytest.mark.verdict
 

@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.checks.values import check_choice
+from loko_ref.checks.values import FORMATS, check_choice
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
 from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation
 
 __all__ = ["DTYPES", "OWN", "RETIRED", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
 
-DTYPES = ("float64", "float32")
+DTYPES = FORMATS
 
 OWN = "own"
 """Name of a case that is not the catalogue's: user-supplied inputs."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from loko_ref.conformance.catalogue import network_text as operations_network
 from loko_ref.conformance.catalogue.entry import Operation, gives, option, takes
 from loko_ref.conformance.oracle import lte as lte_oracle
+from loko_ref.lte.config import CHOICES
 from loko_ref.textbook import lte as lte_plain
 from loko_ref.textbook.quantities import origins
 
@@ -22,20 +23,20 @@ MODE = option(
     "lte",
     "lte: each head on its own samples, with a shared weight; mhlora: one network with all heads' "
     "branches, which never merges",
-    ("lte", "mhlora"),
+    CHOICES["mode"],
 )
 SCALING = option(
     "scaling",
     "mean",
     "of mhlora: each branch times alpha/r/heads (mean) or alpha/r (sum)",
-    ("mean", "sum"),
+    CHOICES["scaling"],
 )
 RESET = option(
     "reset",
     "none",
     "after the merge: nothing; B = 0 (and bB = 0); B = 0 and A redrawn (and bA = bB = 0). A reset "
     "also forgets what was merged",
-    ("none", "B", "AB"),
+    CHOICES["reset"],
 )
 FACTORS = takes(
     "factors",

@@ -5,6 +5,10 @@ from __future__ import annotations
 from loko_ref.conformance.catalogue.entry import Operation, Output, gives, option, takes
 from loko_ref.conformance.catalogue.lte import FACTORS, HEADS, MODE, RESET, SCALING, SPEC, WEIGHTS
 from loko_ref.conformance.oracle import lte as lte_oracle
+from loko_ref.kalman.diagonal import DIAGONALS
+from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
+from loko_ref.kalman.observation import OBSERVATIONS
+from loko_ref.lte.config import CHOICES, OPTIMIZERS
 from loko_ref.textbook import lte as table
 from loko_ref.textbook.quantities import origins
 
@@ -49,7 +53,7 @@ _CHOICES = (
         "shared",
         "shared: one W and the factors last merged; copies: a weight copy a head, W - delta after "
         "a merge, W at the start and after a reset. In exact arithmetic both are one",
-        ("shared", "copies"),
+        CHOICES["realisation"],
     ),
     option("merge_every", 8, "a merge after steps T, 2 T, ..."),
     option(
@@ -69,33 +73,33 @@ _CHOICES = (
         "optimizer_state",
         "keep",
         "keep: momenta, p, R survive a merge; reset: a merge begins them anew (and the step count)",
-        ("keep", "reset"),
+        CHOICES["optimizer_state"],
     ),
     option(
         "replicas",
         "train",
         "layers without LoRA. train: a copy of each array a head, averaged at a merge; frozen: "
         "as they are given",
-        ("train", "frozen"),
+        CHOICES["replicas"],
     ),
     option(
         "data",
         "chunks",
         "chunks: head h gets the h-th contiguous part of the batch; replicated: all of it",
-        ("chunks", "replicated"),
+        CHOICES["data"],
     ),
     option(
         "reduction",
         "all",
         "all: the mean over all heads' losses is descended; own: each head its own mean. LoKO "
         "descends no loss: nothing is divided there",
-        ("all", "own"),
+        CHOICES["reduction"],
     ),
     option(
         "loss",
         "cross_entropy",
         "mean over samples of the cross-entropy, or mse: mean of (z - y)^2 over all entries",
-        ("cross_entropy", "mse"),
+        CHOICES["loss"],
     ),
     option(
         "optimizer",
@@ -103,7 +107,7 @@ _CHOICES = (
         "in each head: as optimizer.*, or loko, as loko.run with covariance diagonal, y - yhat and "
         "the Jacobian being the head's own; in mhlora each head filters the common y - yhat with "
         "its own columns of the Jacobian, the other heads held where they were",
-        ("adamw", "adagrad", "sgd", "loko"),
+        tuple(OPTIMIZERS),
     ),
 )
 
@@ -126,18 +130,18 @@ _LOKO = (
         "observation",
         "glm",
         "loko: gaussian goes with loss mse, the others with cross_entropy",
-        ("glm", "softmax", "logits", "gaussian"),
+        OBSERVATIONS,
     ),
     option(
         "noise",
         "glm",
         "loko: estimator of R, as in loko.run",
-        ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph", "glm"),
+        ESTIMATORS,
     ),
-    option("timing", "before", "loko: as in loko.run", ("before", "after")),
+    option("timing", "before", "loko: as in loko.run", TIMINGS),
     option("beta", 0.95, "loko: weight of the past in R's average"),
     option("r0", 1.0, "loko: R begins, and begins anew, as r0 I"),
-    option("diagonal", "decoupled", "loko: as in loko.run", ("decoupled", "variational")),
+    option("diagonal", "decoupled", "loko: as in loko.run", DIAGONALS),
     option("lam", 1.0, "loko: forgetting, p_pred = p / lam + q"),
     option("q", 0.0, "loko: process noise"),
     option("center", False, "loko, for logits: centre H over each sample's classes"),
@@ -146,7 +150,7 @@ _LOKO = (
         "keep",
         "loko: p at a merge that keeps the state. keep: nothing; shrink: p / heads; prior: at a "
         "reset the entries that it sets anew get their prior variances. R stays",
-        ("keep", "shrink", "prior"),
+        CHOICES["filter_merge"],
     ),
 )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from loko_ref import lte
 from loko_ref.lte import heads as net
+from loko_ref.lte.config import Merging
 from loko_ref.lte.state import heads_of
 from loko_ref.lte.stepping import shard_batch
 from loko_ref.network import model
@@ -73,7 +74,7 @@ def _read(x: Any, o: Arrays) -> Any:
     return x.astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x
 
 
-def run(x: Arrays, o: Arrays, merging: str = "incremental") -> Out:
+def run(x: Arrays, o: Arrays, merging: Merging = "incremental") -> Out:
     """Compute the expected numbers of ``lte.run``, by :mod:`loko_ref.lte`."""
     config, state = _package(x, o, merging)
     redraws = x.get("redraws")
@@ -142,7 +143,7 @@ def _optimizer(x: Arrays, o: Arrays) -> Any:
     return kind(**named, **({"p0": x["p"]} if kind is lte.Loko else {}))
 
 
-def _package(x: Arrays, o: Arrays, merging: str) -> tuple[Any, Any]:
+def _package(x: Arrays, o: Arrays, merging: Merging) -> tuple[Any, Any]:
     """Build the package's configuration and first state for a case."""
     own = {f.name for f in fields(lte.LteConfig)} - {"optimizer"}
     config = lte.LteConfig(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref.checks.values import check_choice, check_range, check_seed, check_whole
+from loko_ref.checks.values import FORMATS, check_choice, check_range, check_seed, check_whole
 from loko_ref.errors import InputError, extras
 
 __all__ = [
@@ -155,7 +155,7 @@ class Request:
 
     def __post_init__(self) -> None:
         """Check all but name and shift, which each loader knows."""
-        check_choice("dtype", self.dtype, ("float64", "float32"))
+        check_choice("dtype", self.dtype, FORMATS)
         check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
         check_seed("seed", self.seed)
         if self.limit is not None:
