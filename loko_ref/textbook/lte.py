@@ -135,7 +135,7 @@ def _heads(v: Values) -> list[Values]:
     """
     S, F, o = v.before, v.F, v.o
     xs, ys = (([a] * o.heads if whole(o) else F["lte.chunks"](a, o.heads)) for a in (v.x, v.y))
-    flow, slots = local_step(o, F, S.weights), list(S.slots)
+    flow, slots = v.get("step") or local_step(o, F, S.weights), list(S.slots)
     rows: list[Values] = []
     for head in range(o.heads):
         w, which = head_values(v, S, head, xs[head]), F["lte.filter_of"](head)
@@ -341,6 +341,7 @@ def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Take steps, merges and resets; every state array after each of them.  [LTE-1]."""
     flow, names = run(o, "evaluation" in x), trained(o, x["weights"])
     fixed = Values(o=Values(o), F=F, keep=keep, given=x, names=names)
+    fixed["step"] = local_step(o, F, x["weights"])
     before, rows = start(fixed), []
     for at, (bx, by) in enumerate(zip(x["x"], x["y"], strict=True), start=1):
         v = Values(fixed, at=at, x=bx, y=by, before=before)

@@ -102,7 +102,7 @@ def followed(flow, values, right, allowed, names):
 MODEL = [c for c in select("model.jacobian") if c.dtype == "float64"]
 
 
-@pytest.mark.sampled(0.3)
+@pytest.mark.sampled(0.2)
 @pytest.mark.parametrize("case", MODEL, ids=lambda c: c.recipe.name)
 def test_each_layer_of_a_network_is_the_packages_own(case):
     """Layer by layer against :mod:`loko_ref.network`; each quantity after its parents."""
@@ -162,7 +162,7 @@ def schedule(o, steps):
             resets += hit
 
 
-@pytest.mark.sampled(0.15)
+@pytest.mark.sampled(0.08)
 @pytest.mark.parametrize("case", RUNS, ids=lambda c: c.recipe.name)
 def test_each_quantity_of_a_run_from_the_oracles_parents_is_the_oracles(case):
     x, o, right, allowed = case.inputs(), case.options, expected(case), tolerance(case)
