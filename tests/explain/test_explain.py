@@ -16,7 +16,7 @@ from loko_ref.kalman.noise import combinations
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"data": "iris", "epochs": 3, "hidden": (16, 16)}
 VARIANTS = [
     {"observation": o, "noise": n, "timing": t} for o, n, t in combinations() if o != "gaussian"

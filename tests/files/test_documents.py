@@ -17,7 +17,7 @@ from loko_ref.files import documents
 
 testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra 'cli')")
 
-TARGETS = os.path.join(os.path.dirname(__file__), "conformance", "targets.py")
+TARGETS = os.path.join(os.path.dirname(__file__), "..", "conformance", "targets.py")
 
 
 def run(*words, codes=(0,)):
