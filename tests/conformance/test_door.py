@@ -178,6 +178,9 @@ class Raises:
     def IMPLEMENTATION(self):
         raise RuntimeError("not today")
 
+    def __str__(self):  # its name as a parameter, the same in every process
+        return "raises"
+
 
 @pytest.mark.parametrize(
     ("given", "options", "message"),
