@@ -64,7 +64,7 @@ def steps_of(case: Case) -> list[Case]:
         made: dict[str, Any] = {**inputs, "x": inputs["x"][t : t + 1], "y": inputs["y"][t : t + 1]}
         if t:
             made |= {k: states[k][t - 1] for k in ("theta", "p", "P", "R") if k in made}
-            if case.options.get("observation") == "softmax":
+            if case.options["observation"] == "softmax" or case.options["center"]:
                 made["R"] = _balanced(made["R"], inputs["y"].shape[-1], case.dtype)
 
         def build(draw: Draw, dtype: str, made: Mapping[str, Any] = made) -> Mapping[str, Any]:
