@@ -67,6 +67,14 @@ def test_no_false_alarm(path):
     assert max(c.worst for c in done) < 0.8  # 0.73, in an entry of a dense P by Joseph's form
 
 
+def test_a_stable_solve_is_right_in_a_short_run():
+    """By the units of a long run alone its K stood at 0.94 to 1.02 tolerances.  [TOL-4]."""
+    cases = select("loko.run/logits-fixed-before-variational-centred/float64")
+    (done,) = run(load(str(HERE / "einsum_loko.py")), cases)
+    assert done.status == "passed"
+    assert done.worst < 0.7
+
+
 def test_my_buggy_loko_is_caught_at_z():
     cases = sample(all_cases(), 0.3, by=lambda c: (c.operation.name, c.dtype))
     done = run(load(str(EXAMPLES / "my_buggy_loko.py")), cases)
