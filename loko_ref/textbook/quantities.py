@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from loko_ref.textbook.values import Values
+from loko_ref.textbook.values import Values, identity
 
 __all__ = ["HIDDEN", "Quantity", "evaluate", "in_order", "origins", "quantity"]
 
@@ -85,7 +85,8 @@ def evaluate(v: Values, flow: Iterable[Quantity]) -> dict[str, Any]:
     found = {}
     for q in flow:
         value = v.F[q.formula](v)
-        found[q.name] = v[q.name] = value if q.exact else v.keep(q.name, value)
+        keep = getattr(v.keep, "exact", identity) if q.exact else v.keep
+        found[q.name] = v[q.name] = keep(q.name, value)
     return found
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "FACTOR",
     "FORMULA_TABLE",
     "Unit",
+    "Units",
     "canonical",
     "expected",
     "factor",
@@ -43,6 +44,7 @@ __all__ = [
     "least",
     "tolerance",
     "unit",
+    "units",
 ]
 
 FACTOR = 32.0
@@ -214,6 +216,72 @@ def least(name: str, value: Array, dtype: str) -> Array:
     return np.maximum(size, float(info.tiny))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Units:
+    """Units of error of every output along one route.
+
+    Attributes
+    ----------
+    centre : mapping of str to array
+        The outputs undisturbed; the gain leads where it is on the way and no output.
+    size : mapping of str to array
+        One number per element, > 0.
+    how : str
+        How they were found.
+    """
+
+    centre: Mapping[str, Array]
+    size: Mapping[str, Array]
+    how: str
+
+
+Evaluate = Callable[[Any, Callable[[str, Any], Any]], Mapping[str, Array]]
+
+
+def units(case: Case, evaluate: Evaluate, known: Mapping[str, Array] | None = None) -> Units:
+    """Find the units of error of a route's outputs.  [TOL-1, TOL-4, TOL-5].
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    evaluate : callable
+        ``inputs, keep -> outputs``, `keep` called on each quantity as it arises.
+    known : mapping of str to array, optional
+        Better values of the outputs than the undisturbed route gives, for their sizes.
+    """
+    inputs, seed = _wide(_inputs(case)), zlib.crc32(case.id.encode())
+    centre, u = evaluate(inputs, identity), float(np.finfo(case.dtype).eps) / 2
+    follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
+    how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
+
+    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> Mapping[str, Array]:
+        disturb = kind(seed + draw)
+        return evaluate(disturb.inputs(inputs, case.exact), disturb)
+
+    size = _spread(case, centre, disturbed)
+    if follows and (case.recipe.name == OWN or not case.operation.stepwise):
+        solve = _spread(case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm))
+        size |= {name: np.maximum(size[name], solve[name]) for name in follows}
+        how += "; K and what follows it also with the backward error of a stable solve"
+    known = {**centre, **(known or {})}
+    size = {
+        name: np.maximum(value * (u / DELTA), least(name, known[name], case.dtype))
+        for name, value in size.items()
+    }
+    if follows and not case.operation.stepwise:
+
+        def by_gain(draw: int) -> Mapping[str, Array]:
+            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
+            step = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
+            return evaluate(inputs, lambda name, a: a + step if name == "K" else a)
+
+        gain = _spread(case, centre, by_gain)
+        size |= {name: np.maximum(size[name], gain[name] * (u / DELTA)) for name in follows[1:]}
+        how += "; what follows K also with K off by its unit"
+    return Units(centre=centre, size=size, how=how)
+
+
 @lru_cache(maxsize=1024)
 def unit(case: Case) -> Mapping[str, Unit]:
     """Find the unit of error of every output of a case.  [TOL-1, TOL-4, TOL-5].
@@ -225,36 +293,8 @@ def unit(case: Case) -> Mapping[str, Unit]:
     """
     if case.twin is not case:
         return _in_dtype(unit(case.twin), case)
-    inputs, seed = _wide(_inputs(case)), zlib.crc32(case.id.encode())
-    centre, u = _evaluate(case, inputs), float(np.finfo(case.dtype).eps) / 2
-    follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
-    how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
-
-    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> dict[str, Array]:
-        disturb = kind(seed + draw)
-        return _evaluate(case, disturb.inputs(inputs, case.exact), disturb)
-
-    size = _spread(case, centre, disturbed)
-    if follows and (case.recipe.name == OWN or not case.operation.stepwise):
-        solve = _spread(case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm))
-        size |= {name: np.maximum(size[name], solve[name]) for name in follows}
-        how += "; K and what follows it also with the backward error of a stable solve"
-    known = {**centre, **expected(case)}
-    size = {
-        name: np.maximum(value * (u / DELTA), least(name, known[name], case.dtype))
-        for name, value in size.items()
-    }
-    if follows and not case.operation.stepwise:
-
-        def by_gain(draw: int) -> dict[str, Array]:
-            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
-            step = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
-            return _evaluate(case, inputs, lambda name, a: a + step if name == "K" else a)
-
-        gain = _spread(case, centre, by_gain)
-        size |= {name: np.maximum(size[name], gain[name] * (u / DELTA)) for name in follows[1:]}
-        how += "; what follows K also with K off by its unit"
-    return {name: Unit(size=size[name], how=how) for name in expected(case)}
+    found = units(case, lambda inputs, keep: _evaluate(case, inputs, keep), expected(case))
+    return {name: Unit(size=found.size[name], how=found.how) for name in expected(case)}
 
 
 def _in_dtype(units: Mapping[str, Unit], case: Case) -> dict[str, Unit]:
