@@ -131,7 +131,7 @@ function softmax(values) {
   return powers.map((v) => v / sum)
 }
 
-// A (m, m) matrix of a (C, C) block a sample.
+// An (m, m) matrix with one (C, C) block per sample.
 function blocks(batch, C, entry) {
   const m = batch * C
   const out = zeros(m, m)

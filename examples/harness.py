@@ -20,7 +20,7 @@ import numpy as np
 
 FORMATS = {"float64": "<f8", "float32": "<f4"}
 NAMES = {"F64": "float64", "F32": "float32"}
-LARGE = 2**20  # bytes from which an output goes by file; all do where an input came by file
+LARGE = 2**20  # bytes from which an output is passed by file; all are if an input was
 
 
 def read_file(path):
@@ -56,7 +56,7 @@ def write_file(path, tensors):
 
 
 class Files:
-    """The folder of one request: what came by file, each file read once."""
+    """The folder of one request, and its files of tensors, each read once."""
 
     def __init__(self, folder):
         self.folder, self.read = folder, {}

@@ -40,7 +40,7 @@ def table() -> str:
     lines = []
     for name, network in NETWORKS.items():
         lines.append(
-            f"{name}: milliseconds a step, computing {at(1, 1, network).compute * 1e3:.1f}"
+            f"{name}: milliseconds per step, computing {at(1, 1, network).compute * 1e3:.1f}"
         )
         lines.append("nodes   data-parallel" + "".join(f"   LTE, T = {t:<3}" for t in INTERVALS))
         for nodes in NODES:
@@ -77,7 +77,7 @@ def plot(path: str) -> None:
                 )
                 ax.plot(NODES, [c.merge for c in found], f"C{j}:", label=f"LTE, T = {t}, merging")
             ax.set(title=name, xlabel="nodes = heads", xscale="log", yscale="log")
-        figure.axes[0].set(ylabel="seconds a step")
+        figure.axes[0].set(ylabel="seconds per step")
         figure.axes[1].legend(fontsize=7)
         figure.savefig(path, format="svg", metadata={"Date": None})
 

@@ -1,8 +1,8 @@
-"""Repeat a run of one's own LTE code, and judge every array that it had after every step.
+"""Repeat a run of your LTE code, and judge each of its arrays after every step.
 
     python examples/lte_replay.py [--fault]
 
-Here "one's own code" is :class:`Mine`, which shares nothing with the package: two layers without
+Here "your code" is :class:`Mine`, which shares nothing with the package: two layers without
 biases, three heads with weight copies, AdaGrad with a schedule or a Kalman filter in each head,
 a merge every 3 steps, then B = 0 and A redrawn. What it began with and what it was given are the
 inputs of the operation ``lte.run``; what it recorded is judged as the operation's outputs, with
@@ -36,7 +36,7 @@ RATES = [0.05 * 0.9**t for t in range(STEPS)]
 
 
 class Mine:
-    """Someone's LTE; ``recorded[name]`` has a row a step."""
+    """An independent LTE; ``recorded[name]`` has one row per step."""
 
     def __init__(self, optimizer: str, fault: bool) -> None:
         self.loko, self.fault, self.recorded = optimizer == "loko", fault, {}

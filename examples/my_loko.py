@@ -1,7 +1,7 @@
 """LoKO in plain loops: an implementation that shares no code with loko_ref.
 
 Numbers are Python floats, vectors and matrices are lists; NumPy arrays only carry them in and out.
-Check it with ``loko-ref verify examples/my_loko.py``; ``loko-ref operations`` says what each
+Check it with ``loko-ref verify examples/my_loko.py``; ``loko-ref operations`` describes what each
 function takes and returns.
 """
 
@@ -133,7 +133,7 @@ def softmax(z):
 
 
 def covariance_of_one_hot(rows):
-    """J = diag(yhat) - yhat yhat', one block a sample."""
+    """J = diag(yhat) - yhat yhat', one block per sample."""
     C, m = len(rows[0]), len(rows) * len(rows[0])
     J = zeros(m, m)
     for b, yhat in enumerate(rows):

@@ -2,7 +2,7 @@
 
     python examples/online_digits.py [STEPS]
 
-What ``loko-ref train`` does, as a loop of one's own: a base network trained on upright digits,
+What ``loko-ref train`` does, as an explicit loop: a base network trained on upright digits,
 LoRA on every linear, then one Kalman step for each turned image, which is first predicted.
 """
 

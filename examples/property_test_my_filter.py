@@ -1,4 +1,4 @@
-"""Property-test a filter of your own with loko_ref's strategies: `pytest this_file.py`.
+"""Property tests of a filter with loko_ref's strategies: `pytest this_file.py`.
 
 Replace `my_update`. Each draw is a whole problem (theta, p, H, e, R) of stated conditioning, its
 arrays read-only, in float64 or float32; a failing one shrinks to a small, readable one. How far two
@@ -52,5 +52,5 @@ def test_has_every_fact(fact, problem):
 
 @given(st.diagonal_problems(cond=1e2))
 def test_dtype_is_kept(problem):
-    """A property of your own."""
+    """A property stated here."""
     assert {a.dtype for a in my_update(**problem.arguments()).values()} == {problem.p.dtype}

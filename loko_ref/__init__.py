@@ -1,20 +1,20 @@
 """loko_ref: the correctness oracle for LoKO and LTE, in plain NumPy.
 
-Every number is computed by hand-derived formulas that stand beside their derivation; no automatic
-differentiation, no jitter, no clipping.
+:func:`verify` checks an implementation and returns a :class:`Report`. Every number is computed by
+hand-derived formulas that stand beside their derivation; no automatic differentiation, no jitter,
+no clipping.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from loko_ref import (
         arrays,
         conformance,
         errors,
         experiments,
+        explain,
         fast,
         interop,
         kalman,
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
         network,
         optimizers,
     )
-    from loko_ref import explain as explain
     from loko_ref import strategies as strategies
+    from loko_ref.conformance import Report, verify
     from loko_ref.network import jacobian, layers, lora, model
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Report",
     "__version__",
     "arrays",
     "conformance",
     "errors",
     "experiments",
+    "explain",
     "fast",
     "interop",
     "jacobian",
@@ -46,21 +48,24 @@ __all__ = [
     "model",
     "network",
     "optimizers",
+    "verify",
 ]
 
-_PACKAGES = {name: f"loko_ref.{name}" for name in (*__all__[1:], "explain", "strategies")}
-_PACKAGES |= {name: f"loko_ref.network.{name}" for name in ("jacobian", "layers", "lora", "model")}
+_PLACES = {name: f"network.{name}" for name in ("jacobian", "layers", "lora", "model")}
+"""Public modules that stand within a package."""
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import a public package when it is first named."""
-    if name in _PACKAGES:
-        import importlib
+def __getattr__(name: str) -> object:
+    """Load a public name when it is first asked for; `strategies` needs the extra ``[test]``."""
+    if name not in (*__all__, "strategies"):
+        raise AttributeError(f"module 'loko_ref' has no attribute {name!r}")
+    import importlib
 
-        return importlib.import_module(_PACKAGES[name])
-    raise AttributeError(f"module 'loko_ref' has no attribute {name!r}")
+    if name in ("Report", "verify"):
+        return getattr(importlib.import_module("loko_ref.conformance"), name)
+    return importlib.import_module(f"loko_ref.{_PLACES.get(name, name)}")
 
 
 def __dir__() -> list[str]:
-    """Return the public names; `explain` and `strategies` need an extra each."""
-    return sorted({*__all__, *_PACKAGES})
+    """Return the public names."""
+    return sorted([*__all__, "strategies"])

@@ -1,14 +1,14 @@
-"""Ctrl-C: exit code 130, one line that says what is kept and how to go on, never a traceback.
+"""Interrupts: exit code 130 and one line on what was saved and how to resume, never a traceback.
 
-While a command is being imported and read, an interrupt ends the process on the spot: there is
-nothing to close. While it works, it is raised as a KeyboardInterrupt, so that files, children and
-progress bars are closed; inside an import (where one that is raised can be lost) it is held back
-until the import is over. A second one within a second changes nothing; a later one ends the process
-on the spot, for the first was swallowed by someone else's code. Files are written whole or not at
-all, so that no moment is a wrong one.
+While a command is imported and its options are parsed, an interrupt ends the process immediately,
+since there is nothing to close. While the command works, it is raised as a KeyboardInterrupt, so
+that files, child processes and progress bars are closed; inside an import, where an exception can
+be lost, it is deferred until the import has finished. A second interrupt within a second is
+ignored; a later one ends the process immediately, because other code has caught the first. Files
+are written whole or not at all, so an interrupt may come at any time.
 
-Under a launcher of MPI the line is rank 0's alone. SIGTERM is answered alike (143), but not under a
-launcher: there it is the launcher's own way to end what is left of a job.
+Under an MPI launcher rank 0 alone prints the line. SIGTERM is handled likewise (143), except under
+a launcher, which uses it to end the remaining ranks of a job.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # until this module is imported nothing answers: it imports the least it can
+if TYPE_CHECKING:  # no interrupt is handled until this module is imported: it imports little
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
     from typing import Any, NoReturn
@@ -38,19 +38,19 @@ __all__ = [
 ]
 
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
-"""Where launchers say which rank a process is."""
+"""Environment variables in which launchers pass the rank of a process."""
 
-_GRACE = 1.0  # seconds in which a second interrupt is the same one
-_JOINING = 0.5  # the longest that a rank waits for the others to answer: some may hear nothing
-_JOINED = 2.0  # and when all have joined: each answers, the slowest after its step
-_IMPORT = 0.4  # the longest that an import holds one back
+_GRACE = 1.0  # seconds in which a further interrupt counts as the same one
+_JOINING = 0.5  # most seconds to wait for other ranks, some of which may not handle signals yet
+_JOINED = 2.0  # the same once all ranks have joined: each handles it, at the latest after its step
+_IMPORT = 0.4  # most seconds that an import defers an interrupt
 
 _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-_NOTHING = "this command keeps nothing on its way: start it again"
+_NOTHING = "this command saves no intermediate results: start it again"
 
 
 class _State:
-    """What the handler knows: whether a command works, what is kept, the interrupt under way."""
+    """State of the handler: whether a command works, its text, the interrupt being handled."""
 
     working = False
     kept: Callable[[], str] | None = None
@@ -61,35 +61,35 @@ class _State:
 
 
 def keep(text: Callable[[], str] | None) -> None:
-    """Set what an interrupt says: a function of no argument that returns it.
+    """Set the text printed on an interrupt, as a function without arguments that returns it.
 
-    A text that begins with "kept" is also said of an error that ends the command.
+    A text that starts with "kept" is also appended to an error that ends the command.
     """
     _State.kept = text
 
 
 def joined() -> None:
-    """Note that every rank of a launcher has joined the others."""
+    """Record that all ranks of a launcher have joined."""
     _State.joined = True
 
 
 def resumes(path: object | None) -> None:
-    """Set what an interrupt says before a run has begun, from its start or from a checkpoint."""
+    """Set the text printed on an interrupt before a run starts or is resumed from a checkpoint."""
     again = command_line(*sys.argv[1:])
-    text = "nothing is kept: no run had begun"
+    text = "nothing is kept: no run had started"
     keep(lambda: text if path is None else f"{path} is as it was; go on with: {again}")
 
 
 def after(error: object) -> str:
-    """Return an error's text, and what is kept in spite of it."""
-    said = "" if _State.kept is None else _State.kept()
-    return f"{error} K{said[1:]}" if said.startswith("kept") else str(error)
+    """Return an error's text, followed by what was saved before it."""
+    kept = "" if _State.kept is None else _State.kept()
+    return f"{error} K{kept[1:]}" if kept.startswith("kept") else str(error)
 
 
 def command_line(*words: object) -> str:
-    """Return a shell command that runs ``loko-ref`` as this process was run, with other words.
+    """Return a shell command that runs ``loko-ref`` as this process was run, with other arguments.
 
-    Under a launcher it starts as many ranks again; any number goes on from a checkpoint.
+    Under a launcher it starts the same number of ranks; any number can resume from a checkpoint.
     """
     import shlex
     import shutil
@@ -114,39 +114,39 @@ def _rank() -> str | None:
 
 
 def _line() -> str:
-    said = _NOTHING if _State.working else "nothing was begun"
+    text = _NOTHING if _State.working else "nothing was started"
     if _State.kept is not None:
-        said = _State.kept()
-    return f"loko-ref: {_NAMES[signal.Signals(_State.number)]}; {said}\n"
+        text = _State.kept()
+    return f"loko-ref: {_NAMES[signal.Signals(_State.number)]}; {text}\n"
 
 
 def _leave_now() -> NoReturn:
-    """End the process without unwinding it; under a launcher, the ranks that cannot answer too."""
+    """End the process without unwinding; under a launcher also the ranks that cannot react."""
     rank = _rank()
     if rank in (None, "0"):
-        _tell()
+        _print_line()
     if rank is not None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the sign that this rank has answered
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # marks this rank as having reacted
         until = time.monotonic() + (_JOINED if _State.joined else _JOINING)
         while (silent := _silent()) and time.monotonic() < until:
             time.sleep(0.02)
         if "0" in silent.values():
-            _tell()
-        for other in silent:  # it waits inside MPI for ranks to join, and hears nothing
+            _print_line()
+        for other in silent:  # it waits inside MPI for ranks to join, and handles no signal
             with contextlib.suppress(OSError):
                 os.kill(other, signal.SIGTERM)
-        time.sleep(0.1)  # the launcher ends a job with its first rank: let the line through
+        time.sleep(0.1)  # the launcher ends a job with its first rank: let it forward the line
     os._exit(128 + _State.number)
 
 
-def _tell() -> None:
+def _print_line() -> None:
     with contextlib.suppress(OSError):
         start = "\n" if os.isatty(2) else ""
         os.write(2, f"{start}{_line()}".encode())
 
 
 def _silent() -> dict[int, str]:
-    """Return the launcher's ranks on this machine that have not answered: process id -> rank."""
+    """Return the launcher's ranks on this machine that have not reacted: process id -> rank."""
     found, parent = {}, os.getppid()
     with contextlib.suppress(OSError):
         with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
@@ -205,13 +205,13 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Answer interrupts of this process while the block runs."""
+    """Handle interrupts of this process while the block runs."""
     numbers = [signal.SIGINT] if _rank() is not None else [signal.SIGINT, signal.SIGTERM]
     before: list[tuple[signal.Signals, Any]] = []
     _State.working, _State.kept, _State.since, _State.held = False, None, None, False
-    with contextlib.suppress(ValueError):  # not the main thread: who runs it answers
+    with contextlib.suppress(ValueError):  # not the main thread: its caller handles them
         for number in numbers:
-            if signal.getsignal(number) != signal.SIG_IGN:  # of a job in the background, say
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored in a background job
                 before.append((number, signal.signal(number, _handle)))
     try:
         yield
@@ -222,24 +222,24 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """From here on an interrupt unwinds what is under way, and is answered when that is closed."""
+    """Let an interrupt unwind the block, and print its line and exit afterwards."""
     _State.working = True
     try:
         yield
     except KeyboardInterrupt:
-        if _State.since is not None:  # the interpreter's end would take long, or wait for ranks
+        if _State.since is not None:  # a regular exit could take long, or wait for ranks
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError):
                     stream.flush()
             _leave_now()
-        print(_line(), end="", file=sys.stderr)  # raised by other code than the handler
+        print(_line(), end="", file=sys.stderr)  # not raised by the handler
         raise SystemExit(128 + _State.number) from None
     finally:
         _State.working = False
 
 
 def without(words: Sequence[str], option: str) -> list[str]:
-    """Leave an option and its value out of a command's words.
+    """Return a command's arguments without an option and its value.
 
     Examples
     --------

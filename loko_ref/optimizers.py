@@ -31,10 +31,10 @@ __all__ = [
     "AdamW",
     "OptimizerConfig",
     "OptimizerState",
-    "advance",
     "init",
     "slot_names",
     "step",
+    "step_unchecked",
 ]
 
 
@@ -209,15 +209,17 @@ def step(state: OptimizerState, gradient: Array, config: OptimizerConfig) -> Opt
             f"slots {sorted(names)}, as {type(config).__name__} has",
             "a state made by init for another config",
         )
-    return advance(state, gradient, config)
+    return step_unchecked(state, gradient, config)
 
 
 _BLOCK = 2**19
 """Bytes of theta that are taken at a time; of 2^18 and more NumPy reuses its own temporaries."""
 
 
-def advance(state: OptimizerState, gradient: Array, config: OptimizerConfig) -> OptimizerState:
-    """Take a step as :func:`step` does, of arguments that the caller has checked."""
+def step_unchecked(
+    state: OptimizerState, gradient: Array, config: OptimizerConfig
+) -> OptimizerState:
+    """Compute :func:`step` of checked arguments."""
     xp, n, dtype = namespace(state.theta), state.theta.shape[0], state.theta.dtype
     theta = xp.empty(n, dtype=dtype)
     slots = {name: xp.empty(n, dtype=dtype) for name in state.slots}

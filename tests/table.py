@@ -7,7 +7,7 @@ a tree of arrays.
 import numpy as np
 
 from loko_ref import arrays, loko, optimizers
-from loko_ref.kalman import dense, diagonal, glm, noise, time
+from loko_ref.kalman import dense, diagonal, glm, noise, simplex, time
 from loko_ref.kalman import observation as obs
 from loko_ref.loko import Batch, LokoConfig
 from loko_ref.network import jacobian, lora, model
@@ -212,14 +212,18 @@ def operations():
         {"z": z, "Z": Z, "y": y},
     )
     R6 = _spd(rng, 6)
-    yield "condition_on_simplex", lambda R: obs.condition_on_simplex(R, 3), {"R": R6}
-    yield "contrasts", lambda M: obs.from_contrast(obs.to_contrast(M, 3), 3), {"M": Z}
+    yield "condition_on_simplex", lambda R: simplex.condition_on_simplex(R, 3), {"R": R6}
+    yield "contrasts", _contrasts, {"M": Z}
     yhat = rng.dirichlet(np.ones(3), 2)
-    yield "without_reference", glm.without_reference, {"yhat": yhat, "M": Z}
-    yield "against_reference", glm.against_reference, {"yhat": yhat, "M": Z}
-    yield "whiten", glm.whiten, {"yhat": yhat, "Mo": Z[:4]}
-    yield "glm.gain", glm.gain, {"yhat": yhat, "PZot": Z[:4].T, "G": Z[:4] @ Z[:4].T}
-    yield "jacobian_product", obs.jacobian_product, {"yhat": rng.dirichlet(np.ones(3), 2), "M": Z}
+    yield "without_reference", beside(glm.without_reference), {"yhat": yhat, "M": Z}
+    yield "against_reference", beside(glm.against_reference), {"yhat": yhat, "M": Z}
+    yield "whiten", beside(glm.whiten), {"yhat": yhat, "Mo": Z[:4]}
+    yield "glm.gain", beside(glm.gain), {"yhat": yhat, "PZot": Z[:4].T, "G": Z[:4] @ Z[:4].T}
+    yield (
+        "jacobian_product",
+        beside(obs.jacobian_product),
+        {"yhat": rng.dirichlet(np.ones(3), 2), "M": Z},
+    )
     HpH = R * 0.5
     for kind in noise.ESTIMATORS[:-1]:
         yield (
@@ -278,6 +282,16 @@ def operations():
     yield "arrays.eigvalsh", arrays.eigvalsh, {"S": R}
     yield "arrays.erf", lambda x: [arrays.erf(x), arrays.erfc(x)], {"x": x}
     yield "arrays.contrast_basis", lambda like: arrays.contrast_basis(4, like), {"like": x}
+
+
+def beside(f):
+    """Give an unchecked function the namespace of its arrays."""
+    return lambda **inputs: f(arrays.namespace(*inputs.values()), **inputs)
+
+
+def _contrasts(M):
+    Q = arrays.contrast_basis(3, M)
+    return simplex.from_contrast(Q, simplex.to_contrast(Q, M))
 
 
 def bind(f, **options):

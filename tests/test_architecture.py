@@ -1,7 +1,7 @@
-"""The house: imports point down between rooms, one room knows the array library, nothing extra.
+"""The architecture: layers of packages, one module that knows the array library, no extra imports.
 
-The rooms and their floors are a staircase: a room imports only rooms on floors below its own.
-A new room is entered here, on the lowest floor that holds.
+A package imports only packages on floors below its own. A new package is entered here, on the
+lowest floor that the test accepts.
 """
 
 import ast
@@ -44,14 +44,15 @@ PARTS = [
     {"engine"},
     {"recorded", "diagnose"},
     {"reports", "assessment"},
-    {"user_inputs"},
+    {"user_inputs", "verification"},
     {"pytest_plugin"},
 ]
-FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms}
+FLOOR = {package: k for k, packages in enumerate(FLOORS) for package in packages}
 PART = {f"conformance.{part}": k for k, parts in enumerate(PARTS) for part in parts}
+PART["conformance"] = len(PARTS)  # the package itself, which names what is public
 
-# Rooms of the core compute with the arrays that they are given and name no array library. What a
-# few of them name NumPy for: types, and numbers drawn on the host before they are moved.
+# Packages of the core compute with the arrays that they are given and name no array library. A few
+# of them use NumPy for types, and for random numbers drawn on the host before they are moved.
 CORE = {"network", "kalman", "loko", "optimizers"}
 TYPES = {"dtype", "floating", "integer", "ndarray", "random"}
 HOST = {
@@ -63,13 +64,13 @@ HOST = {
 
 @cache
 def modules():
-    """(dotted name, room, syntax tree) of every module."""
+    """(dotted name, package, syntax tree) of every module."""
     found = []
     for file in sorted(ROOT.rglob("*.py")):
         parts = file.relative_to(ROOT.parent).with_suffix("").parts
         name = ".".join(parts).removesuffix(".__init__")
-        room = parts[1] if len(parts) > 1 else "__init__"
-        found.append((name, room, ast.parse(file.read_text(encoding="utf-8"))))
+        package = parts[1] if len(parts) > 1 else "__init__"
+        found.append((name, package, ast.parse(file.read_text(encoding="utf-8"))))
     return found
 
 
@@ -87,17 +88,19 @@ def imports(name, tree):
 
 
 def test_imports_point_down():
-    for name, room, tree in modules():
-        if room == "__init__":
+    for name, package, tree in modules():
+        if package == "__init__":
             continue
-        assert room in FLOOR, f"room '{room}' is on no floor: enter it in FLOORS"
+        assert package in FLOOR, f"package '{package}' is on no floor: enter it in FLOORS"
         for target in imports(name, tree):
             if target.split(".")[0] != "loko_ref" or target in ("loko_ref", "loko_ref.__version__"):
                 continue
             other = target.split(".")[1]
-            assert other == room or FLOOR[other] < FLOOR[room], f"{name} imports {target}, upwards"
+            assert other == package or FLOOR[other] < FLOOR[package], (
+                f"{name} imports {target}, upwards"
+            )
             here, there = part_of(name), part_of(target)
-            if here != there and "conformance" == room == other:
+            if here != there and "conformance" == package == other:
                 assert PART[there] < PART[here], f"{name} imports {target}, upwards"
 
 
@@ -127,12 +130,12 @@ def test_no_folder_is_full():
         assert lines <= 400, f"{file.relative_to(ROOT)}: {lines} lines"
 
 
-def test_no_circle_within_a_room():
+def test_no_circle_within_a_package():
     """The modules of a package import one another without a circle."""
     parsed = list(modules())
     known = {name for name, _, _ in parsed}
     graph = defaultdict(set)
-    for name, room, tree in parsed:
+    for name, package, tree in parsed:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 inside = {f"{node.module}.{a.name}" for a in node.names} & known
@@ -141,7 +144,7 @@ def test_no_circle_within_a_room():
                 inside = {a.name for a in node.names} & known
             else:
                 continue
-            graph[name] |= {k for k in inside if k.startswith(f"loko_ref.{room}.")} - {name}
+            graph[name] |= {k for k in inside if k.startswith(f"loko_ref.{package}.")} - {name}
     done, path = set(), []
 
     def visit(name):
@@ -160,8 +163,8 @@ def test_no_circle_within_a_room():
 
 
 def test_the_core_names_no_array_library():
-    for name, room, tree in modules():
-        if room not in CORE:
+    for name, package, tree in modules():
+        if package not in CORE:
             continue
         for target in imports(name, tree):
             root = target.split(".")[0]
@@ -187,11 +190,32 @@ def test_the_core_names_no_array_library():
             and isinstance(node.value, ast.Name)
             and node.value.id in ("np", "numpy")
         }
-        assert used <= TYPES | HOST.get(room, set()), f"{name} computes with numpy: {sorted(used)}"
+        assert used <= TYPES | HOST.get(package, set()), (
+            f"{name} computes with numpy: {sorted(used)}"
+        )
+
+
+def test_no_package_uses_what_another_keeps_private():
+    """`_name` of a module is read in its own package alone: an unchecked core has a public name."""
+    for name, room, tree in modules():
+        aliases = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("loko_ref"):
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    aliases[alias.asname or alias.name] = full
+                    private = alias.name.startswith("_") and not alias.name.startswith("__")
+                    assert not private or full.split(".")[1] == room, f"{name} imports {full}"
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+                continue
+            source = aliases.get(node.value.id, "")
+            if node.attr.startswith("_") and not node.attr.startswith("__") and source:
+                assert source.split(".")[1] == room, f"{name} uses {source}.{node.attr}"
 
 
 def test_the_seam_and_the_checks():
-    """arrays/seam.py is the only room that names CuPy; errors and checks compute nothing."""
+    """arrays/seam.py is the only module that names CuPy; errors and checks compute nothing."""
     for name, _, tree in modules():
         constants = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
         named = {t.split(".")[0] for t in imports(name, tree)}
@@ -204,7 +228,7 @@ def test_the_seam_and_the_checks():
             assert "mpi4py" not in named, f"{name} imports mpi4py"
 
 
-# Where files are opened, and JSON of others is parsed. Elsewhere only what no user names.
+# The modules that open files, and parse untrusted JSON. Others open only files that no user names.
 FILES = {
     "loko_ref.files.strict_json",
     "loko_ref.files.reading",
@@ -224,9 +248,6 @@ NOT_NAMED = {
     "loko_ref.conformance.implementations.supervisor": {"open"},  # /proc
     "loko_ref.interop.patterns": {"loads"},  # what its own process answers
     "loko_ref.interrupt": {"open"},  # /proc
-    "loko_ref.experiments.lte.checkpoint": {
-        "replace"
-    },  # a whole directory, each file of it by storage
     "loko_ref.lte.mpi": {"loads"},  # what its own ranks sent
     "loko_ref.lte.watch": {"open", "read_bytes", "read_text"},  # /proc, and its own lock files
 }
@@ -259,7 +280,7 @@ def opening(tree):
 
 
 def test_files_are_opened_in_one_place():
-    """What a user names is read by `reading` (bounded, no device) and written by `writing`."""
+    """Files named by a user are read by `reading` (bounded, no device) and written by `writing`."""
     used = defaultdict(set)
     for name, _, tree in modules():
         if name in FILES:
@@ -305,10 +326,10 @@ def test_importing_the_package_loads_numpy_and_scipy_alone():
 
 
 @pytest.mark.parametrize(
-    "room", ["loko_ref.lte", "loko_ref.conformance", "loko_ref.experiments.data.bundled"]
+    "package", ["loko_ref.lte", "loko_ref.conformance", "loko_ref.experiments.data.bundled"]
 )
-def test_importing_a_room_loads_no_extra(room):
-    assert not fresh(f"import {room}") & HEAVY
+def test_importing_a_package_loads_no_extra(package):
+    assert not fresh(f"import {package}") & HEAVY
 
 
 PUBLIC = [name for name, _, _ in modules() if not name.endswith("__main__") and ".cli" not in name]
@@ -316,7 +337,7 @@ PUBLIC = [name for name, _, _ in modules() if not name.endswith("__main__") and 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_all_is_complete_and_sorted(name):
-    """`__all__` names what there is, sorted as ruff sorts it, and nothing public is left out."""
+    """`__all__` lists all public names, and nothing else, sorted as ruff sorts it."""
     try:
         module = importlib.import_module(name)
     except ImportError as error:
@@ -342,7 +363,7 @@ def test_every_module_opens_with_its_purpose():
 
 
 def test_every_module_imports():
-    """All that needs no extra; what needs one says so by MissingExtraError."""
+    """Every module imports, or raises MissingExtraError with the extra that it needs."""
     for info in pkgutil.walk_packages(loko_ref.__path__, "loko_ref."):
         if info.name.endswith("__main__"):
             continue

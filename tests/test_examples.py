@@ -100,6 +100,23 @@ def test_the_recording_goes_to_a_temporary_folder_or_where_it_is_told(tmp_path):
     assert len(list(temporary.rglob("trace.npz"))) == 1
 
 
+def test_verification_in_python_needs_no_extra():
+    """It finds the mistake, with the packages of the extras blocked."""
+    example = ROOT / "examples" / "verify_in_python.py"
+    code = (
+        "import runpy, sys\n"
+        "sys.modules |= dict.fromkeys(['rich', 'typer', 'jinja2', 'threadpoolctl'])\n"
+        f"runpy.run_path({str(example)!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "FAILED: 6 of 16; 10 passed" in done.stdout
+    assert done.stdout.count("SCALE-ALPHA: delta[") == 6
+    assert "PASSED: 4 of 4; " in done.stdout
+
+
 WRITERS = {"save", "savez", "savefig", "write_text", "write_bytes", "tofile", "dump", "mkdir"}
 
 

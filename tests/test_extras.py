@@ -149,11 +149,11 @@ def test_doors_of_python_name_the_extra_before_they_work():
     def doors():
         block("sklearn", "matplotlib", "flint", "jinja2")
         from loko_ref.arrays.balls import ballarray, precision
-        from loko_ref.conformance.reports.page import write
+        from loko_ref.conformance import Report
         from loko_ref.experiments import stream as training
         from loko_ref.experiments.config import RunConfig
-        from loko_ref.experiments.curves import draw
         from loko_ref.experiments.data import registry as sources
+        from loko_ref.experiments.plots import draw, learning_curves
         from loko_ref.explain.steps import explain
 
         ballarray.flint.cache_clear()  # another test may have loaded it
@@ -164,8 +164,8 @@ def test_doors_of_python_name_the_extra_before_they_work():
             refused(lambda: training.prepare(config)),
             refused(lambda: next(explain(config))),
             refused(lambda: precision(64)),
-            refused(lambda: write(Path("f.html"), "x", [], (), {}, {})),
-            refused(lambda: draw({"a": point}, title="", regression=False)),
+            refused(lambda: Report(target="x", checks=()).write(html="f.html")),
+            refused(lambda: draw(learning_curves({"a": point}))),
         ]
 
     done = run(doors)

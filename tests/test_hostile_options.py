@@ -79,7 +79,7 @@ PERHAPS = {
 """Values that some option takes."""
 
 PLACES = {
-    *("folder", "json", "json_file", "junit", "html", "trace", "xfail"),
+    *("folder", "json", "json_file", "python", "junit", "html", "trace", "xfail"),
     *("plot", "checkpoint", "resume", "details"),
 }
 """Parameters that are paths: a file may have the name of a number."""
@@ -106,6 +106,7 @@ COMMANDS = commands()
 CHEAP = {
     ("verify",): {"target": "mine.py", "only": "lora.delta", "dtype": "float64"},
     ("operations",): {"name": "lora.delta"},
+    ("case",): {"key": "lora.delta/tiny/float64"},
     ("mutants",): {"only": "P-FLOOR"},
     ("protocol",): {},
     ("vectors", "export"): {"folder": "new", "only": "lora.delta/*/float64"},
@@ -182,7 +183,9 @@ INNER = {
     (("train",), "optimizer"): ("sgd,lr", "adamw,beta1", "sgd,nesterov", "loko,p0"),
     (("train",), "lr"): ("sgd", "adamw"),
     (("explain",), "variant"): ("beta", "p0", "q", "r0", "form"),
-    (("lte",), "option"): ("eps", "weight_decay", "beta1"),
+    (("lte",), "optimizer"): ("adamw,eps", "sgd,nesterov", "loko,p0", "loko,center"),
+    (("lte",), "lr"): ("adamw",),
+    (("train",), "size"): ("layers", "patch"),
     (("lte",), "size"): ("layers", "width", "heads", "ff", "patch"),
     (("lte",), "hidden"): ("4,",),
     (("train",), "data"): ("mnist:", "glue:", "cifar10:"),

@@ -30,14 +30,11 @@ import pytest
 import sampling
 
 from loko_ref.conformance.cases.registry import select
-from loko_ref.conformance.implementations import python as implementation
-from loko_ref.conformance.implementations import recording
-from loko_ref.conformance.reports import expected_failures as expectations
+from loko_ref.conformance.implementations import python, recording
+from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.vectors import vectors
 from loko_ref.errors import InputError
-from loko_ref.experiments.data import glue
-from loko_ref.experiments.data import images as files
-from loko_ref.experiments.data import registry as sources
+from loko_ref.experiments.data import glue, images, registry
 from loko_ref.files import storage
 from loko_ref.files.strict_json import DEPTH, parse_json
 from loko_ref.interop import read_tensors
@@ -256,7 +253,7 @@ def mnist(path):
     for part in ("train", "t10k"):
         (folder / f"{part}-images-idx3-ubyte").symlink_to(path)
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx((4,), data=bytes([0, 1, 0, 1])))
-    found = sources.load(f"mnist:{folder}")
+    found = registry.load(f"mnist:{folder}")
     return sum(len(part) for part in (found.base, found.stream, found.test))
 
 
@@ -293,12 +290,12 @@ FORMATS = [
         text=HEAD,
         wrap=lambda text: tensors(text, BODY),
     ),
-    Format("images", idx, files.read_idx, plain_idx, packed=True),
+    Format("images", idx, images.read_idx, plain_idx, packed=True),
     Format("mnist", idx, mnist, lambda data: 2 * len(plain_idx(data)), packed=True),
     Format(
         "cifar",
         lambda: (b"\3" + bytes(3072)) * 2,
-        lambda p: files.read_cifar([p], 10, "uint8"),
+        lambda p: images.read_cifar([p], 10, "uint8"),
         plain_cifar,
         packed=True,
     ),
@@ -309,7 +306,7 @@ FORMATS = [
         plain_glue,
         packed=True,
     ),
-    Format("xfail", XFAIL.encode, lambda p: expectations.read(p), plain_xfail),
+    Format("xfail", XFAIL.encode, lambda p: expected_failures.read(p), plain_xfail),
     Format("config.json", lambda: json.dumps(CONFIG).encode(), read_json, strict_json, text=CONFIG),
     Format(
         "model.safetensors.index.json",
@@ -424,7 +421,7 @@ def lies():
     trees = {label: tensors(text, BODY) for label, text in single.items()}
     trees["a head of 2^63 bytes"] = struct.pack("<Q", 2**63) + b"{}"
     trees["a head of spaces"] = tensors(b" " * 1000)
-    trees["truth values of 2"] = tensors(
+    trees["booleans of 2"] = tensors(
         {"a": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}, b"\1\2"
     )
     idxs = {
@@ -612,7 +609,7 @@ def test_either_byte_order_and_layout_is_read(tmp_path, order, layout):
 def test_an_implementation_that_is_no_file_is_refused_at_once(tmp_path):
     for kind in damage.SPECIALS:
         place = damage.special_file(kind, tmp_path / f"{kind}.py")
-        outcome = hostile.run(lambda place=place: implementation.load(str(place)))
+        outcome = hostile.run(lambda place=place: python.load(str(place)))
         assert outcome.kind == "refused", (kind, outcome)
 
 

@@ -19,13 +19,13 @@ from sampling import LONG, SEED
 from loko_ref.checks import fields
 from loko_ref.checks.fields import Place
 from loko_ref.errors import InputError
-from loko_ref.experiments import runfile, runs
+from loko_ref.experiments import checkpoint, runfile, runs
 from loko_ref.experiments.config import RunConfig
 from loko_ref.files import storage
 
 pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 
-SMALL = {"data": "iris", "epochs": 1, "hidden": (5,), "r": 2, "evaluations": 4}
+SMALL = {"data": "iris", "epochs": 1, "hidden": (5,), "rank": 2, "evaluations": 4}
 RUNNING = {
     "loko": {"observation": "logits", "p0": {"0": 0.5, "1": 0.4}},
     "adamw": {},
@@ -50,7 +50,7 @@ def original(name):
         assert [entry.status for entry in left] == ["done", "failed", "running", "waiting"]
         assert left[2].curve
         ends = ending(runs.run_all(resume=path))
-        return *storage.load(path, schema=runs.CHECKPOINT), ends
+        return *storage.load(path, schema=checkpoint.SCHEMA), ends
 
 
 def ending(entries):
@@ -104,7 +104,7 @@ def test_no_change_of_a_checkpoint_goes_unnoticed(tmp_path):
         else:
             what, arrays = damage_arrays(rng, arrays)
         path = tmp_path / f"{k}.npz"
-        storage.save(path, arrays, metadata, schema=runs.CHECKPOINT)
+        storage.save(path, arrays, metadata, schema=checkpoint.SCHEMA)
         label = f"input {k} of seed {SEED}, {what}"
         end = run(lambda path=path: ending(runs.run_all(resume=path)))
         assert end.kind in seen, f"{label}: {end}"
@@ -127,6 +127,8 @@ WRONG = (
 FITTING = {
     # what a field may also be: it is another run's then, and the seal's to notice
     "limit": (None,),
+    "rank": (None,),
+    "targets": (["x"],),
     "tokenizer": (None,),
     "length": (None,),
     "seconds": (1.5,),
@@ -156,8 +158,9 @@ FITTING = {
 
 
 def sealed(path, arrays, metadata):
-    metadata["sha256"] = fields.seal({"runs": metadata["runs"]}, arrays)
-    storage.save(path, arrays, metadata, schema=runs.CHECKPOINT)
+    content = {k: v for k, v in metadata.items() if k != "sha256"}
+    metadata["sha256"] = fields.seal(content, arrays)
+    storage.save(path, arrays, metadata, schema=checkpoint.SCHEMA)
 
 
 def read_all(path):

@@ -23,10 +23,8 @@ from sampling import LONG
 
 from loko_ref import interrupt
 from loko_ref.cli import main
-from loko_ref.conformance.implementations import python as implementation
-from loko_ref.experiments import base_network as pretraining
-from loko_ref.experiments import runs
-from loko_ref.experiments import stream as training
+from loko_ref.conformance.implementations import python
+from loko_ref.experiments import base_network, runs, stream
 from loko_ref.lte import serial
 
 pytestmark = needs_linux
@@ -55,11 +53,11 @@ def stop(module, name, at):
 
 
 MOMENTS = {
-    "base": (pretraining, "loss_gradient", 20),
-    "steps": (training, "_score", 80),
+    "base": (base_network, "loss_gradient", 20),
+    "steps": (stream, "_score", 80),
     "writing": (os, "fsync", 7),
     "lte": (serial, "step", 20),
-    "verify": (implementation, "call", 3),
+    "verify": (python, "call", 3),
 }
 
 
@@ -172,7 +170,7 @@ cli.main()
 """
 
 
-def test_while_importing_nothing_was_begun():
+def test_while_importing_nothing_was_started():
     process = subprocess.Popen(
         [sys.executable, "-c", IMPORTING],
         text=True,
@@ -182,7 +180,7 @@ def test_while_importing_nothing_was_begun():
     )
     code, line = interrupted(process)
     assert code == 130
-    assert line == "loko-ref: interrupted; nothing was begun\n"
+    assert line == "loko-ref: interrupted; nothing was started\n"
 
 
 def test_without_a_checkpoint_nothing_is_kept(tmp_path):
@@ -196,7 +194,7 @@ def test_a_harness_under_verification_is_interrupted(tmp_path):
     code, line = interrupted(Child("verify", "verify", "mine.py", cwd=tmp_path))
     assert code == 130
     assert line == (
-        "loko-ref: interrupted; this command keeps nothing on its way: start it again\n"
+        "loko-ref: interrupted; this command saves no intermediate results: start it again\n"
     )
 
 
@@ -237,11 +235,11 @@ def test_the_line_gives_the_command_that_goes_on(tmp_path, uninterrupted, where,
 
 def test_lte_goes_on_from_its_last_merge(tmp_path):
     pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
-    words = [*LTE, "--json", "r.json", "--checkpoint", "a b"]
+    words = [*LTE, "--json", "r.json", "--checkpoint", "a b.npz"]
     code, line = interrupted(Child("lte", *words, cwd=tmp_path))
     assert code == 130
-    assert line.startswith("loko-ref: interrupted; kept: a b/merge-00000002; go on with: ")
-    assert shlex.split(line.split("go on with: ")[1])[1:] == [*words, "--resume", "a b"]
+    assert line.startswith("loko-ref: interrupted; kept: a b.npz, as of a merge; go on with: ")
+    assert shlex.split(line.split("go on with: ")[1])[1:] == [*words, "--resume", "a b.npz"]
     gone_on(line, tmp_path)
     resumed = json.loads((tmp_path / "r.json").read_text())
     assert called(*LTE, "--json", "whole.json", cwd=tmp_path) == 0
@@ -259,12 +257,12 @@ def test_a_place_that_fails_midway_leaves_the_last_checkpoint_whole(
     if what == "train":
         words, kept = [*TRAIN, "--checkpoint-every", "10", "--checkpoint", "x/c.npz"], "x/c.npz, "
     else:
-        words, kept = [*LTE, "--checkpoint", "x/c"], "x/c/merge-00000002;"
+        words, kept = [*LTE, "--checkpoint", "x/c.npz"], "x/c.npz, as of a merge;"
     real, calls = os.replace, []
 
     def failing(source, target):
         calls.append(target)
-        if len(calls) == (4 if what == "train" else 12):
+        if len(calls) == (4 if what == "train" else 3):
             if how == "gone":
                 shutil.rmtree(tmp_path / "x")
             raise OSError(errno.ENOSPC, "No space left on device")

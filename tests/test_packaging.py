@@ -27,6 +27,11 @@ def test_core_dependencies_are_numpy_and_scipy_alone():
     assert PROJECT["name"] == "loko-ref"
 
 
+def test_an_extra_that_is_a_package_s_brings_what_the_package_needs():
+    assert "study" not in EXTRAS
+    assert EXTRAS["explain"] == ["loko-ref[cli,data]"]  # as loko_ref.cli.needs has it
+
+
 def test_cli_is_included_by_every_other_extra():
     assert {"cli", "data", "test"} <= set(EXTRAS)
     assert names(EXTRAS["cli"]) == {"typer", "rich", "jinja2", "threadpoolctl"}
@@ -88,7 +93,11 @@ else:
 
 @pytest.mark.parametrize(
     ("package", "code", "extra"),
-    [("hypothesis", "import loko_ref.strategies", "test")],
+    [
+        ("hypothesis", "import loko_ref.strategies", "test"),
+        ("hypothesis", "from loko_ref import strategies", "test"),
+        ("hypothesis", "loko_ref.strategies", "test"),
+    ],
 )
 def test_a_missing_extra_is_named(package, code, extra):
     done = subprocess.run(

@@ -9,9 +9,10 @@ import pytest
 from sampling import count
 
 from loko_ref import loko
+from loko_ref.arrays import contrast_basis
 from loko_ref.experiments import stream as training
 from loko_ref.experiments.config import RunConfig
-from loko_ref.kalman.observation import to_contrast
+from loko_ref.kalman.simplex import to_contrast
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn (extra 'data')")
 
@@ -32,7 +33,7 @@ def soak(steps, **changed):
     worst = dict.fromkeys("eHR", 0.0)
     for k in range(steps):
         state, record = loko.step(state, batches[k % len(batches)], learner)
-        ones_R = to_contrast(record.R_used.sum(axis=1), C)  # Q R 1
+        ones_R = to_contrast(contrast_basis(C, record.R_used), record.R_used.sum(axis=1))  # Q R 1
         for name, sums, whole in (
             ("e", record.e.sum(), record.e),  # 1'e
             ("H", record.H.sum(axis=0), record.H),  # 1'H

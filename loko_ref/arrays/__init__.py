@@ -1,14 +1,19 @@
-"""Arrays of NumPy, CuPy and balls behind one seam: the door to :mod:`loko_ref.arrays.seam`."""
+"""Arrays of NumPy, CuPy and balls behind one seam: :mod:`~loko_ref.arrays.seam` and its linalg."""
 
+from loko_ref.arrays.linalg import (
+    cho_solve,
+    cholesky,
+    contrast_basis,
+    eigvalsh,
+    singular_floor,
+    solve,
+    solve_triangular,
+)
 from loko_ref.arrays.seam import (
     Array,
     Backend,
     asarray,
     backend_of,
-    cho_solve,
-    cholesky,
-    contrast_basis,
-    eigvalsh,
     epsilon,
     erf,
     erfc,
@@ -22,9 +27,6 @@ from loko_ref.arrays.seam import (
     register_backend,
     root,
     scalar,
-    singular_floor,
-    solve,
-    solve_triangular,
     to_host,
     to_scalar,
     where_or_zero,

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 
 from loko_ref.errors import BackendError, unknown_option
 
-__all__ = ["KNOWN", "Array", "Backend", "get_backend", "keep_freed_memory", "register_backend"]
+__all__ = [
+    "KNOWN",
+    "NUMPY",
+    "Array",
+    "Backend",
+    "get_backend",
+    "keep_freed_memory",
+    "register_backend",
+]
 
 Array: TypeAlias = NDArray[Any]
 """A NumPy array, or an array of a registered backend that stands in for one."""
@@ -75,7 +83,7 @@ def _numpy_solve_triangular(L: Array, b: Array, transpose: bool) -> Array:
     return x
 
 
-_NUMPY = Backend(
+NUMPY = Backend(
     name="numpy",
     xp=np,
     asarray=np.asarray,
@@ -179,7 +187,7 @@ def _balls() -> Backend:
 
 
 KNOWN: dict[str, Callable[[], Backend]] = {
-    "numpy": lambda: _NUMPY,
+    "numpy": lambda: NUMPY,
     "cupy": _cupy,
     "balls": _balls,
 }

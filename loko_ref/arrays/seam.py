@@ -1,15 +1,13 @@
-"""The seam: the only room that tells one array library from another, and both from balls.
+"""The seam: the only package that distinguishes array libraries, and both from balls.
 
-Every other room computes with the arrays that it was given. It asks :func:`namespace` for the
-functions of their library, and this module for the few things that libraries spell differently:
-``erf``, Cholesky, triangular and general solves, the way to and from the host. What each library
-offers stands in :mod:`loko_ref.arrays.backends`.
+Every other package computes with the arrays that it was given. It asks :func:`namespace` for the
+functions of their library, and this one for the few things that libraries spell differently:
+``erf``, the way to and from the host, and in :mod:`loko_ref.arrays.linalg` Cholesky, triangular and
+general solves. What each library offers stands in :mod:`loko_ref.arrays.backends`.
 
 Rules kept here: arrays of two libraries are never mixed; nothing moves between host and device
 unless :func:`to_host` or :func:`asarray` says so; a request for a backend by name either gets it
-or raises; a failed factorisation raises on every backend.
-
-Shapes: S (m, m); L (m, m) lower triangular; b (m,) or (m, k); Q (C - 1, C).
+or raises.
 """
 
 from __future__ import annotations
@@ -20,21 +18,23 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
-from loko_ref.arrays.backends import KNOWN, Array, Backend, get_backend, register_backend
-from loko_ref.errors import InputError, NumericalError, UndecidedError
+from loko_ref.arrays.backends import (
+    KNOWN,
+    NUMPY,
+    Array,
+    Backend,
+    get_backend,
+    register_backend,
+)
+from loko_ref.errors import InputError
 
 __all__ = [
     "Array",
     "Backend",
     "asarray",
     "backend_of",
-    "cho_solve",
-    "cholesky",
-    "contrast_basis",
-    "eigvalsh",
     "epsilon",
     "erf",
     "erfc",
@@ -48,9 +48,6 @@ __all__ = [
     "register_backend",
     "root",
     "scalar",
-    "singular_floor",
-    "solve",
-    "solve_triangular",
     "to_host",
     "to_scalar",
     "where_or_zero",
@@ -58,9 +55,9 @@ __all__ = [
 
 
 def _library(array: object) -> str | None:
-    """Name the registered library that `array` belongs to; None for a plain scalar."""
+    """Return the name of the registered library of `array`; None for a plain scalar."""
     if isinstance(array, np.ndarray | np.generic):
-        return "balls" if array.dtype == object else "numpy"
+        return "balls" if array.dtype.kind == "O" else "numpy"
     if isinstance(array, bool | int | float | complex):
         return None
     for cls in type(array).__mro__:
@@ -85,6 +82,11 @@ def backend_of(*arrays: object) -> Backend:
     InputError
         If they belong to different libraries, or to one that is not registered.
     """
+    for array in arrays:
+        if type(array) is not np.ndarray or array.dtype.kind == "O":
+            break
+    else:
+        return NUMPY
     found = {name for name in map(_library, arrays) if name is not None}
     if len(found) > 1:
         raise InputError(
@@ -109,7 +111,7 @@ def namespace(*arrays: object) -> Any:
 
 
 def is_numpy(array: object) -> bool:
-    """Tell whether `array` is a host (NumPy) array."""
+    """Return whether `array` is a host (NumPy) array."""
     return _library(array) == "numpy"
 
 
@@ -141,16 +143,12 @@ def epsilon(array: Array) -> float:
     For balls float32's, the coarsest format that their inputs come in: it is asked for only where
     an input is checked to be symmetric, or to sum to one, up to its own rounding.
     """
-    dtype = np.float32 if array.dtype == object else array.dtype
+    return _epsilon(np.dtype(np.float32) if array.dtype.kind == "O" else array.dtype)
+
+
+@cache
+def _epsilon(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(dtype).eps)
-
-
-def singular_floor(S: Array) -> float:
-    """Smallest eigenvalue of S's correlation matrix (m, m) that is not rounding: max(m, 8) eps.
-
-    m eps for the factorisation, 8 eps for S's own entries, which are sums.  [KAL-8]
-    """
-    return max(S.shape[0], 8) * epsilon(S)
 
 
 def scalar(value: float, like: object) -> Any:
@@ -195,12 +193,12 @@ def pi(like: object) -> Any:
 
 
 def to_scalar(value: Array) -> Any:
-    """Turn an array of one element into a float, or into a ball if it is one."""
+    """Return an array of one element as a float, or as a ball if it is one."""
     return value if _library(value) == "balls" else float(value)
 
 
 def positive(x: Array) -> Array:
-    """Tell where x > 0, of the real part; raises where a ball does not decide it.  [BALL-3]."""
+    """Return where x > 0, of the real part; raise where a ball does not decide it.  [BALL-3]."""
     if _library(x) == "balls":
         mask: Array = importlib.import_module("loko_ref.arrays.balls").positive(x)
         return mask
@@ -259,139 +257,3 @@ def erfc(x: Array) -> Array:
     """Complementary error function 1 - erf, elementwise; keeps its digits for large x."""
     y: Array = backend_of(x).erfc(x)
     return y
-
-
-def eigvalsh(S: Array) -> Array:
-    """Eigenvalues (m,) of a symmetric matrix (m, m), ascending."""
-    w: Array = backend_of(S).eigvalsh(S)
-    return w
-
-
-def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
-    """Lower Cholesky factor of a symmetric positive definite matrix.  [KAL-8]
-
-    Only the lower triangle is read. Nothing is added to the diagonal, ever.
-
-    Parameters
-    ----------
-    S : array (m, m)
-        Symmetric.
-    name : str
-        What the matrix is called, for the error.
-    scaled_pivots : bool
-        Whether a numerically singular S is refused: the smallest eigenvalue of its correlation
-        matrix must exceed :func:`singular_floor`. It bounds from below every pivot ratio
-        ``L_jj^2 / S_jj``, in whatever order the outputs are taken, and does not depend on their
-        units.
-
-    Returns
-    -------
-    array (m, m)
-        L with L L' = S.
-
-    Raises
-    ------
-    NumericalError
-        If S is indefinite or numerically singular; carries the smallest eigenvalue. If S is not
-        finite, without one. Its subclass UndecidedError if balls are too wide to tell.
-    """
-    lib = backend_of(S)
-    xp = lib.xp
-    m = S.shape[0]
-    if not bool(xp.isfinite(S).all()):  # LAPACK passes NaN through without a word
-        raise NumericalError(
-            name, None, f"{name} overflowed: H, p or R is too large for the dtype, or their ratio."
-        )
-    try:
-        L: Array = lib.cholesky(S)
-    except UndecidedError as error:
-        raise UndecidedError(name, error.eigenvalue, error.cause) from None
-    except np.linalg.LinAlgError:
-        lowest = float(eigvalsh(S)[0])
-        raise NumericalError(
-            name,
-            lowest,
-            f"{name} is not positive definite (Cholesky fails): a direction that nothing observes "
-            "with noise, or an indefinite input. Nothing was added to repair it.",
-        ) from None
-    if scaled_pivots and m > 0 and lib.name != "balls":  # a ball's factor is certified
-        X = lib.solve_triangular(L, xp.diag(xp.sqrt(xp.diagonal(S))), False)  # (m, m)
-        floor = singular_floor(S)
-        # X'X is the inverse of the correlation matrix; its trace bounds its largest eigenvalue
-        if not 1 / float((X * X).sum()) > floor:
-            scaled = 1 / float(lib.eigvalsh(X.T @ X)[-1])
-            if not scaled > floor:
-                raise NumericalError(
-                    name,
-                    float(eigvalsh(S)[0]),
-                    f"{name} is numerically singular: its correlation matrix has the smallest "
-                    f"eigenvalue {scaled:.3g}, not above max(m, 8) eps = {floor:.3g}, so the "
-                    "update would have no correct digit. Nothing was added to repair it.",
-                )
-    return L
-
-
-def solve_triangular(L: Array, b: Array, *, transpose: bool = False) -> Array:
-    """Solve L x = b (or L' x = b) for lower triangular L (m, m) and b (m,) or (m, k)."""
-    x: Array = backend_of(L, b).solve_triangular(L, b, transpose)
-    return x
-
-
-def cho_solve(L: Array, b: Array) -> Array:
-    """Solve S x = b by the Cholesky factor L of S; b (m,) or (m, k)."""
-    direct = backend_of(L, b).cho_solve
-    if direct is not None:
-        x: Array = direct(L, b)
-        return x
-    return solve_triangular(L, solve_triangular(L, b), transpose=True)
-
-
-def solve(A: Array, b: Array, *, name: str = "A") -> Array:
-    """Solve A x = b for a general square A (m, m) by LU with partial pivoting; b (m,) or (m, k).
-
-    `name` is what the matrix is called in the error: NumericalError if a pivot is exactly 0, its
-    subclass UndecidedError if balls are too wide to tell.
-    """
-    try:
-        x: Array = backend_of(A, b).solve(A, b)
-    except UndecidedError as error:
-        raise UndecidedError(name, error.eigenvalue, error.cause) from None
-    except np.linalg.LinAlgError:
-        raise NumericalError(
-            name, 0.0, f"{name} is singular: a pivot of its LU factorisation is exactly 0."
-        ) from None
-    return x
-
-
-@cache
-def _helmert(C: int) -> NDArray[np.float64]:
-    return np.asarray(scipy.linalg.helmert(C), dtype=np.float64)
-
-
-def contrast_basis(C: int, like: Array) -> Array:
-    """Orthonormal basis of the contrasts of C classes: Q Q' = I, Q 1 = 0.  [OBS-5]
-
-    Parameters
-    ----------
-    C : int
-        Number of classes, at least 1.
-    like : array
-        Gives library and dtype.
-
-    Returns
-    -------
-    array (C - 1, C)
-        The Helmert contrasts, one a row.
-
-    Examples
-    --------
-    >>> import numpy
-    >>> contrast_basis(2, numpy.zeros(1)).round(3)
-    array([[ 0.707, -0.707]])
-    """
-    own = backend_of(like).contrast_basis
-    if own is not None:
-        basis: Array = own(C)
-        return basis
-    Q = _helmert(C) if C > 1 else np.zeros((0, 1))
-    return asarray(Q.astype(like.dtype), like)

@@ -11,13 +11,15 @@ import functools
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
 from loko_ref.arrays.backends import KNOWN
 from loko_ref.errors import InputError, NumericalError, UndecidedError, shown, unknown_option
 
 __all__ = [
+    "FORMATS",
+    "Format",
     "check_array",
     "check_choice",
     "check_covariance",
@@ -69,7 +71,8 @@ observation. Likely cause: a typing error; the closest known name is 'observatio
     return cls
 
 
-FORMATS = ("float64", "float32")
+Format: TypeAlias = Literal["float64", "float32"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 """The floating formats that everything here computes in."""
 
 
@@ -203,19 +206,19 @@ def read_number(argument: str, text: str) -> float:
 
 def check_floats(**arrays: Any) -> None:
     """Require arrays of one library and one floating dtype; nothing is widened or narrowed."""
-    names = list(arrays)
-    for name in names:
-        if getattr(arrays[name], "dtype", None) is None:
+    first = None
+    for name, array in arrays.items():
+        if getattr(array, "dtype", None) is None:
             raise InputError(
                 name,
-                type(arrays[name]).__name__,
+                type(array).__name__,
                 f"an array of one of {', '.join(KNOWN)}",
                 "a list or a scalar: convert it to a NumPy or CuPy array first",
             )
     backend_of(*arrays.values())
-    for name in names:
-        dtype = arrays[name].dtype
-        if dtype.kind != "O" and dtype.name not in FORMATS:
+    for name, array in arrays.items():
+        dtype = array.dtype
+        if dtype.kind != "O" and (dtype.kind != "f" or dtype.itemsize not in (4, 8)):
             raise InputError(
                 name,
                 f"dtype {dtype}",
@@ -224,11 +227,13 @@ def check_floats(**arrays: Any) -> None:
                 if dtype.kind == "f"
                 else "integer input: convert with .astype(float)",
             )
-        if dtype != arrays[names[0]].dtype:
+        if first is None:
+            first = name
+        elif dtype != arrays[first].dtype:
             raise InputError(
                 name,
                 f"dtype {dtype}",
-                f"dtype {arrays[names[0]].dtype}, as {names[0]} has",
+                f"dtype {arrays[first].dtype}, as {first} has",
                 "arrays of mixed precision; nothing is widened or narrowed silently",
             )
 
@@ -266,17 +271,17 @@ def check_shape(
     >>> check_shape("H", numpy.zeros((2, 3)), ("m", "n"), {"m": 2, "n": 3})
     """
     check_array(argument, array)
-    known = dict(sizes or {})
-    want = tuple(known.get(d, d) if isinstance(d, str) else d for d in shape)
+    known = {} if sizes is None else sizes
+    want = [known.get(d, d) if isinstance(d, str) else d for d in shape]
     got = tuple(array.shape)
-    fits = len(got) == len(want) and all(
-        isinstance(w, str) or w == g for g, w in zip(got, want, strict=True)
-    )
+    fits = len(got) == len(want)
+    for g, w in zip(got, want, strict=False):
+        fits = fits and (isinstance(w, str) or w == g)
     if not fits:
         letters = ", ".join(str(d) for d in shape)
         meant = ", ".join(str(w) for w in want)
         required = f"shape ({letters})" + (f" = ({meant})" if meant != letters else "")
-        transposed = len(got) == 2 and got[::-1] == want
+        transposed = len(got) == 2 and got[::-1] == tuple(want)
         cause = (
             "a transposed array"
             if transposed

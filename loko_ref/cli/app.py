@@ -1,4 +1,4 @@
-"""The application: one line a command."""
+"""The application: its commands, one line each."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """The commands; an interrupt of one is answered here, before Typer says anything of its own."""
+    """The commands; handles an interrupt of one before Typer does."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command."""
         with interrupt.working():
             return super().invoke(ctx)
 
@@ -46,17 +46,17 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
     ),
 ) -> None:
-    """Check implementations of LoKO and LTE, watch both learn, certify the oracle itself."""
+    """Verify implementations of LoKO and LTE, run both on real data, certify the oracle itself."""
 
 
 from loko_ref.cli.commands.bench import bench  # noqa: E402
+from loko_ref.cli.commands.case import case  # noqa: E402
 from loko_ref.cli.commands.certify import certify  # noqa: E402
 from loko_ref.cli.commands.explain import explain_command  # noqa: E402
 from loko_ref.cli.commands.lte import lte  # noqa: E402
 from loko_ref.cli.commands.mutants import mutants  # noqa: E402
 from loko_ref.cli.commands.operations import operations  # noqa: E402
-from loko_ref.cli.commands.protocol import protocol  # noqa: E402
-from loko_ref.cli.commands.schema import schema  # noqa: E402
+from loko_ref.cli.commands.protocol import protocol, schema  # noqa: E402
 from loko_ref.cli.commands.train import train  # noqa: E402
 from loko_ref.cli.commands.vectors import app as vectors  # noqa: E402
 from loko_ref.cli.commands.verify import verify  # noqa: E402
@@ -64,6 +64,7 @@ from loko_ref.cli.values import read_by_type  # noqa: E402
 
 app.command("verify")(verify)
 app.command("operations")(operations)
+app.command("case")(case)
 app.command("mutants")(mutants)
 app.command("protocol")(protocol)
 app.add_typer(vectors, name="vectors")

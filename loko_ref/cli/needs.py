@@ -1,4 +1,4 @@
-"""What a command needs beyond the extra ``[cli]``, checked before it prints, reads or computes."""
+"""Packages that a command needs beyond the extra ``[cli]``, checked before it does anything."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def check_needs(
     html: Path | None = None,
     backend: str | None = None,
 ) -> None:
-    """Import what a command's options need, or raise what names the extra.
+    """Raise unless the packages that a command's options need can be imported.
 
     Parameters
     ----------
     modules : iterable of (str, str)
-        Modules that the command needs whatever its options are, and what for.
+        Modules that the command always needs, each with the feature that needs it.
     data : str, optional
         The data set.
     tokenizer, plot, html : optional
-        Options that need a package of their own where they are given.
+        Options that each need a further package.
     backend : str, optional
-        The array library; NumPy is always there.
+        The array library; NumPy is always available.
 
     Raises
     ------

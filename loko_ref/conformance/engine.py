@@ -120,22 +120,28 @@ class Summary:
     @property
     def headline(self) -> str:
         """The verdict in words."""
-        return {
-            "failed": "WRONG",
-            "nothing ran": "NOTHING RAN",
-            "as expected": "all that ran passed, or failed as expected",
-            "passed": "all that ran passed",
-        }[self.verdict]
+        return {"failed": "FAILED", "nothing ran": "NOTHING RAN"}.get(self.verdict, "PASSED")
 
     @property
     def text(self) -> str:
-        """The headline and the counts, in one line."""
-        counts = [f"{self.ran} ran", f"{self.passed} passed", f"{self.failed} failed"]
+        """The headline and the counts, in one line.
+
+        Examples
+        --------
+        >>> count(["failed", "passed", "passed", "unsupported"]).text
+        'FAILED: 1 of 3; 2 passed, 1 unsupported'
+        """
+        rest = [f"{self.unsupported} unsupported"]
         if self.expected_failures:
-            counts.append(_counted(self.expected_failures, "expected failure", "s"))
+            rest.insert(0, _counted(self.expected_failures, "expected failure", "s"))
+        if not self.ran:
+            return f"{self.headline}: {rest[0]}"
+        if self.verdict != "failed":
+            return f"{self.headline}: {self.passed} of {self.ran}; {', '.join(rest)}"
+        wrong = f"{self.failed + self.unexpected_passes} of {self.ran}"
         if self.unexpected_passes:
-            counts.append(_counted(self.unexpected_passes, "unexpected pass", "es"))
-        return f"{self.headline}: {', '.join([*counts, f'{self.unsupported} unsupported'])}"
+            wrong += f" ({_counted(self.unexpected_passes, 'unexpected pass', 'es')})"
+        return f"{self.headline}: {wrong}; {', '.join([f'{self.passed} passed', *rest])}"
 
 
 def _counted(number: int, name: str, plural: str) -> str:

@@ -1,9 +1,9 @@
-"""The pytest plugin: every check of the kit as a test, and the cases for tests of one's own.
+"""The pytest plugin: every check of the kit as a test, and the cases for use in other tests.
 
 ``pytest --loko-implementation my_module`` runs each check as a test with the same id. A declined
-one is skipped with its reason, one that ``--loko-xfail F`` lists is expected to fail, strictly. The
-verdict is that of ``loko-ref verify``; where no check ran, the exit code is 2 as there. In a test
-of one's own::
+one is skipped with its reason, one listed in ``--loko-xfail F`` is strictly expected to fail. The
+verdict is that of ``loko-ref verify``; where no check ran, the exit code is 2 as there. The cases
+in a test of your project::
 
     from loko_ref.conformance.pytest_plugin import assert_correct, parametrize
 
@@ -11,7 +11,7 @@ of one's own::
     def test_my_filter(case):
         assert_correct(case, my_filter(**case.inputs(), **case.options))
 
-Importing this module imports nothing of the kit: that waits until it is used.
+Importing this module does not import the kit, which is loaded on first use.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["TARGET", "LokoItem", "assert_correct", "parametrize"]
 
 
 TARGET = "--loko-implementation"
-"""The option that asks for the checks."""
+"""The option that adds the checks."""
 
 
 class _CheckFailed(AssertionError):
@@ -37,18 +37,12 @@ class _CheckFailed(AssertionError):
 
 
 def _report(check: Check) -> str:
-    """Say what is wrong, where, and which known mistake does it."""
+    """Return the report on a failed check: what is wrong, where, and which mistake explains it."""
     from loko_ref.conformance.diagnose.naming import name_mistakes
-    from loko_ref.conformance.reports.document import failure
+    from loko_ref.conformance.reports.text import describe, group
 
-    lines = [f"{check.case.id}: {failure(check)}", f"this case hunts: {check.case.hunts}"]
-    if check.forced is not None:
-        lines.append(check.forced.text)
-    for mistake in name_mistakes([check]).get(check.case.id, [])[:3]:
-        m = mistake.mutant
-        lines.append(f"reproduced by {m.id}: {mistake.text}. {m.explanation}")
-        lines.append(f"look at: {m.look}")
-    return "\n".join(lines)
+    (one,) = group([check], name_mistakes([check]))
+    return "\n".join(line.removeprefix("  ") for line in describe(one))
 
 
 def parametrize(only: str | None = None, *, dtype: str | None = None) -> pytest.MarkDecorator:
@@ -68,7 +62,7 @@ def parametrize(only: str | None = None, *, dtype: str | None = None) -> pytest.
 
 
 def assert_correct(case: Case, outputs: Any) -> None:
-    """Fail the test where outputs are not the oracle's, naming the first quantity that is off.
+    """Raise, failing the test, unless outputs agree with the oracle; name the first wrong quantity.
 
     Parameters
     ----------
@@ -98,14 +92,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--loko-xfail",
         metavar="FILE",
-        help="expected failures, one 'id: reason' a line; one that passes is an error",
+        help="file of expected failures, one 'id: reason' per line; one that passes is an error",
     )
 
 
 _TARGET = pytest.StashKey[Any]()
 _PREFIX = "loko-ref::"
-_OPTIONS = {"TARGET": TARGET, "only": "--loko-only", "dtype": "--loko-dtype"}
-"""What an error of the kit calls an argument -> the option that it came from."""
+_OPTIONS = {
+    "TARGET": TARGET,
+    "only": "--loko-only",
+    "dtype": "--loko-dtype",
+    "xfail": "--loko-xfail",
+}
+"""Name of an argument in an error of the kit -> the option that set it."""
 
 _NOT_RUNS = ("collectonly", "setuponly", "showfixtures", "show_fixtures_per_test")
 """Options of pytest under which no test is run."""
@@ -121,33 +120,33 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.implementations.python import load
-    from loko_ref.conformance.reports import expected_failures as expectations
+    from loko_ref.conformance.reports import expected_failures
+    from loko_ref.conformance.verification import naming
     from loko_ref.errors import InputError
 
     listed = config.getoption("--loko-xfail")
     try:
-        cases = select(config.getoption("--loko-only"), config.getoption("--loko-dtype"))
-        expected = {} if listed is None else expectations.read(listed, "--loko-xfail")
-        target = load(target)
+        with naming(**_OPTIONS):
+            cases = select(config.getoption("--loko-only"), config.getoption("--loko-dtype"))
+            expected = {} if listed is None else expected_failures.read(listed)
+            target = load(target)
     except InputError as error:
-        argument = _OPTIONS.get(error.argument, error.argument)
-        again = InputError(argument, error.got, error.required, error.cause)
-        raise pytest.UsageError(str(again)) from None
+        raise pytest.UsageError(str(error)) from None
     config.stash[_TARGET] = target, cases, expected
     if not hasattr(config, "workerinput") and not any(config.getoption(k) for k in _NOT_RUNS):
         config.pluginmanager.register(_Verdict(config, expected), "loko-ref-verdict")
 
 
 class _Verdict:
-    """Collects what became of the checks, in xdist's workers too, and gives the verdict."""
+    """Collects the statuses of the checks, in xdist's workers too, and prints the verdict."""
 
     def __init__(self, config: pytest.Config, expected: dict[str, str]) -> None:
-        # with --runxfail pytest takes expected failures for failures
+        # with --runxfail pytest counts expected failures as failures
         self.expected = {} if config.getoption("runxfail") else expected
         self.statuses: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note the status of a check; what ended it from outside, a failure, is one."""
+        """Record the status of a check; one ended from outside, such as by a time-out, failed."""
         if not report.nodeid.startswith(_PREFIX):
             return
         key, status = report.nodeid.removeprefix(_PREFIX), getattr(report, "loko_status", None)
@@ -165,11 +164,11 @@ class _Verdict:
             session.exitstatus = self._summary().exit_code
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Print the verdict, and what of the expected failures was not run."""
+        """Print the verdict, and the expected failures that were not run."""
         from loko_ref.conformance.reports.expected_failures import not_run
 
         terminalreporter.section("loko-ref")
-        for note in not_run(self.statuses.items(), self.expected, "--loko-xfail"):
+        for note in not_run(self.statuses.items(), self.expected):
             terminalreporter.write_line(f"note {note}")
         summary = self._summary()
         colour = {"failed": "red", "passed": "green"}.get(summary.verdict, "yellow")
@@ -213,7 +212,7 @@ class LokoItem(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[str, None, str]:
-        """Say what a line of the test report is about."""
+        """Return the heading of the test in pytest's report."""
         return "loko-ref", None, f"loko-ref {self.case.id}"
 
 
@@ -221,7 +220,7 @@ class LokoItem(pytest.Item):
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Send the status of a check along with pytest's report of it."""
+    """Attach the status of a check to pytest's report of it."""
     report = yield
     if isinstance(item, LokoItem) and call.when == "call":
         report.loko_status = item.status  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""A recording of a run, checked quantity by quantity: where does the run first go wrong?
+"""A recorded run, checked quantity by quantity to find where it first goes wrong.
 
-Each recorded quantity is computed anew from the recorded ones before it in the dataflow; what was
-not recorded on the way is computed. So a mistake shows where it is made, and not in what follows
-from it. Every quantity is a case of its own, ``trace/k/name``, by the plain formulas, with the
-tolerance and the known mistakes of every other case.  [TOL-1]
+Each recorded quantity is recomputed from the recorded ones before it in the dataflow; intermediate
+quantities that were not recorded are computed too. A mistake therefore shows in the quantity where
+it is made, not in those that depend on it. Every quantity is a separate case, ``trace/k/name``,
+with the plain formulas, the tolerances and the known mistakes of all other cases.  [TOL-1]
 """
 
 from __future__ import annotations
@@ -20,26 +20,22 @@ from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation, Outpu
 from loko_ref.conformance.engine import Check, judge
 from loko_ref.conformance.implementations.recording import Recording
 from loko_ref.conformance.judge.answer import Answer
-from loko_ref.conformance.judge.tolerance import FORMULA_TABLE
 from loko_ref.errors import InputError, shown
-from loko_ref.textbook.loko import Lazy, dataflow, missing, output_name
-from loko_ref.textbook.quantities import origins
-from loko_ref.textbook.values import identity
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.loko import dataflow, output_name
+from loko_ref.textbook.quantities import Lazy, Values, identity, missing, origins
 
 __all__ = ["TraceCase", "check", "first"]
 
-ORDER = (
-    *("theta", "p", "R", "y", "z", "Z", "p_pred", "yhat", "e", "H", "R_used", "S", "K"),
-    *("theta_post", "p_post", "r", "R_post"),
-)
-"""Quantities of a step in dataflow order; with a dense covariance p stands for P here."""
 
-TARGETS = ORDER[6:15] + ORDER[16:]
-"""Those that are checked."""
+def _order(o: Mapping[str, Any]) -> list[str]:
+    """List what a step has in dataflow order; with a dense covariance p stands for P here."""
+    run = ("z", "Z")  # of the network, which a recording does not hold: given like the state
+    return ["theta", "p", "R", "y", *run, *(q.name for q in dataflow(o) if q.name not in run)]
 
 
 class TraceCase(Case):
-    """A quantity of a recording as a case; its operation is not in the catalogue.
+    """One quantity of a recording as a case; its operation is not in the catalogue.
 
     Parameters
     ----------
@@ -50,7 +46,7 @@ class TraceCase(Case):
     dtype : str
         float64 or float32.
     operation : Operation
-        The one quantity's.
+        The one that computes this quantity alone.
     """
 
     def __init__(self, key: str, recipe: Recipe, dtype: str, operation: Operation) -> None:
@@ -70,9 +66,9 @@ def _operation(
     flow = dataflow(o)
 
     def plain(x: Any, o: Any, F: Any, keep: Callable[[str, Any], Any]) -> dict[str, Any]:
-        v = Lazy(x, **o, F=F, keep=keep)
-        v["timing"] = F["timing"](v)
-        value = v.follow(target, pair)
+        timing = F["timing"](Values({**x, **o}))
+        v = Lazy(dataflow({**o, "timing": timing}), x, **{**o, "timing": timing}, F=F, keep=keep)
+        value = v.follow(target, {"yhat": np.zeros(pair)})  # of which its shape is read
         return {output: np.reshape(value, shape)}
 
     known = {o.name: o for o in OPERATIONS["loko.step"].outputs}[output]
@@ -96,12 +92,12 @@ def _operation(
 
 
 def _gather(recording: Recording, k: int, dense: bool) -> dict[str, Array]:
-    """Collect a step's quantities and its posteriors, by the names of ORDER."""
+    """Return a step's quantities and its posteriors, by the names of ORDER."""
     rename = {"P": "p", "P_pred": "p_pred"} if dense else {}
     have = {rename.get(q, q): a for q, a in recording.steps[k].items()}
     glm = recording.options["noise"] == "glm"
     if glm and "R" in have:
-        R = have.pop("R")  # there is no estimate: what is called R is what enters S
+        R = have.pop("R")  # there is no estimate: the recorded R is the one that enters S
         have.setdefault("R_used", R)
     for q, a in recording.steps.get(k + 1, {}).items():
         if rename.get(q, q) in ("theta", "p", "R")[: 2 if glm else 3]:
@@ -123,15 +119,16 @@ def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -
     if options["noise"] == "glm" and target == "R_used" and target not in recording.steps[k]:
         place = f"{k}/R"
     got = have.get(target)
-    inputs = {q: have[q] for q in ORDER[: ORDER.index(target)] if q in have}
+    order = _order(options)
+    inputs = {q: have[q] for q in order[: order.index(target)] if q in have}
     if "yhat" in inputs:
         inputs["yhat"] = inputs["yhat"].reshape(pair)
-    if target == "K":  # its all-ones part is a matter of convention, sample by sample of y
+    if target == "K":  # its all-ones part, a convention, is removed per sample of y
         inputs.setdefault("y", np.zeros(pair, recording.dtype))
     recipe = Recipe(
         operation=f"trace.{output}",
         name=place,
-        hunts=f"step {k}: {output} from {', '.join(origins(target, dataflow(options)))}",
+        text=f"step {k}: {output} from {', '.join(origins(target, dataflow(options)))}",
         build=lambda draw, dtype: inputs,
         options=options,
     )
@@ -139,7 +136,7 @@ def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -
     case = TraceCase(
         f"trace/{place}", recipe, recording.dtype, _operation(output, target, options, shape, pair)
     )
-    lacking = missing(target, have, options)
+    lacking = missing(target, have, dataflow(options))
     reason = ""
     if got is None:
         reason = "unchecked: not in the recording"
@@ -151,7 +148,7 @@ def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -
         with np.errstate(all="ignore"):
             return judge(case, Answer(outputs={output: got}))
     except np.linalg.LinAlgError as error:
-        reason = f"unchecked: what is recorded before it cannot be solved with ({error})"
+        reason = f"unchecked: the recorded matrices before it cannot be solved with ({error})"
         return Check(case=case, status="unsupported", reason=reason)
 
 
@@ -176,29 +173,27 @@ def check(recording: Recording, only: str | None = None) -> list[Check]:
     InputError
         If `only` matches nothing.
     """
-    dense, glm = recording.options["covariance"] == "dense", recording.options["noise"] == "glm"
+    dense, flow = recording.options["covariance"] == "dense", dataflow(recording.options)
     chosen, checks = matcher("--only", only), []
     for k in sorted(recording.steps):
         state = not set(recording.steps[k]) - {"theta", "p", "P", "R"}
         if state and k - 1 in recording.steps and k + 1 not in recording.steps:
-            continue  # what is left after the last step
+            continue  # the state after the last step
         have = _gather(recording, k, dense)
-        for target in TARGETS:
-            if glm and target == "R_post":
-                continue
+        for target in (q.name for q in flow if not q.hidden and not q.network):
             one = _one(recording, k, target, have)
             name = one.case.operation.name
             if chosen(one.case.id) or chosen(name):
                 checks.append(one)
     if not checks:
         required = "a glob that matches a quantity, such as 'trace/0/S' or 'trace.S'"
-        raise InputError("--only", shown(only), required, "a name misspelt, or a single state")
+        raise InputError("--only", shown(only), required, "a misspelt name, or a single state")
     return checks
 
 
 def first(checks: list[Check]) -> str | None:
-    """Say where a recording is first off, None where it is not."""
+    """Return a sentence on the first wrong quantity of a recording, None where all are right."""
     one = next((c for c in checks if c.status == "failed"), None)
     if one is None:
         return None
-    return f"{one.case.hunts.split(' from ')[0]} is the first off ({one.case.id})"
+    return f"{one.case.covers.split(' from ')[0]} is the first wrong quantity ({one.case.id})"

@@ -1,8 +1,8 @@
-"""Teacher-forced localisation of a run: each step starts from the oracle's state.
+"""Teacher forcing, to localise the error of a run: each step starts from the oracle's state.
 
-A free run finds drift: an error of one step is carried into the next. Forced, every step is judged
-by itself: a local mistake shows at the first step that has it, and where every step is right the
-mistake is in what is carried from one step to the next.
+In a free run an error of one step is carried into the next. With teacher forcing every step is
+judged by itself: a local mistake shows at the first step that has it, and where every step is right
+the mistake is in the state carried from one step to the next.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.conformance.cases.registry import Case, Draw, Recipe
+from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.conformance.implementations.python import Runnable
 from loko_ref.conformance.judge.answer import Finding
 from loko_ref.conformance.judge.compare import Divergence, compare
@@ -26,16 +26,16 @@ __all__ = ["Forced", "force", "steps_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Forced:
-    """What the forced walk found.
+    """The result of a teacher-forced run.
 
     Attributes
     ----------
     steps : int
-        Steps walked.
+        Steps taken.
     divergence : Divergence or None
-        The first quantity that is off, its index beginning with the step.
+        The first wrong quantity; its index begins with the step.
     finding : Finding or None
-        What is wrong other than a number.
+        A fault other than a wrong number.
     """
 
     steps: int
@@ -44,7 +44,7 @@ class Forced:
 
     @property
     def text(self) -> str:
-        """Say it in one sentence."""
+        """The result in one sentence."""
         if self.divergence is not None:
             d = self.divergence
             return f"teacher-forced: first off at step {d.index[0]}, {d.quantity}"
@@ -52,30 +52,26 @@ class Forced:
             return f"teacher-forced: step {self.steps - 1}: {self.finding.message}"
         return (
             f"teacher-forced: all {self.steps} steps are right from the oracle's state; the "
-            "mistake is in what is carried from step to step"
+            "mistake is in the state carried from step to step"
         )
 
 
 def steps_of(case: Case) -> list[Case]:
-    """Cut a run into cases of one step, each from the oracle's state before it."""
+    """Return a run as cases of one step, each from the oracle's state before it."""
     inputs, states = case.inputs(), expected(case)
     cases = []
     for t in range(len(inputs["x"])):
         made: dict[str, Any] = {**inputs, "x": inputs["x"][t : t + 1], "y": inputs["y"][t : t + 1]}
         if t:
             made |= {k: states[k][t - 1] for k in ("theta", "p", "P", "R") if k in made}
-            if case.options.get("observation") == "softmax":
+            if case.options["observation"] == "softmax" or case.options["center"]:
                 made["R"] = _balanced(made["R"], inputs["y"].shape[-1], case.dtype)
 
         def build(draw: Draw, dtype: str, made: Mapping[str, Any] = made) -> Mapping[str, Any]:
             return made
 
-        recipe = Recipe(
-            operation=case.operation.name,
-            name=f"{case.recipe.name}#step-{t}",
-            hunts=case.hunts,
-            build=build,
-            options=case.recipe.options,
+        recipe = replace(
+            case.recipe, name=f"{case.recipe.name}#step-{t}", build=build, shared=False
         )
         cases.append(Case(id=f"{case.id}#step-{t}", recipe=recipe, dtype=case.dtype))
     return cases
@@ -84,7 +80,7 @@ def steps_of(case: Case) -> list[Case]:
 def _balanced(R: Array, C: int, dtype: str) -> Array:
     """Round R (m, m) to a dtype so that R 1 stays proportional to 1 in each sample.  [OBS-5].
 
-    Rounded entry by entry it would not, and the step would rightly refuse it. Every block of two
+    Rounded entry by entry it would not, and the step would rightly reject it. Every block of two
     samples is rounded to a grid on which its sums are exact; its last row and column follow.
     """
     grid = 2.0 ** (np.floor(np.log2(np.abs(R).max())) - np.finfo(dtype).nmant + 1)
@@ -97,7 +93,7 @@ def _balanced(R: Array, C: int, dtype: str) -> Array:
 
 
 def force(implementation: Runnable, case: Case, deadline: float | None = None) -> Forced:
-    """Walk a run step by step from the oracle's states, up to the first step that is wrong.
+    """Take a run's steps from the oracle's states, up to the first step that is wrong.
 
     Parameters
     ----------
@@ -106,14 +102,14 @@ def force(implementation: Runnable, case: Case, deadline: float | None = None) -
     case : Case
         The run.
     deadline : float, optional
-        Time of ``time.monotonic`` after which no step is begun, and none goes on.
+        Time of ``time.monotonic`` at which the step under way is ended and no further one starts.
     """
     one_step = steps_of(case)
     for t, step in enumerate(one_step):
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
-            spent = Finding(kind="timeout", message="the check's time was over before it")
-            return Forced(steps=t + 1, finding=spent)
+            late = Finding(kind="timeout", message="the check's time-out was reached before it")
+            return Forced(steps=t + 1, finding=late)
         answer = implementation.run(step, left)
         divergence, _ = compare(step, answer.outputs)
         if divergence is not None:
@@ -122,6 +118,6 @@ def force(implementation: Runnable, case: Case, deadline: float | None = None) -
         if answer.finding is not None:
             return Forced(steps=t + 1, finding=answer.finding)
         if answer.declined is not None:
-            refused = Finding(kind="declined", message=answer.declined)
-            return Forced(steps=t + 1, finding=refused)
+            declined = Finding(kind="declined", message=answer.declined)
+            return Forced(steps=t + 1, finding=declined)
     return Forced(steps=len(one_step))

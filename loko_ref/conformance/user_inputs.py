@@ -1,11 +1,11 @@
-"""Inputs of one's own, judged as the catalogue's cases are: for property tests, and for debugging.
+"""User-supplied inputs, judged as the catalogue's cases are: for property tests and debugging.
 
     from loko_ref.conformance.user_inputs import agree
 
     agree(my_update, "kalman.diagonal_update", {"theta": theta, "p": p, "H": H, "e": e, "R": R})
 
-The tolerance is computed from these very inputs: conditioning, cancellation and dtype are in it.
-[TOL-1]
+The tolerance is computed from these very inputs, and so accounts for their conditioning,
+cancellation and dtype.  [TOL-1]
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from loko_ref.conformance.cases.registry import DTYPES, OWN, Case, Recipe
 from loko_ref.conformance.catalogue.registry import Operation, get
 from loko_ref.conformance.engine import Check, judge
 from loko_ref.conformance.implementations.python import call
-from loko_ref.conformance.judge.own_inputs import check_arguments
+from loko_ref.conformance.judge.arguments import check_arguments
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.reports.document import failure
 from loko_ref.errors import InputError, unknown_option
 
-__all__ = ["agree", "check", "own_case"]
+__all__ = ["agree", "check", "user_case"]
 
 
 def _dtype(value: Any) -> set[str]:
-    """Names of the floating dtypes in an input."""
+    """Return the names of the floating dtypes in an input."""
     if isinstance(value, Mapping):
         return set().union(*map(_dtype, value.values()))
     dtype = np.asarray(value).dtype
     return {str(dtype)} if dtype.kind == "f" else set()
 
 
-def _sorted(
+def _split(
     operation: Operation, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tell inputs from options by their names."""
+    """Split arguments into inputs and options by their names."""
     taken = {i.name for i in operation.inputs}
     known = {o.name for o in operation.options}
     for name in arguments.keys() - taken - known:
@@ -52,7 +52,7 @@ def _sorted(
                 operation.name,
                 f"no '{name}'",
                 f"arguments {', '.join(needed)}",
-                "an input left out; 'loko-ref operations' describes them",
+                "a missing input; 'loko-ref operations' describes them",
             )
     return (
         {k: v for k, v in arguments.items() if k in taken},
@@ -61,32 +61,32 @@ def _sorted(
 
 
 @takes(operation=str, arguments=Mapping)
-def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Case:
-    """Make a case of inputs of one's own; its id is ``operation/own/dtype``.
+def user_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Case:
+    """Make a case of user-supplied inputs; its id is ``operation/own/dtype``.
 
     Parameters
     ----------
     operation : str
-        A name of the catalogue.
+        Its name in the catalogue.
     arguments : mapping
-        Inputs, and perhaps options, by their names there. Floating arrays have one dtype, float64
-        or float32.
+        Inputs, and possibly options, by their names in the catalogue. All floating arrays have
+        one dtype, float64 or float32.
     **options
         Options that differ from their defaults.
 
     Raises
     ------
     InputError
-        If an argument is unknown or missing, has another shape than the catalogue says, is not
-        finite, or the dtypes are mixed.
+        If an argument is unknown or missing, has another shape than the catalogue requires, is not
+        finite, or if dtypes are mixed.
 
     Examples
     --------
-    >>> own_case("kalman.time_update", {"p": np.ones(3)}, lam=0.5).options
+    >>> user_case("kalman.time_update", {"p": np.ones(3)}, lam=0.5).options
     {'lam': 0.5, 'q': 0.0}
     """
     entry = get(operation)
-    inputs, chosen = _sorted(entry, {**arguments, **options})
+    inputs, chosen = _split(entry, {**arguments, **options})
     check_arguments(entry, inputs, chosen)
     dtypes = _dtype(inputs)
     if len(dtypes) != 1 or not dtypes <= set(DTYPES):
@@ -97,10 +97,9 @@ def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Ca
     recipe = Recipe(
         operation=operation,
         name=OWN,
-        hunts="inputs of one's own",
         build=lambda draw, dtype: inputs,
         options=chosen,
-        dtypes=(dtype,),
+        text="user-supplied inputs",
     )
     return Case(id=f"{operation}/{OWN}/{dtype}", recipe=recipe, dtype=dtype)
 
@@ -109,15 +108,15 @@ def own_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> Ca
 def check(
     function: Callable[..., Any], operation: str, arguments: Mapping[str, Any], **options: Any
 ) -> Check:
-    """Call a function on inputs of one's own and judge what it returns.
+    """Call a function on user-supplied inputs and judge its outputs.
 
     Parameters
     ----------
     function : callable
-        Takes inputs and options as keywords, as every operation of an implementation does. It is
-        given copies.
+        Takes inputs and options as keywords, as every operation of an implementation does. It
+        receives copies.
     operation, arguments, options
-        As for :func:`own_case`.
+        As for :func:`user_case`.
 
     Returns
     -------
@@ -127,36 +126,36 @@ def check(
     Raises
     ------
     InputError, NumericalError
-        If the oracle itself refuses the inputs.
+        If the oracle itself rejects the inputs.
     """
     given: object = function
     if not callable(given):
         got, order = f"type {type(given).__name__}", "check(function, operation, arguments)"
         raise InputError("function", got, "a function", f"arguments in another order: {order}")
-    case = own_case(operation, arguments, **options)
+    case = user_case(operation, arguments, **options)
     with np.errstate(all="ignore"):
-        expected(case)  # what the oracle refuses is no question to a function
+        expected(case)  # raises where the oracle rejects the inputs, before the function is called
         return judge(case, call(function, case))
 
 
 def agree(
     function: Callable[..., Any], operation: str, arguments: Mapping[str, Any], **options: Any
 ) -> Check:
-    """Assert that a function agrees with the oracle on inputs of one's own.
+    """Assert that a function agrees with the oracle on user-supplied inputs.
 
     Parameters and errors as for :func:`check`.
 
     Returns
     -------
     Check
-        Passed.
+        With the status ``passed``.
 
     Raises
     ------
     AssertionError
-        If it does not; names the first quantity that is off. Also if it declines.
+        If it disagrees, with the first wrong quantity; or if it declines.
     InputError
-        If conditioning leaves no digit of what came back to judge, so that nothing was checked
+        If conditioning leaves no significant digit of any output, so that nothing could be checked
         [TOL-3]. A property test that draws such inputs discards them:
         ``assume(check(...).status != "unsupported")``.
     """
@@ -168,8 +167,8 @@ def agree(
     if outcome.status == "unsupported":
         raise InputError(
             operation,
-            f"inputs and outputs ({', '.join(outcome.outputs)}) that leave nothing to judge",
-            "at least one output with a digit that roundoff leaves",
+            f"inputs for which no output ({', '.join(outcome.outputs)}) can be judged",
+            "at least one output with a significant digit left by roundoff",
             "conditioning: the outputs' scales differ too much in this dtype",
         )
     return outcome

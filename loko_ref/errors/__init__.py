@@ -1,8 +1,8 @@
-"""What goes wrong, said in one sentence: the argument, what was got, what is required, why.
+"""Errors in one sentence: the argument, the value got, the value required, and the likely cause.
 
-Every error that a caller can cause is an :class:`InputError` (a ``ValueError``). Every error that
-the numbers cause is a :class:`NumericalError` (NumPy's ``LinAlgError``), which names the quantity,
-its offending eigenvalue and, inside a run, the step.
+An error that a caller can cause is an :class:`InputError` (a ``ValueError``). A numerical failure
+is a :class:`NumericalError` (NumPy's ``LinAlgError``), with the quantity, its offending eigenvalue
+and, inside a run, the step.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ __all__ = [
 ]
 
 LONGEST = 400
-"""Characters of a value that an error shows; of a longer one its beginning and its end."""
+"""Most characters of a value in an error; a longer one is shown by its beginning and end."""
 
-_CONTROL = {
-    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
-}
+
+def _escaped(text: str) -> str:
+    """Return a text with what does not print escaped, except newlines and tabs."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _cut(text: str, longest: int = LONGEST) -> str:
-    """Leave out the middle of a long text, and show what would steer a terminal as an escape."""
+    """Return an escaped text without the middle of a long one."""
     if len(text) > longest:
         half = longest // 2 - 20
         text = f"{text[:half]} ... {text[-half:]} ({len(text)} characters)"
-    return text.translate(_CONTROL)
+    return _escaped(text)
 
 
 def shown(value: object) -> str:
-    """Return the ``repr`` of a value that came from outside, bounded in length and in work.
+    """Return the ``repr`` of a user's value, bounded in length and in time.
 
     Examples
     --------
@@ -59,21 +60,21 @@ def shown(value: object) -> str:
         return f"{value[:half]!r} ... {value[-half:]!r} ({len(value)} characters)"
     try:
         return _cut(repr(value))
-    except (RecursionError, ValueError):  # nested without end, or a huge number inside
+    except (RecursionError, ValueError):  # nested too deeply, or a huge number inside
         return f"a {type(value).__name__}"
 
 
 class InputError(ValueError):
-    """An argument that cannot be used.
+    """An invalid argument.
 
     Parameters
     ----------
     argument : str
         Name of the argument, as the caller wrote it.
     got : object
-        What was given, short enough to read.
+        The value, or a short description of it.
     required : str
-        What would have been accepted.
+        The values accepted.
     cause : str
         The likely cause.
     """
@@ -84,7 +85,7 @@ class InputError(ValueError):
         self.required = required
         self.cause = cause
         seen = _cut(got).replace("\n", "\\n") if isinstance(got, str) else shown(got)
-        why = _cut(cause, 2 * LONGEST)  # it may quote the system, which quotes a whole path
+        why = _cut(cause, 2 * LONGEST)  # it may quote a system error with a long path
         text = f"{argument}: got {seen}; required {required}. Likely cause: {why}."
         super().__init__(_cut(text, 20 * LONGEST))
 
@@ -93,18 +94,18 @@ class InputError(ValueError):
 
 
 class NumericalError(LinAlgError):
-    """A matrix that must be positive definite is not, to the precision at hand; or a run diverged.
+    """A matrix is not numerically positive definite, or a run diverged.
 
     Parameters
     ----------
     quantity : str
         The matrix or vector, by its name in the notation (``S``, ``R``, ``P``).
     eigenvalue : float or None
-        Its offending (smallest) eigenvalue; None where the quantity overflowed instead.
+        Its smallest eigenvalue; None if the quantity overflowed.
     cause : str
-        What this means and what can be done.
+        The meaning, and a remedy.
     step : int, optional
-        The filter's step, counted from 0, where there is one.
+        The filter's step, counted from 0, inside a run.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class NumericalError(LinAlgError):
 
 
 class UndecidedError(NumericalError):
-    """Ball arithmetic cannot tell, at the precision at hand, which branch is the true one."""
+    """Ball arithmetic cannot decide between two branches at the precision in use."""
 
 
 class MissingExtraError(ImportError):
@@ -136,13 +137,13 @@ class MissingExtraError(ImportError):
     Parameters
     ----------
     feature : str
-        What was asked for.
+        The feature that needs it.
     package : str
-        The import that failed.
+        The package.
     extra : str
-        The extra of ``loko-ref`` that brings it.
+        The extra of ``loko-ref`` that installs it.
     failure : str
-        Where the package is installed and cannot be used: what its import said.
+        The error of its import, if it is installed but cannot be imported.
     """
 
     def __init__(self, feature: str, package: str, extra: str, failure: str = "") -> None:
@@ -169,13 +170,13 @@ class MissingLibraryError(MissingExtraError):
     Parameters
     ----------
     feature, package, extra : str
-        As for :class:`MissingExtraError`; the extra brings the library too.
+        As for :class:`MissingExtraError`; the extra installs the library too.
     failure : str
-        What loading it said.
+        The error of loading it.
     library : str
-        What is missing.
+        The missing library.
     wheel : str
-        A package that brings the library.
+        A package that contains the library.
     """
 
     def __init__(
@@ -197,16 +198,16 @@ class MissingLibraryError(MissingExtraError):
 
 
 class BackendError(RuntimeError):
-    """An array backend was asked for by name and cannot be used.
+    """A requested array backend cannot be used.
 
     Parameters
     ----------
     backend : str
-        The name asked for.
+        Its name.
     state : str
         One of ``not installed``, ``import fails``, ``no device``, ``smoke run fails``.
     detail : str
-        What was seen, and what to do about it.
+        The observation, and a remedy.
     """
 
     def __init__(self, backend: str, state: str, detail: str) -> None:
@@ -220,7 +221,7 @@ class BackendError(RuntimeError):
 
 
 def closest(name: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed name nearest to `name` in any case, or None where none is near.
+    """Return the allowed name most similar to `name`, ignoring case, or None if none is similar.
 
     Examples
     --------
@@ -235,17 +236,17 @@ def closest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    r"""Return a foreign text as one that can be shown anywhere: what does not print is escaped.
+    r"""Return a text on one line, with everything that does not print escaped.
 
-    Control characters, escape sequences, lone surrogates and marks that turn the direction of
-    writing are escaped as in Python; white space becomes one space.
+    Control characters, escape sequences, lone surrogates and marks that change the direction of
+    writing are escaped as in Python; consecutive white space becomes one space.
 
     Parameters
     ----------
     text : str
         Any text.
     limit : int, optional
-        Characters after which it is cut; how many more there were is added.
+        Most characters; a longer text is cut, and the number of characters left out added.
 
     Examples
     --------
@@ -255,14 +256,13 @@ def printable(text: str, limit: int | None = None) -> str:
     'xxx (and 97 more characters)'
     """
     short = text if limit is None else text[:limit]
-    # repr escapes just what str.isprintable denies
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(short.split()))
+    line = _escaped(" ".join(short.split()))
     more = len(text) - len(short)
-    return f"{shown} (and {more} more characters)" if more else shown
+    return f"{line} (and {more} more characters)" if more else line
 
 
 def unknown_option(argument: str, got: object, allowed: Iterable[str]) -> InputError:
-    """Build the error for an option name that is not one of `allowed`.
+    """Return the error for a name that is not one of `allowed`.
 
     Examples
     --------

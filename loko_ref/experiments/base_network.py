@@ -19,12 +19,16 @@ from loko_ref.errors import InputError, NumericalError
 from loko_ref.experiments.config import BASELINES, RunConfig
 from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data.bundled import Dataset
-from loko_ref.kalman.observation import innovation, predict
-from loko_ref.network.architectures import SMALL, patch_side, roberta_spec, vit_spec
-from loko_ref.network.model import Model, add_lora, forward, init_model, mlp_spec, pack, unpack, vjp
-from loko_ref.network.spec import linears, map_linears
+from loko_ref.experiments.defaults import FINE_TUNING
+from loko_ref.experiments.networks import base_spec, put_lora
+from loko_ref.kalman.observation import ObservationModel, innovation, predict
+from loko_ref.network.model import Model, add_lora, forward, init_model, pack, unpack, vjp
+from loko_ref.network.spec import linears
 
 __all__ = ["Task", "check_bounded", "loss_gradient", "observation_of", "prepare", "train_base"]
+
+
+SHAPE = ("network", "hidden", "activation", "size")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +38,7 @@ class Task:
     Attributes
     ----------
     config : RunConfig
-        What was asked for.
+        The run.
     dataset : Dataset
         On the host.
     model : Model
@@ -60,14 +64,20 @@ class Task:
 
     @cached_property
     def loko_step(self) -> Callable[[loko.LokoState, loko.Batch], tuple[loko.LokoState, Any]]:
-        """LoKO's step by the route asked for; the fast one holds buffers, for one run at a time."""
+        """LoKO's step by the chosen route; the fast one holds buffers, for one run at a time."""
         if self.config.route == "fast":
             return fast.prepare(self.learner).step
         return partial(loko.step, config=self.learner)
 
 
 def loss_gradient(
-    model: Model, x: Array, y: Array, observation: str, *, step: int = 0, knob: str = "lr"
+    model: Model,
+    x: Array,
+    y: Array,
+    observation: ObservationModel,
+    *,
+    step: int = 0,
+    knob: str = "lr",
 ) -> tuple[Array, Array]:
     """Run the network and pull the mean loss back to the trainables: z and the gradient.
 
@@ -107,24 +117,28 @@ def loss_gradient(
     return z, g
 
 
-def observation_of(dataset: Dataset) -> str:
-    """Name the observation model of a plain loss: ``gaussian`` for real targets."""
+def observation_of(dataset: Dataset) -> ObservationModel:
+    """Return the observation model of a plain loss: ``gaussian`` for real targets."""
     return "gaussian" if dataset.regression else "softmax"
 
 
-def train_base(config: RunConfig, dataset: Dataset, rng: np.random.Generator) -> Model:
+def train_base(
+    config: RunConfig, dataset: Dataset, spec: list[dict[str, Any]], rng: np.random.Generator
+) -> Model:
     """Train all weights of a network on the base part, on the host.
 
     Parameters
     ----------
     config : RunConfig
-        Which network, its widths and how long.
+        How long, and with which rate.
     dataset : Dataset
         Its base part is used.
+    spec : list of dict
+        The network.
     rng : numpy.random.Generator
         Draws the weights and the order of the samples.
     """
-    drawn = init_model(rng, _base_spec(config, dataset), dtype=config.dtype)
+    drawn = init_model(rng, spec, dtype=config.dtype)
     model = Model(spec=drawn.spec, weights=drawn.weights, trainable=tuple(drawn.weights))
     adamw = optimizers.AdamW(lr=config.base_lr)
     state = optimizers.init(pack(model), adamw)
@@ -154,7 +168,7 @@ def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None
     Raises
     ------
     BackendError
-        If the backend asked for cannot be used.
+        If the backend cannot be used.
     MissingExtraError
         If scikit-learn is not installed.
     """
@@ -164,47 +178,21 @@ def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None
         raise InputError(
             "batch", config.batch, f"at most {len(dataset.stream)}, the stream", "an empty pass"
         )
+    base = base_spec({k: getattr(config, k) for k in SHAPE}, dataset)
+    targets = tuple(config.targets or ())
+    spec = put_lora(base, FINE_TUNING, rank=config.rank, alpha=config.alpha, targets=targets)
     if weights is None:
         base_rng, lora_rng = (
             np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(5)[3:]
         )  # the first three children are the data's
-        made = train_base(config, dataset, base_rng)
-        for layer in linears(made.spec):
-            if _adapted(config, layer):
-                site = _site(config, layer)
-                made = add_lora(lora_rng, made, **site, init=config.init, targets=[layer["name"]])
+        made = train_base(config, dataset, base, base_rng)
+        for layer in linears(spec):
+            if "lora" in layer:
+                name = [layer["name"]]
+                made = add_lora(lora_rng, made, **layer["lora"], init=config.init, targets=name)
         weights = made.weights
-    spec = map_linears(
-        _base_spec(config, dataset),
-        lambda layer: {**layer, "lora": _site(config, layer)} if _adapted(config, layer) else layer,
-    )
     model = Model(spec=spec, weights={name: asarray(w, like) for name, w in weights.items()})
     return Task(config=config, dataset=dataset, model=model)
-
-
-def _base_spec(config: RunConfig, dataset: Dataset) -> list[dict[str, Any]]:
-    if config.network == "vit":
-        assert dataset.image is not None
-        patch = [patch_side(side) for side in dataset.image[1:]]
-        return vit_spec(image=dataset.image, patch=patch, outputs=dataset.outputs, **SMALL)
-    if config.network == "encoder":
-        assert dataset.vocabulary is not None
-        assert dataset.pad is not None
-        return roberta_spec(
-            vocab=dataset.vocabulary,
-            positions=dataset.base.x.shape[1] + dataset.pad + 1,
-            pad=dataset.pad,
-            types=0,
-            outputs=dataset.outputs,
-            **SMALL,
-        )
-    widths = [dataset.base.x.shape[1], *(config.hidden or ()), dataset.outputs]
-    return mlp_spec(widths, config.activation)
-
-
-def _adapted(config: RunConfig, layer: Mapping[str, Any]) -> bool:
-    """Whether a linear gets LoRA: all of an mlp, q and v and the last layer of an encoder."""
-    return config.network == "mlp" or layer["name"].endswith((".q", ".v", "head.out"))
 
 
 def _load(config: RunConfig) -> Dataset:
@@ -212,14 +200,8 @@ def _load(config: RunConfig) -> Dataset:
     return sources.load(config.data, **{name: getattr(config, name) for name in names})
 
 
-def _site(config: RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """LoRA on one linear: rank r, or less where the layer is narrower, with the same scale."""
-    r = min(config.r, layer["in"], layer["out"])
-    return {"r": r, "alpha": float(config.alpha) / config.r * r, "bias": False}
-
-
 def check_bounded(array: Array, step: int, knob: str, name: str) -> None:
-    """Tell a run that diverged from bad input: outputs, gradient and theta must not overflow.
+    """Raise where a run diverged: outputs, gradient and theta must not overflow.
 
     Raises
     ------

@@ -7,13 +7,14 @@ result file or a checkpoint says how to repeat what it reports.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from loko_ref import loko, optimizers
+from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import (
     check_choice,
     check_format,
@@ -26,23 +27,14 @@ from loko_ref.errors import InputError, unknown_option
 from loko_ref.experiments.data import bundled as data
 from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
-from loko_ref.network.layers.activation import ACTIVATIONS
-from loko_ref.network.lora import INITS
+from loko_ref.experiments.defaults import FINE_TUNING
+from loko_ref.experiments.networks import full_alpha, shape_of
+from loko_ref.network.layers.activation import ActivationName
+from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
 
-__all__ = [
-    "BASELINES",
-    "NETWORKS",
-    "OPTIMIZERS",
-    "P0",
-    "ROUTES",
-    "RunConfig",
-    "default_options",
-    "default_shift",
-]
-
-OPTIMIZERS = ("loko", "sgd", "adagrad", "adamw")
+__all__ = ["BASELINES", "CLASSES", "ROUTES", "RunConfig", "default_options", "default_shift"]
 
 BASELINES: dict[str, type[Any]] = {
     "sgd": optimizers.SGD,
@@ -50,23 +42,11 @@ BASELINES: dict[str, type[Any]] = {
     "adamw": optimizers.AdamW,
 }
 
-NETWORKS = ("mlp", "vit", "encoder")
-"""What is trained: a perceptron on features, a vision transformer on the patches of an image, an
-encoder of the RoBERTa kind on words."""
+CLASSES: dict[str, type[Any]] = {"loko": loko.LokoConfig, **BASELINES}
+"""Optimizer -> the class whose fields are its options."""
 
 ROUTES = ("readable", "fast")
 """Which code takes LoKO's steps: :func:`loko_ref.loko.step`, or :mod:`loko_ref.fast`."""
-
-P0 = {"glm": 0.05, "softmax": 0.05, "logits": 0.5, "gaussian": 0.05}
-"""Prior variance that LoKO takes by default, by observation model.
-
-Measured on digits, rotate90, batch 1, seeds 0 to 9, mean test accuracy (worst seed): ``glm`` .74
-(.67) at 0.04, .78 (.71) at 0.05, .76 (.67) at 0.06, .72 (.32) at 0.07: beyond, the first steps
-leave the region of the linearisation, and some seeds collapse or diverge. ``logits`` .67 (.59) at
-0.5, .68 at 1. ``softmax`` stands still where the network is sure and wrong [OBS-7], at any p0:
-.13 at 0.05; with ``noise=fixed,r0=0.1,p0=0.5`` .77 (.63). AdamW: .40 at torch's default rate
-0.001, .73 (.57) at its best one, 0.006.
-"""
 
 
 def default_shift(name: str) -> str:
@@ -108,15 +88,12 @@ def default_options(
     >>> default_options("adamw", False)["lr"], default_options("loko", False)["p0"]
     (0.001, 0.05)
     """
-    check_choice("optimizer", optimizer, OPTIMIZERS)
+    check_choice("optimizer", optimizer, CLASSES)
     given = dict(given or {})
-    if optimizer == "loko":
-        fields = {f.name: f.default for f in dataclasses.fields(loko.LokoConfig)}
-        del fields["model"]
-        if regression:
-            fields["observation"] = "gaussian"
-    else:
-        fields = {f.name: f.default for f in dataclasses.fields(BASELINES[optimizer])}
+    fields = {f.name: f.default for f in dataclasses.fields(CLASSES[optimizer])}
+    fields.pop("model", None)
+    if optimizer == "loko" and regression:
+        fields["observation"] = "gaussian"
     for name in given:
         if name not in fields:
             raise unknown_option(f"{optimizer}'s option", name, fields)
@@ -125,14 +102,14 @@ def default_options(
             raise InputError(name, repr(given[name]), "true or false", "a number or a text")
     if optimizer == "loko":
         observation = given.get("observation", fields["observation"])
-        check_choice("observation", observation, P0)
-        fields["p0"] = P0[observation]
+        check_choice("observation", observation, FINE_TUNING.p0)
+        fields["p0"] = FINE_TUNING.p0[observation]
         fields["noise"] = loko.DEFAULT_NOISE[observation][0]
         if given.get("noise") is not None:
             fields["noise"] = given["noise"]
         fields["timing"] = "after" if fields["noise"] == "ema_residual_hph" else "before"
         if given.get("covariance") == "dense":
-            fields["form"] = "textbook"  # n^2 m a step; Joseph's n^3 takes seconds at this n
+            fields["form"] = "textbook"  # n^2 m per step; Joseph's n^3 takes seconds at this n
     return fields | {name: value for name, value in given.items() if value is not None}
 
 
@@ -154,20 +131,21 @@ class RunConfig:
         Samples a step; a remainder of the stream is left out.
     backend : {"numpy", "cupy"}
         Where the stream is learned; the base is always trained on the host.
-    network : {"mlp", "vit", "encoder"}, optional
-        By default ``encoder`` for a text and ``mlp`` for all else; ``vit`` is for images. LoRA goes
-        on every linear of an mlp, on q, v and the head's last layer of the others.
+    network, hidden, activation, size
+        As :func:`loko_ref.experiments.networks.shape_of` completes them.
     route : {"readable", "fast"}
         Which code takes LoKO's steps: the same ones, up to rounding. ``fast`` runs a diagonal
         covariance on NumPy.
-    hidden : tuple of int, optional
-        Hidden widths of the base, with ``activation`` between; by default (128, 128) for images
-        and (32, 32) for the smaller tables.
     epochs, base_batch, base_lr : int, int, float
-        Its training by AdamW.
-    r, alpha, init : int, float, str
-        LoRA on every linear, its scale alpha / r; a layer narrower than r gets the rank that
-        fits, with the same scale.
+        Training of the base, by AdamW.
+    rank, alpha : int, float, optional
+        Of LoRA; where no rank is given, a layer narrower than the default one
+        (:data:`loko_ref.experiments.defaults.FINE_TUNING`) gets the rank that fits, with the same
+        scale. The default alpha is the scale times the rank.
+    targets : sequence of str, optional
+        Linears with LoRA; by default every linear of an mlp; q, v and the last layer of the others.
+    init : {"orthogonal", "kaiming", "gaussian"}
+        Initialization of A.
     evaluations : int
         How often along the stream the test part is evaluated, evenly, the end included.
     """
@@ -179,43 +157,41 @@ class RunConfig:
     label_noise: float = 0.0
     seed: int = 0
     dtype: str = "float64"
-    batch: int = 1
+    batch: int = FINE_TUNING.batch
     backend: str = "numpy"
     limit: int | None = None
     tokenizer: str | None = None
     length: int | None = None
     network: str | None = None
     route: str = "readable"
-    hidden: tuple[int, ...] | None = None
-    activation: str = "relu"
+    hidden: Sequence[int] | None = None
+    activation: ActivationName | None = None
+    size: Mapping[str, int] | None = None
     epochs: int = 30
     base_batch: int = 32
     base_lr: float = 3e-3
-    r: int = 4
-    alpha: float = 4.0
-    init: str = "kaiming"
+    rank: int | None = None
+    alpha: float | None = None
+    targets: Sequence[str] | None = None
+    init: Init = FINE_TUNING.init
     evaluations: int = 20
 
     def __post_init__(self) -> None:
-        """Fill in what depends on the data set, and check what no deeper room checks."""
+        """Fill in what depends on the data set, and check what no lower module checks."""
         kind = sources.kind_of(self.data)
-        if self.network is None:
-            object.__setattr__(self, "network", "encoder" if kind == "text" else "mlp")
-        check_choice("network", self.network, NETWORKS)
-        fitting = {"text": ("encoder",), "image": ("mlp", "vit"), "table": ("mlp",)}[kind]
-        if self.network not in fitting:
-            raise InputError(
-                "network",
-                repr(self.network),
-                "'encoder' for a text, 'vit' or 'mlp' for images, 'mlp' for tables",
-                "a network that cannot read these data",
-            )
+        self._set(**shape_of(self.data, self.network, self.hidden, self.activation, self.size))
+        self._set(alpha=full_alpha(FINE_TUNING, self.rank, self.alpha))
+        if self.targets is not None:
+            check_type("targets", self.targets, Sequence, "one name in place of several")
+        else:
+            self._set(targets=() if self.network == "mlp" else ("q", "v", "head.out"))
+        self._set(targets=tuple(self.targets or ()))
         if self.shift is None:
-            object.__setattr__(self, "shift", default_shift(self.data))
+            self._set(shift=default_shift(self.data))
         if self.tokenizer is not None:  # a path becomes JSON
-            object.__setattr__(self, "tokenizer", str(self.tokenizer))
+            self._set(tokenizer=str(self.tokenizer))
         sources.check_options(self.data, str(self.shift), self.tokenizer, self.length)
-        for name in ("batch", "epochs", "base_batch", "r", "evaluations", "limit", "length"):
+        for name in ("batch", "epochs", "base_batch", "evaluations", "limit", "length"):
             value = getattr(self, name)
             if value is not None or name not in ("limit", "length"):
                 check_whole(name, value)
@@ -223,18 +199,12 @@ class RunConfig:
         check_format("dtype", self.dtype)
         check_choice("shift", self.shift, texts.SHIFTS if kind == "text" else data.SHIFTS)
         check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
-        check_range("alpha", self.alpha, low_open=True, high_open=True)
-        for width in self.hidden or ():
-            check_whole("hidden", width)
         check_choice("init", self.init, INITS)
         check_choice("backend", self.backend, ("numpy", "cupy"))  # balls enclose, and do not train
-        check_choice("activation", self.activation, ACTIVATIONS)
         check_range("base_lr", self.base_lr, low=0, high_open=True)
         real = sources.regression(self.data)
         options = default_options(self.optimizer, real, self.options)
-        object.__setattr__(self, "options", options)
-        hidden = self.hidden or ((128, 128) if kind == "image" else (32, 32))
-        object.__setattr__(self, "hidden", tuple(hidden))
+        self._set(options=options)
         if self.optimizer != "loko":
             BASELINES[self.optimizer](**options)  # checks the ranges
         elif (options["observation"] == "gaussian") != real:
@@ -248,6 +218,10 @@ class RunConfig:
             self._check_filter(1 if real else 2)
         self._check_route()
 
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     def _check_filter(self, outputs: int) -> None:
         """Check LoKO's options on the smallest network: they do not depend on its size."""
         spec = mlp_spec([1, outputs])
@@ -259,7 +233,7 @@ class RunConfig:
             check_range(where, value, low=0, low_open=True, high_open=True)
 
     def _check_route(self) -> None:
-        """Refuse the fast route where there is only the readable one."""
+        """Raise for the fast route where there is only the readable one."""
         check_choice("route", self.route, ROUTES)
         if self.route == "readable":
             return
@@ -278,4 +252,5 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; ``RunConfig(**config.as_dict())`` is the same run."""
-        return dataclasses.asdict(self) | {"hidden": list(self.hidden or ())}
+        found = dataclasses.asdict(self)
+        return found | {name: list(found[name]) for name in ("hidden", "targets")}

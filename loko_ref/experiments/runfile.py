@@ -1,9 +1,9 @@
-"""A checkpoint of several training runs: what it holds, and what it may hold.
+"""What a checkpoint of ``train`` holds of each run, and what it may hold.
 
-The schema ``loko-ref/checkpoint/2``: every run's configuration and status; of the run under way the
-network before the stream (``0/weights/0.W``), the state (``0/theta``, ``0/p`` or ``0/P``, ``0/R``;
-``0/slots/exp_avg``), counters and curve, and the digest of its data; of a finished one its state
-and result; and a seal over all of it. Whatever does not fit is refused by file and field.
+Every run's configuration and status; of the run under way the network before the stream
+(``0/weights/0.W``), the state (``0/theta``, ``0/p`` or ``0/P``, ``0/R``; ``0/slots/exp_avg``),
+counters and curve, and the digest of its data; of a finished one its state and result. Whatever
+does not fit is refused by file and field. The format is :mod:`loko_ref.experiments.checkpoint`'s.
 
 Shapes: theta (n,); p, slots (n,); P (n, n); R (m, m), m = batch * C.
 """
@@ -16,7 +16,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from numpy.typing import NDArray
 
@@ -36,50 +37,36 @@ from loko_ref.checks.fields import (
     Table,
     Text,
     Whole,
-    seal,
 )
 from loko_ref.errors import InputError
+from loko_ref.experiments import checkpoint
 from loko_ref.experiments import stream as training
-from loko_ref.experiments.config import BASELINES, OPTIMIZERS, ROUTES, RunConfig
+from loko_ref.experiments.config import BASELINES, RunConfig
 from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.stream import Point, Progress, Task
-from loko_ref.files import storage
 
-__all__ = ["CHECKPOINT", "Entry", "pack", "read", "unpack", "write"]
-
-CHECKPOINT = "loko-ref/checkpoint/2"
+__all__ = ["Entry", "pack", "read", "unpack", "write"]
 
 _STATE = ("theta", "p", "P", "R")
-_HOLDS = {"p": "positive", "P": "symmetric", "R": "covariance"}
-_HOLDS |= {"slots/exp_avg_sq": "nonnegative", "slots/sum": "nonnegative"}
 
-_CONFIG: dict[str, Kind] = {
-    "optimizer": Choice(OPTIMIZERS),
-    "options": Table(Scalar()),
-    "data": Text(),
-    "shift": Text(),
-    "label_noise": Real(0, 1),
-    "seed": Whole(),
-    "dtype": Choice(("float64", "float32")),
-    "batch": Whole(1),
-    "backend": Choice(("numpy", "cupy")),
-    "limit": Maybe(Whole(1)),
-    "tokenizer": Maybe(Text()),
-    "length": Maybe(Whole(1)),
-    "network": Text(),
-    "route": Choice(ROUTES),
-    "hidden": Items(Whole(1)),
-    "activation": Text(),
-    "epochs": Whole(1),
-    "base_batch": Whole(1),
-    "base_lr": Real(0),
-    "r": Whole(1),
-    "alpha": Real(),
-    "init": Text(),
-    "evaluations": Whole(1),
-}
+
+def _kind(hint: Any) -> Kind:
+    """Return what a value of a type hint looks like in JSON; its range is the constructor's."""
+    inner = [part for part in get_args(hint) if part is not type(None)]
+    if get_origin(hint) is Literal:
+        return Choice(get_args(hint))
+    if get_origin(hint) in (UnionType, Union):
+        return Maybe(_kind(inner[0]))
+    if get_origin(hint) in (Sequence, Mapping):
+        item = Scalar() if inner[-1] is Any else _kind(inner[-1])
+        return Items(item) if get_origin(hint) is Sequence else Table(item)
+    kinds: dict[Any, Kind] = {int: Whole(), float: Real(), str: Text()}
+    return kinds[hint]
+
+
+_CONFIG = {name: _kind(hint) for name, hint in get_type_hints(RunConfig).items()}
 _STATUS = ("waiting", "running", "done", "failed")
-_RUN = ("config", "status", "digest", "progress", "result", "failure")
+_RUN = ("config", "status", "digest", "progress", "failure")
 _CURVE = Items(Items(Real(0), length=3))
 
 
@@ -99,8 +86,6 @@ class Entry:
         ``step``, ``score``, ``seconds`` and ``curve`` (triples samples, online, test).
     arrays : mapping of str to array
         Its state; while it runs also its network.
-    result : dict or None
-        As :func:`loko_ref.experiments.stream.result` has it, when done.
     failure : dict or None
         ``step`` and ``reason``, when it diverged.
     """
@@ -110,8 +95,15 @@ class Entry:
     digest: str = ""
     progress: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
-    result: dict[str, Any] | None = None
     failure: dict[str, Any] | None = None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """As :func:`loko_ref.experiments.stream.result` has it, when done."""
+        if self.status != "done":
+            return None
+        steps, seconds = self.progress["step"], self.progress["seconds"]
+        return training.result(self.config, steps, seconds, self.curve[-1])
 
     @property
     def curve(self) -> list[Point]:
@@ -121,7 +113,7 @@ class Entry:
 
 
 def pack(progress: Progress, task: Task, digest: str, status: str) -> Entry:
-    """Put a run's state on the host, with what its status asks for."""
+    """Put a run's state on the host, with what its status needs."""
     state = progress.state
     names = {name: getattr(state, name, None) for name in _STATE}
     arrays = {name: to_host(a) for name, a in names.items() if a is not None}
@@ -129,9 +121,6 @@ def pack(progress: Progress, task: Task, digest: str, status: str) -> Entry:
         arrays |= {f"slots/{name}": to_host(a) for name, a in state.slots.items()}
     if status == "running":
         arrays |= {f"weights/{name}": to_host(w) for name, w in task.model.weights.items()}
-    result = None
-    if status == "done":
-        result = training.result(task.config, progress.step, progress.seconds, progress.curve[-1])
     return Entry(
         config=task.config,
         status=status,
@@ -143,7 +132,6 @@ def pack(progress: Progress, task: Task, digest: str, status: str) -> Entry:
             "curve": [dataclasses.astuple(point) for point in progress.curve],
         },
         arrays=arrays,
-        result=result,
     )
 
 
@@ -191,7 +179,11 @@ def unpack(entry: Entry, k: int, place: Place) -> tuple[Task, Progress]:
     place.arrays(
         {f"{k}/{name}": a for name, a in entry.arrays.items()},
         {
-            f"{k}/{name}": Floats(dtype=a.dtype, shape=a.shape, holds=_HOLDS.get(name, ""))
+            f"{k}/{name}": Floats(
+                dtype=a.dtype,
+                shape=a.shape,
+                holds=checkpoint.HOLDS.get(name.rsplit("/", 1)[-1], ""),
+            )
             for name, a in wanted.items()
         },
     )
@@ -231,11 +223,10 @@ def write(path: str | os.PathLike[str], entries: Sequence[Entry]) -> None:
         arrays |= {f"{k}/{name}": a for name, a in entry.arrays.items()}
         about.append({name: getattr(entry, name) for name in _RUN})
         about[-1]["config"] = entry.config.as_dict()
-    metadata = {"runs": about, "sha256": seal({"runs": about}, arrays)}
-    storage.save(path, arrays, metadata, schema=CHECKPOINT, argument="checkpoint")
+    checkpoint.write(path, "train", about, arrays)
 
 
-def read(path: str | os.PathLike[str], argument: str = "resume") -> list[Entry]:
+def read(path: str | os.PathLike[str]) -> list[Entry]:
     """Read a checkpoint, and check all that can be checked without its data.
 
     Raises
@@ -244,29 +235,17 @@ def read(path: str | os.PathLike[str], argument: str = "resume") -> list[Entry]:
         If it is no checkpoint, or truncated, or written by an incompatible version; or if a field
         or an array does not fit, named with the file.
     """
-    arrays, metadata = storage.load(path, schema=CHECKPOINT, argument=argument)
-    place = Place(argument=argument, path=str(path))
-    place.names("", metadata, ("runs", "sha256"))
-    place.check("sha256", metadata["sha256"], SHA256)
-    runs = metadata["runs"]
-    if not isinstance(runs, list) or not runs:
-        raise place.error("runs", "no list of runs", "a list of at least one run")
+    place, runs, arrays = checkpoint.read(path, "train")
     entries = [_entry(place, k, about, _under(arrays, f"{k}/")) for k, about in enumerate(runs)]
-    begun = [entry.status for entry in entries if entry.status not in ("done", "failed")]
-    ended = [entry.status for entry in entries[: len(entries) - len(begun)]]
-    if set(ended) - {"done", "failed"} or "running" in begun[1:]:
+    unfinished = [entry.status for entry in entries if entry.status not in ("done", "failed")]
+    ended = [entry.status for entry in entries[: len(entries) - len(unfinished)]]
+    if set(ended) - {"done", "failed"} or "running" in unfinished[1:]:
         raise place.error(
             "runs",
             f"the statuses {', '.join(entry.status for entry in entries)}",
             "runs that ended, then at most one that is running, then those that wait",
         )
     place.arrays(arrays, {k: v for n, e in enumerate(entries) for k, v in _expected(e, n).items()})
-    if seal({"runs": runs}, arrays) != metadata["sha256"]:
-        raise place.error(
-            "sha256",
-            f"{metadata['sha256'][:12]}...",
-            "the SHA-256 of the runs and arrays in the file",
-        )
     return entries
 
 
@@ -287,10 +266,6 @@ def _entry(place: Place, k: int, about: Any, arrays: dict[str, NDArray[Any]]) ->
     if status == "done":
         steps = about["progress"]["step"]
         _check_curve(place, f"{name}.progress.curve", entry, steps, steps)
-        done = training.result(config, steps, about["progress"]["seconds"], entry.curve[-1])
-        place.same(f"{name}.result", about["result"], done)
-    else:
-        place.same(f"{name}.result", about["result"], None)
     if status == "failed":
         steps = Whole(about["progress"]["step"], about["progress"]["step"])
         reason = Text("(?s).+", "what went wrong")
@@ -374,7 +349,9 @@ def _expected(entry: Entry, k: int) -> dict[str, Floats]:
     unread = entry.status == "failed"
     return {
         f"{k}/{name}": Floats(
-            dtype=dtype, shape=shape, holds="unread" if unread else _HOLDS.get(name, "")
+            dtype=dtype,
+            shape=shape,
+            holds="unread" if unread else checkpoint.HOLDS.get(name.rsplit("/", 1)[-1], ""),
         )
         for name, shape in shapes.items()
     }

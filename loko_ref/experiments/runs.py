@@ -18,33 +18,13 @@ from loko_ref.arrays import to_host
 from loko_ref.checks.fields import Place
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.experiments import stream as training
+from loko_ref.experiments.checkpoint import check_same
 from loko_ref.experiments.config import RunConfig
-from loko_ref.experiments.runfile import CHECKPOINT, Entry, pack, read, unpack, write
+from loko_ref.experiments.runfile import Entry, pack, read, unpack, write
 from loko_ref.experiments.stream import Progress, Task
 from loko_ref.files import storage
 
-__all__ = ["CHECKPOINT", "Entry", "check_same", "read", "run_all", "write"]
-
-
-def check_same(asked: Sequence[RunConfig], found: Sequence[Entry], argument: str) -> None:
-    """Refuse a checkpoint of other runs, naming the first difference."""
-    if len(asked) != len(found):
-        raise InputError(
-            argument,
-            f"a checkpoint of {len(found)} runs",
-            f"one of the {len(asked)} runs asked for",
-            "other optimizers, variants or seeds than when the checkpoint was written",
-        )
-    for k, (config, entry) in enumerate(zip(asked, found, strict=True)):
-        want, have = config.as_dict(), entry.config.as_dict()
-        for key in want:
-            if want[key] != have[key]:
-                raise InputError(
-                    argument,
-                    f"run {k} with {key} = {have[key]!r}",
-                    f"{key} = {want[key]!r}, as asked for",
-                    "a checkpoint of another command; leave the options out to take its own",
-                )
+__all__ = ["Entry", "read", "run_all", "write"]
 
 
 def run_all(
@@ -57,7 +37,7 @@ def run_all(
     watch: Callable[[int, Task, Progress], None] | None = None,
     saved: Callable[[Sequence[Entry]], None] | None = None,
 ) -> list[Entry]:
-    """Carry out runs one after the other; one that diverges leaves the others alone.
+    """Run several configurations one after the other; one that diverges leaves the others alone.
 
     Parameters
     ----------
@@ -65,7 +45,7 @@ def run_all(
         The runs; may be left out with `resume`.
     checkpoint : path-like, optional
         Written at the start, every `every` steps, at the end of each run and at an interruption,
-        atomically: once this call has begun to learn, there is a file to go on from.
+        atomically: once this call has started to learn, there is a file to go on from.
     every : int
         Steps between checkpoints, >= 1.
     resume : path-like, optional
@@ -80,7 +60,7 @@ def run_all(
     Returns
     -------
     list of Entry
-        One a run, in order.
+        One per run, in order.
 
     Raises
     ------
@@ -92,10 +72,12 @@ def run_all(
             raise InputError(name, repr(value), "a whole number >= 1", "a zero or negative count")
     if checkpoint is not None:
         storage.check_target("checkpoint", checkpoint, *storage.SUFFIXES)
+    place = Place(argument="resume", path=str(resume))
     if resume is not None:
         entries = read(resume)
         if configs is not None:
-            check_same(configs, entries, "resume")
+            saved_configs = [entry.config.as_dict() for entry in entries]
+            check_same(place, saved_configs, [config.as_dict() for config in configs])
     elif configs:
         entries = [Entry(config=config) for config in configs]
     else:
@@ -108,8 +90,7 @@ def run_all(
             if saved is not None:
                 saved(entries)
 
-    place = Place(argument="resume", path=str(resume))
-    begun = {k: unpack(e, k, place) for k, e in enumerate(entries) if e.status == "running"}
+    running = {k: unpack(e, k, place) for k, e in enumerate(entries) if e.status == "running"}
     keep()
     left = stop_after
     networks: dict[str, Mapping[str, NDArray[Any]]] = {}
@@ -118,8 +99,8 @@ def run_all(
             continue
         if left == 0:
             break
-        if k in begun:
-            task, progress = begun.pop(k)
+        if k in running:
+            task, progress = running.pop(k)
         else:
             task = _prepare(entry.config, networks)
             progress = training.begin(task)

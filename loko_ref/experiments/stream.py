@@ -30,6 +30,7 @@ from loko_ref.experiments.base_network import (
 from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.data.bundled import Dataset
 from loko_ref.experiments.data.registry import regression
+from loko_ref.experiments.evaluation import outputs
 from loko_ref.network.model import forward, pack, unpack
 
 __all__ = [
@@ -46,10 +47,6 @@ __all__ = [
     "result",
     "stream_batch",
 ]
-
-
-EVALUATED = 1024
-"""Samples of the test part that are evaluated together, so that memory stays bounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,7 @@ class Progress:
 
 
 def begin(task: Task) -> Progress:
-    """Stand before the first batch."""
+    """Return the progress before the first batch."""
     options = task.learner
     if isinstance(options, loko.LokoConfig):
         return Progress(state=loko.init(options, batch=task.config.batch))
@@ -104,7 +101,7 @@ def begin(task: Task) -> Progress:
 
 
 def stream_batch(task: Task, step: int) -> loko.Batch:
-    """Take one batch of the stream to the backend.
+    """Return one batch of the stream, on the backend.
 
     Parameters
     ----------
@@ -120,7 +117,7 @@ def stream_batch(task: Task, step: int) -> loko.Batch:
 
 
 def finished(progress: Progress, task: Task) -> bool:
-    """Tell whether the stream is at its end."""
+    """Return whether the stream is at its end."""
     return progress.step >= task.steps
 
 
@@ -207,19 +204,16 @@ def evaluate(task: Task, theta: Array, step: int = 0) -> float:
     step : int
         Named by the error if the outputs are not finite.
     """
-    part, score = task.dataset.test, 0.0
-    model = unpack(task.model, theta)
-    for at in range(0, len(part), EVALUATED):
-        some = slice(at, at + EVALUATED)
-        with np.errstate(over="ignore", invalid="ignore"):
-            z, _ = forward(model, asarray(part.x[some], theta))
-        check_bounded(z, step, _knob(task.config), "z")
-        score += _score(to_host(z), part.y[some], task.dataset)
+    part, model = task.dataset.test, unpack(task.model, theta)
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = outputs(lambda x: forward(model, x)[0], part.x, theta)
+    check_bounded(z, step, _knob(task.config), "z")
+    score = _score(to_host(z), part.y, task.dataset)
     return mean(score, len(part), task.dataset.regression)
 
 
 def result(config: RunConfig, step: int, seconds: float, last: Point) -> dict[str, Any]:
-    """Summarise a finished run, as the schema ``loko-ref/train/1`` has it.
+    """Summarise a finished run, as the schema ``loko-ref/train/2`` has it.
 
     Parameters
     ----------

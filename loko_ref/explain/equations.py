@@ -1,7 +1,7 @@
 """The lines of LoKO's step for each variant: letter, equation, label and meaning.
 
-Equations and labels are those of the one table of quantities,
-:mod:`loko_ref.textbook.loko`; what each means, in a sentence, stands here.
+Equations and labels are those of the table of quantities, :mod:`loko_ref.textbook.loko`; this
+module adds a sentence on what each quantity means.
 
 Shapes: theta, p (n,); P (n, n); yhat, y, e (m,); Z, H (m, n); R, S (m, m); K (n, m).
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from loko_ref.loko import LokoConfig
 from loko_ref.textbook.loko import dataflow
-from loko_ref.textbook.quantities import HIDDEN, Quantity
+from loko_ref.textbook.quantities import Quantity
 
 __all__ = ["Line", "equations", "options"]
 
@@ -25,15 +25,16 @@ class Line:
     Attributes
     ----------
     key : str
-        Its place in the values, and in the table of quantities.
+        Its name among the values, and in the table of quantities.
     name, equation, meaning : str
         Letter, equation and one sentence.
     labels : tuple of str
         Derivations.
     axes : str
-        One letter an axis: n entries of theta, m stacked outputs, c classes, s samples, i features.
+        One letter per axis: n entries of theta, m stacked outputs, c classes, s samples,
+        i features.
     quantity : Quantity, optional
-        Its entry in the table; None for what is given.
+        Its entry in the table; None for an input.
     """
 
     key: str
@@ -51,34 +52,34 @@ _AXES = {
 }  # fmt: skip
 
 _MEANING = {
-    "p_pred": "How unsure theta is, before this sample: a variance for each entry.",
+    "p_pred": "The prior uncertainty of theta: one variance per entry.",
     "z": "The network's outputs at the prior theta.",
-    "Z": "How each output moves with each entry of theta, by one backward pass for all outputs.",
-    "S": "How large a surprise was to be expected: theta's uncertainty seen through H, and the "
-    "noise.",
-    "K": "How far each entry of theta follows each surprise: its uncertainty, times how much it "
-    "was seen, over the uncertainty of the sight. (Compared: K S = P H'.)",
-    "theta_post": "What is believed now.",
-    "p_post": "What is left of the uncertainty: never more than before, never 0.",
-    "R_post": "The noise estimate that the next step will use.",
+    "Z": "The Jacobian of the outputs with respect to theta, by one backward pass for all.",
+    "S": "The innovation's predicted covariance: theta's uncertainty mapped through H, plus the "
+    "observation noise.",
+    "K": "The Kalman gain, how far each entry of theta moves per unit of innovation: its "
+    "covariance with the observation over the innovation's covariance. (Compared: K S = P H'.)",
+    "theta_post": "The posterior mean.",
+    "p_post": "The posterior uncertainty: never more than the prior's, never 0.",
+    "R_post": "The noise estimate that the next step uses.",
 }
 
 _SEEN = {
     "gaussian": {
-        "yhat": "What is expected to be seen: the output itself.",
-        "e": "The innovation: the part of the observation that was not expected.",
-        "H": "How the observation moves with theta: as the output does.",
+        "yhat": "The predicted observation: the output itself.",
+        "e": "The innovation: the observation minus its prediction.",
+        "H": "The Jacobian of the predicted observation with respect to theta: that of the output.",
     },
     "logits": {
-        "H": "How the logits move with theta. This is not the Jacobian of yhat; -H'e is the "
+        "H": "The Jacobian of the logits with respect to theta, not that of yhat; -H'e is the "
         "gradient of the cross-entropy.",
     },
 }
 _CLASSES = {
-    "yhat": "What is expected to be seen: the probability of each class.",
-    "e": "The innovation: the surprise. Sums to 0; positive at the true class alone.",
-    "H": "How the probabilities move with theta; each column sums to 0 over the classes. "
-    "Where yhat is sure of itself, J and H are almost 0.",
+    "yhat": "The predicted observation: the probability of each class.",
+    "e": "The innovation. Sums to 0; positive only at the true class.",
+    "H": "The Jacobian of the probabilities with respect to theta; each column sums to 0 over the "
+    "classes. Where a prediction is confident, J and H are almost 0.",
 }
 """Meanings that depend on the observation model."""
 
@@ -87,7 +88,7 @@ _FORMS = {
     "information": ("(P^-1 + H' R^-1 H)^-1", "KAL-4"),
     "sequential": ("P - K H P, one output after the other", "KAL-5"),
 }
-"""Form of the dense update -> equation and label, where it is not the textbook's."""
+"""Form of the dense update -> equation and label, for forms other than the textbook's."""
 
 
 def options(config: LokoConfig) -> dict[str, Any]:
@@ -98,12 +99,12 @@ def options(config: LokoConfig) -> dict[str, Any]:
 
 def _noise_meaning(config: LokoConfig) -> str:
     if config.observation == "glm":
-        return "How far a one-hot y scatters by chance about yhat: no noise is tuned."
+        return "The covariance of a one-hot y given yhat: there is no noise to be tuned."
     if config.noise == "fixed":
-        return "How noisy an observation is taken to be, once and for all."
+        return "The observation noise, constant."
     if config.timing == "after":
-        return "How noisy an observation is taken to be, by all steps before this one."
-    return "How noisy an observation is taken to be, by past surprises and this one."
+        return "The observation noise, estimated from all steps before this one."
+    return "The observation noise, estimated from the innovations up to this one."
 
 
 def _line(q: Quantity, config: LokoConfig, first: bool) -> Line:
@@ -126,7 +127,7 @@ def _line(q: Quantity, config: LokoConfig, first: bool) -> Line:
         if first:
             equation, labels = f"{letter} = p0 at first; {equation}", ("LOKO-3", *labels)
     elif q.name == "Z" and first:
-        meaning += " While B = 0 the output does not see A: its columns are 0."
+        meaning += " While B = 0 the output does not depend on A: its columns are 0."
     elif q.name == "R_used":
         meaning = _noise_meaning(config)
         if config.noise == "fixed" or (config.timing == "after" and first):
@@ -149,14 +150,14 @@ def _line(q: Quantity, config: LokoConfig, first: bool) -> Line:
 
 
 def equations(config: LokoConfig, *, first: bool = False) -> list[Line]:
-    """List the lines of a variant's step in dataflow order.
+    """Return the lines of a variant's step in dataflow order.
 
     Parameters
     ----------
     config : LokoConfig
         The variant.
     first : bool
-        Whether this is step 0, before which theta and p are the prior chosen by hand.
+        Whether this is step 0, at which theta and p are the configured prior.
 
     Returns
     -------
@@ -167,8 +168,8 @@ def equations(config: LokoConfig, *, first: bool = False) -> list[Line]:
             key="theta",
             name="theta",
             equation="theta = (A, B of each site in turn), packed",
-            meaning="What is believed of the LoRA factors"
-            + (": each B is 0 at first, so LoRA adds nothing yet." if first else " so far."),
+            meaning="The prior mean of the LoRA factors"
+            + (": each B is 0 at first, so LoRA adds nothing yet." if first else "."),
             labels=("LORA-1", "LORA-4") if first else ("LORA-4",),
             axes="n",
         ),
@@ -184,7 +185,7 @@ def equations(config: LokoConfig, *, first: bool = False) -> list[Line]:
             key="y",
             name="y",
             equation="(given)",
-            meaning="The observation: what the sample is."
+            meaning="The observation: the target value."
             if config.observation == "gaussian"
             else "The observation: 1 at the true class.",
             labels=("KAL-1",),
@@ -192,10 +193,10 @@ def equations(config: LokoConfig, *, first: bool = False) -> list[Line]:
         ),
     }
     before = {"p_pred": "theta", "z": "x", "yhat": "y"}
-    copied = config.timing == "before"  # what is handed on is this step's R
+    copied = config.timing == "before"  # R_post is this step's R
     lines = []
     for q in dataflow(options(config)):
-        if q.name in HIDDEN or (q.name == "R_post" and copied):
+        if q.hidden or (q.name == "R_post" and copied):
             continue
         if q.name in before:
             lines.append(given[before[q.name]])

@@ -1,10 +1,10 @@
-"""LoKO's step laid open: every quantity in dataflow order, with equation, label and numbers.
+"""LoKO's step explained: every quantity in dataflow order, with equation, label and numbers.
 
-Shapes: as in :mod:`loko_ref.loko`. The numbers are those of :func:`loko_ref.loko.step`; beside
-each stands by how much its equation, evaluated here in its plainest form, differs from them.
+Shapes: as in :mod:`loko_ref.loko`. The numbers are those of :func:`loko_ref.loko.step`; each is
+shown with its difference from the plain formula of the table of quantities.
 
-A step of a real network has thousands of entries. The same few are followed from the prior to the
-posterior: those of theta that this step moves most, and the classes that matter for the sample.
+A step of a real network has thousands of entries. A fixed few are shown from the prior to the
+posterior: those of theta that this step moves most, and the true and the most probable classes.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ from numpy.typing import NDArray
 from loko_ref import loko
 from loko_ref.arrays import to_host
 from loko_ref.arrays.special import softmax_forward
-from loko_ref.conformance.judge.tolerance import FORMULA_TABLE
 from loko_ref.errors import InputError
-from loko_ref.experiments import stream as training
+from loko_ref.experiments import stream
 from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.stream import Task
-from loko_ref.explain.equations import equations, options
+from loko_ref.explain.equations import Line, equations, options
 from loko_ref.kalman.observation import one_hot
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import Model, unpack
-from loko_ref.textbook import loko as dataflow
-from loko_ref.textbook import quantities
-from loko_ref.textbook.loko import Lazy
-from loko_ref.textbook.values import identity
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.loko import dataflow
+from loko_ref.textbook.quantities import Lazy, identity, missing
 
 __all__ = ["Excerpt", "Quantity", "Step", "explain", "parameter_name"]
 
 Numbers = NDArray[np.floating]
 
-INK = " .:-=+*#%@"
+CHARACTERS = " .:-=+*#%@"
+"""Characters of increasing density, for a picture of an image."""
 
-LOOK = 100
-"""Steps among which the first mistake is sought."""
+SEARCHED = 100
+"""Steps among which the first misclassified sample is sought."""
 
-SURE = 0.99
-SATURATES = {
-    "softmax": "The network was sure and wrong: J is almost 0, so H sees almost nothing and the "
-    "filter all but stands still unless R has shrunk as far.  [OBS-7]",
-    "glm": "The network was sure and wrong: J is almost 0, so p hardly shrinks, and theta moves "
-    "by a full gradient step with p as its learning rates.  [OBS-7]",
+CONFIDENT = 0.99
+SATURATED = {
+    "softmax": "The prediction was confident and wrong: J and so H are almost 0, and the filter "
+    "hardly moves unless R has shrunk as far.  [OBS-7]",
+    "glm": "The prediction was confident and wrong: J is almost 0, so p hardly shrinks, and theta "
+    "moves by a full gradient step with p as its learning rates.  [OBS-7]",
 }
-"""What is worth saying of a confident error, by observation model."""
+"""Remark on a confident error, by observation model."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,30 +69,22 @@ class Excerpt:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Quantity:
-    """One line of the dataflow.
+class Quantity(Line):
+    """One line of the dataflow with its numbers.
 
     Attributes
     ----------
-    name, equation, meaning : str
-        Letter, how it is made, and what it means in one sentence.
-    labels : tuple of str
-        Where it is derived.
     value : array
-        All of it.
+        All entries.
     excerpt : Excerpt
-        Some of it.
+        The entries shown.
     residual : float or None
-        Largest difference from the plainly evaluated equation, relative to the largest entry;
-        None for what is given.
+        Largest difference from the plain formula, relative to the largest entry; None for inputs
+        and for results of the network.
     picture : tuple of str
-        Lines of text, where the value is an image.
+        Lines of text, if the value is an image.
     """
 
-    name: str
-    equation: str
-    meaning: str
-    labels: tuple[str, ...]
     value: Numbers
     excerpt: Excerpt
     residual: float | None = None
@@ -109,11 +100,11 @@ class Step:
     number : int
         From 0.
     title : str
-        Which samples, what is true and what the network says.
+        The samples, their true classes and the predicted ones.
     quantities : list of Quantity
         In dataflow order.
     outcome : list of str
-        What the step has changed, one sentence each.
+        The effects of the step, one sentence each.
     """
 
     number: int
@@ -123,12 +114,12 @@ class Step:
 
 
 def parameter_name(model: Model, index: int) -> str:
-    """Name one entry of theta: ``0.A[2,17]`` is row 2, column 17 of the first layer's A.
+    """Return the name of one entry of theta: ``0.A[2,17]`` is row 2, column 17 of layer 0's A.
 
     Parameters
     ----------
     model : Model
-        Gives the packing order.
+        Its trainable arrays define the packing order.
     index : int
         Entry of theta, in [0, n).
     """
@@ -145,19 +136,19 @@ def parameter_name(model: Model, index: int) -> str:
 def explain(
     config: RunConfig, *, steps: int = 2, skip: int | None = 0, entries: int = 4
 ) -> Iterator[Step]:
-    """Run LoKO on a stream and lay its steps open.
+    """Run LoKO on a stream and explain its steps.
 
     Parameters
     ----------
     config : RunConfig
         A run of ``loko``.
     steps : int
-        How many steps to explain.
+        Number of steps to explain.
     skip : int or None
-        After how many taken in silence. None begins at the first step whose first sample the
-        network gets wrong, if one of the first 100 is such; else (and for real targets) at 0.
+        Number of steps before them that are not shown. None starts at the first step whose first
+        sample is misclassified, if there is one among the first 100; else (and in regression) at 0.
     entries : int
-        Entries of theta to follow in each step.
+        Number of entries of theta shown in each step.
 
     Yields
     ------
@@ -166,17 +157,17 @@ def explain(
     Raises
     ------
     InputError
-        If the run is not one of LoKO's, or the stream is shorter than skip + steps.
+        If the optimizer is not LoKO, or the stream is shorter than skip + steps.
     """
     if config.optimizer != "loko":
-        raise InputError("optimizer", config.optimizer, "loko", "another method has another step")
+        raise InputError("optimizer", config.optimizer, "loko", "a run of another optimizer")
     for name, value, low in (("steps", steps, 1), ("skip", skip, 0), ("entries", entries, 1)):
         if value is not None and value < low:
             raise InputError(name, value, f"a whole number >= {low}", "a negative count")
-    task = training.prepare(config)
+    task = stream.prepare(config)
     if (skip or 0) + steps > task.steps:
         raise InputError(
-            "steps", (skip or 0) + steps, f"at most {task.steps} in all", "a stream that is shorter"
+            "steps", (skip or 0) + steps, f"at most {task.steps} in all", "a shorter stream"
         )
     learner = task.learner
     state = start = loko.init(learner, batch=config.batch)
@@ -184,20 +175,20 @@ def explain(
         skip, state = _first_wrong(task, start, task.steps - steps)
     else:
         for number in range(skip):
-            state, _ = loko.step(state, training.stream_batch(task, number), learner)
+            state, _ = loko.step(state, stream.stream_batch(task, number), learner)
     for number in range(skip, skip + steps):
-        batch = training.stream_batch(task, number)
+        batch = stream.stream_batch(task, number)
         after, record = loko.step(state, batch, learner)
-        yield _Lens(task, learner, batch, state, record, after, entries).step()
+        yield _Explainer(task, learner, batch, state, record, after, entries).step()
         state = after
 
 
 def _first_wrong(task: Task, start: loko.LokoState, last: int) -> tuple[int, loko.LokoState]:
-    """Find the first step whose first sample is misclassified, and the state before it."""
+    """Return the first step whose first sample is misclassified, and the state before it."""
     state = start
     if not task.dataset.regression:
-        for number in range(min(LOOK, last + 1)):
-            batch = training.stream_batch(task, number)
+        for number in range(min(SEARCHED, last + 1)):
+            batch = stream.stream_batch(task, number)
             after, record = loko.step(state, batch, task.learner)
             if int(to_host(record.z)[0].argmax()) != int(to_host(batch.y)[0]):
                 return number, state
@@ -205,8 +196,8 @@ def _first_wrong(task: Task, start: loko.LokoState, last: int) -> tuple[int, lok
     return 0, start
 
 
-class _Lens:
-    """One step's arrays on the host, and which of their entries are shown."""
+class _Explainer:
+    """One step's arrays on the host, and the choice of the entries shown."""
 
     def __init__(
         self,
@@ -256,7 +247,7 @@ class _Lens:
         self.outputs = self._chosen_outputs(4)
 
     def _chosen_outputs(self, count: int) -> list[int]:
-        """Pick outputs of the first sample: the true class, and the likeliest."""
+        """Return outputs of the first sample: the true class, and the most probable ones."""
         yhat, y = self.values["yhat"][: self.C], self.values["y"][: self.C]
         order = [int(np.argmax(y)), *(int(c) for c in np.argsort(-yhat, kind="stable"))]
         return sorted(dict.fromkeys(order[: count + 1] if self.C > 1 else [0]))[:count]
@@ -267,7 +258,7 @@ class _Lens:
         return f"{where}output {c}" if self.regression else f"{where}class {c}"
 
     def _excerpt(self, axes: str, value: Numbers) -> Excerpt:
-        """Take the followed entries along each axis: n of theta, m of outputs, s samples, i any."""
+        """Return the entries shown, chosen along each axis by its letter (:class:`Line`)."""
         picks: list[list[int]] = []
         names: list[list[str]] = []
         for axis, size in zip(axes, value.shape, strict=True):
@@ -294,45 +285,43 @@ class _Lens:
         return Excerpt(rows=names[0], columns=names[1], values=part)
 
     def _picture(self) -> tuple[str, ...]:
-        """Draw the first sample where it is an image of digits: darker ink, denser letters."""
+        """Return the first sample as text if it is an image of digits, else nothing."""
         if self.task.dataset.name != "digits":
             return ()
-        ink = np.clip(np.rint(self.values["x"][0] * (len(INK) - 1)), 0, len(INK) - 1)
-        return tuple("".join(INK[int(k)] * 2 for k in row) for row in ink.reshape(8, 8))
+        last = len(CHARACTERS) - 1
+        ink = np.clip(np.rint(self.values["x"][0] * last), 0, last).astype(int)
+        return tuple("".join(CHARACTERS[k] * 2 for k in row) for row in ink.reshape(8, 8))
 
     def step(self) -> Step:
-        """Put the lines together."""
-        lines = []
-        for line in equations(self.learner, first=self.number == 0):
-            value = self.values[line.key]
-            lines.append(
-                Quantity(
-                    name=line.name,
-                    equation=line.equation,
-                    meaning=line.meaning,
-                    labels=line.labels,
-                    value=value,
-                    excerpt=self._excerpt(line.axes, value),
-                    residual=self._residual(line.quantity),
-                    picture=self._picture() if line.key == "x" else (),
-                )
+        """Return the explanation."""
+        lines = [
+            Quantity(
+                **vars(line),
+                value=self.values[line.key],
+                excerpt=self._excerpt(line.axes, self.values[line.key]),
+                residual=self._residual(line),
+                picture=self._picture() if line.key == "x" else (),
             )
+            for line in equations(self.learner, first=self.number == 0)
+        ]
         return Step(
             number=self.number, title=self._title(), quantities=lines, outcome=self._outcome()
         )
 
-    def _residual(self, q: quantities.Quantity | None) -> float | None:
-        """Compare a value with its plain formula at the values before it, relative to its size."""
+    def _residual(self, line: Line) -> float | None:
+        """Return the relative difference of a value from its plain formula, or None without one."""
+        q = line.quantity
         if q is None or q.network:
             return None
         chosen = options(self.learner)
-        v = Lazy(self.values, **chosen, F=FORMULA_TABLE, keep=identity)
-        if dataflow.missing(q.name, v, chosen):
-            return None  # of a second run of the network
+        flow = dataflow(chosen)
+        v = Lazy(flow, self.values, **chosen, F=FORMULA_TABLE, keep=identity)
+        if missing(q.name, v, flow):
+            return None  # it needs a second run of the network
         v["yhat"] = v.yhat.reshape(-1, self.C)
         v["y"] = self.y
-        got, plain = self.values[q.name], v.follow(q.name, v.yhat.shape)
-        if q.name == "K":  # whatever the solve, K S = P H'
+        got, plain = self.values[q.name], v.follow(q.name)
+        if q.name == "K":  # for every method of solution, K S = P H'
             got, plain = got @ v.S, FORMULA_TABLE["pHt"](v)
         size = float(np.abs(plain).max())
         off = float(np.abs(got - plain.reshape(got.shape)).max())
@@ -343,26 +332,27 @@ class _Lens:
         first = self.number * len(z)
         which = f"sample {first}" if len(z) == 1 else f"samples {first} to {first + len(z) - 1}"
         if self.regression:
-            return f"{which}: y = {self.y[0, 0]:.3g}, the network says {z[0, 0]:.3g}"
-        true, said = self.y.argmax(axis=1), z.argmax(axis=1)
+            return f"{which}: y = {self.y[0, 0]:.3g}, predicted {z[0, 0]:.3g}"
+        true, predicted = self.y.argmax(axis=1), z.argmax(axis=1)
         if len(z) == 1:
-            return f"{which}: true class {true[0]}, the network says {said[0]}"
-        return f"{which}: {int((true == said).sum())} of {len(z)} predicted rightly"
+            return f"{which}: true class {true[0]}, predicted class {predicted[0]}"
+        return f"{which}: {int((true == predicted).sum())} of {len(z)} classified correctly"
 
     def _outcome(self) -> list[str]:
-        """Say what the step has changed: the prediction, each site's theta, the variances."""
+        """Return the effects of the step on the prediction, on each factor and on the variances."""
         v = self.values
         model = unpack(self.task.model, self.after.theta)
         z = to_host(jacobian(model, self.batch.x)[0])
         kind = self.learner.observation
         old, new = (float(loko.loss(a, self.y.astype(a.dtype), kind)) for a in (v["z"], z))
-        said = [f"Loss on the same batch: {old:.4g} before, {new:.4g} after."]
+        lines = [f"Loss on the same batch: {old:.4g} before, {new:.4g} after."]
         if not self.regression:
             true = self.y.argmax(axis=1)[0]
             a, b = (float(softmax_forward(s)[0][0, true]) for s in (v["z"], z))
-            said.append(f"Probability of the true class {true}: {a:.3g} before, {b:.3g} after.")
-            if v["yhat"][: self.C].max() > SURE and a < 1 - SURE and kind in SATURATES:
-                said.append(SATURATES[kind])
+            lines.append(f"Probability of the true class {true}: {a:.3g} before, {b:.3g} after.")
+            confident = v["yhat"][: self.C].max() > CONFIDENT and a < 1 - CONFIDENT
+            if confident and kind in SATURATED:
+                lines.append(SATURATED[kind])
         p, p_new = (a if a.ndim == 1 else np.diagonal(a) for a in (v["p_pred"], v["p_post"]))
         step, at = v["theta_post"] - v["theta"], 0
         for name in self.task.model.trainable:
@@ -371,7 +361,5 @@ class _Lens:
             at += size
             moved = float(np.linalg.norm(step[span]))
             left = float((p_new[span] / p[span]).min())
-            said.append(
-                f"{name}: moved by {moved:.3g}; p+ / p of its best-learned entry: {left:.4g}."
-            )
-        return said
+            lines.append(f"{name}: moved by {moved:.3g} in norm; smallest p+ / p: {left:.4g}.")
+        return lines

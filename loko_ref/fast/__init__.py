@@ -4,7 +4,7 @@
 same states and batches to the same states, without the gain, H or K in its record. What it does
 otherwise, each proved in derivations/fast.md:
 
-- as few cotangents as the innovation has directions, C - 1 a sample on the simplex  [FAST-1]
+- as few cotangents as the innovation has directions, C - 1 per sample on the simplex  [FAST-1]
 - no cotangent below the lowest site, only the rows that the head reads  [FAST-2]
 - cotangents of one token side by side, so that each product is one large GEMM  [FAST-3]
 - H scaled by the deviations; leverages by a triangular product; no gain  [FAST-4]

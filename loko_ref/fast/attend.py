@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.fast.nodes import Lin, Run, _Fresh
+from loko_ref.fast.nodes import Fresh, Lin, Run
 from loko_ref.network.layers.attention import allowed
 
 __all__ = ["Attend"]
 
 
-class Attend(_Fresh):
+class Attend(Fresh):
     """Multi-head self-attention.  [ATT-2, ATT-3].
 
     Parameters
@@ -102,7 +102,7 @@ class Attend(_Fresh):
                 out=dv.transpose(0, 3, 2, 1, 4),
             )
             dx = parts["v"].backward(dv.reshape(b * t * k, h * c), run, need_dx)
-            del dv  # what is done with makes room
+            del dv  # free its memory
         if not (want["q"] or want["k"]):
             return dx
         # ds = a (da - <a, da>), and <a, da> = <y, dy> head by head

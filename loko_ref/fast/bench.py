@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 
 from loko_ref import loko
-from loko_ref.checks.values import check_choice, check_range
+from loko_ref.checks.values import FORMATS, check_choice, check_range
 from loko_ref.fast import prepare
 from loko_ref.loko import Batch, LokoConfig, LokoState
 from loko_ref.network.architectures import encoder_spec, vit_spec
 from loko_ref.network.model import Model, init_model, mlp_spec
 
-__all__ = ["PROBLEMS", "ROUTES", "clock", "curves", "measure", "problem"]
+__all__ = ["PROBLEMS", "ROUTES", "clock", "curves", "measure", "peak_mb", "problem"]
 
 BASE: dict[str, Any] = {"layers": 12, "width": 768, "heads": 12, "ff": 3072}
 
@@ -81,7 +81,7 @@ def problem(name: str, dtype: str, seed: int = 0) -> tuple[LokoConfig, LokoState
         Of the draw.
     """
     check_choice("config", name, PROBLEMS)
-    check_choice("dtype", dtype, ("float64", "float32"))
+    check_choice("dtype", dtype, FORMATS)
     size, rng = PROBLEMS[name], np.random.default_rng(seed)
     drawn = init_model(rng, _spec(name, size["r"]), dtype=dtype)
     weights = dict(drawn.weights)
@@ -96,14 +96,14 @@ def problem(name: str, dtype: str, seed: int = 0) -> tuple[LokoConfig, LokoState
     )
     state = loko.init(config, size["batch"])
     assert state.p is not None
-    spread = (0.5 + rng.random(model.n)).astype(dtype)
-    state = replace(state, p=state.p * spread)
+    factor = (0.5 + rng.random(model.n)).astype(dtype)
+    state = replace(state, p=state.p * factor)
     x = rng.standard_normal((size["batch"], *size["x"])).astype(dtype)
     return config, state, Batch(x=x, y=rng.integers(0, model.outputs, size["batch"]))
 
 
 def clock(step: Callable[[], object], min_time: float, *, least: int = 7) -> dict[str, Any]:
-    """Run a step twice unseen, then until `min_time` has passed and at least `least` times.
+    """Run a step twice untimed, then until `min_time` has passed and at least `least` times.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def clock(step: Callable[[], object], min_time: float, *, least: int = 7) -> dic
     }
 
 
-def _peak_mb(reset: bool = False) -> float:
+def peak_mb(reset: bool = False) -> float:
     """Largest resident size of this process so far, MB; Linux can begin anew from the present."""
     status = Path("/proc/self/status")
     if not status.exists():  # macOS counts bytes
@@ -161,7 +161,7 @@ def measure(name: str, dtype: str, *, min_time: float = 3.0, route: str = "fast"
     check_range("min_time", min_time, low=0, low_open=True, high_open=True)
     check_choice("route", route, ROUTES)
     config, state, batch = problem(name, dtype)
-    before = _peak_mb(reset=True)
+    before = peak_mb(reset=True)
     if route == "fast":
         stepper = prepare(config)
         timing = clock(lambda: stepper.step(state, batch), min_time)
@@ -174,7 +174,7 @@ def measure(name: str, dtype: str, *, min_time: float = 3.0, route: str = "fast"
         "n": config.model.n,
         "m": PROBLEMS[name]["batch"] * config.model.outputs,
         **timing,
-        "step_peak_mb": round(_peak_mb() - before, 1),
+        "step_peak_mb": round(peak_mb() - before, 1),
     }
 
 

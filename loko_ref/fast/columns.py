@@ -1,8 +1,8 @@
 """H by its columns: as they stand, or as products of a cotangent with an input.
 
-Where a linear meets one row of input a sample (no tokens), the columns of its weight are products:
-``h[(s, c), (o, i)] = d[s, c, o] x[s, i]``. Of them S, the leverages and the step are formed without
-ever forming H.  [FAST-5]
+Where a linear has one row of input per sample (no tokens), the columns of its weight are
+products: ``h[(s, c), (o, i)] = d[s, c, o] x[s, i]``. Of them S, the leverages and the step are
+formed without ever forming H.  [FAST-5]
 
 Shapes: batch samples of k cotangents, m = batch k rows; columns (n,) in the order of theta; T, S
 (m, m); v (m,); p (n,). Everything here is of the scaled H, columns times sqrt(p).  [FAST-4]
@@ -28,7 +28,7 @@ STRIPS = 5
 
 
 class Columns(Protocol):
-    """What the filter asks of a scaled H (m, n)."""
+    """What the filter needs of a scaled H (m, n)."""
 
     def scale(self, p: Array) -> None:
         """Multiply the columns by sqrt(p); again by a ratio of variances, for another p."""

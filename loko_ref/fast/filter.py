@@ -23,13 +23,13 @@ def root_inverse(S: Array, name: str) -> Array:
     """``L^-1`` of ``S = L L'``, with the test of :func:`loko_ref.arrays.cholesky`.  [KAL-8]."""
     if S.shape[0] <= SMALL:
         L, info = _lapack("potrf", S)(S, lower=1, clean=1)
-        T = cholesky(S, name) if info else L  # raises, and says why
+        T = cholesky(S, name) if info else L  # raises, and names the cause
         T = _lapack("trtri", S)(T, lower=1)[0]
     else:
         try:
             L = np.linalg.cholesky(S)
         except np.linalg.LinAlgError:
-            L = cholesky(S, name)  # raises, and says why
+            L = cholesky(S, name)  # raises, and names the cause
         T = inverse_factor(L)
     X = T * np.sqrt(S.diagonal())
     if not singular_floor(S) * float(np.einsum("ij,ij->", X, X)) < 1:  # true for NaN

@@ -1,7 +1,7 @@
 """GELU and its slope: by SciPy's erfc, or in float32 by a polynomial that takes half the time.
 
 Shapes: x, y, slope alike, contiguous. SciPy computes a float32 erfc in float64, one number at a
-time; of a float32 eleven coefficients say as much, many numbers at a time.  [FAST-6]
+time; eleven coefficients reach float32's precision, many numbers at a time.  [FAST-6]
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def gelu(x: Array) -> tuple[Array, Array]:
         return Phi, slope
     y, slope = np.empty_like(x), np.empty_like(x)
     flat = [array.reshape(-1) for array in (x, y, slope)]
-    room = np.empty((2, min(BLOCK, x.size)), dtype=x.dtype)
+    buffers = np.empty((2, min(BLOCK, x.size)), dtype=x.dtype)
     for j in range(0, x.size, BLOCK):
         part = [array[j : j + BLOCK] for array in flat]
-        _by_polynomial(*part, *room[:, : part[0].size])
+        _by_polynomial(*part, *buffers[:, : part[0].size])
     return y, slope
 
 

@@ -15,8 +15,10 @@ from loko_ref.errors import InputError
 from loko_ref.fast.attend import Attend
 from loko_ref.fast.columns import Columns, Mixed, OneSample, Places
 from loko_ref.fast.nodes import Act, Lin, Node, Norm, Pool, Residual, Run, Stack
-from loko_ref.network.kinds import Context, projections, run, site_scale
-from loko_ref.network.kinds.base import Layer, names
+from loko_ref.network.layers import Context, Layer, option, run
+from loko_ref.network.layers.attention import projections
+from loko_ref.network.layers.base import names
+from loko_ref.network.layers.linear import site_scale
 from loko_ref.network.model import Model
 from loko_ref.network.spec import linears, walk
 
@@ -84,10 +86,10 @@ class Network:
             return self._lin(layer, spans)
         if kind == "layernorm":
             g, b = (weights.get(f"{layer['name']}.{key}") for key in "gb")
-            return Norm(g, b, layer.get("eps", 1e-5), layer["width"])
+            return Norm(g, b, option(layer, "eps"), layer["width"])
         if kind == "attention":
             parts = {key: self._lin(part, spans) for key, part in projections(layer).items()}
-            return Attend(parts, layer["heads"], layer.get("causal", False), rows)
+            return Attend(parts, layer["heads"], option(layer, "causal"), rows)
         if kind == "residual":
             inner = layer["layers"]
             inside = {

@@ -19,7 +19,7 @@ from loko_ref.fast.columns import Block
 from loko_ref.fast.gelu import gelu
 from loko_ref.network.layers.activation import gelu_tanh_forward
 
-__all__ = ["Act", "Lin", "Node", "Norm", "Pool", "Residual", "Run", "Stack"]
+__all__ = ["Act", "Fresh", "Lin", "Node", "Norm", "Pool", "Residual", "Run", "Stack"]
 
 
 @dataclass
@@ -29,13 +29,13 @@ class Run:
     Attributes
     ----------
     batch, t, k : int
-        Samples, tokens a sample (1 without a token axis), cotangents a sample.
+        Samples, tokens per sample (1 without a token axis), cotangents per sample.
     mask : array (batch, t) of bool or None
         Real tokens.
     H : array (batch, k, nd)
         The columns of the Jacobian that are formed; linears write their own.
     flat : array (rows, 2, width) or None
-        Room for the directions of :meth:`directions`: one for all norms.
+        Buffer for the directions of :meth:`directions`: one for all norms.
     """
 
     batch: int
@@ -200,7 +200,7 @@ class Act(Node):
         return y
 
     def backward(self, d: Array, run: Run, need_dx: bool) -> Array | None:
-        """``dx = slope d``, in place where d is ours."""
+        """``dx = slope d``, in place where d may be overwritten."""
         if not need_dx:
             return None
         rows, width = self.slope.shape
@@ -298,7 +298,7 @@ class Residual(Node):
         self.t = x.shape[0] // run.batch
         if self.rows is not None and self.rows < self.t:
             x = x.reshape(run.batch, self.t, -1)[:, : self.rows].reshape(y.shape)
-        return np.add(y, x, out=y if isinstance(self.inner.nodes[-1], Lin | _Fresh) else None)
+        return np.add(y, x, out=y if isinstance(self.inner.nodes[-1], Lin | Fresh) else None)
 
     def backward(self, d: Array, run: Run, need_dx: bool) -> Array | None:
         """``dx = f'(d) + d``."""
@@ -313,8 +313,8 @@ class Residual(Node):
         return dx
 
 
-class _Fresh(Node):
-    """Marks nodes whose output nobody else keeps."""
+class Fresh(Node):
+    """A node whose output no other node keeps."""
 
 
 class Pool(Node):

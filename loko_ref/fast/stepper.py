@@ -16,7 +16,7 @@ from loko_ref.errors import InputError, NumericalError
 from loko_ref.fast.columns import Columns
 from loko_ref.fast.filter import decoupled, root_inverse, variational
 from loko_ref.fast.network import Network
-from loko_ref.kalman import glm, time
+from loko_ref.kalman import glm, simplex, time
 from loko_ref.kalman import observation as obs
 from loko_ref.loko import Batch, LokoConfig, LokoState, loss, targets
 from loko_ref.loko.measurement import check_windup
@@ -27,7 +27,7 @@ __all__ = ["FastRecord", "Stepper", "prepare"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FastRecord:
-    """What the fast route tells of a step.
+    """What the fast route records of a step.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class FastRecord:
     y: Array
     yhat: Array
     e: Array
-    observation: str
+    observation: obs.ObservationModel
 
     @property
     def loss(self) -> float:
@@ -150,17 +150,15 @@ class Stepper:
         usual = y.ndim == 1 and y.dtype.kind in "iu" and self.config.observation != "gaussian"
         if usual and y.shape[0] == z.shape[0] and y.min() >= 0 and y.max() < self.C:
             return self.eye[y]
-        rows = targets(y, z, self.config.observation)
-        obs.observe(self.config.observation, z, z.reshape(-1, 1), rows)  # refuses what is no y
-        return rows
+        return targets(y, z, self.config.observation)
 
     def _seeds(self, yhat: Array) -> Array:
         """Cotangents (batch, k, C) whose pullback is the H that the update needs.  [FAST-1]."""
         batch, C = yhat.shape
         if self.config.observation == "softmax":  # Q J
             return yhat[:, None] * (self.Q - (yhat @ self.Q.T)[:, :, None])
-        if self.config.observation == "glm":  # each class but the likeliest, less that one
-            each = glm.against_reference(yhat, np.tile(self.eye, (batch, 1)))
+        if self.config.observation == "glm":  # each class but the reference class, less that one
+            each = glm.against_reference(np, yhat, np.tile(self.eye, (batch, 1)))
             return each.reshape(batch, C - 1, C)
         eye = self.eye - 1 / C if self.config.center else self.eye
         return np.broadcast_to(eye, (batch, C, C))
@@ -214,7 +212,7 @@ class Stepper:
                 "a batch of another size than R's: call init(config, batch=...) anew",
             )
         if self.simplex and not any(R is known for known in self.R_seen):
-            obs.check_ones(R, self.C)
+            simplex.check_ones(R, self.C)
         given = R
         G = H.gram()  # (rows, rows)
         if config.timing == "before":
@@ -251,12 +249,12 @@ class Stepper:
         if c == 0:
             return theta, p
         check_windup(yhat, e, p, theta, self.config)
-        I_JG = glm.information(yhat, Z.gram())  # (rows, rows)
-        theta_post = Z.pull(solve(I_JG, glm.without_reference(yhat, e), name="I + J G"))
+        I_JG = glm.information(np, yhat, Z.gram())  # (rows, rows)
+        theta_post = Z.pull(solve(I_JG, glm.without_reference(np, yhat, e), name="I + J G"))
         theta_post += theta
         eye = np.eye(batch * c, dtype=self.dtype)
         each = np.tile(eye[:c, :c], (batch, 1))  # (rows, c)
-        Z.whiten(glm.whiten(yhat, each).reshape(batch, c, c))  # H~ = L' Zo
+        Z.whiten(glm.whiten(np, yhat, each).reshape(batch, c, c))  # H~ = L' Zo
         if self.config.diagonal == "variational":
             return theta_post, variational(p, Z, eye)
         return theta_post, decoupled(p, Z, root_inverse(Z.gram() + eye, "S"), eye)

@@ -1,1 +1,1 @@
-"""Files: read and written whole or not at all, in formats that cannot hide code."""
+"""Files: read and written whole or not at all, in formats that cannot contain code."""

@@ -1,8 +1,8 @@
-"""The JSON documents that this package writes: how each begins, and their JSON Schemas.
+"""The JSON documents written by this package: their first keys, and their JSON Schemas.
 
 Every document begins with ``schema`` (its name and version), ``versions`` (of this package, NumPy
-and Python) and ``platform``; :func:`document` is what puts them there. The schemas are data of the
-package, a file each.
+and Python) and ``platform``, which :func:`document` adds. The schemas are data files of the
+package.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ from loko_ref.errors import unknown_option
 __all__ = ["HEAD", "NAMES", "SCHEMAS", "WRITTEN_BY", "document", "load"]
 
 SCHEMAS = {
-    "verify": "loko-ref/verify/1",
+    "verify": "loko-ref/verify/2",
     "mutants": "loko-ref/mutants/1",
     "calibration": "loko-ref/calibration/2",
-    "vectors": "loko-ref/vectors/2",
+    "vectors": "loko-ref/vectors/3",
+    "case": "loko-ref/case/1",
     "certify": "loko-ref/certify/1",
-    "train": "loko-ref/train/1",
+    "train": "loko-ref/train/2",
     "lte": "loko-ref/lte/1",
     "lte-details": "loko-ref/lte-details/1",
     "bench": "loko-ref/bench/1",
     "bench-curves": "loko-ref/bench-curves/1",
 }
-"""Name of a schema -> what a document that follows it has as ``schema``."""
+"""Name of a schema -> the value of ``schema`` in its documents."""
 
 WRITTEN_BY = {
     "verify": "verify --json",
     "mutants": "mutants --json, with --score or without",
     "calibration": "mutants --calibration --json",
     "vectors": "vectors export: manifest.json",
+    "case": "case ID --json",
     "certify": "certify --json",
     "train": "train --json",
     "lte": "lte --json",
@@ -46,17 +48,17 @@ WRITTEN_BY = {
     "bench": "bench",
     "bench-curves": "bench --curves",
 }
-"""Name of a schema -> the command that writes such a document."""
+"""Name of a schema -> the command that writes its documents."""
 
 NAMES = tuple(SCHEMAS)
 """Names of the schemas."""
 
 HEAD = ("schema", "versions", "platform")
-"""The keys that every document begins with."""
+"""The first keys of every document."""
 
 
 def document(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document: the keys that every one begins with, and its content.
+    """Return a document: the keys common to all documents, and its content.
 
     Parameters
     ----------

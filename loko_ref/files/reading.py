@@ -1,7 +1,7 @@
-"""Opening what a user names as input: regular files, of bounded size.
+"""Input files named by a user: regular files of bounded size.
 
-A FIFO, a device, a directory or a socket is refused before it is read: reading one may never end.
-What a file unpacks to is bounded by what it says of itself, or by its size.
+A FIFO, a device, a directory or a socket is rejected before it is read, since reading one may never
+end. The size of an unpacked file is bounded by the size that it declares, or by that of the file.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ __all__ = [
 ]
 
 LIMIT = 2**31
-"""Bytes of a file that is read whole, unless a reader has a closer bound."""
+"""Most bytes of a file that is read whole, unless the caller sets another bound."""
 
 TEXT_LIMIT = 8 * 2**20
-"""Bytes of a text or a JSON document, unless a reader has another bound."""
+"""Most bytes of a text or a JSON document, unless the caller sets another bound."""
 
 UNPACKED = 4 * 2**20
-"""Bytes that any gzipped file may unpack to; beyond, at most `RATIO` times its size."""
+"""Bytes that any gzipped file may unpack to; a larger one at most `RATIO` times its size."""
 
 RATIO = 64
-"""Real data (MNIST 5, GLUE 3) is far below it; a bomb reaches 1000."""
+"""Real data (MNIST 5, GLUE 3) is far below it; a decompression bomb reaches 1000."""
 
 _HEAD = 4096
 _PART = 2**20
@@ -57,27 +57,27 @@ _KINDS = {
 }
 
 _CAUSES = {
-    "a directory": "a directory in the place of a file in it",
+    "a directory": "a directory instead of a file in it",
     "a FIFO": "a pipe such as <(...): write its content to a file first",
 }
 
 
 def kind_of(mode: int) -> str:
-    """Name the kind of file of a mode: ``a FIFO``."""
+    """Return the kind of file of a mode: ``a FIFO``."""
     return _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
 def refuse(
     path: str | os.PathLike[str], argument: str | None, got: str, required: str, cause: str
 ) -> InputError:
-    """Build the error about a file: under the option that it was given by, or under its own name.
+    """Return an error about a file, under the name of an option or of the file itself.
 
     Parameters
     ----------
     path : path-like
         The file.
     argument : str or None
-        The option; None where the file's name says enough.
+        The option that named it; None to name the file alone.
     got, required, cause : str
         As in :class:`InputError`.
     """
@@ -95,7 +95,7 @@ def _cannot(path: str | os.PathLike[str], argument: str | None, error: Exception
 
 
 def is_file_name(name: object) -> bool:
-    """Return whether this is the name of one file: printable, without a folder, not empty."""
+    """Return whether this is a plain file name: printable, without a folder, not empty."""
     return (
         isinstance(name, str) and name.isprintable() and Path(name).name == name not in ("", "..")
     )
@@ -111,17 +111,17 @@ def open_file(
     path : path-like
         The file.
     argument : str, optional
-        The option that it was given by, for the error.
+        The option that named it, for the error.
     limit : int, optional
-        Most bytes that it may have.
+        Most bytes of it.
 
     Raises
     ------
     InputError
-        If it is missing, cannot be read, is no regular file, or is too large.
+        If it is missing, cannot be read, is not a regular file, or is too large.
     """
     try:
-        mode = os.stat(path).st_mode  # asked before it is opened: opening a device may act on it
+        mode = os.stat(path).st_mode  # before it is opened: opening a device may have effects
         if stat.S_ISREG(mode):
             flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
             handle = os.open(path, flags)
@@ -159,19 +159,19 @@ def read_bytes(
     path : path-like
         The file.
     argument : str, optional
-        The option that it was given by, for the error.
+        The option that named it, for the error.
     limit : int
         Most bytes of its content.
     unpack : bool
         Whether a gzipped file is unpacked: to at most 4 MiB, or 64 times its size.
     length : callable, optional
-        Given the first 4096 bytes of the content, returns how many there have to be: a content
-        of another length is refused before it is read.
+        Returns the required length of the content from its first 4096 bytes; a content of another
+        length is rejected before it is read.
 
     Raises
     ------
     InputError
-        As :func:`open_file`; if it is too large, of another length, cut or damaged.
+        As :func:`open_file`; if it is too large, of another length, truncated or damaged.
     """
     with open_file(path, argument, limit) as file:
         size = os.fstat(file.fileno()).st_size
@@ -184,10 +184,10 @@ def read_bytes(
                 most = min(limit, max(UNPACKED, RATIO * size))
                 return _content(path, argument, inner, None, most, length)
         except EOFError:
-            got, cause = "a gzipped file without its end", "a cut download"
+            got, cause = "a truncated gzipped file", "an incomplete download"
             raise refuse(path, argument, got, "a whole file", cause) from None
         except (OSError, zlib.error) as error:
-            cause = "a damaged or cut file"
+            cause = "a damaged or truncated file"
             raise refuse(path, argument, str(error), "a readable file", cause) from None
 
 
@@ -199,27 +199,26 @@ def _content(
     limit: int,
     length: Callable[[bytes], int] | None,
 ) -> bytes:
-    """Read at most `limit` bytes, and exactly `length` of them where that is known."""
+    """Read at most `limit` bytes, and exactly `length` of them if that is known."""
     head = file.read(_HEAD)
     wanted = length(head) if length is not None else None
     most = limit if wanted is None else min(wanted, limit)
     if wanted is not None and wanted > limit:
-        got, required = f"a head that announces {wanted} bytes", f"at most {limit} bytes"
-        raise refuse(path, argument, got, required, "a damaged head, or a file made to harm")
+        got, required = f"a header that declares {wanted} bytes", f"at most {limit} bytes"
+        raise refuse(path, argument, got, required, "a damaged header, or a malicious file")
+    required = f"at most {most} bytes" if wanted is None else f"{most} bytes, by its header"
     if size is not None and wanted is not None and size != wanted:
-        raise refuse(path, argument, f"{size} bytes", f"{wanted} bytes, by its head", "a cut file")
+        raise refuse(path, argument, f"{size} bytes", required, "a truncated file")
     parts, left = [head], most - len(head)
     while left > 0 and (part := file.read(min(left, _PART))):  # read(n) takes n bytes at once
         parts.append(part)
         left -= len(part)
     data = b"".join(parts)
     if left < 0 or file.read(1):
-        required = f"{most} bytes, by its head" if wanted is not None else f"at most {most} bytes"
-        cause = "a damaged file, or one made to harm"
+        cause = "a damaged or malicious file"
         raise refuse(path, argument, f"more than {most} bytes", required, cause)
     if wanted is not None and len(data) != wanted:
-        got = f"{len(data)} bytes"
-        raise refuse(path, argument, got, f"{wanted} bytes, by its head", "a cut file")
+        raise refuse(path, argument, f"{len(data)} bytes", required, "a truncated file")
     return data
 
 
@@ -239,7 +238,7 @@ def hash_file(path: str | os.PathLike[str], argument: str | None = None) -> str:
 
 
 def map_file(file: BinaryIO) -> NDArray[np.uint8]:
-    """Return the bytes of an open file as a read-only array, which takes no memory of its own."""
+    """Return the bytes of an open file as a read-only memory-mapped array."""
     if os.fstat(file.fileno()).st_size == 0:
         return np.zeros(0, np.uint8)
     return np.memmap(file, np.uint8, "r")
@@ -257,7 +256,7 @@ def read_text(
     Raises
     ------
     InputError
-        As :func:`read_bytes`; if it is no UTF-8, or holds NUL.
+        As :func:`read_bytes`; if it is not UTF-8, or contains NUL.
     """
     data = read_bytes(path, argument, limit=limit, unpack=unpack)
     try:

@@ -1,11 +1,11 @@
 """Named arrays and JSON-able metadata in one file, written whole or not at all.
 
-The suffix chooses the container: ``.npz`` (NumPy's, without pickle) or ``.safetensors``. Every file
-names its schema, and a reader asks for the one it expects.
+The suffix selects the container: ``.npz`` (NumPy's, without pickle) or ``.safetensors``. Every file
+names its schema, which has to be the one that the reader expects.
 
-Every file holds a SHA-256 of all its other bytes, as the comment that ends an ``.npz`` and as the
-first metadata of a ``.safetensors``: one bit that is no longer what was written is noticed. Files
-of before there was one (``loko-ref/storage/1``) are refused.
+Every file holds a SHA-256 of all its other bytes, as the comment at the end of an ``.npz`` and as
+the first metadata of a ``.safetensors``, which detects every changed bit. Files of the version
+without it (``loko-ref/storage/1``) are rejected.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ SUFFIXES = (".npz", ".safetensors")
 """Containers, by the suffix of the file."""
 
 LIMIT = 2**34
-"""Bytes of a file that is read."""
+"""Most bytes of a file."""
 
 HEAD_LIMIT = 64 * 2**20
-"""Bytes of its schema and metadata."""
+"""Most bytes of its schema and metadata."""
 
 _HEAD = "__loko_ref__"
-"""Entry that holds schema and metadata."""
+"""Entry with schema and metadata."""
 
 _DIGEST = "loko-ref/storage/2 sha256"
 _COMMENT = f"{_DIGEST} ".encode()
 _FIRST = f'{{"__metadata__":{{"{_DIGEST}":"'.encode()
-"""What stands before the digest in either container."""
+"""The bytes before the digest in either container."""
 
 _DIGITS = 64  # of a SHA-256, in hexadecimal
 
@@ -64,13 +64,13 @@ def save(
     path : path-like
         Ends in ``.npz`` or ``.safetensors``.
     arrays : mapping of str to array
-        Of whole numbers, floats or truth values; of any backend (copied to the host).
+        Of integers, floats or booleans; of any backend (copied to the host).
     metadata : mapping
         JSON-able, without NaN or infinity.
     schema : str
         Name and version of the layout, such as ``"loko-ref/checkpoint/1"``.
     argument : str
-        What the path is called, for the error.
+        Name of the path in errors.
 
     Raises
     ------
@@ -81,12 +81,12 @@ def save(
     host: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
         if not name or name == _HEAD or "\0" in name or "\\" in name:
-            raise InputError("arrays", repr(name), "a plain name", "a name that is reserved")
+            raise InputError("arrays", repr(name), "a plain name", "a reserved name")
         if array.dtype.kind not in "fiub":
             raise InputError(
                 f"arrays[{name!r}]",
                 f"dtype {array.dtype}",
-                "numbers or truth values",
+                "numbers or booleans",
                 "an array of balls, objects or text, which would need pickle",
             )
         flat = np.ascontiguousarray(to_host(array))
@@ -109,14 +109,14 @@ def save(
 
 
 def _digest_place(path: Path, size: int) -> tuple[int, bytes]:
-    """Where the digest stands in a file, and what stands before it."""
+    """Return the position of the digest in a file, and the bytes before it."""
     if path.suffix.lower() == ".safetensors":
         return 8 + len(_FIRST), _FIRST
     return size - _DIGITS, _COMMENT
 
 
 def _check_digest(file: BinaryIO, path: Path, argument: str) -> None:
-    """Refuse a file whose bytes are not those that its digest was made of."""
+    """Raise if a file's bytes do not match its digest."""
     size = os.fstat(file.fileno()).st_size
     at, before = _digest_place(path, size)
     file.seek(max(0, at - len(before)))
@@ -124,8 +124,8 @@ def _check_digest(file: BinaryIO, path: Path, argument: str) -> None:
         raise refuse(
             path,
             argument,
-            "no digest where loko-ref puts one",
-            "a file that loko-ref wrote (loko-ref/storage/2)",
+            "no digest in its place",
+            "a file written by loko-ref (loko-ref/storage/2)",
             "a truncated file, one of another program, or one of an older version, which had no "
             "digest",
         )
@@ -140,23 +140,23 @@ def _check_digest(file: BinaryIO, path: Path, argument: str) -> None:
         digest.update(part)
     file.seek(0)
     if found != digest.hexdigest().encode():
-        got, required = "another SHA-256 than its content has", "the file as it was written"
+        got, required = "a SHA-256 other than that of its content", "the file as it was written"
         raise refuse(path, argument, got, required, "a damaged, truncated or altered file")
 
 
 def load(
     path: str | os.PathLike[str], *, schema: str, argument: str = "path"
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Load what :func:`save` wrote; nothing in the file is executed.
+    """Load a file written by :func:`save`; nothing in it is executed.
 
     Parameters
     ----------
     path : path-like
         Ends in ``.npz`` or ``.safetensors``.
     schema : str
-        The layout expected.
+        The expected layout.
     argument : str
-        What the path is called, for the error.
+        Name of the path in errors.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def load(
     place = Path(path)
     if place.suffix.lower() not in SUFFIXES:
         required = f"a file name that ends in {' or '.join(SUFFIXES)}"
-        raise InputError(argument, repr(str(path)), required, "a missing or foreign suffix")
+        raise InputError(argument, repr(str(path)), required, "a missing or unknown suffix")
     with open_file(place, argument, LIMIT) as file:
         _check_digest(file, place, argument)
         if place.suffix.lower() == ".safetensors":
@@ -184,7 +184,7 @@ def load(
             head = None if text is None or text.dtype != np.uint8 else text.tobytes()
     if head is None:
         got, cause = f"no entry {_HEAD!r}", "an archive of another program"
-        raise refuse(place, argument, got, "a file that loko-ref wrote", cause)
+        raise refuse(place, argument, got, "a file written by loko-ref", cause)
     found = parse_json(f"{argument}, {str(path)!r}: {_HEAD}", head, limit=HEAD_LIMIT)
     if (
         not isinstance(found, dict)

@@ -1,7 +1,7 @@
-"""JSON that somebody else wrote: of bounded size and depth, and nothing that JSON has not.
+"""Untrusted JSON: of bounded size and depth, and strictly by the standard.
 
-A value that may not be there (NaN, a number of 5000 digits, a key given twice) is named by its
-place in the document.
+An invalid value (NaN, a number of 5000 digits, a duplicate key) is reported with its path in the
+document.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from loko_ref.files.reading import TEXT_LIMIT, read_bytes
 __all__ = ["DEPTH", "parse_json", "read_json"]
 
 DEPTH = 64
-"""Levels of lists and objects in one another in JSON."""
+"""Most levels of nested lists and objects."""
 
 CONTAINERS = 500_000
-"""Lists and objects in JSON: each takes 25 times the memory of its text."""
+"""Most lists and objects: each takes 25 times the memory of its text."""
 
 DIGITS = 100
-"""Digits of a whole number in JSON."""
+"""Most digits of a whole number."""
 
 
 def read_json(
@@ -41,7 +41,7 @@ def read_json(
 
 
 class _Fault:
-    """What JSON's grammar allows, and a document may not hold; it stands where that stood."""
+    """Placeholder of a value that JSON's grammar allows, but a document may not contain."""
 
     def __init__(self, got: str, required: str) -> None:
         self.got, self.required = got, required
@@ -71,13 +71,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> Any:
 
 
 def _at(path: tuple[object, ...]) -> str:
-    """Write a path into a document: ``runs[0].config``."""
+    """Return a path into a document as text: ``runs[0].config``."""
     parts = (f"[{key}]" if isinstance(key, int) else f".{key!s:.40}" for key in path)
     return "".join(parts).removeprefix(".")
 
 
 def parse_json(argument: str, text: str | bytes, *, limit: int = TEXT_LIMIT) -> Any:
-    """Parse one JSON value that somebody else wrote.
+    """Parse one untrusted JSON value.
 
     Parameters
     ----------
@@ -92,12 +92,12 @@ def parse_json(argument: str, text: str | bytes, *, limit: int = TEXT_LIMIT) -> 
     -------
     object
         At most 64 levels deep, with whole numbers of at most 100 digits, finite floats, and text
-        that UTF-8 can hold.
+        that UTF-8 can encode.
 
     Raises
     ------
     InputError
-        If it is no JSON, gives a key twice, holds NaN or infinity, or passes a bound.
+        If it is not JSON, has a duplicate key, contains NaN or infinity, or exceeds a bound.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def parse_json(argument: str, text: str | bytes, *, limit: int = TEXT_LIMIT) -> 
         document = text.decode("utf-8") if isinstance(text, bytes) else text
         document.encode("utf-8")
         if document.count("[") + document.count("{") > CONTAINERS:
-            got, cause = f"more than {CONTAINERS} lists and objects", "a file made to harm"
+            got, cause = f"more than {CONTAINERS} lists and objects", "a malicious file"
             raise InputError(argument, got, "fewer", cause)
         value = json.loads(
             document,
@@ -135,7 +135,7 @@ _DEEP = _Fault(f"lists or objects more than {DEPTH} levels deep", f"at most {DEP
 
 
 def _check_values(argument: str, value: Any, surrogates: bool) -> None:
-    """Refuse the first value that a document may not hold, naming its place in it."""
+    """Raise for the first value that a document may not contain, with its path."""
     level: list[tuple[tuple[object, ...], Any]] = [((), value)]
     for depth in range(DEPTH + 1):
         inner: list[tuple[tuple[object, ...], Any]] = []

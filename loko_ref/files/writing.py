@@ -1,10 +1,10 @@
-"""Writing what a command leaves behind: a regular file whole or not at all, anything else through.
+"""Output files: a regular file is replaced atomically, anything else is written to directly.
 
-A regular file is written under another name in the same directory, flushed to the disk, and takes
-the old one's place in one step: after a crash the old file or the new one stands there, never a
-part. It keeps the old one's mode and, where that is permitted, owner; a new file has the mode of
-the umask. Symbolic links are followed, and stay. Of several hard links the one that is named gets
-the new content; the others keep the old. A killed process may leave a ``.loko-ref-*.tmp`` behind.
+A regular file is written under another name in the same directory, flushed to the disk, and
+renamed: after a crash either the old file or the new one exists, never a part. The new file keeps
+the old one's mode and, if permitted, owner; without an old one the umask sets its mode. Symbolic
+links are followed and kept. Of several hard links the named one gets the new content; the others
+keep the old. A killed process may leave a ``.loko-ref-*.tmp`` behind.
 
 A device, a FIFO, a terminal or a descriptor (``/dev/stdout``) is written to and never replaced.
 """
@@ -28,13 +28,13 @@ from loko_ref.files.reading import kind_of
 __all__ = ["check_target", "check_targets", "make_folder", "write_bytes"]
 
 WAIT = 60.0
-"""Seconds without progress after which a FIFO's reader is given up."""
+"""Seconds without progress after which writing to a FIFO fails."""
 
-_HOPS = 40  # symbolic links in a row, as Linux allows
+_HOPS = 40  # most symbolic links in a row, as in Linux
 
 
 class _Place(NamedTuple):
-    """Where a path leads: the last name behind all links, what stands there, and how it is open."""
+    """The target of a path: its name with all links resolved, its status, and how it is open."""
 
     path: Path
     found: os.stat_result | None
@@ -43,13 +43,13 @@ class _Place(NamedTuple):
 
     @property
     def replaced(self) -> bool:
-        """Whether the file that stands or will stand there is a regular one of that name."""
+        """Whether it is, or will be, a regular file under that name."""
         through = self.descriptor is not None or self.foreign
         return not through and (self.found is None or stat.S_ISREG(self.found.st_mode))
 
 
 def _follow(path: str | os.PathLike[str]) -> _Place:
-    """Follow symbolic links, but not through a descriptor, whose link names no place.
+    """Return the target of a path, with symbolic links followed except those of descriptors.
 
     Raises
     ------
@@ -79,45 +79,39 @@ def _reason(error: Exception) -> str:
 
 
 def _checked(argument: str, path: str | os.PathLike[str]) -> _Place:
-    """Follow a path and refuse what could not be written."""
-    shown = repr(str(path))
+    """Return the target of a path; raise if it could not be written."""
+    name, existing = repr(str(path)), "a file in an existing directory"
     try:
         place = _follow(path)
         parent = os.stat(place.path.parent) if place.descriptor is None else None
     except FileNotFoundError:
-        raise InputError(
-            argument, shown, "a file in an existing directory", "a typing error in it"
-        ) from None
+        raise InputError(argument, name, existing, "a typing error in it") from None
     except (OSError, ValueError) as error:
-        raise InputError(
-            argument, shown, "a place that can be written to", _reason(error)
-        ) from None
+        raise InputError(argument, name, "a writable path", _reason(error)) from None
     if parent is not None and not stat.S_ISDIR(parent.st_mode):
-        raise InputError(
-            argument, shown, "a file in an existing directory", f"{place.path.parent} is a file"
-        )
+        raise InputError(argument, name, existing, f"{place.path.parent} is a file")
     mode = 0 if place.found is None else place.found.st_mode
     if stat.S_ISDIR(mode):
-        raise InputError(argument, f"{shown}, a directory", "a file", "the name of a directory")
+        raise InputError(argument, f"{name}, a directory", "a file", "the name of a directory")
     if stat.S_ISBLK(mode) or (stat.S_ISSOCK(mode) and place.descriptor is None):
-        raise InputError(argument, f"{shown}, {kind_of(mode)}", "a file", "another path")
+        raise InputError(argument, f"{name}, {kind_of(mode)}", "a file", "another path")
     if place.descriptor is None:
         if place.found is not None and not os.access(place.path, os.W_OK):
-            cause = "the file, or the file system it is on, may be read only"
-            raise InputError(argument, shown, "a file that can be written to", cause)
+            cause = "the file, or its file system, may be read-only"
+            raise InputError(argument, name, "a writable file", cause)
         if place.replaced and not os.access(place.path.parent, os.W_OK | os.X_OK):
-            cause = f"no new file can be made beside it, in {place.path.parent}"
-            raise InputError(argument, shown, "a file in a directory that can be written to", cause)
+            cause = f"no new file can be created beside it, in {place.path.parent}"
+            raise InputError(argument, name, "a file in a writable directory", cause)
     return place
 
 
 def check_target(argument: str, path: str | os.PathLike[str], *suffixes: str) -> Path:
-    """Refuse a path that could not be written, before the work whose result it is to hold.
+    """Raise if a path could not be written, before its content is computed.
 
     Parameters
     ----------
     argument : str
-        What the path is called, for the error.
+        Name of the path in errors.
     path : path-like
         The file; it need not exist.
     *suffixes : str
@@ -138,7 +132,7 @@ def check_target(argument: str, path: str | os.PathLike[str], *suffixes: str) ->
             argument,
             repr(str(path)),
             f"a file name that ends in {' or '.join(suffixes)}",
-            "a missing or foreign suffix; it chooses the format",
+            "a missing or unknown suffix, which selects the format",
         )
     return _checked(argument, path).path
 
@@ -147,20 +141,20 @@ def check_targets(
     outputs: Mapping[str, str | os.PathLike[str] | None],
     inputs: Mapping[str, str | os.PathLike[str] | None] | None = None,
 ) -> None:
-    """Refuse outputs that could not be written, or that one another or an input would be lost to.
+    """Raise if outputs could not be written, or would overwrite one another or an input.
 
     Parameters
     ----------
     outputs : mapping of str to path-like or None
-        Option -> path; None where the option is not given. What is no regular file (``/dev/null``)
-        may stand there twice.
+        Option -> path; None if the option is not given. A path that is not a regular file
+        (``/dev/null``) may be given twice.
     inputs : mapping of str to path-like or None, optional
-        Option -> a file that is read.
+        Option -> path of a file that is read.
 
     Raises
     ------
     InputError
-        As :func:`check_target`; if an output is a file that another option names.
+        As :func:`check_target`; if two options name the same file.
     """
     taken: dict[object, str] = {}
     for option, path in (inputs or {}).items():
@@ -179,43 +173,42 @@ def check_targets(
             raise InputError(
                 option,
                 f"{str(path)!r}, the file of {taken[key]}",
-                "a file of its own",
-                "one name given twice, or a link to it; one of them would be lost",
+                "different files",
+                "one name given twice, or a link to it; one of them would be overwritten",
             )
         taken[key] = option
 
 
 def make_folder(argument: str, path: str | os.PathLike[str]) -> Path:
-    """Make a directory where there is none, parents too, and refuse one that cannot be written to.
+    """Create a directory and its parents unless they exist; raise if it is not writable.
 
     Parameters
     ----------
     argument : str
-        What the path is called, for the error.
+        Name of the path in errors.
     path : path-like
         The directory.
 
     Raises
     ------
     InputError
-        If it is a file, cannot be made, or nothing can be written in it.
+        If it is a file, cannot be created, or is not writable.
     """
     place = Path(path)
     try:
         place.mkdir(parents=True, exist_ok=True)
         permitted = os.access(place, os.W_OK | os.X_OK)
     except (OSError, ValueError) as error:
-        raise InputError(
-            argument, repr(str(path)), "a directory that can be written to", _reason(error)
-        ) from None
+        required = "a writable directory"
+        raise InputError(argument, repr(str(path)), required, _reason(error)) from None
     if not permitted:
-        cause = "no permission, or a file system that is read only"
-        raise InputError(argument, repr(str(path)), "a directory that can be written to", cause)
+        cause = "no permission, or a read-only file system"
+        raise InputError(argument, repr(str(path)), "a writable directory", cause)
     return place
 
 
 def write_bytes(path: str | os.PathLike[str], payload: bytes, argument: str = "path") -> None:
-    """Write a file: a regular one atomically, anything else through.
+    """Write a file: a regular one atomically, anything else directly.
 
     Parameters
     ----------
@@ -224,13 +217,13 @@ def write_bytes(path: str | os.PathLike[str], payload: bytes, argument: str = "p
     payload : bytes
         Its whole content.
     argument : str
-        What the path is called, for the error.
+        Name of the path in errors.
 
     Raises
     ------
     InputError
-        If the place cannot be written to (no such directory, no permission, no space, a FIFO that
-        no program reads). A regular file is then untouched.
+        If it cannot be written (no such directory, no permission, no space, a FIFO that no program
+        reads). An existing regular file is then unchanged.
     """
     place = _checked(argument, path)
     try:
@@ -241,9 +234,7 @@ def write_bytes(path: str | os.PathLike[str], payload: bytes, argument: str = "p
     except OSError as error:
         fifo = error.errno == errno.ENXIO
         cause = "a FIFO that no program reads" if fifo else _reason(error)
-        raise InputError(
-            argument, repr(str(path)), "a place that can be written to", cause
-        ) from error
+        raise InputError(argument, repr(str(path)), "a writable path", cause) from error
 
 
 def _replace(place: _Place, payload: bytes) -> None:
@@ -256,7 +247,7 @@ def _replace(place: _Place, payload: bytes) -> None:
             file.write(payload)
             file.flush()
             if old is not None:
-                _keep(handle, old)
+                _copy_status(handle, old)
             os.fsync(handle)
         os.replace(partial, target)
     except BaseException:
@@ -270,39 +261,39 @@ def _replace(place: _Place, payload: bytes) -> None:
             os.close(directory)
 
 
-def _keep(handle: int, old: os.stat_result) -> None:
-    """Give a file the owner, where that is permitted, and the mode of the one that it replaces."""
+def _copy_status(handle: int, old: os.stat_result) -> None:
+    """Set the owner, if permitted, and the mode of a file to those of the one that it replaces."""
     mode = stat.S_IMODE(old.st_mode)
     new = os.fstat(handle)
     if hasattr(os, "fchown") and (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
         try:
             os.fchown(handle, old.st_uid, old.st_gid)
         except PermissionError:
-            mode &= 0o777  # whose rights it lends is no longer the same
+            mode &= 0o777  # no set-user-ID or set-group-ID for another owner
     if hasattr(os, "fchmod"):
         os.fchmod(handle, mode)
 
 
 def _write_through(place: _Place, payload: bytes) -> None:
     if place.descriptor is not None:
-        for stream in (sys.stdout, sys.stderr):  # what was printed before comes before
+        for stream in (sys.stdout, sys.stderr):  # keep the order of the output
             if stream is not None:
                 stream.flush()
-        _pour(place.descriptor, payload)
+        _write_all(place.descriptor, payload)
         return
     flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | (os.O_APPEND if place.foreign else 0)
     handle = os.open(place.path, flags)
     try:
-        _pour(handle, payload)
+        _write_all(handle, payload)
     finally:
         os.close(handle)
 
 
-def _pour(handle: int, payload: bytes) -> None:
+def _write_all(handle: int, payload: bytes) -> None:
     rest = memoryview(payload)
     while rest:
         try:
             rest = rest[os.write(handle, rest[: 2**16]) :]
         except BlockingIOError:
             if not select.select([], [handle], [], WAIT)[1]:
-                raise OSError(errno.ETIMEDOUT, f"its reader took nothing for {WAIT:g} s") from None
+                raise OSError(errno.ETIMEDOUT, f"its reader read nothing for {WAIT:g} s") from None

@@ -1,4 +1,4 @@
-"""What adapter_config.json may say: the options computed here, and values of their kind."""
+"""What adapter_config.json may hold: the options computed here, and values of their kind."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ KNOWN = frozenset(
 
 
 def check_config(file: str, data: Mapping[str, Any]) -> Fields:
-    """Refuse what is no LoRA, an option that is not computed here, or a value of another kind."""
+    """Raise for what is no LoRA, an option not computed here, or a value of another kind."""
     config = Fields(file, data)
     if data.get("peft_type") is None:
         raise config.bad("peft_type", "LORA", "a foreign file")
@@ -80,12 +80,12 @@ def check_config(file: str, data: Mapping[str, Any]) -> Fields:
         config.text(key)
     config.choice("bias", "none", BIASES, "a newer PEFT, or a name of another field")
     config.whole("r")
-    config.number("lora_alpha")
-    config.number("lora_dropout", 0.0, low=0)
+    config.real("lora_alpha")
+    config.real("lora_dropout", 0.0, low=0)
     for pattern, value in config.object("rank_pattern").items():
         config.check_whole(f"{config.at('rank_pattern')}: {short(pattern)}", value)
     for pattern, value in config.object("alpha_pattern").items():
-        config.check_number(f"{config.at('alpha_pattern')}: {short(pattern)}", value)
+        config.check_real(f"{config.at('alpha_pattern')}: {short(pattern)}", value)
     _check_names(config)
     return config
 

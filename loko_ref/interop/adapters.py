@@ -90,7 +90,7 @@ class Names:
 
 
 def _read(folder: Path) -> dict[str, np.ndarray]:
-    """Read an adapter's tensors, without its own name in theirs; refuse other methods' ones."""
+    """Read an adapter's tensors, its own name left out; raise for those of other methods."""
     tensors: dict[str, np.ndarray] = {}
     for path in find_tensors(folder, "adapter_model"):
         tensors |= read_tensors(path)
@@ -330,7 +330,7 @@ def save_adapter(
 
 
 def _theirs(model: Model, name: str) -> np.ndarray:
-    """Give an array the shape that it has in their file: patches are a convolution's.  [ATT-5]."""
+    """Return an array in the shape of PEFT's file: patches are a convolution's.  [ATT-5]."""
     array, first = np.asarray(to_host(model.weights[name])), model.spec[0]
     if name in ("patch.W", "patch.A"):
         return array.reshape(-1, first["image"][0], *first["patch"])
@@ -342,7 +342,7 @@ def _theirs(model: Model, name: str) -> np.ndarray:
 
 
 def _loose_biases(model: Model) -> tuple[str, list[str]]:
-    """PEFT's word for the biases that are trained without their weight, and these."""
+    """Return PEFT's word for the biases that are trained without their weight, and these."""
     trained = set(model.trainable)
 
     def whole(ours: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.checks.values import check_choice
+from loko_ref.checks.values import FORMATS, check_choice, check_whole
 from loko_ref.errors import InputError
 from loko_ref.interop.families import FAMILIES, modules, spellings
 from loko_ref.interop.fields import Fields, read_json, short
@@ -27,7 +27,7 @@ from loko_ref.interop.model_config import (
     outputs_of,
 )
 from loko_ref.interop.tensors import as_floats, find_tensors, read_tensors
-from loko_ref.network.kinds.base import whole
+from loko_ref.network.layers.embedding import Channel
 from loko_ref.network.model import Model, param_shapes
 
 __all__ = ["Checkpoint", "join", "load_classifier"]
@@ -45,7 +45,7 @@ OTHER_HEADS = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A model with what its files said.
+    """A model with the contents of its configuration files.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ def load_classifier(
     folder: str | Path,
     *,
     dtype: str = "float64",
-    inputs: Sequence[str] = ("ids",),
+    inputs: Sequence[Channel] = ("ids",),
     outputs: int | None = None,
     head: np.random.Generator | None = None,
 ) -> Checkpoint:
@@ -89,7 +89,7 @@ def load_classifier(
         Channels of the integer input of a text model, of ids, types, mask. Without ``mask``,
         tokens equal to the configuration's pad_token_id are padding.
     outputs : int, optional
-        Number of classes; by default what the configuration says.
+        Number of classes; by default that of the configuration.
     head : numpy.random.Generator, optional
         Draw a fresh head (normal, deviation 0.02, biases 0), for a checkpoint without one.
 
@@ -105,9 +105,9 @@ def load_classifier(
         If the configuration is of another kind, a file is damaged or pickled, or a tensor is
         missing, surplus or misshapen: named.
     """
-    check_choice("dtype", dtype, ("float64", "float32"))
+    check_choice("dtype", dtype, FORMATS)
     if outputs is not None:
-        whole("outputs", outputs)
+        check_whole("outputs", outputs)
     folder = Path(folder)
     config = Fields(str(folder / "config.json"), read_json(folder / "config.json"))
     family = family_of(config)

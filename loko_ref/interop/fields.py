@@ -1,7 +1,7 @@
-"""A JSON object out of a file, read field by field: every value's kind is checked before its use.
+"""A JSON object out of another package's file: each field is checked before its use.
 
-A field that is well formed but asks for something that is not computed here is refused as *not
-supported*; a value of another kind is refused as such.
+A field may be missing, and unknown fields are left to the caller. What is well formed but not
+computed here raises *not supported*; a value of another kind raises with what is required.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loko_ref.checks.fields import Real, Whole
 from loko_ref.errors import InputError
 from loko_ref.files import strict_json
 
@@ -43,7 +44,7 @@ Likely cause: another activation.
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, or name what is wrong with the file."""
+    """Read a JSON object, or raise with what is wrong with the file."""
     data = strict_json.read_json(path)
     if not isinstance(data, dict):
         raise InputError(str(path), type(data).__name__, "a JSON object", "a foreign file")
@@ -79,41 +80,38 @@ class Fields:
             raise self.bad(key, "a whole number", "another kind of model, or a field left out")
         return self.check_whole(self.at(key), self.data.get(key, default), low=low)
 
-    def number(self, key: str, default: float | None = None, *, low: float = -math.inf) -> float:
+    def real(self, key: str, default: float | None = None, *, low: float = -math.inf) -> float:
         """Return a finite number >= low; a default of None makes the field required."""
         if self.data.get(key, default) is None:
             raise self.bad(key, "a number", "a field left out")
-        return self.check_number(self.at(key), self.data.get(key, default), low=low)
+        return self.check_real(self.at(key), self.data.get(key, default), low=low)
 
     def flag(self, key: str, default: bool) -> bool:
         """Return true or false; null stands for the default."""
-        value = self.data.get(key)
-        if not isinstance(value, bool | None):
-            raise self.bad(key, "true or false", "a word in quotes, or a number")
-        return default if value is None else value
+        value = self._optional(key, bool, "true or false", "a word in quotes, or a number")
+        return default if value is None else bool(value)
 
     def text(self, key: str, default: str | None = None) -> str | None:
         """Return a string, or the default where there is none."""
-        value = self.data.get(key)
-        if not isinstance(value, str | None):
-            raise self.bad(key, "a string")
-        return default if value is None else value
+        value = self._optional(key, str, "a string")
+        return default if value is None else str(value)
 
     def texts(self, key: str) -> list[str]:
         """Return a list of strings, empty where there is none."""
-        value = self.data.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        names = list(self._optional(key, list, "a list of names") or ())
+        if not all(isinstance(name, str) for name in names):
             raise self.bad(key, "a list of names")
-        return value
+        return names
 
     def object(self, key: str) -> dict[str, Any]:
         """Return an object, empty where there is none."""
+        return dict(self._optional(key, dict, "an object") or {})
+
+    def _optional(self, key: str, kind: type, required: str, cause: str = "a damaged file") -> Any:
         value = self.data.get(key)
-        if not isinstance(value, dict | None):
-            raise self.bad(key, "an object")
-        return value or {}
+        if not isinstance(value, kind | None):
+            raise self.bad(key, required, cause)
+        return value
 
     def choice(self, key: str, default: str, supported: Iterable[str], why: str) -> str:
         """Return a name that is supported here."""
@@ -124,7 +122,7 @@ class Fields:
         return value
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
-        """Refuse each field of `reasons` that is set, as not supported, with its reason."""
+        """Raise for each field of `reasons` that is set: not supported, with its reason."""
         for key, why in reasons.items():
             if self.data.get(key):
                 raise unsupported(self.at(key), self.data[key], "its default", why)
@@ -132,19 +130,15 @@ class Fields:
     @staticmethod
     def check_whole(where: str, value: Any, *, low: int = 1) -> int:
         """Return the value, if it is a whole number in [low, 2^31 - 1]."""
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= LIMIT:
-            required = f"a whole number, at least {low} and at most {LIMIT}"
-            raise InputError(where, short(value), required, "a damaged file")
-        return value
+        return int(_check(where, value, Whole(low, LIMIT)))
 
     @staticmethod
-    def check_number(where: str, value: Any, *, low: float = -math.inf) -> float:
+    def check_real(where: str, value: Any, *, low: float = -math.inf) -> float:
         """Return the value as a float, if it is a finite number >= low."""
-        try:
-            fits = isinstance(value, int | float) and not isinstance(value, bool)
-            if fits and math.isfinite(value) and value >= low:
-                return float(value)
-        except OverflowError:  # a whole number beyond float64
-            pass
-        required = "a finite number" + ("" if low == -math.inf else f" >= {low:g}")
-        raise InputError(where, short(value), required, "a damaged file")
+        return float(_check(where, value, Real(low)))
+
+
+def _check(where: str, value: Any, kind: Whole | Real) -> Any:
+    if not kind.fits(value):
+        raise InputError(where, short(value), str(kind), "a damaged file")
+    return value

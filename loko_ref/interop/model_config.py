@@ -1,4 +1,4 @@
-"""What config.json may say: the family, its sizes and options, as a spec.
+"""What config.json may hold: the family, its sizes and options, as a spec.
 
 A field that changes the function is read, or refused as not supported; what only training or a
 loss uses (dropout, problem_type, initializer_range, ...) is passed over.
@@ -13,10 +13,12 @@ from loko_ref.errors import InputError
 from loko_ref.interop.families import FAMILIES, Family
 from loko_ref.interop.fields import Fields, short, unsupported
 from loko_ref.network.architectures import bert_spec, vit_spec
+from loko_ref.network.layers.activation import ActivationName
+from loko_ref.network.layers.embedding import Channel
 
 __all__ = ["ACTIVATIONS", "build_spec", "check_classifier", "depth", "family_of", "outputs_of"]
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, ActivationName] = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
@@ -46,7 +48,7 @@ CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 
 
 def family_of(config: Fields) -> str:
-    """Return the family's name, or refuse the model as not supported."""
+    """Return the family's name, or raise: not supported."""
     model_type = config.text("model_type")
     if model_type is None:
         raise config.bad("model_type", f"one of {', '.join(FAMILIES)}", "a foreign file")
@@ -72,7 +74,7 @@ def outputs_of(config: Fields) -> int:
 
 
 def check_classifier(config: Fields) -> None:
-    """Refuse a checkpoint that was saved by a class with another head than a classifier's."""
+    """Raise if a checkpoint was saved by a class with another head than a classifier's."""
     names = config.texts("architectures")
     if names and not any(name.endswith(CLASSIFIERS) for name in names):
         raise unsupported(
@@ -84,8 +86,8 @@ def check_classifier(config: Fields) -> None:
         )
 
 
-def build_spec(config: Fields, family: str, inputs: Sequence[str], outputs: int) -> Any:
-    """Return the spec that a config.json describes; refuse what is not computed here."""
+def build_spec(config: Fields, family: str, inputs: Sequence[Channel], outputs: int) -> Any:
+    """Return the spec that a config.json describes; raise for what is not computed here."""
     config.refuse(REFUSED)
     config.texts("architectures")
     own = FAMILIES[family]
@@ -105,7 +107,7 @@ def build_spec(config: Fields, family: str, inputs: Sequence[str], outputs: int)
     if family == "distilbert":  # the norms' eps and the head's relu are fixed in its code
         size |= {"eps": 1e-12, "dense_activation": "relu"}
     else:
-        size["eps"] = config.number("layer_norm_eps", 1e-12, low=0)
+        size["eps"] = config.real("layer_norm_eps", 1e-12, low=0)
     return _image(config, family, size) if own.image else _text(config, own, inputs, size)
 
 
@@ -138,7 +140,7 @@ def _sides(config: Fields, key: str) -> tuple[int, int]:
     return height, width
 
 
-def _text(config: Fields, own: Family, inputs: Sequence[str], size: dict[str, Any]) -> Any:
+def _text(config: Fields, own: Family, inputs: Sequence[Channel], size: dict[str, Any]) -> Any:
     config.choice(
         "position_embedding_type", "absolute", ("absolute",), "attention with relative positions"
     )
@@ -160,7 +162,7 @@ def _text(config: Fields, own: Family, inputs: Sequence[str], size: dict[str, An
 
 
 def check_depth(config: Fields, family: str, tensors: int) -> None:
-    """Refuse more blocks than the checkpoint has tensors, before a spec of them is made."""
+    """Raise if there are more blocks than tensors in the checkpoint, before a spec is made."""
     layers = depth(config, family)
     if layers > tensors:
         raise InputError(

@@ -37,7 +37,7 @@ def targeted(config: Fields, modules: Sequence[str], linear: Collection[str] = (
     """
     target = config.data.get("target_modules")
     if isinstance(target, str) and target.lower() == "all-linear":
-        # PEFT leaves out the head, where the task says that there is one
+        # PEFT leaves out the head, where the task has one
         head = "classifier" if config.data.get("task_type") == "SEQ_CLS" else None
         chosen = {module for module in modules if module in linear and module != head}
     else:

@@ -9,48 +9,28 @@ mask (batch, t), true where a token is real.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.errors import extras
-from loko_ref.network.spec import check_spec, linears, param_shapes
+from loko_ref.network.layers import Layer, option
+from loko_ref.network.spec import Spec, check_spec, factor_shapes, linears, param_shapes
 
-__all__ = ["build_module", "factor_shapes", "import_torch"]
-
-Layer = Mapping[str, Any]
-Spec = Sequence[Layer]
+__all__ = ["build_module", "import_torch"]
 
 
 def import_torch() -> Any:
-    """Import torch, or say which extra brings it."""
+    """Import torch; raise with the extra that brings it where it is missing."""
     return extras.load("torch", "verifying a torch optimizer")
-
-
-def factor_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every LoRA factor, in packing order.  [LORA-4].
-
-    Examples
-    --------
-    >>> factor_shapes([{"kind": "linear", "name": "0", "in": 3, "out": 2, "lora": {"r": 1}}])
-    {'0.A': (1, 3), '0.B': (2, 1)}
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in linears(spec):
-        if layer.get("lora"):
-            r, i, o, name = layer["lora"]["r"], layer["in"], layer["out"], layer["name"]
-            shapes |= {f"{name}.A": (r, i), f"{name}.B": (o, r)}
-            if layer["lora"].get("bias"):
-                shapes |= {f"{name}.bA": (r,), f"{name}.bB": (o,)}
-    return shapes
 
 
 def build_module(spec: Spec, weights: Mapping[str, Array]) -> Any:
     """Build a ``torch.nn.Module`` of a spec: LoRA factors as parameters, all else as buffers.
 
-    Every linear is a module with a ``forward`` of its own, at the place that its name says:
+    Every linear is a module with a ``forward`` of its own, at the place of its name:
     ``module.get_submodule("0.q")``.
 
     Parameters
@@ -64,7 +44,8 @@ def build_module(spec: Spec, weights: Mapping[str, Array]) -> Any:
     -------
     torch.nn.Module
         ``named_parameters()`` gives "0.A", "0.B", ... by the names of the weights. The order is
-        that of packing (:func:`factor_shapes`) unless names with a common first part are apart.
+        that of packing (:func:`loko_ref.network.spec.factor_shapes`) unless names with a common
+        first part are apart.
 
     Raises
     ------
@@ -155,7 +136,7 @@ def build_module(spec: Spec, weights: Mapping[str, Array]) -> Any:
 
     def layernorm(own: Any, layer: Layer, x: Any, mask: Any) -> Any:
         g, b = getattr(own, "its_g", None), getattr(own, "its_b", None)
-        return functional.layer_norm(x, (layer["width"],), g, b, layer.get("eps", 1e-5)), mask
+        return functional.layer_norm(x, (layer["width"],), g, b, option(layer, "eps")), mask
 
     def embedding(own: Any, layer: Layer, x: Any, mask: Any) -> Any:
         inputs = layer.get("inputs") or ["ids"]

@@ -1,10 +1,17 @@
-"""Kalman filtering, stated for arrays alone: this room knows no model.
+"""Kalman filtering, stated for arrays alone: this package knows no model.
 
 ``dense`` and ``diagonal`` hold the measurement updates, ``time`` the time update, ``observation``
-the observation models, ``glm`` one of them without its likeliest class, ``noise`` the estimators of
-R.
+the observation models, ``simplex`` the contrasts of classes that sum to 1, ``glm`` an observation
+without its reference class, ``noise`` the estimators of R.
+
+A function checks its arguments; its ``_unchecked`` form is the computation alone.
 """
 
-from loko_ref.kalman import dense, diagonal, glm, noise, observation, time
+from loko_ref.kalman import dense, diagonal, glm, noise, observation, simplex, time
 
-__all__ = ["dense", "diagonal", "glm", "noise", "observation", "time"]
+__all__ = ["dense", "diagonal", "glm", "noise", "observation", "simplex", "time"]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

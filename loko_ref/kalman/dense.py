@@ -9,6 +9,7 @@ an independent oracle for the others.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve_triangular
 from loko_ref.checks.values import check_choice, check_floats
@@ -17,9 +18,18 @@ from loko_ref.kalman import glm
 from loko_ref.kalman.diagonal import check_update
 from loko_ref.kalman.observation import check_probabilities, jacobian_product, project
 
-__all__ = ["FORMS", "DenseUpdate", "glm_update", "update"]
+__all__ = [
+    "FORMS",
+    "DenseUpdate",
+    "Form",
+    "glm_update",
+    "glm_update_unchecked",
+    "update",
+    "update_unchecked",
+]
 
-FORMS = ("textbook", "joseph", "information", "sequential")
+Form: TypeAlias = Literal["textbook", "joseph", "information", "sequential"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +55,7 @@ class DenseUpdate:
 
 
 def update(
-    theta: Array, P: Array, H: Array, e: Array, R: Array, *, form: str = "joseph"
+    theta: Array, P: Array, H: Array, e: Array, R: Array, *, form: Form = "joseph"
 ) -> DenseUpdate:
     """One dense measurement update, arguments checked.  [KAL-2, KAL-3, KAL-4, KAL-5].
 
@@ -85,24 +95,26 @@ def update(
     check_choice("form", form, FORMS)
     check_floats(theta=theta, R=R)
     check_update(theta, H, e, R, P=P)
-    return _update(theta, P, H, e, R, form)
+    return update_unchecked(namespace(P), theta, P, H, e, R, form)
 
 
-def _update(theta: Array, P: Array, H: Array, e: Array, R: Array, form: str) -> DenseUpdate:
-    """Compute :func:`update` on arguments known to be good."""
+def update_unchecked(
+    xp: Any, theta: Array, P: Array, H: Array, e: Array, R: Array, form: Form
+) -> DenseUpdate:
+    """Compute :func:`update` of checked arrays of the namespace `xp`."""
     PHt = P @ H.T  # (n, m)
     S = H @ PHt + R  # (m, m)  [KAL-2]
     if form == "information":
-        K, P_post = _information(P, H, R)
+        K, P_post = _information(xp, P, H, R)
         return DenseUpdate(S=S, K=K, theta=theta + K @ e, P=P_post)
     L = cholesky(S, "S")
     K = cho_solve(L, PHt.T).T  # (n, m)  [KAL-2]
     if form == "sequential":
-        theta_post, P_post = _sequential(theta, P, H, e, R)
+        theta_post, P_post = _sequential(xp, theta, P, H, e, R)
         _check_definite(P_post, form)
         return DenseUpdate(S=S, K=K, theta=theta_post, P=P_post)
     if form == "joseph":
-        P_post = _joseph(P, H, K, R)
+        P_post = _joseph(xp, P, H, K, R)
     else:
         P_post = _textbook(P, PHt, L)
         _check_definite(P_post, form)
@@ -115,8 +127,8 @@ def _textbook(P: Array, PHt: Array, L: Array) -> Array:
     return P - M.T @ M
 
 
-def _check_definite(P: Array, form: str) -> None:
-    """Refuse what a difference of covariances left indefinite; squares cannot be.  [KAL-3]."""
+def _check_definite(P: Array, form: Form) -> None:
+    """Raise if a difference of covariances left P indefinite; squares cannot be.  [KAL-3]."""
     try:
         cholesky(P, "P", scaled_pivots=False)
     except UndecidedError:
@@ -131,33 +143,34 @@ def _check_definite(P: Array, form: str) -> None:
         ) from None
 
 
-def _joseph(P: Array, H: Array, K: Array, R: Array) -> Array:
+def _joseph(xp: Any, P: Array, H: Array, K: Array, R: Array) -> Array:
     """``P+ = (I - K H) P (I - K H)' + K R K'``, as a sum of two squares.  [KAL-3]."""
-    F = namespace(P).eye(P.shape[0], dtype=P.dtype) - K @ H  # (n, n)
+    F = xp.eye(P.shape[0], dtype=P.dtype) - K @ H  # (n, n)
     FL = F @ cholesky(P, "P", scaled_pivots=False)  # (n, n)
     KL = K @ cholesky(R, "R", scaled_pivots=False)  # (n, m)
     return FL @ FL.T + KL @ KL.T
 
 
-def _information(P: Array, H: Array, R: Array) -> tuple[Array, Array]:
+def _information(xp: Any, P: Array, H: Array, R: Array) -> tuple[Array, Array]:
     """``P+^-1 = P^-1 + H' R^-1 H`` and ``K = P+ H' R^-1``.  [KAL-4].
 
     With P = L_P L_P', R = L_R L_R' and N = L_R^-1 H L_P, P+ = L_P (I + N'N)^-1 L_P'.
     """
     L_P, L_R = cholesky(P, "P", scaled_pivots=False), cholesky(R, "R")
     N = solve_triangular(L_R, H @ L_P)  # (m, n)
-    C = cholesky(namespace(P).eye(P.shape[0], dtype=P.dtype) + N.T @ N, "P")  # (n, n)
+    C = cholesky(xp.eye(P.shape[0], dtype=P.dtype) + N.T @ N, "P")  # (n, n)
     X = solve_triangular(C, L_P.T)  # (n, n): C^-1 L_P'
     P_post = X.T @ X
     return P_post @ cho_solve(L_R, H).T, P_post
 
 
-def _sequential(theta: Array, P: Array, H: Array, e: Array, R: Array) -> tuple[Array, Array]:
+def _sequential(
+    xp: Any, theta: Array, P: Array, H: Array, e: Array, R: Array
+) -> tuple[Array, Array]:
     """Take m scalar updates, H frozen at the prior theta.  [KAL-5].
 
     The j-th scalar innovation is ``e_j - H_j (theta - theta_prior)``.
     """
-    xp = namespace(P)
     off = R - xp.diag(xp.diagonal(R))
     if bool((off != 0).any()):
         raise InputError(
@@ -177,7 +190,7 @@ def _sequential(theta: Array, P: Array, H: Array, e: Array, R: Array) -> tuple[A
 
 
 def glm_update(
-    theta: Array, P: Array, Z: Array, e: Array, yhat: Array, *, form: str = "joseph"
+    theta: Array, P: Array, Z: Array, e: Array, yhat: Array, *, form: Form = "joseph"
 ) -> DenseUpdate:
     """One dense update with R = Cov(y | yhat) = J, which is never inverted.  [OBS-4, OBS-6].
 
@@ -205,22 +218,23 @@ def glm_update(
     check_choice("form", form, FORMS)
     check_update(theta, Z, e, None, P=P)
     check_probabilities(yhat, e)
-    return _glm_update(theta, P, Z, e, yhat, form)
+    return glm_update_unchecked(namespace(P), theta, P, Z, e, yhat, form)
 
 
-def _glm_update(theta: Array, P: Array, Z: Array, e: Array, yhat: Array, form: str) -> DenseUpdate:
-    """Compute :func:`glm_update` on arguments known to be good."""
-    xp = namespace(P)
-    # the likeliest class left out: e, Z, J become eo, Zo, Jo  [OBS-6]
-    eo, Zo = glm.without_reference(yhat, e), glm.against_reference(yhat, Z)
+def glm_update_unchecked(
+    xp: Any, theta: Array, P: Array, Z: Array, e: Array, yhat: Array, form: Form
+) -> DenseUpdate:
+    """Compute :func:`glm_update` of checked arrays of the namespace `xp`."""
+    # the reference class left out: e, Z, J become eo, Zo, Jo  [OBS-6]
+    eo, Zo = glm.without_reference(xp, yhat, e), glm.against_reference(xp, yhat, Z)
     PZot = P @ Zo.T  # (n, batch (C - 1))
     # the whitened observation: H~ = L' Zo, R~ = I, Jo = L L'; of its update P alone is taken
     noise = xp.eye(Zo.shape[0], dtype=P.dtype)
-    P_post = _update(theta, P, glm.whiten(yhat, Zo), eo, noise, form).P
-    Ko = glm.gain(yhat, PZot, Zo @ PZot)  # (n, batch (C - 1))
+    P_post = update_unchecked(xp, theta, P, glm.whiten(xp, yhat, Zo), eo, noise, form).P
+    Ko = glm.gain(xp, yhat, PZot, Zo @ PZot)  # (n, batch (C - 1))
     # in class coordinates: K e = Ko eo for every e whose classes sum to 0
     eye = xp.eye(e.shape[0], dtype=P.dtype)  # (m, m)
-    K = Ko @ glm.without_reference(yhat, project(eye, yhat.shape[1]))  # (n, m)
-    H = jacobian_product(yhat, Z)  # (m, n)
-    S = H @ (P @ H.T) + jacobian_product(yhat, eye)  # H P H' + J
+    K = Ko @ glm.without_reference(xp, yhat, project(eye, yhat.shape[1]))  # (n, m)
+    H = jacobian_product(xp, yhat, Z)  # (m, n)
+    S = H @ (P @ H.T) + jacobian_product(xp, yhat, eye)  # H P H' + J
     return DenseUpdate(S=S, K=K, theta=theta + Ko @ eo, P=P_post)

@@ -10,6 +10,7 @@ diagonal.  [DIAG-1, DIAG-2]
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 from loko_ref.arrays import Array, cho_solve, cholesky, namespace, solve_triangular
 from loko_ref.checks.values import (
@@ -24,9 +25,18 @@ from loko_ref.checks.values import (
 from loko_ref.kalman import glm
 from loko_ref.kalman.observation import check_probabilities, jacobian_product, project
 
-__all__ = ["DIAGONALS", "DiagonalUpdate", "check_update", "glm_update", "update"]
+__all__ = [
+    "DIAGONALS",
+    "DiagonalUpdate",
+    "check_update",
+    "glm_update",
+    "glm_update_unchecked",
+    "update",
+    "update_unchecked",
+]
 
-DIAGONALS = ("decoupled", "variational")
+DiagonalKind: TypeAlias = Literal["decoupled", "variational"]
+DIAGONALS: tuple[DiagonalKind, ...] = get_args(DiagonalKind)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +84,7 @@ def check_update(theta: Array, H: Array, e: Array, R: Array | None, **covariance
 
 
 def update(
-    theta: Array, p: Array, H: Array, e: Array, R: Array, *, diagonal: str = "decoupled"
+    theta: Array, p: Array, H: Array, e: Array, R: Array, *, diagonal: DiagonalKind = "decoupled"
 ) -> DiagonalUpdate:
     """One diagonal measurement update, arguments checked.  [KAL-2, DIAG-1, DIAG-2].
 
@@ -123,24 +133,28 @@ def update(
     check_choice("diagonal", diagonal, DIAGONALS)
     check_floats(theta=theta, R=R)
     check_update(theta, H, e, R, p=p)
-    return _update(theta, p, H, e, R, diagonal)
+    return update_unchecked(namespace(p), theta, p, H, e, R, diagonal)
 
 
-def _update(theta: Array, p: Array, H: Array, e: Array, R: Array, diagonal: str) -> DiagonalUpdate:
-    """Compute :func:`update` on arguments known to be good; for long runs see [BALL-8]."""
-    Hs = H * namespace(p).sqrt(p)  # (m, n)
+def update_unchecked(
+    xp: Any, theta: Array, p: Array, H: Array, e: Array, R: Array, diagonal: DiagonalKind
+) -> DiagonalUpdate:
+    """Compute :func:`update` of checked arrays of the namespace `xp`; for long runs [BALL-8]."""
+    Hs = H * xp.sqrt(p)  # (m, n)
     S = Hs @ Hs.T + R  # (m, m)  [KAL-2]
     L = cholesky(S, "S")
     K = cho_solve(L, H * p).T  # (n, m)  [KAL-2]
     if diagonal == "decoupled":
-        p_post = _decoupled(p, H, Hs, K, L, R)
+        p_post = _decoupled(xp, p, H, Hs, K, L, R)
     else:
         L_R = cholesky(R, "R")
         p_post = p / (1 + (solve_triangular(L_R, Hs) ** 2).sum(axis=0))  # [DIAG-2]
     return DiagonalUpdate(S=S, K=K, theta=theta + K @ e, p=p_post)
 
 
-def _decoupled(p: Array, H: Array, Hs: Array, K: Array, L: Array, R: Array | None) -> Array:
+def _decoupled(
+    xp: Any, p: Array, H: Array, Hs: Array, K: Array, L: Array, R: Array | None
+) -> Array:
     """``p+ = p (1 - diag(K H))``, positive by form.  [DIAG-1, DIAG-5].
 
     With ``M = L^-1 H diag(sqrt p)`` the leverage of entry i is ``a_i = sum_j M_ji^2 = (K H)_ii``,
@@ -148,7 +162,6 @@ def _decoupled(p: Array, H: Array, Hs: Array, K: Array, L: Array, R: Array | Non
     fewer than 2m others are sums of squares (Joseph): ``sum_k (delta_ik - (K H)_ik)^2 p_k +
     |L_R' K_i'|^2``. R None stands for the identity.
     """
-    xp = namespace(p)
     M = solve_triangular(L, Hs)  # (m, n)
     a = (M * M).sum(axis=0)  # (n,)
     p_post = p * (1 - a)
@@ -162,7 +175,7 @@ def _decoupled(p: Array, H: Array, Hs: Array, K: Array, L: Array, R: Array | Non
 
 
 def glm_update(
-    theta: Array, p: Array, Z: Array, e: Array, yhat: Array, *, diagonal: str = "decoupled"
+    theta: Array, p: Array, Z: Array, e: Array, yhat: Array, *, diagonal: DiagonalKind = "decoupled"
 ) -> DiagonalUpdate:
     """One diagonal update with R = Cov(y | yhat) = J, which is never inverted.  [OBS-4, OBS-6].
 
@@ -188,29 +201,28 @@ def glm_update(
     check_choice("diagonal", diagonal, DIAGONALS)
     check_update(theta, Z, e, None, p=p)
     check_probabilities(yhat, e)
-    return _glm_update(theta, p, Z, e, yhat, diagonal)
+    return glm_update_unchecked(namespace(p), theta, p, Z, e, yhat, diagonal)
 
 
-def _glm_update(
-    theta: Array, p: Array, Z: Array, e: Array, yhat: Array, diagonal: str
+def glm_update_unchecked(
+    xp: Any, theta: Array, p: Array, Z: Array, e: Array, yhat: Array, diagonal: DiagonalKind
 ) -> DiagonalUpdate:
-    """Compute :func:`glm_update` on arguments known to be good."""
-    xp = namespace(p)
-    # the likeliest class left out: e, Z, J become eo, Zo, Jo  [OBS-6]
-    eo, Zo = glm.without_reference(yhat, e), glm.against_reference(yhat, Z)
+    """Compute :func:`glm_update` of checked arrays of the namespace `xp`."""
+    # the reference class left out: e, Z, J become eo, Zo, Jo  [OBS-6]
+    eo, Zo = glm.without_reference(xp, yhat, e), glm.against_reference(xp, yhat, Z)
     Zos = Zo * xp.sqrt(p)  # (batch (C - 1), n)
     # the whitened observation: H~ = L' Zo, R~ = I, Jo = L L'
-    Hw, Hws = glm.whiten(yhat, Zo), glm.whiten(yhat, Zos)  # (batch (C - 1), n)
+    Hw, Hws = glm.whiten(xp, yhat, Zo), glm.whiten(xp, yhat, Zos)  # (batch (C - 1), n)
     L = cholesky(xp.eye(Hw.shape[0], dtype=p.dtype) + Hws @ Hws.T, "S")  # eigenvalues >= 1
-    Ko = glm.gain(yhat, (Zo * p).T, Zos @ Zos.T)  # (n, batch (C - 1))
+    Ko = glm.gain(xp, yhat, (Zo * p).T, Zos @ Zos.T)  # (n, batch (C - 1))
     if diagonal == "decoupled":
         Kw = cho_solve(L, Hw * p).T  # (n, batch (C - 1))
-        p_post = _decoupled(p, Hw, Hws, Kw, L, None)
+        p_post = _decoupled(xp, p, Hw, Hws, Kw, L, None)
     else:
         p_post = p / (1 + (Hws * Hws).sum(axis=0))  # 1/p+ = 1/p + diag(Z' J Z)  [DIAG-2]
     # in class coordinates: K e = Ko eo for every e whose classes sum to 0
     eye = xp.eye(e.shape[0], dtype=p.dtype)  # (m, m)
-    K = Ko @ glm.without_reference(yhat, project(eye, yhat.shape[1]))  # (n, m)
-    Hs = jacobian_product(yhat, Z * xp.sqrt(p))  # (m, n): J Z diag(sqrt p)
-    S = Hs @ Hs.T + jacobian_product(yhat, eye)  # H P H' + J
+    K = Ko @ glm.without_reference(xp, yhat, project(eye, yhat.shape[1]))  # (n, m)
+    Hs = jacobian_product(xp, yhat, Z * xp.sqrt(p))  # (m, n): J Z diag(sqrt p)
+    S = Hs @ Hs.T + jacobian_product(xp, yhat, eye)  # H P H' + J
     return DiagonalUpdate(S=S, K=K, theta=theta + Ko @ eo, p=p_post)

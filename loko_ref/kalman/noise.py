@@ -17,6 +17,8 @@ glm                 J, the covariance of a one-hot y given yhat                 
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias, get_args
+
 from loko_ref.arrays import Array, scalar
 from loko_ref.checks.values import (
     check_choice,
@@ -28,15 +30,34 @@ from loko_ref.checks.values import (
     check_symmetric,
 )
 from loko_ref.errors import InputError
-from loko_ref.kalman.observation import OBSERVATIONS
+from loko_ref.kalman.observation import OBSERVATIONS, ObservationModel
 
-__all__ = ["ESTIMATORS", "TIMINGS", "check_combination", "combinations", "update"]
+__all__ = [
+    "ESTIMATED",
+    "ESTIMATORS",
+    "TIMINGS",
+    "EstimatedNoise",
+    "NoiseEstimator",
+    "Timing",
+    "check_combination",
+    "combinations",
+    "update",
+    "update_unchecked",
+]
 
-ESTIMATORS = ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph", "glm")
-TIMINGS = ("before", "after")
+EstimatedNoise: TypeAlias = Literal[
+    "fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph"
+]
+NoiseEstimator: TypeAlias = Literal[EstimatedNoise, "glm"]
+Timing: TypeAlias = Literal["before", "after"]
+
+ESTIMATED: tuple[EstimatedNoise, ...] = get_args(EstimatedNoise)
+"""The estimators that keep an R of their own from step to step."""
+ESTIMATORS: tuple[NoiseEstimator, ...] = get_args(NoiseEstimator)
+TIMINGS: tuple[Timing, ...] = get_args(Timing)
 
 
-def combinations() -> list[tuple[str, str, str]]:
+def combinations() -> list[tuple[ObservationModel, NoiseEstimator, Timing]]:
     """Every valid (observation, estimator, timing).  [NOISE-7].
 
     ``glm`` observes with its own R and no other; ``fixed`` and ``glm`` have one timing, under
@@ -64,7 +85,7 @@ def combinations() -> list[tuple[str, str, str]]:
 
 
 def check_combination(observation: str, noise: str, timing: str) -> None:
-    """Refuse an observation, estimator and timing that do not belong together.  [NOISE-7]."""
+    """Raise if observation, estimator and timing do not belong together.  [NOISE-7]."""
     check_choice("observation", observation, OBSERVATIONS)
     check_choice("noise", noise, ESTIMATORS)
     check_choice("timing", timing, TIMINGS)
@@ -85,7 +106,7 @@ def check_combination(observation: str, noise: str, timing: str) -> None:
     raise InputError("timing", got, "timing='before'", f"'{noise}' is not refreshed by a step")
 
 
-def update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
+def update(noise: EstimatedNoise, R: Array, e: Array, HpH: Array, beta: float) -> Array:
     """Refresh the estimate of R.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4].
 
     Parameters
@@ -112,7 +133,7 @@ def update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
         If the name is unknown, beta is out of range, m differs from R's, or R or an HpH that is
         read is not symmetric.
     """
-    check_choice("noise", noise, ESTIMATORS[:-1])
+    check_choice("noise", noise, ESTIMATED)
     check_range("beta", beta, low=0, high=1, high_open=True)
     check_floats(R=R, e=e, HpH=HpH)
     check_shape("e", e, ("m",))
@@ -124,15 +145,14 @@ def update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
     check_symmetric("R", R)
     if noise.endswith("_hph"):
         check_symmetric("HpH", HpH)
-    return _update(noise, R, e, HpH, beta)
+    return update_unchecked(noise, R, e, HpH, float(beta))  # a NumPy float64 would widen float32
 
 
-def _update(noise: str, R: Array, e: Array, HpH: Array, beta: float) -> Array:
-    """Compute :func:`update` on arguments known to be good."""
+def update_unchecked(noise: NoiseEstimator, R: Array, e: Array, HpH: Array, beta: float) -> Array:
+    """Compute :func:`update` of checked arguments."""
     if noise == "fixed":
         return R
     sample = e[:, None] * e[None, :]  # (m, m)
     if noise != "ema_innovation":
         sample = sample + HpH
-    beta = float(beta)  # a NumPy float64 would widen float32
     return beta * R + (1 - scalar(beta, R)) * sample

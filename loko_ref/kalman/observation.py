@@ -1,8 +1,7 @@
 """Observation models: what is observed, the innovation, and its linearisation.
 
 Shapes: z, y, yhat (batch, C) where samples and classes matter; y, yhat, e (m,) stacked sample by
-sample, m = batch * C; Z, H (m, n); J (m, m), block diagonal with one C x C block a sample;
-Q (C - 1, C), the contrast basis.
+sample, m = batch * C; Z, H (m, n); J (m, m), block diagonal with one C x C block a sample.
 
 ========  ==================  ===============  =====================================================
 model     yhat                H                R
@@ -17,14 +16,18 @@ glm       softmax(z)          J Z              J, the covariance of a one-hot y 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
-from loko_ref.arrays import Array, asarray, cholesky, contrast_basis, epsilon, namespace, root
-from loko_ref.arrays import cho_solve as _cho_solve
+from loko_ref.arrays import (
+    Array,
+    asarray,
+    epsilon,
+    namespace,
+)
 from loko_ref.arrays.special import softmax_forward
 from loko_ref.checks.values import (
     check_array,
     check_choice,
-    check_covariance,
     check_finite,
     check_floats,
     check_shape,
@@ -36,21 +39,24 @@ from loko_ref.errors import InputError
 __all__ = [
     "OBSERVATIONS",
     "Observation",
+    "ObservationModel",
     "check_probabilities",
-    "condition_on_simplex",
-    "from_contrast",
     "from_reference",
     "impossible",
     "innovation",
+    "innovation_unchecked",
     "jacobian_product",
     "observe",
+    "observe_unchecked",
     "one_hot",
     "predict",
+    "predict_unchecked",
     "project",
-    "to_contrast",
+    "target_rows",
 ]
 
-OBSERVATIONS = ("gaussian", "softmax", "logits", "glm")
+ObservationModel: TypeAlias = Literal["gaussian", "softmax", "logits", "glm"]
+OBSERVATIONS: tuple[ObservationModel, ...] = get_args(ObservationModel)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +89,11 @@ def one_hot(labels: Array, C: int, like: Array) -> Array:
     check_array("y", labels)
     check_whole("C", C)
     check_floats(like=like)
-    xp = namespace(labels)
+    return _one_hot(labels, C, like)
+
+
+def _one_hot(labels: Array, C: int, like: Array) -> Array:
+    """Check the labels, and compute :func:`one_hot`."""
     check_shape("y", labels, ("batch",))
     if labels.dtype.kind not in "iu":
         raise InputError(
@@ -100,14 +110,65 @@ def one_hot(labels: Array, C: int, like: Array) -> Array:
             f"labels in [0, {C - 1}]",
             "labels counted from 1, or a model with too few outputs",
         )
-    hot = labels[:, None] == xp.arange(C)[None, :]
+    hot = labels[:, None] == namespace(labels).arange(C)[None, :]
     return asarray(hot, like).astype(like.dtype)
 
 
-def predict(observation: str, z: Array) -> Array:
+def target_rows(observation: ObservationModel, y: Array, batch: int, C: int, like: Array) -> Array:
+    """Return an observation as rows (batch, C), checked: labels become one-hot, rows pass.
+
+    Parameters
+    ----------
+    observation : {"gaussian", "softmax", "logits", "glm"}
+        The model.
+    y : array (batch,) or (batch, C)
+        Labels (real numbers for ``gaussian``, where C is 1), or rows.
+    batch, C : int
+        Samples, and the network's outputs.
+    like : array
+        An array of the library and dtype required.
+
+    Raises
+    ------
+    InputError
+        If a label is out of range, a shape or dtype is another, a value is not finite, or a row is
+        no distribution where one is needed.
+    """
+    if not hasattr(y, "ndim"):
+        raise InputError("y", type(y).__name__, "an array", "a list or a scalar: wrap it")
+    _check_classes(observation, C)
+    if y.ndim == 1 and observation != "gaussian":
+        rows = _one_hot(y, C, like)
+        check_shape("y", rows, ("batch", "C"), {"batch": batch, "C": C})
+        return rows
+    rows = y[:, None] if y.ndim == 1 else y
+    check_shape("y", rows, ("batch", "C"), {"batch": batch, "C": C})
+    check_floats(z=like, y=rows)
+    check_finite(y=rows)
+    if observation != "gaussian":
+        _check_distribution("y", rows, "targets for observation='gaussian'")
+    return rows
+
+
+def _check_classes(observation: ObservationModel, C: int) -> None:
+    if observation != "gaussian" and C < 2:
+        raise InputError(
+            "z",
+            "1 class",
+            f"at least 2 for observation='{observation}'",
+            "a binary classifier with one output: give it two, or observe it as 'gaussian'",
+        )
+
+
+def predict(observation: ObservationModel, z: Array) -> Array:
     """Predicted observation (batch, C) of the outputs z.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
     check_choice("observation", observation, OBSERVATIONS)
     check_floats(z=z)
+    return predict_unchecked(observation, z)
+
+
+def predict_unchecked(observation: ObservationModel, z: Array) -> Array:
+    """Compute :func:`predict` of checked outputs."""
     return z if observation == "gaussian" else softmax_forward(z)[0]
 
 
@@ -143,7 +204,7 @@ def check_probabilities(yhat: Array, e: Array) -> None:
 
 
 def impossible(yhat: Array, e: Array) -> tuple[int, int] | None:
-    """Find a class that was observed although its probability is exactly 0.  [OBS-7].
+    """Return a class that was observed although its probability is exactly 0.  [OBS-7].
 
     There the row of ``S = H P H' + J`` is 0 and the innovation is not.
 
@@ -166,27 +227,27 @@ def impossible(yhat: Array, e: Array) -> tuple[int, int] | None:
     return sample, which
 
 
-def from_reference(yhat: Array, M: Array) -> Array:
-    """``M - 1 c'`` sample by sample, c the likeliest class's row: (batch, C, k).  [OBS-2].
+def from_reference(xp: Any, yhat: Array, M: Array) -> Array:
+    """``M - 1 c'`` sample by sample, c the reference class's row: (batch, C, k).  [OBS-2].
 
-    J 1 = 0, so J M does not change; but where yhat saturates, the likeliest class's row no longer
-    cancels against the mean, and 1' J M vanishes to rounding of J M itself.
+    The reference class is the one of the largest yhat. J 1 = 0, so J M does not change; but where
+    yhat saturates, the reference class's row no longer cancels against the mean, and 1' J M
+    vanishes to rounding of J M itself.
     """
-    xp = namespace(yhat, M)
     rows = M.reshape(*yhat.shape, -1)  # (batch, C, k)
-    likeliest = yhat.argmax(axis=1)[:, None, None]  # (batch, 1, 1)
-    return rows - xp.take_along_axis(rows, likeliest, axis=1)
+    reference = yhat.argmax(axis=1)[:, None, None]  # (batch, 1, 1)
+    return rows - xp.take_along_axis(rows, reference, axis=1)
 
 
-def innovation(observation: str, y: Array, yhat: Array) -> Array:
+def innovation(observation: ObservationModel, y: Array, yhat: Array) -> Array:
     """``e = y - yhat``, (batch, C).  [OBS-1, OBS-2].
 
     Parameters
     ----------
     observation : {"gaussian", "softmax", "logits", "glm"}
         The model. In all but ``gaussian`` the rows of y and yhat sum to 1, so 1'e = 0: the
-        likeliest class's entry, where ``1 - yhat`` would lose its digits when yhat saturates, is
-        taken as minus the sum of the others.
+        entry of the class of the largest yhat, where ``1 - yhat`` would lose its digits when yhat
+        saturates, is taken as minus the sum of the others.
     y, yhat : array (batch, C)
         Observation and its prediction.
 
@@ -210,30 +271,31 @@ def innovation(observation: str, y: Array, yhat: Array) -> Array:
         check_some("y", y.T, "class")
         _check_distribution("y", y, "targets for observation='gaussian'")
         _check_distribution("yhat", yhat, "another precision's rounding")
-    return _innovation(observation, y, yhat)
+    return innovation_unchecked(namespace(y), observation, y, yhat)
 
 
-def _innovation(observation: str, y: Array, yhat: Array) -> Array:
-    """Compute :func:`innovation` on arguments known to be good."""
+def innovation_unchecked(xp: Any, observation: ObservationModel, y: Array, yhat: Array) -> Array:
+    """Compute :func:`innovation` of checked arrays of the namespace `xp`."""
     if observation == "gaussian":
         return y - yhat
-    xp = namespace(y, yhat)
-    likeliest = xp.arange(yhat.shape[1])[None, :] == yhat.argmax(axis=1)[:, None]  # (batch, C)
-    others = xp.where(likeliest, xp.zeros_like(yhat), y - yhat)
-    return xp.where(likeliest, -others.sum(axis=1, keepdims=True), others)
+    reference = xp.arange(yhat.shape[1])[None, :] == yhat.argmax(axis=1)[:, None]  # (batch, C)
+    others = xp.where(reference, xp.zeros_like(yhat), y - yhat)
+    return xp.where(reference, -others.sum(axis=1, keepdims=True), others)
 
 
-def jacobian_product(yhat: Array, M: Array) -> Array:
+def jacobian_product(xp: Any, yhat: Array, M: Array) -> Array:
     """``J M``, J = diag(yhat) - yhat yhat' sample by sample, J never formed.  [OBS-2].
 
     Parameters
     ----------
+    xp : module
+        The arrays' namespace.
     yhat : array (batch, C)
         Class probabilities.
     M : array (m, k)
         Any matrix, stacked sample by sample.
     """
-    rows = from_reference(yhat, M)  # (batch, C, k)
+    rows = from_reference(xp, yhat, M)  # (batch, C, k)
     mean = yhat[:, None, :] @ rows  # (batch, 1, k)
     return (yhat[:, :, None] * (rows - mean)).reshape(M.shape)
 
@@ -244,7 +306,9 @@ def project(M: Array, C: int) -> Array:
     return (rows - rows.mean(axis=1, keepdims=True)).reshape(M.shape)
 
 
-def observe(observation: str, z: Array, Z: Array, y: Array, *, center: bool = False) -> Observation:
+def observe(
+    observation: ObservationModel, z: Array, Z: Array, y: Array, *, center: bool = False
+) -> Observation:
     """Linearise an observation model at the prior.  [OBS-1, OBS-2, OBS-3, OBS-4].
 
     Parameters
@@ -285,83 +349,20 @@ def observe(observation: str, z: Array, Z: Array, y: Array, *, center: bool = Fa
             "False unless observation='logits'",
             "in 'softmax' and 'glm' H is centred already, in 'gaussian' it has no classes",
         )
+    _check_classes(observation, C)
     if observation != "gaussian":
-        if C < 2:
-            raise InputError(
-                "z",
-                "1 class",
-                f"at least 2 for observation='{observation}'",
-                "a binary classifier with one output: give it two, or observe it as 'gaussian'",
-            )
         _check_distribution("y", y, "targets for observation='gaussian'")
-    yhat = predict(observation, z)  # (batch, C)
+    return observe_unchecked(namespace(z), observation, z, Z, y, center)
+
+
+def observe_unchecked(
+    xp: Any, observation: ObservationModel, z: Array, Z: Array, y: Array, center: bool
+) -> Observation:
+    """Compute :func:`observe` of checked arrays of the namespace `xp`."""
+    yhat = predict_unchecked(observation, z)  # (batch, C)
     if observation in ("softmax", "glm"):
-        H = jacobian_product(yhat, Z)  # (m, n)
+        H = jacobian_product(xp, yhat, Z)  # (m, n)
     else:
-        H = project(Z, C) if center else Z
-    e = _innovation(observation, y, yhat)  # (batch, C)
+        H = project(Z, z.shape[1]) if center else Z
+    e = innovation_unchecked(xp, observation, y, yhat)  # (batch, C)
     return Observation(yhat=yhat.reshape(-1), e=e.reshape(-1), H=H)
-
-
-def to_contrast(M: Array, C: int) -> Array:
-    """``(I_batch ⊗ Q) M``: from classes (m, k) to contrasts (batch (C-1), k).  [OBS-5]."""
-    Q = contrast_basis(C, M)
-    rows = M.reshape(M.shape[0] // C, C, -1)  # (batch, C, k)
-    return (Q @ rows).reshape(-1, *M.shape[1:])
-
-
-def from_contrast(M: Array, C: int) -> Array:
-    """``(I_batch ⊗ Q') M``: from contrasts (batch (C-1), k) back to classes (m, k).  [OBS-5]."""
-    Q = contrast_basis(C, M)
-    rows = M.reshape(M.shape[0] // (C - 1), C - 1, -1)
-    return (Q.T @ rows).reshape(-1, *M.shape[1:])
-
-
-def check_ones(R: Array, C: int) -> None:
-    """Refuse an R that couples contrasts with the all-ones directions.  [OBS-5, NOISE-6]."""
-    xp = namespace(R)
-    m = R.shape[0]
-    ones = R.reshape(m, m // C, C).sum(axis=2)  # (m, batch): R times each sample's ones
-    cross = float(xp.max(xp.abs(to_contrast(ones, C)))) if C > 1 else 0.0
-    if cross > 8 * m * C**0.5 * epsilon(R) * float(xp.max(xp.abs(R))):
-        raise InputError(
-            "R",
-            f"|contrasts of R 1| = {cross:.3g}",
-            "R 1 proportional to 1 within each sample, as R_0 = r0 I and its averages have it",
-            "a general R: reduce it first with loko_ref.kalman.observation.condition_on_simplex",
-        )
-
-
-def condition_on_simplex(R: Array, C: int) -> Array:
-    """Noise covariance of the contrasts, given that each sample's classes sum to 1.  [OBS-8].
-
-    The Schur complement ``R_cc - R_c1 R_11^-1 R_1c`` on the contrast space, in class coordinates
-    (m, m); its all-ones part is 0.
-
-    Parameters
-    ----------
-    R : array (m, m)
-        A general symmetric positive definite noise covariance, m = batch * C.
-    C : int
-        Number of classes.
-
-    Raises
-    ------
-    InputError
-        If R is not symmetric positive definite or m is no multiple of C.
-    """
-    check_floats(R=R)
-    check_shape("R", R, ("m", "m"), {"m": R.shape[0]})
-    m = R.shape[0]
-    if C < 2 or m % C:
-        raise InputError("C", C, f"a divisor of m = {m}, at least 2", "a wrong number of classes")
-    check_finite(R=R)
-    check_covariance("R", R)
-    R_c = to_contrast(R, C)  # (contrasts, m)
-    ones = R.reshape(m, m // C, C).sum(axis=2) / root(C, R)  # (m, batch): R U'
-    R_cc = to_contrast(R_c.T, C)
-    R_c1 = to_contrast(ones, C)  # (contrasts, batch)
-    R_11 = ones.reshape(m // C, C, m // C).sum(axis=1) / root(C, R)  # (batch, batch)
-    L = cholesky(R_11, "R")
-    reduced = R_cc - R_c1 @ _cho_solve(L, R_c1.T)
-    return from_contrast(from_contrast(reduced, C).T, C)

@@ -18,7 +18,7 @@ from loko_ref.checks.values import (
 )
 from loko_ref.errors import InputError
 
-__all__ = ["update"]
+__all__ = ["update", "update_unchecked"]
 
 
 def update(p: Array, lam: float = 1.0, q: float | Array = 0.0) -> Array:
@@ -63,6 +63,11 @@ def update(p: Array, lam: float = 1.0, q: float | Array = 0.0) -> Array:
     else:
         check_range("q", q, low=0, high_open=True)
         noise = float(noise)  # a NumPy float64 would widen float32
+    return update_unchecked(namespace(p), p, float(lam), noise)
+
+
+def update_unchecked(xp: Any, p: Array, lam: float, q: float | Array) -> Array:
+    """Compute :func:`update` of checked arguments; `xp` is the arrays' namespace."""
     if p.ndim == 2:
-        noise = noise * namespace(p).eye(p.shape[0], dtype=p.dtype)  # (n, n): q_j on the diagonal
-    return p / float(lam) + noise
+        q = q * xp.eye(p.shape[0], dtype=p.dtype)  # (n, n): q_j on the diagonal
+    return p / lam + q

@@ -5,7 +5,7 @@ step needs; the record is what happened.
 """
 
 from loko_ref.loko.config import COVARIANCES, DEFAULT_NOISE, LokoConfig
-from loko_ref.loko.filter import advance, loss, run, step, targets
+from loko_ref.loko.filter import loss, run, step, step_from_jacobian, targets
 from loko_ref.loko.state import Batch, LokoRecord, LokoState, init, init_at
 
 __all__ = [
@@ -15,11 +15,16 @@ __all__ = [
     "LokoConfig",
     "LokoRecord",
     "LokoState",
-    "advance",
     "init",
     "init_at",
     "loss",
     "run",
     "step",
+    "step_from_jacobian",
     "targets",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

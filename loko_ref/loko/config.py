@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import Literal, TypeAlias, get_args
 
 from loko_ref.arrays import Array
 from loko_ref.checks.values import check_choice, check_range, known_keywords
 from loko_ref.errors import InputError
 from loko_ref.kalman import dense, diagonal, noise
-from loko_ref.kalman import observation as obs
+from loko_ref.kalman.dense import Form
+from loko_ref.kalman.diagonal import DiagonalKind
+from loko_ref.kalman.noise import NoiseEstimator, Timing
+from loko_ref.kalman.observation import OBSERVATIONS, ObservationModel
 from loko_ref.network.model import Model
 
-__all__ = ["COVARIANCES", "DEFAULT_NOISE", "LokoConfig"]
+__all__ = ["COVARIANCES", "DEFAULT_NOISE", "Covariance", "LokoConfig"]
 
-COVARIANCES = ("diagonal", "dense")
+Covariance: TypeAlias = Literal["diagonal", "dense"]
+COVARIANCES: tuple[Covariance, ...] = get_args(Covariance)
 
-DEFAULT_NOISE = {
+DEFAULT_NOISE: dict[ObservationModel, tuple[NoiseEstimator, Timing]] = {
     "gaussian": ("fixed", "before"),
     "softmax": ("ema_innovation_hph", "before"),
     "logits": ("ema_innovation", "before"),
@@ -50,7 +55,8 @@ class LokoConfig:
         R_0 = r0 I, r0 > 0. Not read by ``glm``.
     p0 : float, mapping of str to float, or array
         Prior variance: a number; one a LoRA site (by layer name); an array (n,), or (n, n) with a
-        dense covariance.  [LOKO-3]
+        dense covariance. The default is for fine-tuning with ``glm``; others stand, with the
+        reasons, in :mod:`loko_ref.experiments.defaults`.  [LOKO-3]
     covariance : {"diagonal", "dense"}
         LoKO's diagonal, or the full filter for small n.  [LOKO-4]
     diagonal : {"decoupled", "variational"}
@@ -71,15 +77,15 @@ class LokoConfig:
     """
 
     model: Model
-    observation: str = "glm"
-    noise: str | None = None
-    timing: str | None = None
+    observation: ObservationModel = "glm"
+    noise: NoiseEstimator | None = None
+    timing: Timing | None = None
     beta: float = 0.95
     r0: float = 1.0
     p0: float | Mapping[str, float] | Array = 0.05
-    covariance: str = "diagonal"
-    diagonal: str = "decoupled"
-    form: str = "joseph"
+    covariance: Covariance = "diagonal"
+    diagonal: DiagonalKind = "decoupled"
+    form: Form = "joseph"
     lam: float = 1.0
     q: float = 0.0
     center: bool = False
@@ -93,7 +99,7 @@ class LokoConfig:
                 "a loko_ref.network.model.Model",
                 "a spec or weights alone: Model(spec=..., weights=...) holds both",
             )
-        check_choice("observation", self.observation, obs.OBSERVATIONS)
+        check_choice("observation", self.observation, OBSERVATIONS)
         usual, _ = DEFAULT_NOISE[self.observation]
         if self.noise is None:
             object.__setattr__(self, "noise", usual)

@@ -7,8 +7,9 @@ m = batch * C, stacked sample by sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from loko_ref.arrays import Array, namespace, to_scalar
+from loko_ref.arrays import Array, to_scalar
 from loko_ref.arrays.special import log_softmax_forward
 from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import check_choice, check_floats, check_shape
@@ -18,67 +19,70 @@ from loko_ref.kalman import observation as obs
 from loko_ref.loko.config import LokoConfig
 from loko_ref.loko.measurement import (
     Update,
-    check_noise,
     check_windup,
     covariance,
     measure,
     measure_glm,
     predicted_covariance,
 )
-from loko_ref.loko.state import Batch, LokoRecord, LokoState, check_state
-from loko_ref.network.jacobian import jacobian
-from loko_ref.network.model import forward, unpack
+from loko_ref.loko.state import Batch, LokoRecord, LokoState, check_noise, check_state
+from loko_ref.network.jacobian import jacobian_unchecked
+from loko_ref.network.model import check_inputs, forward_unchecked, unpack_unchecked
 
-__all__ = ["advance", "loss", "run", "step", "targets"]
+__all__ = ["loss", "loss_unchecked", "run", "step", "step_from_jacobian", "targets"]
 
 
-def targets(y: Array, z: Array, observation: str) -> Array:
-    """Observation as rows (batch, C): labels become one-hot, real rows pass.
+def targets(y: Array, z: Array, observation: obs.ObservationModel) -> Array:
+    """Return an observation as rows (batch, C): labels become one-hot, real rows pass.
+
+    Parameters
+    ----------
+    y : array (batch,) or (batch, C)
+        Labels, or rows.
+    z : array (batch, C)
+        The network's outputs: sizes, library and dtype.
+    observation : {"gaussian", "softmax", "logits", "glm"}
+        The observation model.
 
     Raises
     ------
     InputError
-        If labels are out of range, or rows have another shape than z.
+        If labels are out of range, or rows have another shape than z, or are no distribution where
+        one is needed.
     """
-    if not hasattr(y, "ndim"):
-        raise InputError("y", type(y).__name__, "an array", "a list or a scalar: wrap it")
     check_floats(z=z)
+    check_shape("z", z, ("batch", "C"))
     check_choice("observation", observation, obs.OBSERVATIONS)
-    if y.ndim == 1 and observation != "gaussian":
-        rows = obs.one_hot(y, z.shape[1], z)
-    else:
-        rows = y[:, None] if y.ndim == 1 else y
-    check_shape("y", rows, ("batch", "C"), {"batch": z.shape[0], "C": z.shape[1]})
-    return rows
+    return obs.target_rows(observation, y, z.shape[0], z.shape[1], z)
 
 
-def loss(z: Array, y: Array, observation: str) -> Array:
+def loss(z: Array, y: Array, observation: obs.ObservationModel) -> Array:
     """Mean over the batch of the cross-entropy, or of half the squared error (``gaussian``).
 
     Parameters
     ----------
     z, y : array (batch, C)
         Outputs and targets.
-    observation : str
+    observation : {"gaussian", "softmax", "logits", "glm"}
         The observation model.
     """
     check_floats(z=z, y=y)
     check_choice("observation", observation, obs.OBSERVATIONS)
     check_shape("z", z, ("batch", "C"))
     check_shape("y", y, tuple(z.shape))
-    return _loss(z, y, observation)
+    return loss_unchecked(z, y, observation)
 
 
-def _loss(z: Array, y: Array, observation: str) -> Array:
+def loss_unchecked(z: Array, y: Array, observation: obs.ObservationModel) -> Array:
+    """Compute :func:`loss` of checked arguments."""
     if observation == "gaussian":
         return 0.5 * ((y - z) ** 2).sum(axis=1).mean()
     return -(y * log_softmax_forward(z)[0]).sum(axis=1).mean()
 
 
-def _check_bounded(**arrays: Array) -> None:
-    """Tell a run that diverged from bad input: outputs, theta and R may not overflow."""
+def _check_bounded(xp: Any, **arrays: Array) -> None:
+    """Raise if a run diverged: outputs, theta and R may not overflow."""
     for name, array in arrays.items():
-        xp = namespace(array)
         if not bool(xp.isfinite(array).all()):
             raise NumericalError(
                 name,
@@ -121,8 +125,19 @@ def step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState,
     """
     if type(state) is not LokoState or type(batch) is not Batch or type(config) is not LokoConfig:
         _check_types(state, batch, config)
+    model, xp = config.model, check_state(state, config)
+    check_floats(weights=next(iter(model.weights.values())), theta=state.theta)
+    check_inputs(model, batch.x)
+    size, C = batch.x.shape[0], model.outputs
+    y = obs.target_rows(config.observation, batch.y, size, C, state.theta)
+    check_noise(state, size * C, config)
+
+    def outputs(theta: Array) -> Array:
+        return forward_unchecked(unpack_unchecked(model, theta), batch.x)[0]
+
     try:
-        return _step(state, batch, config)
+        z, Z = jacobian_unchecked(xp, unpack_unchecked(model, state.theta), batch.x)
+        return _step(xp, state, config, z, Z, y, outputs)
     except NumericalError as error:
         raise error.at_step(state.step) from None
 
@@ -135,17 +150,7 @@ def _check_types(state: object, batch: object, config: object) -> None:
     check_type("config", config, LokoConfig, order)
 
 
-def _step(state: LokoState, batch: Batch, config: LokoConfig) -> tuple[LokoState, LokoRecord]:
-    check_state(state, config)
-    z, Z = jacobian(unpack(config.model, state.theta), batch.x)  # (batch, C), (m, n)
-
-    def outputs(theta: Array) -> Array:
-        return forward(unpack(config.model, theta), batch.x)[0]
-
-    return _advance(state, config, z, Z, batch.y, outputs)
-
-
-def advance(
+def step_from_jacobian(
     state: LokoState,
     config: LokoConfig,
     z: Array,
@@ -166,7 +171,7 @@ def advance(
     outputs : callable
         theta (n,) -> z (batch, C): the network at another theta; called by ``ema_residual_hph``.
     """
-    order = "the arguments in another order: advance(state, config, z, Z, y, outputs)"
+    order = "the arguments in another order: step_from_jacobian(state, config, z, Z, y, outputs)"
     check_type("state", state, LokoState, order)
     check_type("config", config, LokoConfig, order)
     check_floats(z=z, Z=Z)
@@ -175,69 +180,76 @@ def advance(
     check_shape("Z", Z, ("m", "n"), {"m": m, "n": config.model.n})
     if not callable(outputs):
         raise InputError("outputs", f"a {type(outputs).__name__}", "a function theta -> z", order)
-    check_state(state, config)
+    xp = check_state(state, config)
+    check_floats(theta=state.theta, z=z)
+    rows = obs.target_rows(config.observation, y, z.shape[0], z.shape[1], z)
+    check_noise(state, m, config)
     try:
-        return _advance(state, config, z, Z, y, outputs)
+        return _step(xp, state, config, z, Z, rows, outputs)
     except NumericalError as error:
         raise error.at_step(state.step) from None
 
 
-def _advance(
+def _step(
+    xp: Any,
     state: LokoState,
     config: LokoConfig,
     z: Array,
     Z: Array,
-    labels: Array,
+    y: Array,
     outputs: Callable[[Array], Array],
 ) -> tuple[LokoState, LokoRecord]:
+    """Compute a step of checked arguments; y are rows (batch, C)."""
     theta = state.theta
     prior = state.P if config.covariance == "dense" else state.p
     assert prior is not None
     name = "P" if config.covariance == "dense" else "p"
-    p_pred = time.update(prior, config.lam, config.q)  # [KAL-1]
-    if not bool(namespace(p_pred).isfinite(p_pred).all()):
+    p_pred = time.update_unchecked(xp, prior, config.lam, config.q)  # [KAL-1]
+    if not bool(xp.isfinite(p_pred).all()):
         raise NumericalError(
             name,
             None,
             f"{name} outgrew the dtype: with lam < 1 it grows by 1 / lam a step in every direction "
             "that nothing observes. Take process noise q in place of lam, or lam nearer to 1.",
         )
-    _check_bounded(z=z, Z=Z)
-    y = targets(labels, z, config.observation)
-    seen = obs.observe(config.observation, z, Z, y, center=config.center)
+    _check_bounded(xp, z=z, Z=Z)
+    seen = obs.observe_unchecked(xp, config.observation, z, Z, y, config.center)
     e, H = seen.e, seen.H
-    C = z.shape[1]
 
     new: Update
     if config.observation == "glm":
         yhat = seen.yhat.reshape(z.shape)
         check_windup(yhat, e, p_pred, theta, config)
-        new = measure_glm(theta, p_pred, Z, e, yhat, config)
+        new = measure_glm(xp, theta, p_pred, Z, e, yhat, config)
         R = None
-        R_used = obs.jacobian_product(yhat, namespace(z).eye(e.shape[0], dtype=z.dtype))
+        R_used = obs.jacobian_product(xp, yhat, xp.eye(e.shape[0], dtype=z.dtype))
     else:
-        R = check_noise(state.R, e, C, config)
+        R, estimator = state.R, config.noise
+        assert R is not None
+        assert estimator is not None
         if config.timing == "before":
-            R = noise._update(str(config.noise), R, e, predicted_covariance(H, p_pred), config.beta)
+            HpH = predicted_covariance(xp, H, p_pred)
+            R = noise.update_unchecked(estimator, R, e, HpH, config.beta)
         R_used = R
-        new = measure(theta, p_pred, H, e, R, C, config)
+        new = measure(xp, theta, p_pred, H, e, R, z.shape[1], config)
         if config.timing == "after":
             r, p_seen = e, p_pred
-            if config.noise == "ema_residual_hph":
-                _check_bounded(theta=new.theta)
+            if estimator == "ema_residual_hph":
+                _check_bounded(xp, theta=new.theta)
                 z_post = outputs(new.theta)
-                _check_bounded(z=z_post)
-                yhat_post = obs.predict(config.observation, z_post)
-                r = obs.innovation(config.observation, y, yhat_post).reshape(-1)
+                _check_bounded(xp, z=z_post)
+                yhat_post = obs.predict_unchecked(config.observation, z_post)
+                r = obs.innovation_unchecked(xp, config.observation, y, yhat_post).reshape(-1)
                 p_seen = covariance(new)
-            R = noise._update(str(config.noise), R, r, predicted_covariance(H, p_seen), config.beta)
+            HpH = predicted_covariance(xp, H, p_seen)
+            R = noise.update_unchecked(estimator, R, r, HpH, config.beta)
 
-    _check_bounded(theta=new.theta, **({} if R is None else {"R": R}))
+    _check_bounded(xp, theta=new.theta, **({} if R is None else {"R": R}))
     after = LokoState(theta=new.theta, R=R, step=state.step + 1, **{name: covariance(new)})
     record = LokoRecord(
         p_pred=p_pred,
         z=z,
-        loss=to_scalar(_loss(z, y, config.observation)),
+        loss=to_scalar(loss_unchecked(z, y, config.observation)),
         yhat=seen.yhat,
         e=e,
         H=H,

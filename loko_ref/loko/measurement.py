@@ -6,19 +6,17 @@ m = batch * C, stacked sample by sample.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from loko_ref.arrays import Array, epsilon, namespace
-from loko_ref.checks.values import check_finite, check_floats, check_symmetric
-from loko_ref.errors import InputError, NumericalError
-from loko_ref.kalman import dense, diagonal
+from loko_ref.arrays import Array, contrast_basis, epsilon, namespace
+from loko_ref.errors import NumericalError
+from loko_ref.kalman import dense, diagonal, simplex
 from loko_ref.kalman import observation as obs
 from loko_ref.loko.config import LokoConfig
-from loko_ref.loko.state import prior
+from loko_ref.loko.state import on_contrasts, prior
 
 __all__ = [
     "Update",
-    "check_noise",
     "check_windup",
     "covariance",
     "measure",
@@ -35,70 +33,42 @@ def covariance(new: Update) -> Array:
     return new.P if isinstance(new, dense.DenseUpdate) else new.p
 
 
-def predicted_covariance(H: Array, p: Array) -> Array:
+def predicted_covariance(xp: Any, H: Array, p: Array) -> Array:
     """H p H' (m, m), p (n,) or (n, n)."""
     if p.ndim == 2:
         return H @ (p @ H.T)
-    Hs = H * namespace(p).sqrt(p)
+    Hs = H * xp.sqrt(p)
     return Hs @ Hs.T
 
 
-def _on_contrasts(config: LokoConfig) -> bool:
-    """Tell whether both e and H sum to 0 over each sample's classes.  [OBS-3, OBS-5]."""
-    return config.observation == "softmax" or config.center
-
-
-def check_noise(R: Array | None, e: Array, C: int, config: LokoConfig) -> Array:
-    """Return the state's R (m, m), refused if missing, misshapen, or coupled with the ones."""
-    if R is None:
-        raise InputError(
-            "state.R",
-            "None",
-            f"an array for observation='{config.observation}'",
-            "a state made for observation='glm'",
-        )
-    m = e.shape[0]
-    if tuple(R.shape) != (m, m):
-        raise InputError(
-            "state.R",
-            f"shape {tuple(R.shape)}",
-            f"({m}, {m}) = (batch * C, batch * C)",
-            "a batch of another size than R's; drop the last, smaller one or call "
-            "init(config, batch=...) anew",
-        )
-    check_floats(e=e, R=R)
-    check_finite(R=R)
-    check_symmetric("R", R)
-    if _on_contrasts(config):
-        obs.check_ones(R, C)
-    return R
-
-
 def measure(
-    theta: Array, p: Array, H: Array, e: Array, R: Array, C: int, config: LokoConfig
+    xp: Any, theta: Array, p: Array, H: Array, e: Array, R: Array, C: int, config: LokoConfig
 ) -> Update:
     """Update by H and R; on the contrasts where classes sum to 0.  [LOKO-1, OBS-5]."""
-    if not _on_contrasts(config):
-        return _update(theta, p, H, e, R, config)
+    if not on_contrasts(config):
+        return _update(xp, theta, p, H, e, R, config)
     # 1'e = 0 and 1'H = 0 in each sample: work on the contrasts, record in class coordinates
-    e_c, H_c = obs.to_contrast(e, C), obs.to_contrast(H, C)
-    R_c = obs.to_contrast(obs.to_contrast(R, C).T, C)
-    new = _update(theta, p, H_c, e_c, R_c, config)
-    K = obs.from_contrast(new.K.T, C).T  # (n, m)
-    S = predicted_covariance(H, p) + R
+    Q = contrast_basis(C, H)
+    e_c, H_c = simplex.to_contrast(Q, e), simplex.to_contrast(Q, H)
+    R_c = simplex.to_contrast(Q, simplex.to_contrast(Q, R).T)
+    new = _update(xp, theta, p, H_c, e_c, R_c, config)
+    K = simplex.from_contrast(Q, new.K.T).T  # (n, m)
+    S = predicted_covariance(xp, H, p) + R
     if isinstance(new, dense.DenseUpdate):
         return dense.DenseUpdate(S=S, K=K, theta=new.theta, P=new.P)
     return diagonal.DiagonalUpdate(S=S, K=K, theta=new.theta, p=new.p)
 
 
-def _update(theta: Array, p: Array, H: Array, e: Array, R: Array, config: LokoConfig) -> Update:
+def _update(
+    xp: Any, theta: Array, p: Array, H: Array, e: Array, R: Array, config: LokoConfig
+) -> Update:
     if config.covariance == "dense":
-        return dense._update(theta, p, H, e, R, config.form)
-    return diagonal._update(theta, p, H, e, R, config.diagonal)
+        return dense.update_unchecked(xp, theta, p, H, e, R, config.form)
+    return diagonal.update_unchecked(xp, theta, p, H, e, R, config.diagonal)
 
 
 def check_windup(yhat: Array, e: Array, p: Array, theta: Array, config: LokoConfig) -> None:
-    """Refuse a wrong certainty of a filter that forgot more than it knew.  [OBS-7].
+    """Raise if a filter that forgot more than it knew is certain and wrong.  [OBS-7].
 
     Where a class has probability 0 to the last bit and is observed, S has a zero row and e is not
     0 there: what is taken is the limit from ``yhat > 0``, a full step ``p Z' e``. With variances
@@ -145,9 +115,9 @@ def check_windup(yhat: Array, e: Array, p: Array, theta: Array, config: LokoConf
 
 
 def measure_glm(
-    theta: Array, p: Array, Z: Array, e: Array, yhat: Array, config: LokoConfig
+    xp: Any, theta: Array, p: Array, Z: Array, e: Array, yhat: Array, config: LokoConfig
 ) -> Update:
     """Update by the Jacobian Z of the logits and R = J.  [LOKO-1, OBS-6]."""
     if config.covariance == "dense":
-        return dense._glm_update(theta, p, Z, e, yhat, config.form)
-    return diagonal._glm_update(theta, p, Z, e, yhat, config.diagonal)
+        return dense.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.form)
+    return diagonal.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.diagonal)

@@ -16,6 +16,7 @@ import numpy as np
 from loko_ref.arrays import Array, asarray, namespace
 from loko_ref.checks.signatures import check_type, takes
 from loko_ref.checks.values import (
+    check_array,
     check_covariance,
     check_finite,
     check_floats,
@@ -27,10 +28,21 @@ from loko_ref.checks.values import (
     check_whole,
 )
 from loko_ref.errors import InputError
+from loko_ref.kalman.simplex import check_ones
 from loko_ref.loko.config import LokoConfig
 from loko_ref.network.model import pack, sites
 
-__all__ = ["Batch", "LokoRecord", "LokoState", "check_state", "init", "init_at", "prior"]
+__all__ = [
+    "Batch",
+    "LokoRecord",
+    "LokoState",
+    "check_noise",
+    "check_state",
+    "init",
+    "init_at",
+    "on_contrasts",
+    "prior",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,8 +190,14 @@ def init_at(config: LokoConfig, theta: Array, batch: int = 1) -> LokoState:
     return LokoState(theta=theta, p=p, R=R)
 
 
-def check_state(state: LokoState, config: LokoConfig) -> None:
-    """Refuse a state that does not belong to the configuration, or holds impossible values."""
+def check_state(state: LokoState, config: LokoConfig) -> Any:
+    """Return the namespace of a state's arrays, checked to belong to the configuration.
+
+    Raises
+    ------
+    InputError
+        If an array is missing, misshapen, of another library or dtype, or holds impossible values.
+    """
     n = config.model.n
     check_shape("state.theta", state.theta, ("n",), {"n": n})
     if config.covariance == "dense":
@@ -200,3 +218,37 @@ def check_state(state: LokoState, config: LokoConfig) -> None:
         check_positive(name, cov)
     else:
         check_symmetric(name, cov)
+    return namespace(state.theta)
+
+
+def on_contrasts(config: LokoConfig) -> bool:
+    """Return whether both e and H sum to 0 over each sample's classes.  [OBS-3, OBS-5]."""
+    return config.observation == "softmax" or config.center
+
+
+def check_noise(state: LokoState, m: int, config: LokoConfig) -> None:
+    """Raise if a state's R (m, m) is missing, misshapen, or coupled with the ones.  [OBS-5]."""
+    if config.observation == "glm":
+        return
+    R = state.R
+    if R is None:
+        raise InputError(
+            "state.R",
+            "None",
+            f"an array for observation='{config.observation}'",
+            "a state made for observation='glm'",
+        )
+    check_array("state.R", R)
+    if tuple(R.shape) != (m, m):
+        raise InputError(
+            "state.R",
+            f"shape {tuple(R.shape)}",
+            f"({m}, {m}) = (batch * C, batch * C)",
+            "a batch of another size than R's; drop the last, smaller one or call "
+            "init(config, batch=...) anew",
+        )
+    check_floats(theta=state.theta, R=R)
+    check_finite(R=R)
+    check_symmetric("R", R)
+    if on_contrasts(config):
+        check_ones(R, config.model.outputs)

@@ -5,7 +5,8 @@ process; :mod:`loko_ref.lte.mpi` spreads the heads over ranks, with the same bit
 """
 
 from loko_ref.lte import team
-from loko_ref.lte.config import Layout, Loko, LteConfig
+from loko_ref.lte.config import Loko, LteConfig
+from loko_ref.lte.layout import Layout
 from loko_ref.lte.merging import merge, reset
 from loko_ref.lte.serial import Event, Trace, bytes_per_merge, iterate, run
 from loko_ref.lte.state import LteState, fingerprint, init, merged_model
@@ -30,3 +31,8 @@ __all__ = [
     "step",
     "team",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

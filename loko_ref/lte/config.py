@@ -1,9 +1,4 @@
-"""LTE's choices, each by name, and the packing of one head's trainables.
-
-Shapes: one head's trainables are a row theta[head] (n,): layer by layer in model order, a LoRA
-site's A (r, i), B (o, r), bA (r,), bB (o,), or the replicas of a layer without LoRA: W (o, i) and
-b (o,) of a linear, g and b of a norm, a table; each row-major.  [LORA-4, LTE-1]
-"""
+"""LTE's choices, each by name."""
 
 from __future__ import annotations
 
@@ -11,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from loko_ref.arrays import Array, is_numpy
+from loko_ref.arrays import Array
 from loko_ref.checks.values import (
     check_choice,
     check_memory,
@@ -24,27 +19,43 @@ from loko_ref.checks.values import (
     known_keywords,
 )
 from loko_ref.errors import InputError, unknown_option
+from loko_ref.kalman.diagonal import DiagonalKind
+from loko_ref.kalman.noise import NoiseEstimator, Timing
+from loko_ref.kalman.observation import ObservationModel
 from loko_ref.loko import LokoConfig
+from loko_ref.lte.layout import Layout
 from loko_ref.network import lora
 from loko_ref.network.layers.activation import ACTIVATIONS
 from loko_ref.network.model import Model, param_shapes
-from loko_ref.network.spec import check_spec, linears
+from loko_ref.network.spec import check_spec
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 
-__all__ = ["CHOICES", "OPTIMIZERS", "Layout", "Loko", "LteConfig", "Site"]
+__all__ = ["CHOICES", "OPTIMIZERS", "Loko", "LteConfig"]
+
+Mode: TypeAlias = Literal["lte", "mhlora"]
+Realisation: TypeAlias = Literal["shared", "copies"]
+Reset: TypeAlias = Literal["none", "B", "AB"]
+OptimizerState: TypeAlias = Literal["keep", "reset"]
+Merging: TypeAlias = Literal["telescoped", "incremental"]
+Scaling: TypeAlias = Literal["mean", "sum"]
+Data: TypeAlias = Literal["chunks", "replicated"]
+Reduction: TypeAlias = Literal["all", "own"]
+Loss: TypeAlias = Literal["cross_entropy", "mse"]
+FilterMerge: TypeAlias = Literal["keep", "shrink", "prior"]
+Replicas: TypeAlias = Literal["train", "frozen"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "mode": ("lte", "mhlora"),
-    "realisation": ("shared", "copies"),
-    "reset": ("none", "B", "AB"),
-    "optimizer_state": ("keep", "reset"),
-    "merging": ("telescoped", "incremental"),
-    "scaling": ("mean", "sum"),
-    "data": ("chunks", "replicated"),
-    "reduction": ("all", "own"),
-    "loss": ("cross_entropy", "mse"),
-    "filter_merge": ("keep", "shrink", "prior"),
-    "replicas": ("train", "frozen"),
+    "mode": get_args(Mode),
+    "realisation": get_args(Realisation),
+    "reset": get_args(Reset),
+    "optimizer_state": get_args(OptimizerState),
+    "merging": get_args(Merging),
+    "scaling": get_args(Scaling),
+    "data": get_args(Data),
+    "reduction": get_args(Reduction),
+    "loss": get_args(Loss),
+    "filter_merge": get_args(FilterMerge),
+    "replicas": get_args(Replicas),
     "init": lora.INITS,
 }
 """Option of :class:`LteConfig` -> its names."""
@@ -55,17 +66,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class Loko:
     """LoKO inside each head: :class:`loko_ref.loko.LokoConfig` without its model.  [LTE-10].
 
-    Its defaults, but for ``p0``: LTE trains from scratch, where LoKO's 0.05, found for fine-tuning,
-    overshoots within a few steps.
+    Its defaults, but for ``p0``: LTE trains from scratch, where LoKO's own, found for fine-tuning,
+    overshoots within a few steps. :mod:`loko_ref.experiments.defaults` has both, with the reasons.
     """
 
-    observation: str = "glm"
-    noise: str | None = None
-    timing: str | None = None
+    observation: ObservationModel = "glm"
+    noise: NoiseEstimator | None = None
+    timing: Timing | None = None
     beta: float = 0.95
     r0: float = 1.0
     p0: float | Mapping[str, float] | Array = 0.01
-    diagonal: str = "decoupled"
+    diagonal: DiagonalKind = "decoupled"
     lam: float = 1.0
     q: float = 0.0
     center: bool = False
@@ -73,98 +84,6 @@ class Loko:
 
 OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adagrad": AdaGrad, "adamw": AdamW, "loko": Loko}
 """Name -> its configuration."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """One layer with arrays of its own: where its trainables stand in a head's row.
-
-    Attributes
-    ----------
-    name : str
-        The layer's full name, such as ``0``, or ``0.q`` of an attention.
-    alpha, r : float, int
-        Of a LoRA site; 1, 1 for a replica.
-    lora : bool
-        Whether it carries factors (its W and b are then frozen) or is a replica.
-    parts : mapping of str to (slice, tuple of int)
-        ``A``, ``B``, ``bA``, ``bB``; or what a replica has, ``W``, ``b``, ``g``, ``token`` and so
-        on: slice of the row, and shape.
-    """
-
-    name: str
-    alpha: float
-    r: int
-    lora: bool
-    parts: Mapping[str, tuple[slice, tuple[int, ...]]]
-
-    @cached_property
-    def scale(self) -> float:
-        """The float alpha / r."""
-        return float(lora.scale(self.alpha, self.r))
-
-    def scale_beside(self, like: Array) -> Any:
-        """Give alpha / r as it stands beside `like`: a float, or what encloses it.  [LORA-2]."""
-        return self.scale if is_numpy(like) else lora.scale(self.alpha, self.r, like)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Every site in model order, and the length n of a head's row.
-
-    Attributes
-    ----------
-    sites : mapping of str to Site
-        By layer name.
-    n : int
-        Trainable numbers of one head.
-    names : tuple of str
-        ``layer.part`` in packing order.
-    factors : int
-        How many of the n are low-rank factors (the rest are replicas).
-    """
-
-    sites: Mapping[str, Site]
-    n: int
-    names: tuple[str, ...]
-    factors: int
-
-    @staticmethod
-    def of(spec: Sequence[Mapping[str, Any]], replicas: str = "train") -> Layout:
-        """Lay out the trainables of a spec; with ``replicas="frozen"`` the factors alone."""
-        branches = {k["name"]: k["lora"] for k in linears(spec) if k.get("lora")}
-        parts: dict[str, dict[str, tuple[slice, tuple[int, ...]]]] = {}
-        at = factors = 0
-        for full, shape in param_shapes(spec).items():
-            name, key = full.rsplit(".", 1)
-            if name in branches:
-                if key not in lora.FACTORS:
-                    continue  # W and b of a low-rank site
-                factors += math.prod(shape)
-            elif replicas == "frozen":
-                continue
-            parts.setdefault(name, {})[key] = (slice(at, at + math.prod(shape)), shape)
-            at += math.prod(shape)
-        sites = {}
-        for name, own in parts.items():
-            site = branches.get(name, {"alpha": 1.0, "r": 1})
-            sites[name] = Site(
-                name=name, alpha=site["alpha"], r=site["r"], lora=name in branches, parts=own
-            )
-        names = tuple(f"{name}.{key}" for name, own in parts.items() for key in own)
-        return Layout(sites=sites, n=at, names=names, factors=factors)
-
-    def take(self, rows: Array, name: str) -> Array:
-        """View of ``layer.part`` in rows (..., n): shape (..., *shape)."""
-        layer, key = name.rsplit(".", 1)
-        span, shape = self.sites[layer].parts[key]
-        view: Array = rows[..., span].reshape(*rows.shape[:-1], *shape)
-        return view
-
-    def site(self, rows: Array, name: str) -> dict[str, Array]:
-        """Give views of all parts of a layer in rows (..., n)."""
-        lead, parts = rows.shape[:-1], self.sites[name].parts
-        return {key: rows[..., own].reshape(*lead, *shape) for key, (own, shape) in parts.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -212,7 +131,7 @@ class LteConfig:
     filter_merge : {"keep", "shrink", "prior"}
         What a merge does to LoKO's p, where its state is kept.  [LTE-10]
     init : {"orthogonal", "kaiming", "gaussian"}
-        Law of A, at first and when redrawn.
+        Initialization of A, at first and when redrawn.
     seed : int
         Seeds factors, redraws and the order of the data.
     replicas : {"train", "frozen"}
@@ -222,20 +141,20 @@ class LteConfig:
     spec: Sequence[Mapping[str, Any]]
     heads: int
     merge_every: int = 8
-    mode: str = "lte"
-    realisation: str = "shared"
-    reset: str = "none"
-    optimizer_state: str = "keep"
-    merging: str = "telescoped"
-    scaling: str = "mean"
-    data: str = "chunks"
-    reduction: str = "all"
-    loss: str = "cross_entropy"
+    mode: Mode = "lte"
+    realisation: Realisation = "shared"
+    reset: Reset = "none"
+    optimizer_state: OptimizerState = "keep"
+    merging: Merging = "telescoped"
+    scaling: Scaling = "mean"
+    data: Data = "chunks"
+    reduction: Reduction = "all"
+    loss: Loss = "cross_entropy"
     optimizer: SGD | AdaGrad | AdamW | Loko = field(default_factory=AdamW)
-    filter_merge: str = "keep"
-    init: str = "orthogonal"
+    filter_merge: FilterMerge = "keep"
+    init: lora.Init = "orthogonal"
     seed: int = 0
-    replicas: str = "train"
+    replicas: Replicas = "train"
 
     def __post_init__(self) -> None:
         """Check every choice, and that they go together."""
@@ -359,7 +278,7 @@ class LteConfig:
     def _filters(self) -> dict[str, LokoConfig]:
         return {}
 
-    def filter(self, dtype: Any) -> LokoConfig:
+    def filter(self, dtype: str | np.dtype[Any]) -> LokoConfig:
         """Return the filter's configuration for one head (only shapes of its model are read)."""
         assert isinstance(self.optimizer, Loko)
         if str(dtype) in self._filters:

@@ -25,7 +25,8 @@ import numpy as np
 from loko_ref.arrays import Array, namespace
 from loko_ref.arrays.special import log_softmax_forward
 from loko_ref.lte import nested
-from loko_ref.lte.config import Layout, LteConfig, Site
+from loko_ref.lte.config import LteConfig
+from loko_ref.lte.layout import Layout, Site
 from loko_ref.network.layers import linear
 from loko_ref.network.layers.activation import ACTIVATIONS
 

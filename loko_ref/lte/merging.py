@@ -16,7 +16,8 @@ from dataclasses import replace
 from loko_ref.arrays import Array, asarray, namespace
 from loko_ref.checks.signatures import takes
 from loko_ref.checks.values import check_shape
-from loko_ref.lte.config import LteConfig, Site
+from loko_ref.lte.config import LteConfig
+from loko_ref.lte.layout import Site
 from loko_ref.lte.state import LteState, draw_factors, fresh_copies, fresh_optimizer
 from loko_ref.lte.team import ALONE, Team
 

@@ -6,7 +6,7 @@ C); dz (k..., heads, batch, C), any leading axes of cotangents; theta (heads, n)
 
 A head with a shared weight is a plain network (:mod:`loko_ref.network.model`) whose sites have rank
 2 r: ``delta - delta' = scale [B, -B'][A; A']``; mhlora is one whose sites have rank heads * r. So
-the layers are those of :mod:`loko_ref.network.kinds`, and a head's numbers depend on that head
+the layers are those of :mod:`loko_ref.network.layers`, and a head's numbers depend on that head
 alone.  [LTE-12]
 """
 
@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from loko_ref.arrays import Array, namespace
-from loko_ref.lte.config import LteConfig, Site
-from loko_ref.network.kinds import Ask, Context, backward, run
+from loko_ref.lte.config import LteConfig
+from loko_ref.lte.layout import Site
+from loko_ref.network.layers import Context, Request, backward, run
 from loko_ref.network.spec import map_linears
 
 __all__ = ["View", "forward", "split_by_head", "stack_heads", "vjp"]
@@ -155,16 +156,16 @@ def vjp(
     array (k..., heads, n), or (k..., heads, batch, n) with `per_sample`
     """
     xp, names = namespace(dz), config.layout.names
-    ask = Ask(frozenset(names), per_sample, need_dx=False)
+    request = Request(frozenset(names), per_sample, need_dx=False)
     if config.mode == "mhlora":
         spec, _ = _together(config, heads)
-        _, found = backward(spec, dz, cache[0], ask)
+        _, found = backward(spec, dz, cache[0], request)
         parts = [split_by_head(config, heads, name, found[name]) for name in names]
         return xp.concatenate(parts, axis=-1)
     lead, rows = dz.shape[:-3], []
     for row, kept in enumerate(cache):
         dz_row = dz[..., row, :, :].reshape(-1, *dz.shape[-2:])  # (k, batch, C)
-        _, found = backward(config.spec, dz_row, kept, ask)
+        _, found = backward(config.spec, dz_row, kept, request)
         rows.append(xp.concatenate([_own(config, name, found[name]) for name in names], axis=-1))
     out = xp.stack(rows, axis=1)  # (k, heads[, batch], n)
     return out.reshape(*lead, *out.shape[1:])

@@ -22,7 +22,7 @@ from loko_ref.lte import heads as net
 from loko_ref.lte.config import Loko, LteConfig
 from loko_ref.lte.state import LteState, heads_of
 from loko_ref.lte.team import ALONE, Team
-from loko_ref.network.kinds.tokens import Embedding
+from loko_ref.network.layers.embedding import channels
 from loko_ref.network.spec import check_input, reads_tokens
 
 __all__ = ["StepRecord", "shard_batch", "step"]
@@ -108,7 +108,7 @@ def _one_a_head(config: LteConfig, state: LteState, x: Array) -> bool:
     if first["kind"] == "patchify":
         each = x.ndim in (3, 5)  # flat, or channels, h, w
     elif first["kind"] == "embedding":
-        each = x.ndim == 3 + (len(Embedding.inputs(first)) > 1)
+        each = x.ndim == 3 + (len(channels(first)) > 1)
     else:
         each = x.ndim == 3 + reads_tokens(config.spec)
     if each and x.shape[0] != config.heads:
@@ -204,7 +204,7 @@ def _descend(
         slots={k: v.reshape(-1) for k, v in state.slots.items()},
         step=state.optimizer_step,
     )
-    after = optimizers.advance(before, g.reshape(-1), config)  # [OPT-1, OPT-2, OPT-3]
+    after = optimizers.step_unchecked(before, g.reshape(-1), config)  # [OPT-1, OPT-2, OPT-3]
     shape = state.theta.shape
     return after.theta.reshape(shape), {k: v.reshape(shape) for k, v in after.slots.items()}
 
@@ -236,7 +236,7 @@ def _filter_step(
             R=None if state.R is None else state.R[row],
             step=state.step,
         )
-        new, _ = loko.advance(
+        new, _ = loko.step_from_jacobian(
             own,
             filters,
             z if shared else z[row],

@@ -12,12 +12,14 @@ activation) and ``head.out``. Texts begin with ``emb`` and ``emb.norm``; images 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from loko_ref.checks.signatures import NoneType, takes
 from loko_ref.checks.values import check_choice, check_whole
 from loko_ref.errors import InputError, shown
-from loko_ref.network.layers.activation import ACTIVATIONS
+from loko_ref.network.layers.activation import ACTIVATIONS, ActivationName
+from loko_ref.network.layers.embedding import Channel
+from loko_ref.network.layers.pool import Pooling
 
 __all__ = ["SMALL", "bert_spec", "blocks", "encoder_spec", "patch_side", "roberta_spec", "vit_spec"]
 
@@ -30,8 +32,13 @@ DEEPEST = 10_000
 PATCHES = 8
 """Most patches along a side of an image."""
 
-TARGETS = ("q", "k", "v", "o", "f1", "f2")
+Target = Literal["q", "k", "v", "o", "f1", "f2"]
 """Linears of a block that may carry LoRA."""
+
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+NormOrder = Literal["post", "pre"]
+"""Norm after each sum (BERT), or before each branch (ViT)."""
 
 Lora = Mapping[str, Any] | None
 Layers = list[dict[str, Any]]
@@ -44,10 +51,10 @@ def blocks(
     width: int,
     heads: int,
     ff: int,
-    norm: str,
+    norm: NormOrder,
     lora: Lora = None,
-    targets: Sequence[str] = ("q", "v"),
-    activation: str = "gelu",
+    targets: Sequence[Target] = ("q", "v"),
+    activation: ActivationName = "gelu",
     eps: float = 1e-5,
     causal: bool = False,
     bias: bool = True,
@@ -69,7 +76,7 @@ def blocks(
     bias : bool
         Whether q, k, v have biases.
     """
-    check_choice("norm", norm, ("post", "pre"))
+    check_choice("norm", norm, get_args(NormOrder))
     for target in targets:
         check_choice("targets", target, TARGETS)
     check_whole("layers", layers, high=DEEPEST)
@@ -127,10 +134,10 @@ def encoder_spec(
     heads: int,
     ff: int,
     outputs: int,
-    norm: str = "post",
-    pool: str = "mean",
+    norm: NormOrder = "post",
+    pool: Pooling = "mean",
     dense: bool = False,
-    dense_activation: str = "tanh",
+    dense_activation: ActivationName = "tanh",
     **options: Any,
 ) -> Layers:
     """Build an encoder classifier on features (batch, t, width).
@@ -176,9 +183,9 @@ def bert_spec(
     types: int = 2,
     pad: int | None = 0,
     start: int | None = None,
-    inputs: Sequence[str] = ("ids",),
+    inputs: Sequence[Channel] = ("ids",),
     eps: float = 1e-12,
-    pool: str = "cls",
+    pool: Pooling = "cls",
     dense: bool = True,
     **options: Any,
 ) -> Layers:
@@ -256,7 +263,7 @@ def vit_spec(
     outputs: int,
     tokens: int = 1,
     eps: float = 1e-12,
-    pool: str = "cls",
+    pool: Pooling = "cls",
     **options: Any,
 ) -> Layers:
     """ViT classifier: patches, [CLS], positions, pre-norm blocks, norm, linear.  [ATT-5].

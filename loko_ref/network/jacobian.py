@@ -6,11 +6,13 @@ dz (batch, C); gradient (n,).
 
 from __future__ import annotations
 
+from typing import Any
+
 from loko_ref.arrays import Array, namespace
 from loko_ref.checks.values import check_floats, check_shape
-from loko_ref.network.model import Model, check_inputs, forward, vjp
+from loko_ref.network.model import Model, check_inputs, forward_unchecked, vjp
 
-__all__ = ["check_inputs", "gradient", "jacobian"]
+__all__ = ["gradient", "jacobian", "jacobian_unchecked"]
 
 
 def jacobian(model: Model, x: Array) -> tuple[Array, Array]:
@@ -33,8 +35,12 @@ def jacobian(model: Model, x: Array) -> tuple[Array, Array]:
         Row b * C + j is the derivative of output j of sample b, in packing order.
     """
     check_inputs(model, x)
-    z, cache = forward(model, x)
-    xp = namespace(z)
+    return jacobian_unchecked(namespace(*model.weights.values()), model, x)
+
+
+def jacobian_unchecked(xp: Any, model: Model, x: Array) -> tuple[Array, Array]:
+    """Compute :func:`jacobian` of checked arguments; `xp` is the weights' namespace."""
+    z, cache = forward_unchecked(model, x)
     batch, C = z.shape
     dz = xp.broadcast_to(xp.eye(C, dtype=z.dtype)[:, None, :], (C, batch, C))
     parts = vjp(model, dz, cache, per_sample=True)  # each (C, batch, *shape)
@@ -48,7 +54,7 @@ def gradient(model: Model, x: Array, dz: Array) -> Array:
     The case k = 1 of the same backward pass; samples are summed.
     """
     check_inputs(model, x)
-    z, cache = forward(model, x)
+    z, cache = forward_unchecked(model, x)
     check_floats(z=z, dz=dz)
     check_shape("dz", dz, tuple(z.shape))
     parts = vjp(model, dz[None], cache)

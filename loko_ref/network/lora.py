@@ -1,4 +1,4 @@
-"""LoRA factors: how they begin, what they add to a weight, and how they are merged.
+"""LoRA factors: their initialization, what they add to a weight, and how they are merged.
 
 Shapes: W (o, i); A (r, i); B (o, r); bA (r,); bB (o,); delta (o, i). scale = alpha / r.
 """
@@ -6,7 +6,7 @@ Shapes: W (o, i); A (r, i); B (o, r); bA (r,); bB (o,); delta (o, i). scale = al
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -22,12 +22,26 @@ from loko_ref.checks.values import (
 )
 from loko_ref.errors import InputError
 
-__all__ = ["FACTORS", "INITS", "delta", "delta_bias", "init_factors", "merge", "scale", "unmerge"]
+__all__ = [
+    "FACTORS",
+    "INITS",
+    "Init",
+    "delta",
+    "delta_bias",
+    "init_factors",
+    "merge",
+    "ratio",
+    "scale",
+    "unmerge",
+]
 
 FACTORS = ("A", "B", "bA", "bB")
 """Names of a site's factors, in packing order.  [LORA-4]"""
 
-INITS = ("kaiming", "gaussian", "orthogonal")
+Init: TypeAlias = Literal["kaiming", "gaussian", "orthogonal"]
+"""Initialization of A: see :func:`init_factors`."""
+
+INITS: tuple[Init, ...] = get_args(Init)
 
 
 def scale(alpha: float, r: int, like: Array | None = None) -> Any:
@@ -44,6 +58,11 @@ def scale(alpha: float, r: int, like: Array | None = None) -> Any:
     """
     check_range("alpha", alpha, low=-math.inf, high=math.inf, low_open=True, high_open=True)
     check_range("r", r, low=1)
+    return ratio(alpha, r, like)
+
+
+def ratio(alpha: float, r: int, like: Array | None = None) -> Any:
+    """:func:`scale` of values that were checked before.  [LORA-2]."""
     alpha = float(alpha)  # a NumPy float64 would widen float32
     return alpha / int(r) if like is None else scalar(alpha, like) / int(r)
 
@@ -55,7 +74,7 @@ def init_factors(
     o: int,
     r: int,
     *,
-    init: str = "kaiming",
+    init: Init = "kaiming",
     bias: bool = False,
     dtype: str | np.dtype[np.floating] = "float64",
 ) -> dict[str, np.ndarray]:
@@ -69,9 +88,9 @@ def init_factors(
         Input width, output width, rank, each at least 1; r may exceed either width, but not i with
         ``orthogonal``, whose rows then cannot be orthogonal.
     init : {"kaiming", "gaussian", "orthogonal"}
-        Law of A: uniform on ±1/sqrt(i) (Kaiming with a = sqrt 5, PEFT's default); normal with
-        standard deviation 1/r (PEFT's "gaussian"); semi-orthogonal rows times sqrt(i / r), so
-        that A A' = (i / r) I (LTE).
+        Initialization of A: uniform on ±1/sqrt(i) (Kaiming with a = sqrt 5, PEFT's default);
+        normal with standard deviation 1/r (PEFT's "gaussian"); semi-orthogonal rows times
+        sqrt(i / r), so that A A' = (i / r) I (LTE).
     bias : bool
         Whether the branch has biases bA, bB, both 0.
     dtype : dtype

@@ -4,7 +4,7 @@ Shapes: x (batch, i), or what the first layer takes; z (batch, C); dz (k, batch,
 axis of k cotangents; theta (n,) the packed trainables.
 
 A spec is a list of layers in order, each a plain dict whose ``kind`` stands in
-:data:`loko_ref.network.kinds.KINDS`::
+:data:`loko_ref.network.layers.KINDS`::
 
     {"kind": "linear", "name": "0", "in": 64, "out": 128, "bias": True,
      "lora": {"r": 4, "alpha": 8.0, "bias": False}}
@@ -22,6 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,13 @@ from loko_ref.checks.values import (
 )
 from loko_ref.errors import InputError
 from loko_ref.network import lora
-from loko_ref.network.kinds import KINDS, Ask, Context, backward, run
-from loko_ref.network.kinds.base import width_in
+from loko_ref.network.layers import Context, Request, backward, run
+from loko_ref.network.layers.base import init_layers, width_in
 from loko_ref.network.spec import (
     Spec,
     check_input,
     check_spec,
+    factor_shapes,
     linears,
     map_linears,
     mlp_spec,
@@ -57,6 +59,7 @@ __all__ = [
     "add_lora",
     "check_inputs",
     "forward",
+    "forward_unchecked",
     "init_model",
     "merge_lora",
     "mlp_spec",
@@ -64,16 +67,9 @@ __all__ = [
     "param_shapes",
     "sites",
     "unpack",
+    "unpack_unchecked",
     "vjp",
 ]
-
-
-def _factor_names(spec: Spec) -> tuple[str, ...]:
-    """Every LoRA factor: those of each linear in model order.  [LORA-4]."""
-    names: list[str] = []
-    for layer in linears(spec):
-        names += [k for k in param_shapes([layer]) if k.rsplit(".", 1)[1] in lora.FACTORS]
-    return tuple(names)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,13 +115,13 @@ class Model:
             check_shape(name, self.weights[name], shape)
         check_finite(**self.weights)
         if not self.trainable:
-            object.__setattr__(self, "trainable", _factor_names(self.spec))
+            object.__setattr__(self, "trainable", tuple(factor_shapes(self.spec)))
         for name in self.trainable:
             check_choice("trainable", name, shapes)
         if len(set(self.trainable)) != len(self.trainable):
             raise InputError("trainable", self.trainable, "each name once", "a repeated name")
 
-    @property
+    @cached_property
     def n(self) -> int:
         """Number of trainable parameters."""
         return sum(math.prod(self.weights[k].shape) for k in self.trainable)
@@ -135,7 +131,7 @@ class Model:
         """Dtype of the weights."""
         return next(iter(self.weights.values())).dtype
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """C, the width of the output."""
         return width_out(self.spec)
@@ -189,6 +185,11 @@ def unpack(model: Model, theta: Array) -> Model:
     check_shape("theta", theta, ("n",), {"n": model.n})
     if theta.dtype.kind != "c":
         check_floats(weights=next(iter(model.weights.values())), theta=theta)
+    return unpack_unchecked(model, theta)
+
+
+def unpack_unchecked(model: Model, theta: Array) -> Model:
+    """Compute :func:`unpack` of checked arguments."""
     weights, at = dict(model.weights), 0
     for name in model.trainable:
         shape = weights[name].shape
@@ -210,7 +211,7 @@ def init_model(
     rng: np.random.Generator,
     spec: Spec,
     *,
-    init: str = "kaiming",
+    init: lora.Init = "kaiming",
     dtype: str = "float64",
     like: Array | None = None,
 ) -> Model:
@@ -225,7 +226,7 @@ def init_model(
     spec : sequence of mapping
         The layers.
     init : {"kaiming", "gaussian", "orthogonal"}
-        Law of A (:func:`loko_ref.network.lora.init_factors`).
+        Initialization of A (:func:`loko_ref.network.lora.init_factors`).
     dtype : str
         float64 or float32.
     like : array, optional
@@ -235,9 +236,7 @@ def init_model(
     check_format("dtype", dtype)
     count = sum(math.prod(shape) for shape in param_shapes(spec).values())
     check_memory("spec", f"{count} weights", count, dtype)
-    weights: dict[str, Any] = {}
-    for layer in spec:
-        weights |= KINDS[layer["kind"]].init(layer, rng, init, dtype)
+    weights: dict[str, Array] = init_layers(spec, rng, init, dtype)
     if like is not None:
         weights = {key: asarray(value, like) for key, value in weights.items()}
     return Model(spec=spec, weights=weights)
@@ -250,7 +249,7 @@ def add_lora(
     *,
     r: int,
     alpha: float,
-    init: str = "kaiming",
+    init: lora.Init = "kaiming",
     bias: bool = False,
     targets: Sequence[str] | None = None,
 ) -> Model:
@@ -317,7 +316,7 @@ def merge_lora(model: Model) -> Model:
 
 @takes(model=Model)
 def check_inputs(model: Model, x: Array, *, finite: bool = True) -> None:
-    """Refuse an empty batch and inputs of wrong shape, library or dtype, NaN or infinity."""
+    """Raise on an empty batch, and on inputs of wrong shape, library or dtype, NaN or infinity."""
     check_input(model.spec, next(iter(model.weights.values())), x)
     if x.shape[0] == 0:
         raise InputError("x", "an empty batch", "at least one sample", "a loader at its end")
@@ -342,7 +341,7 @@ def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
     z : array (batch, C)
         Outputs.
     cache : list
-        One entry a layer, for :func:`vjp`.
+        One entry per layer, for :func:`vjp`.
 
     Raises
     ------
@@ -352,10 +351,14 @@ def forward(model: Model, x: Array) -> tuple[Array, list[Any]]:
     """
     if not {"c"} & {a.dtype.kind for a in (x, *model.weights.values()) if hasattr(a, "dtype")}:
         check_inputs(model, x, finite=False)
+    return forward_unchecked(model, x)
+
+
+def forward_unchecked(model: Model, x: Array) -> tuple[Array, list[Any]]:
+    """Compute :func:`forward` of checked arguments."""
     return run(model.spec, model.weights, x, Context())
 
 
-@takes(model=Model)
 def vjp(model: Model, dz: Array, cache: list[Any], *, per_sample: bool = False) -> dict[str, Array]:
     """Pull k cotangents back to the trainables, layer by layer from the last.  [LAY-9].
 
@@ -377,6 +380,6 @@ def vjp(model: Model, dz: Array, cache: list[Any], *, per_sample: bool = False) 
     dict
         Trainable name -> ``(k, *shape)``, or ``(k, batch, *shape)`` with ``per_sample``.
     """
-    ask = Ask(frozenset(model.trainable), per_sample, need_dx=False)
-    _, found = backward(model.spec, dz, cache, ask)
+    request = Request(frozenset(model.trainable), per_sample, need_dx=False)
+    _, found = backward(model.spec, dz, cache, request)
     return {name: found[name] for name in model.trainable}

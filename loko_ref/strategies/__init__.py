@@ -1,6 +1,6 @@
-"""Hypothesis strategies: the inputs on which a LoKO implementation should be tried.
+"""Hypothesis strategies for inputs of LoKO and LTE implementations.
 
-For the property tests of this package, and of anyone else's::
+Used by the property tests of this package, and usable in those of other projects::
 
     from hypothesis import given, settings
     from loko_ref import strategies as st
@@ -11,21 +11,21 @@ For the property tests of this package, and of anyone else's::
         new = my_update(**problem.arguments())
         assert (new["p"] <= problem.p).all()
 
-Hypothesis gives each example 200 ms by default, which a loaded machine exceeds now and then: tests
-of numerical code should say ``@settings(deadline=None)``, or load a profile that does, as
+Hypothesis has a deadline of 200 ms per example by default, which a loaded machine may exceed: tests
+of numerical code should set ``@settings(deadline=None)``, or load a profile that does, as
 ``examples/property_test_my_filter.py``.
 
 Shapes: theta, p (n,); P (n, n); H, Z (m, n); e (m,); R (m, m); yhat (batch, C), m = batch * C.
 
-What every strategy keeps to:
+Conventions of all strategies:
 
 * an array's entries are quarters of small whole numbers (exact in float32; they shrink to 0 and
-  hit degenerate cases: zeros, equal rows), or Gaussian;
-* conditioning is bounded and stated: an argument ``cond`` bounds the ratio of the largest to the
-  smallest eigenvalue (or variance), and is never exceeded but for rounding;
-* where ``dtype`` is None the draw chooses float64 or float32; whatever the dtype, ``cond`` is
-  lowered to what it can hold (:func:`cond_limit`);
-* every array drawn is read-only: an implementation that writes to its inputs raises on the spot.
+  include degenerate cases: zeros, equal rows), or Gaussian;
+* conditioning is bounded: an argument ``cond`` bounds the ratio of the largest to the smallest
+  eigenvalue (or variance), up to rounding;
+* if ``dtype`` is None it is drawn, float64 or float32; ``cond`` is lowered to what the dtype can
+  represent (:func:`cond_limit`);
+* every array drawn is read-only: an implementation that writes to its inputs raises at once.
 """
 
 from loko_ref.errors import MissingExtraError
@@ -89,3 +89,8 @@ __all__ = [
     "transformers",
     "variances",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Exact facts of one measurement update, to hold a filter of one's own to.
+"""Exact properties of one measurement update, to test a filter against.
 
     from loko_ref.strategies import diagonal_problems, facts
 
@@ -7,9 +7,8 @@
     def test_fact(fact, problem):
         facts.DIAGONAL[fact](my_update, problem)
 
-They need no reference: each compares an update with itself, or with a bound. How far two correct
-updates may be apart is computed from the problem (:mod:`loko_ref.conformance.user_inputs`).
-[TOL-1]
+They need no reference: each compares an update with itself, or with a bound. The tolerance between
+two correct updates is computed from the problem (:mod:`loko_ref.conformance.user_inputs`).  [TOL-1]
 
 Shapes: theta, p (n,); P (n, n); H (m, n); e (m,); R (m, m).
 """
@@ -24,7 +23,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.judge.tolerance import tolerance
-from loko_ref.conformance.user_inputs import own_case
+from loko_ref.conformance.user_inputs import user_case
 from loko_ref.strategies.problems import DenseProblem, DiagonalProblem
 
 __all__ = ["DENSE", "DIAGONAL", "Fact", "Update"]
@@ -37,14 +36,14 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """A fact about an update: call it with the update and a problem.
+    """A property of an update: call it with the update and a problem.
 
     Attributes
     ----------
     statement : str
-        What holds.
+        The property.
     labels : tuple of str
-        Where it is derived.
+        Its derivations.
     check : callable
         ``(compare) -> None``; see :class:`_Trial`.
     """
@@ -61,23 +60,24 @@ class Fact:
         Parameters
         ----------
         update : callable
-            Yours.
+            The update under test.
         problem : DiagonalProblem or DenseProblem
-            Drawn.
+            Its inputs.
         **options
-            The options that the update has been made for, such as ``diagonal="variational"``; they
-            set the tolerance, and are not passed on.
+            The options that the update implements, such as ``diagonal="variational"``; they
+            determine the tolerance, and are not passed on.
 
         Raises
         ------
         AssertionError
-            If it does not hold; states the fact, its label, and the element that is farthest off.
+            If it does not hold; with the statement, its label, and the element that is farthest
+            off.
         """
         self.check(_Trial(self, update, problem, options))
 
 
 class _Trial:
-    """One update under one fact: runs it on changed inputs, and compares what came."""
+    """One update and one property: runs the update on modified inputs and compares the outputs."""
 
     def __init__(
         self,
@@ -98,21 +98,21 @@ class _Trial:
         return np.asarray(array, dtype=np.float64).astype(self.given["H"].dtype)
 
     def run(self, **changes: Any) -> tuple[Mapping[str, Any], dict[str, Array | None]]:
-        """Update with some inputs changed; what came, and the tolerance of each output."""
+        """Run the update with some inputs replaced; return outputs and their tolerances."""
         arguments = self.given | {k: self.cast(a) for k, a in changes.items()}
         name = "kalman.dense_update" if self.dense else "kalman.diagonal_update"
         with np.errstate(all="ignore"):
-            allowed = tolerance(own_case(name, arguments, **self.options))
+            allowed = tolerance(user_case(name, arguments, **self.options))
         got = self.update(**{k: np.array(a) for k, a in arguments.items()})
         return got, {k: allowed[k] for k in ("theta", self.variances)}
 
     def near(self, name: str, got: Any, wanted: Any, allowed: Array | None) -> None:
-        """Require two arrays to agree within a tolerance."""
+        """Raise unless two arrays agree within a tolerance."""
         if allowed is not None:
             self.below(name, np.abs(np.asarray(got, float) - np.asarray(wanted, float)), allowed)
 
     def below(self, name: str, value: Any, bound: Any) -> None:
-        """Require an array to stay below another (NaN does not)."""
+        """Raise unless an array is at most another, element by element (NaN is not)."""
         value, bound = np.broadcast_arrays(np.asarray(value, float), np.asarray(bound, float))
         good = value <= bound
         if good.all():
@@ -145,7 +145,7 @@ def _linear(t: _Trial) -> None:
 
 
 def _same(t: _Trial, changes: Arguments) -> None:
-    """Require both posteriors to be the same after a change of the inputs."""
+    """Raise unless both posteriors are the same after a change of the inputs."""
     (a, tol_a), (b, tol_b) = t.run(), t.run(**changes)
     for name, one in tol_a.items():
         other = tol_b[name]
@@ -172,7 +172,7 @@ def _unseen(t: _Trial) -> None:
     H = np.array(t.given["H"], float)
     H[:, 0] = 0
     given = t.given[t.variances]
-    if t.dense:  # without correlations nothing is learned of it
+    if t.dense:  # uncorrelated with the others, so that no observation informs it
         given = np.array(given, float)
         given[0, 1:] = given[1:, 0] = 0
     got, allowed = t.run(**{"H": H, t.variances: given})
@@ -203,7 +203,7 @@ def _shrinks_dense(t: _Trial) -> None:
 
 
 def _rescaled(t: _Trial) -> None:
-    """Change the units of theta by powers of two: exact in floating point."""
+    """Rescale theta by powers of two, which is exact in floating point."""
     c = 2.0 ** t.rng.integers(-3, 4, t.n)
     square = np.outer(c, c) if t.dense else c**2
     v = t.variances
@@ -218,7 +218,7 @@ def _rescaled(t: _Trial) -> None:
 
 
 def _turned(t: _Trial) -> None:
-    """Change the parameters orthogonally: for the dense filter alone."""
+    """Change the parameters orthogonally; for the dense filter only."""
     Q = np.linalg.qr(t.rng.standard_normal((t.n, t.n)))[0]
     theta, P, H = (np.asarray(t.given[k], float) for k in ("theta", "P", "H"))
     turned = Q @ P @ Q.T
@@ -236,7 +236,7 @@ def _turned(t: _Trial) -> None:
 
 
 def _one_by_one(t: _Trial) -> None:
-    """Take outputs with independent noise one after another."""
+    """Process outputs with independent noise one after another."""
     R = np.diag(np.diagonal(np.asarray(t.given["R"], float)))
     whole, tol = t.run(R=R)
     theta, P = (np.asarray(t.given[k]) for k in ("theta", "P"))
@@ -259,25 +259,25 @@ def _fact(check: Callable[[_Trial], None], labels: str, statement: str) -> Fact:
 
 
 _BOTH = {
-    "still": _fact(_still, "KAL-2", "e = 0 leaves theta"),
+    "still": _fact(_still, "KAL-2", "e = 0 leaves theta unchanged"),
     "blind": _fact(_blind, "KAL-2", "the posterior covariance does not depend on e"),
     "linear": _fact(_linear, "KAL-2", "theta moves in proportion to e"),
     "permuted": _fact(_permuted, "KAL-7", "the order of the outputs changes nothing"),
     "mixed": _fact(_mixed, "KAL-7", "an invertible change of the outputs changes nothing"),
-    "unseen": _fact(_unseen, "KAL-2 DIAG-4", "what no output depends on stays as it was"),
-    "rescaled": _fact(_rescaled, "KAL-7", "other units of the parameters change units alone"),
+    "unseen": _fact(_unseen, "KAL-2 DIAG-4", "a parameter that no output depends on is unchanged"),
+    "rescaled": _fact(_rescaled, "KAL-7", "rescaled parameters give the rescaled posterior"),
 }
 
 DIAGONAL: Mapping[str, Fact] = _BOTH | {
     "shrinks": _fact(_shrinks, "DIAG-4", "0 < p+ <= p"),
 }
-"""Facts of an update with a diagonal prior, decoupled or variational."""
+"""Properties of an update with a diagonal prior, decoupled or variational."""
 
 DENSE: Mapping[str, Fact] = _BOTH | {
     "shrinks": _fact(_shrinks_dense, "KAL-2 KAL-4", "P+ is symmetric, and 0 < P+ <= P"),
     "turned": _fact(_turned, "KAL-7", "a rotation of the parameters rotates the posterior"),
     "one by one": _fact(
-        _one_by_one, "KAL-5", "independent outputs one after another are all of them at once"
+        _one_by_one, "KAL-5", "independent outputs one after another give the joint update"
     ),
 }
-"""Facts of an update with a dense prior."""
+"""Properties of an update with a dense prior."""

@@ -1,4 +1,4 @@
-"""Draws of LTE: a configuration, where its heads begin, and the data of a short run.
+"""Strategies for LTE: a configuration, the heads' initial factors, and the data of a short run.
 
 Shapes: x (steps, batch, i); y (steps, batch, C); factors (heads, r, i) and (heads, o, r).
 """
@@ -31,15 +31,15 @@ STEPS = (
     AdamW(lr=0.03125, eps=0.25),
     AdamW(lr=0.03125, beta1=0.5, eps=0.25, weight_decay=0.5),
 )
-"""Steps of moderate size. eps is large: where a gradient all but cancels, a small one would leave
-the quotient few digits to be judged by."""
+"""Steps of moderate size. eps is large: with a small one, the quotient of a nearly cancelling
+gradient would have few significant digits."""
 
 
 LTE_ALONE = ("realisation", "reset", "optimizer_state", "reduction", "merging", "filter_merge")
-"""Choices that ``mhlora`` leaves at their defaults."""
+"""Options that ``mhlora`` leaves at their defaults."""
 
 LARGEST = 100.0
-"""A run in which an entry of theta grows beyond this diverges, and is not drawn."""
+"""A run in which an entry of theta grows beyond this counts as divergent, and is not drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,11 +49,11 @@ class LteRun:
     Attributes
     ----------
     config : LteConfig
-        Every choice.
+        All options.
     weights, factors : dict of str to array
-        Where it begins: shared weights, and each head's factors; B is not held at 0.
+        The initial shared weights, and each head's factors; B is not 0.
     x, y : arrays
-        One batch a step, all heads' together; y one-hot, or real rows for ``mse``.
+        One batch per step, for all heads; y one-hot, or real rows for ``mse``.
     redraws : dict of str to array (merges, heads, r, i)
         A after each merge, for ``reset="AB"``; else empty.
     """
@@ -102,7 +102,7 @@ class LteRun:
 
 @st.composite
 def _choices(draw: st.DrawFn, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw choices that go together, and with those that are fixed."""
+    """Draw options that are compatible with each other and with the fixed ones."""
     usual = {f.name: f.default for f in fields(lte.LteConfig)}
     alone = any(fixed.get(name, usual[name]) != usual[name] for name in LTE_ALONE)
     optimizer, losses = draw(st.sampled_from(STEPS)), ["cross_entropy", "mse"]
@@ -141,14 +141,14 @@ def lte_runs(
     dtype: str | None = None,
     **fixed: Any,
 ) -> LteRun:
-    """Draw a short run of LTE that does not diverge: network, choices, every head's factors, data.
+    """Draw a short run of LTE that does not diverge: network, options, every head's factors, data.
 
     Parameters
     ----------
     max_heads, max_steps : int
         Bounds on the number of heads and of steps.
     max_chunk : int
-        The most samples that a head sees in a step (of ``replicated``, that all see).
+        The most samples per head and step (with ``replicated``, shared by all heads).
     dtype : str, optional
         float64 or float32; None draws it.
     **fixed
@@ -161,7 +161,7 @@ def lte_runs(
     spec: Sequence[dict[str, Any]] = [dict(layer) for layer in net.spec]
     filters = isinstance(chosen["optimizer"], lte.Loko) and chosen["mode"] == "mhlora"
     if len(spec) > 1 and not filters and draw(st.booleans()):
-        spec[-1].pop("lora", None)  # a layer without LoRA: a copy a head
+        spec[-1].pop("lora", None)  # a layer without LoRA: one copy per head
     config = lte.LteConfig(spec=spec, heads=heads, **chosen)
     shapes = param_shapes(spec)
     factors = {

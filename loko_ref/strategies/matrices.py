@@ -1,4 +1,4 @@
-"""Draws of vectors and matrices: entries, variances, covariances, probabilities.
+"""Strategies for vectors and matrices: entries, variances, covariances, probabilities.
 
 Shapes: p (n,); R, P (m, m); yhat (batch, C).
 """
@@ -31,9 +31,9 @@ Floats = NDArray[np.floating[Any]]
 
 
 def cond_limit(m: int, dtype: str = "float64") -> float:
-    """Largest conditioning that is drawn at size m: ``1 / (64 m eps)``.
+    """Return the largest condition number drawn at size m: ``1 / (64 m eps)``.
 
-    Up to there an m x m matrix is positive definite after rounding, with a margin.
+    Up to it an m x m matrix is positive definite after rounding, with a margin.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def dtypes() -> st.SearchStrategy[str]:
 
 
 def dtype_or(dtype: str | None) -> st.SearchStrategy[str]:
-    """Take the dtype that is given, or draw one."""
+    """Return the given dtype, or draw one."""
     return dtypes() if dtype is None else st.just(dtype)
 
 
@@ -94,7 +94,7 @@ def arrays(
     count = math.prod(shape)
     most = int(4 * size)
     quarters = draw(st.lists(st.integers(-most, most), min_size=count, max_size=count))
-    if draw(st.booleans()):  # the same numbers as a seed: a failing example shrinks to quarters
+    if draw(st.booleans()):  # the quarters are the seed: a failing example shrinks to quarters
         rng = np.random.default_rng([most + q for q in quarters] or 0)
         a = np.clip(rng.standard_normal(shape) * (size / 4), -size, size)
     else:
@@ -121,7 +121,7 @@ def variances(
     Parameters
     ----------
     n : int
-        How many.
+        Their number.
     cond : float
         Bound on max(p) / min(p).
     scale : (float, float)

@@ -1,4 +1,4 @@
-"""Draws of one site's factors and of multilayer perceptrons with LoRA.
+"""Strategies for one site's factors and for multilayer perceptrons with LoRA.
 
 Shapes: A (r, i); B (o, r); W (o, i); b (o,).
 """
@@ -23,16 +23,16 @@ def factors(
     bias: bool | None = None,
     dtype: str | None = None,
 ) -> dict[str, Floats]:
-    """Draw one site's trained factors: A (r, i), B (o, r), perhaps bA (r,), bB (o,).
+    """Draw one site's trained factors: A (r, i), B (o, r), possibly bA (r,), bB (o,).
 
-    B is not held at 0, where training begins.
+    Unlike at initialization, B is not 0.
 
     Parameters
     ----------
     max_width : int
         Bound on i and o; 1 <= r <= min(i, o).
     bias : bool, optional
-        Whether bA and bB are there; None draws it.
+        Whether there are bA and bB; None draws it.
     dtype : str, optional
         float64 or float32; None draws it.
     """

@@ -1,4 +1,4 @@
-"""Draws of one measurement update, with a diagonal prior, a dense one, and for ``glm``.
+"""Strategies for one measurement update, with a diagonal or dense prior, and for ``glm``.
 
 Shapes: theta, p (n,); P (n, n); H, Z (m, n); e (m,); R (m, m); yhat (batch, C), m = batch * C.
 """
@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Named:
-    """Named arrays, given to an implementation by :meth:`arguments`."""
+    """Named arrays, the keyword arguments of an implementation."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the arrays by name, as keyword arguments of an update."""
@@ -45,7 +45,7 @@ class _Named:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Problem(_Named):
-    """One that has a prior mean."""
+    """A problem with a prior mean."""
 
     theta: Floats
 
@@ -171,7 +171,7 @@ def dense_problems(
     cond : float
         Bound on cond(P) and on cond(R).
     diagonal_noise : bool
-        Whether R is diagonal, as sequential scalar updates need it.
+        Whether R is diagonal, as required by sequential scalar updates.
     dtype : str, optional
         float64 or float32; None draws it.
     """
@@ -226,7 +226,7 @@ def glm_problems(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ObservationProblem(_Named):
-    """What an observation model takes.
+    """The inputs of an observation model.
 
     Attributes
     ----------
@@ -259,7 +259,7 @@ def observation_problems(
     Parameters
     ----------
     observation : {"glm", "softmax", "logits", "gaussian"}
-        For which; classes are at least 2 but for ``gaussian``.
+        The observation model; except for ``gaussian`` there are at least 2 classes.
     max_n, max_batch, max_C : int
         Bounds on parameters, samples and outputs.
     margin : float

@@ -1,4 +1,4 @@
-"""Draws of LoKO's steps: configurations, batches and states that belong to a network.
+"""Strategies for LoKO's steps: configurations, batches and states for a network.
 
 Shapes: theta, p (n,); P (n, n); R (m, m), m = batch * C.
 """
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loko_ref import kalman
 from loko_ref.errors import InputError
 from loko_ref.loko import COVARIANCES, Batch, LokoConfig, LokoState
-from loko_ref.network.kinds.tokens import Embedding
+from loko_ref.network.layers import embedding
 from loko_ref.network.model import Model, pack, sites
 from loko_ref.network.spec import reads_tokens
 from loko_ref.strategies.matrices import arrays, frozen, spd_matrices, variances
@@ -23,7 +23,7 @@ from loko_ref.strategies.networks import models
 __all__ = ["StepProblem", "batches", "configs", "states", "step_problems"]
 
 DENSE_FORMS = ("joseph", "textbook", "information")
-"""Forms that take any R; ``sequential`` takes a diagonal one alone."""
+"""Forms that accept any R; ``sequential`` requires a diagonal one."""
 
 SEQUENTIAL = (("gaussian", "fixed"), ("logits", "fixed"))
 """Observations and estimators whose R stays diagonal."""
@@ -31,12 +31,12 @@ SEQUENTIAL = (("gaussian", "fixed"), ("logits", "fixed"))
 
 @st.composite
 def _ids(draw: st.DrawFn, layer: dict[str, Any], size: int) -> Any:
-    """Draw token ids (size, t), or (size, channels, t), as an embedding takes them."""
+    """Draw token ids (size, t), or (size, channels, t), for an embedding."""
     start, pad = layer.get("start"), layer.get("pad")
     t = draw(st.integers(1, layer["positions"] - (0 if start is None else start + 1)))
     tops = {"ids": layer["vocab"], "types": layer.get("types", 1), "mask": 2}
     channels = {}
-    for name in Embedding.inputs(layer):
+    for name in embedding.channels(layer):
         entries = st.lists(st.integers(0, tops[name] - 1), min_size=size * t, max_size=size * t)
         channels[name] = np.array(draw(entries)).reshape(size, t)
     if "mask" in channels:
@@ -44,13 +44,13 @@ def _ids(draw: st.DrawFn, layer: dict[str, Any], size: int) -> Any:
     elif pad is not None:
         first = channels["ids"][:, 0]
         first[first == pad] = (pad + 1) % layer["vocab"]
-    stacked = [channels[name] for name in Embedding.inputs(layer)]
+    stacked = [channels[name] for name in embedding.channels(layer)]
     return frozen(stacked[0] if len(stacked) == 1 else np.stack(stacked, axis=1))
 
 
 @st.composite
 def _inputs(draw: st.DrawFn, model: Model, size: int) -> Any:
-    """Draw what a model's first layer takes."""
+    """Draw the input of a model's first layer."""
     first = dict(model.spec[0])
     if first["kind"] == "embedding":
         return draw(_ids(first, size))
@@ -71,19 +71,19 @@ def batches(
 ) -> Batch:
     """Draw a batch for a model: inputs x, and labels (real rows for ``gaussian``).
 
-    x is what the model reads: features (batch, i) or (batch, t, width), flat images, or token ids;
-    each text has a token that is not padding.
+    x holds features (batch, i) or (batch, t, width), flat images, or token ids, as the model
+    requires; each text has a token that is not padding.
 
     Parameters
     ----------
     model : Model
-        Gives shapes and dtype.
+        Determines shapes and dtype.
     observation : str
-        The observation model for which y is meant.
+        The observation model, which determines y.
     size : int, optional
-        Samples; None draws 1 to `max_size`.
+        Number of samples; None draws 1 to `max_size`.
     max_size : int
-        The most samples.
+        Most samples.
     """
     size = draw(st.integers(1, max_size)) if size is None else size
     dtype, C = str(model.dtype), model.outputs
@@ -104,16 +104,16 @@ def configs(
     dense_form: str | None = None,
     **fixed: Any,
 ) -> LokoConfig:
-    """Draw a valid LoKO configuration for a model, from every choice that the package lists.
+    """Draw a valid LoKO configuration for a model, from all options of the package.
 
     Parameters
     ----------
     model : Model
-        The network; one with a single output is observed as ``gaussian``.
+        The network; with a single output the observation is ``gaussian``.
     covariance : {"diagonal", "dense"}, optional
         None draws it.
     dense_form : {"textbook", "joseph", "information"}, optional
-        Form of the update where the covariance is dense; None draws it.
+        Form of the update if the covariance is dense; None draws it.
     **fixed
         Any further field of :class:`loko_ref.loko.LokoConfig`, taken as given.
     """
@@ -133,7 +133,7 @@ def configs(
         raise InputError(
             "configs",
             f"{got} for a model with {model.outputs} outputs",
-            "choices that go together; one output is observed as 'gaussian'",
+            "compatible options; with one output the observation is 'gaussian'",
             "an observation of classes, or an estimator of another observation",
         )
     observation, noise, timing = draw(st.sampled_from(valid))
@@ -166,15 +166,16 @@ def configs(
 def states(draw: st.DrawFn, config: LokoConfig, *, batch: int = 1, cond: float = 1e3) -> LokoState:
     """Draw a filter's state in the middle of a run.
 
-    R is symmetric positive definite; for ``softmax`` and centred ``logits`` it has the form that
-    their averages keep, r I plus contrasts: each sample's all-ones vector is an eigenvector.
+    R is symmetric positive definite; for ``softmax`` and centred ``logits`` it has the form
+    preserved by their averages, r I plus contrasts: each sample's all-ones vector is an
+    eigenvector.
 
     Parameters
     ----------
     config : LokoConfig
-        The choices; gives model and dtype.
+        The configuration, with model and dtype.
     batch : int
-        Samples a step.
+        Samples per step.
     cond : float
         Bound on the conditioning of p (or P) and R.
     """
@@ -212,11 +213,11 @@ class StepProblem:
     Attributes
     ----------
     config : LokoConfig
-        The choices, and the network.
+        The options, and the network.
     state : LokoState
         Before the step.
     batch : Batch
-        What is seen.
+        Inputs and targets.
     """
 
     config: LokoConfig
@@ -226,7 +227,7 @@ class StepProblem:
     def arguments(self) -> dict[str, Any]:
         """Return the inputs and options of the catalogue's ``loko.step``, by name.
 
-        y is one-hot, ``weights`` the frozen arrays alone, token ids are held in the dtype.
+        y is one-hot, ``weights`` holds the frozen arrays only, token ids have the model's dtype.
         """
         c, s, model = self.config, self.state, self.config.model
         y = self.batch.y
@@ -257,20 +258,20 @@ def step_problems(
     cond: float = 1e2,
     **fixed: Any,
 ) -> StepProblem:
-    """Draw a step of LoKO in the middle of a run: network, choices, state, batch.
+    """Draw a step of LoKO in the middle of a run: network, options, state, batch.
 
     Parameters
     ----------
     networks : strategy of Model, optional
         Default: ``models(max_width=4, max_depth=2, min_outputs=2)``; ``transformers()`` too.
     max_size : int
-        The most samples of the batch.
+        Most samples of the batch.
     cond : float
         Bound on the conditioning of p (or P) and R.
     **fixed
-        Fields of :class:`loko_ref.loko.LokoConfig`, taken as given. Where they are not given, beta
-        is not 0, which would leave R without rank, and a dense update is the textbook's, as the
-        catalogue's is (unless the covariance, or an option of the diagonal alone, says diagonal).
+        Fields of :class:`loko_ref.loko.LokoConfig`, taken as given. Unless given, beta is not 0,
+        which would make R rank-deficient, and a dense update has the textbook form, as in the
+        catalogue.
     """
     if networks is None:
         networks = models(max_width=4, max_depth=2, min_outputs=2)

@@ -1,4 +1,4 @@
-"""Draws of transformers: encoders of features, of texts (BERT, RoBERTa) and of images (ViT).
+"""Strategies for transformers: encoders of features, texts (BERT, RoBERTa) and images (ViT).
 
 Shapes: features (batch, t, width); ids (batch, t) or (batch, channels, t); images flat.
 """
@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from loko_ref.checks.values import check_choice
 from loko_ref.network.architectures import TARGETS, bert_spec, encoder_spec, roberta_spec, vit_spec
 from loko_ref.network.layers.activation import ACTIVATIONS
+from loko_ref.network.layers.embedding import Channel
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.strategies.matrices import dtype_or, frozen
 
 __all__ = ["KINDS", "transformer_specs", "transformers"]
 
 KINDS = ("features", "text", "image")
-"""What a drawn transformer reads."""
+"""Inputs of a drawn transformer."""
 
 
 @st.composite
@@ -40,13 +41,13 @@ def transformer_specs(
     Parameters
     ----------
     kinds : tuple of {"features", "text", "image"}
-        What it may read.
+        The kinds of input to draw from.
     max_layers, max_width : int
         Bounds on the number of blocks and on the width of a token and of a feed-forward.
     min_outputs : int
         Least width of the output.
     eps : float
-        Of every norm. A norm divides by at least its root, so errors may grow by 1 / sqrt(eps) in
+        Of every norm. A norm divides by at least sqrt(eps), so errors may grow by 1 / sqrt(eps) in
         each; published models have 1e-5 to 1e-12.
 
     Examples
@@ -90,7 +91,7 @@ def transformer_specs(
     if draw(st.booleans()):
         return roberta_spec(**common)
     types = draw(st.integers(0, 2))
-    inputs = ["ids"]
+    inputs: list[Channel] = ["ids"]
     inputs += ["types"] if types and draw(st.booleans()) else []
     inputs += ["mask"] if draw(st.booleans()) else []
     pad = draw(st.sampled_from([None, 0]))
@@ -101,10 +102,10 @@ def transformer_specs(
 def transformers(
     draw: st.DrawFn, /, *, size: float = 1.0, dtype: str | None = None, **choices: Any
 ) -> Model:
-    """Draw a transformer with weights of order 1; B is not held at 0.
+    """Draw a transformer with weights of order 1; B is not 0.
 
-    The weights are quarters of whole numbers, all from one drawn seed: of a failing example the
-    spec shrinks, the weights do not.
+    The weights are quarters of whole numbers, all from one drawn seed: in a failing example the
+    spec shrinks, but not the weights.
 
     Parameters
     ----------

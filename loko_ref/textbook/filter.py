@@ -17,18 +17,10 @@ import numpy as np
 import scipy.linalg
 
 from loko_ref.arrays import Array
-from loko_ref.textbook.network import NETWORK, forward, jacobian
-from loko_ref.textbook.values import Formula, Values, identity
+from loko_ref.textbook.network import NETWORK, arrays, ways
+from loko_ref.textbook.quantities import Formula, Values, evaluate, identity
 
-__all__ = [
-    "FORMULAS",
-    "Formula",
-    "Values",
-    "forward",
-    "identity",
-    "jacobian",
-    "predicted_covariance",
-]
+__all__ = ["FORMULAS", "Formula", "Values", "identity", "predicted_covariance"]
 
 
 @cache
@@ -110,12 +102,6 @@ def _p_dense(v: Values) -> Array:
 # ------------------------------------------------------------ observation
 
 
-def _z(v: Values) -> Array:
-    """Run the network at theta, or at the factors among the weights; what Z needs is left in v."""
-    z, v["caches"] = forward(v, v.get("theta"))
-    return z
-
-
 def _yhat(v: Values) -> Array:
     return v.z if v.observation == "gaussian" else v.F["softmax"](v, v.z)
 
@@ -158,7 +144,11 @@ def _ema_hph(v: Values) -> Array:
 def _residual(v: Values) -> Array:
     """``y - h(theta+)`` (m,); h is ``v.outputs`` where LTE's heads have it.  [NOISE-4]."""
     w = Values(v)
-    w["z"] = v.outputs(v.theta_post) if "outputs" in v else forward(w, v.theta_post)[0]
+    if "outputs" in v:
+        w["z"] = v.outputs(v.theta_post)
+    else:
+        w["theta"], spec = v.theta_post, v.F["layers"](v.spec)
+        evaluate(w, (arrays(spec, packed=True), *ways(spec)[0]))
     return (v.y - v.F["yhat"](w)).reshape(-1)
 
 
@@ -185,8 +175,6 @@ FORMULAS: dict[str, Formula] = {
     "p.decoupled": _p_decoupled,
     "p.variational": _p_variational,
     "p.dense": _p_dense,
-    "z": _z,
-    "Z": lambda v: jacobian(v, v.caches, v.z.shape[1]),
     "yhat": _yhat,
     "e": _e,
     "J": _J,

@@ -1,10 +1,14 @@
-"""The kinds of layer that hold no other, by their plain formulas (see ``network``).
+"""A network's quantities, layer by layer: linears, activations and norms (see ``network``).
 
-A kind is a pair of functions: forward, ``(v, layer, weights, x) -> (y, kept)``, and back,
-``(v, layer, kept, d, parts) -> dx``, which puts the derivatives by the LoRA factors into `parts`.
-Every equation is an entry of ``v.F``, so that it can be exchanged.
+A kind is a function ``(net, layer, place, x) -> (y, back)``: it writes the quantities of the way
+forward, from the name x of its input to the name y of its output, and ``back(d) -> dx`` those of
+the way back. Every equation calls entries of ``v.F``, so that it can be exchanged.
 
-Shapes: x, y (batch, ..., width), with an axis of t tokens in between where there are tokens; mask
+Names: ``z.place`` is the output of a layer, ``u.place`` a linear's ``A x``, ``dx.place`` the
+cotangent of a layer's input, ``D.name.A`` the derivative by a factor, ``G.name.token`` by a table.
+A place is a layer's name, or its number where it has none.
+
+Shapes: x, z (batch, ..., width), with an axis of t tokens in between where there are tokens; mask
 (batch, t) of bool or None. Cotangents, one an output of the network, stand behind the batch: d, dx
 (batch, C, ..., width); a factor's derivative (batch, C, *shape).
 """
@@ -12,60 +16,131 @@ Shapes: x, y (batch, ..., width), with an axis of t tokens in between where ther
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.special
 
 from loko_ref.arrays import Array
-from loko_ref.textbook.values import Formula, Values
+from loko_ref.textbook.quantities import Formula, Quantity, Values
 
-__all__ = [
-    "LEAVES",
-    "LEAVES_FORMULAS",
-    "Kind",
-    "Layer",
-    "Parts",
-    "Weights",
-    "linear",
-    "linear_back",
-]
+__all__ = ["LEAVES", "LEAVES_FORMULAS", "Back", "Kind", "Layer", "Net", "linear"]
 
 Layer = Mapping[str, Any]
-Weights = Mapping[str, Array]
-Parts = dict[str, Array]
-Kind = tuple[Callable[..., tuple[Array, Any]], Callable[..., Array]]
+Back = Callable[[str], str]
+Kind = Callable[..., tuple[str, Back]]
+
+
+class Net:
+    """The quantities of a network as they are written.
+
+    Attributes
+    ----------
+    flow : list of Quantity
+        Those so far, each after its parents.
+    names : set of str
+        Names of the layers that have one: the others' places are none of these.
+    mask : str or None
+        Name of the mask where the walk stands.
+    tables : bool
+        Whether the way back has the derivatives by tables.
+    """
+
+    def __init__(self, names: Iterable[str], tables: bool = False) -> None:
+        self.flow: list[Quantity] = []
+        self.names = set(names)
+        self.mask: str | None = None
+        self.tables = tables
+
+    def put(
+        self,
+        name: str,
+        parents: Sequence[str | None],
+        rule: Formula,
+        equation: str = "",
+        labels: str = "",
+        formula: str = "",
+        **more: Any,
+    ) -> str:
+        """Write a quantity, ``rule(v, *parents)`` of it; return its name."""
+        known = tuple(parent for parent in parents if parent is not None)
+
+        def computed(v: Values) -> Any:
+            return rule(v, *(None if parent is None else v[parent] for parent in parents))
+
+        self.flow.append(
+            Quantity(
+                name=name,
+                parents=known,
+                formula=formula,
+                equation=equation,
+                labels=tuple(labels.split()),
+                rule=computed,
+                **{"hidden": True, **more},
+            )
+        )
+        return name
+
+    def own(self, name: str) -> str:
+        """Write the arrays of one layer, by their last names."""
+
+        def arrays(v: Values, every: Mapping[str, Array]) -> dict[str, Array]:
+            parts = {key: key.rsplit(".", 1) for key in every}
+            return {last: every[key] for key, (site, last) in parts.items() if site == name}
+
+        return self.put(f"arrays.{name}", ["arrays"], arrays, "its arrays", "LORA-4", exact=True)
+
 
 # ------------------------------------------------------------------ linear, with its LoRA branch
 
 
-def linear(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
+def linear(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
     """``y = W x + b + scale (B u + bB)``, ``u = A x + bA``.  [LAY-1, LAY-2, LAY-3]."""
-    name = layer["name"]
-    w = {k.rsplit(".", 1)[1]: a for k, a in weights.items() if k.rsplit(".", 1)[0] == name}
-    y = x @ w["W"].T + v.F["bias"](w)
-    u, scale = None, 0.0
-    if layer.get("lora"):
-        scale = v.F["scale"](layer["lora"]["alpha"], layer["lora"]["r"])
-        u = v.keep("u", x @ w["A"].T + w.get("bA", 0.0))
-        y = y + v.F["branch"](v, scale, u, w)
-    return y, (x, u, w, scale)
+    name, lora = layer["name"], layer.get("lora") or {}
+    w, u, put = net.own(name), None, net.put
 
+    def scale(v: Values) -> float:
+        return float(v.F["scale"](lora["alpha"], lora["r"]))
 
-def linear_back(v: Values, layer: Layer, kept: Any, d: Array, parts: Parts) -> Array:
-    """``dx = W' d + A' du``, ``du = B' dv``, ``dv = scale d``; dA = du x', dB = dv u'."""
-    x, u, w, scale = kept
-    name, dx = layer["name"], d @ w["W"]
-    if layer.get("lora"):
-        dv = v.F["jacobian_scale"](scale) * d
-        du = v.keep("du", dv @ w["B"])
-        outer, total = v.F["outer"], v.F["total"]
-        parts[f"{name}.A"], parts[f"{name}.B"] = outer(du, x), outer(dv, u)
-        parts[f"{name}.bA"], parts[f"{name}.bB"] = total(du), total(v.F["shift_back"](dv, d))
-        dx = dx + v.F["branch_back"](du @ w["A"])
-    kept_dx: Array = v.keep("d", dx)
-    return kept_dx
+    def output(v: Values, x: Array, w: Any, u: Array | None) -> Array:
+        y = x @ w["W"].T + v.F["bias"](w)
+        return y if u is None else y + v.F["branch"](v, scale(v), u, w)
+
+    if lora:
+        u = put(
+            f"u.{name}", [x, w], lambda v, x, w: x @ w["A"].T + w.get("bA", 0.0),
+            "A x + bA", "LAY-2", shape="(batch, ..., r)",
+        )  # fmt: skip
+    equation = "W x + b + (alpha / r) (B u + bB)" if lora else "W x + b"
+    labels = "LAY-1 LAY-2 LAY-3" if lora else "LAY-1"
+    z = put(f"z.{place}", [x, w, u], output, equation, labels, "branch" if lora else "bias",
+            shape="(batch, ..., o)")  # fmt: skip
+
+    def back(d: str) -> str:
+        """``dx = W' d + A' du``, ``du = B' dv``, ``dv = scale d``; dA = du x', dB = dv u'."""
+        if not lora:
+            return put(f"dx.{name}", [d, w], lambda v, d, w: d @ w["W"], "W' d", "LAY-1")
+        dv = put(f"dv.{name}", [d], lambda v, d: v.F["jacobian_scale"](scale(v)) * d,
+                 "(alpha / r) d", "LAY-3", "jacobian_scale", exact=True)  # fmt: skip
+        du = put(f"du.{name}", [dv, w], lambda v, dv, w: dv @ w["B"], "B' dv", "LAY-3")
+
+        def factor(key: str, parents: list[Any], rule: Formula, equation: str, name_: str) -> None:
+            put(f"D.{name}.{key}", parents, rule, equation, "LAY-3", name_, exact=True)
+
+        factor("A", [du, x], lambda v, du, x: v.F["outer"](du, x), "sum_t du x'", "outer")
+        factor("B", [dv, u], lambda v, dv, u: v.F["outer"](dv, u), "sum_t dv u'", "outer")
+        if lora.get("bias"):
+            factor("bA", [du], lambda v, du: v.F["total"](du), "sum_t du", "total")
+            factor("bB", [dv, d], lambda v, dv, d: v.F["total"](v.F["shift_back"](dv, d)),
+                   "sum_t dv", "total")  # fmt: skip
+        return put(
+            f"dx.{name}", [d, w, du],
+            lambda v, d, w, du: d @ w["W"] + v.F["branch_back"](du @ w["A"]),
+            "W' d + A' du", "LAY-1 LAY-3", "branch_back",
+        )  # fmt: skip
+
+    return z, back
 
 
 def _outer(d: Array, x: Array) -> Array:
@@ -80,7 +155,7 @@ def _total(d: Array) -> Array:
     return np.asarray(d.reshape(*d.shape[:2], -1, d.shape[-1]).sum(axis=2))
 
 
-def _branch(v: Values, scale: float, u: Array, w: Weights) -> Array:
+def _branch(v: Values, scale: float, u: Array, w: Mapping[str, Array]) -> Array:
     """``scale (B u + bB)``."""
     return scale * np.asarray(v.keep("v", u @ w["B"].T + w.get("bB", 0.0)))
 
@@ -108,22 +183,33 @@ def _softmax(v: Values, z: Array) -> Array:
     return np.asarray(np.exp(z - v.keep("lse", lse)))
 
 
-def _of_input(value: Formula, slope: Formula) -> tuple[Formula, Formula]:
-    """Pair of an activation whose slope is taken at its input."""
-    return (
-        lambda v, layer, weights, x: (value(v, x), x),
-        lambda v, layer, x, d, parts: d * slope(v, x)[:, None],
-    )
+def _of_input(kind: str, value: Formula, slope: Formula, equation: str, label: str) -> Kind:
+    """Activation whose slope is taken at its input."""
+
+    def made(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
+        z = net.put(f"z.{place}", [x], value, equation, label, kind)
+        return z, lambda d: net.put(
+            f"dx.{place}", [x, d], lambda v, x, d: d * slope(v, x)[:, None],
+            "the slope at x, times d", label, kind, exact=True,
+        )  # fmt: skip
+
+    return made
 
 
-def _of_output(kind: str, back: Formula) -> tuple[Formula, Formula]:
-    """Pair of an activation whose derivative is taken at its output y."""
+def _of_output(kind: str, back: Formula, equation: str, slope: str, label: str) -> Kind:
+    """Activation whose derivative is taken at its output y; that y is rounded by itself."""
 
-    def forward(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
-        y = v.F[kind](v, x)
-        return y, v.keep(kind, y)
+    def made(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
+        y = net.put(f"{kind}.{place}", [x], lambda v, x: v.F[kind](v, x), equation, label, kind,
+                    exact=True)  # fmt: skip
+        seen = net.put(f"seen.{place}", [y], lambda v, y: y, kind, label)
+        z = net.put(f"z.{place}", [y], lambda v, y: y, equation, label, kind)
+        return z, lambda d: net.put(
+            f"dx.{place}", [seen, d], lambda v, y, d: back(v, y[:, None], d), slope, label,
+            exact=True,
+        )  # fmt: skip
 
-    return forward, lambda v, layer, y, d, parts: back(v, y[:, None], d)
+    return made
 
 
 def _log_softmax(v: Values, x: Array) -> Array:
@@ -140,19 +226,29 @@ def _log_softmax_back(v: Values, y: Array, d: Array) -> Array:
 # ------------------------------------------------------------------------ layer normalisation
 
 
-def _layernorm(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
-    g, b = (weights.get(f"{layer['name']}.{key}", unit) for key, unit in (("g", 1.0), ("b", 0.0)))
-    y, kept = v.F["norm"](v, x, g, b, layer.get("eps", 1e-5))
-    return y, kept
-
-
-def _norm(v: Values, x: Array, g: Any, b: Any, eps: float) -> tuple[Array, Any]:
+def _layernorm(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
     """``nu = (x - mu) / sqrt(var + eps)``, ``y = g nu + b``, over the last axis.  [ATT-1]."""
-    c = x - v.keep("mu", x.mean(axis=-1, keepdims=True))
-    var = v.keep("var", (c * c).mean(axis=-1, keepdims=True))
-    s = v.keep("deviation", 1 / np.sqrt(var + eps))
-    nu = v.keep("nu", c * s)
-    return g * nu + b, (nu, s, g)
+    w, eps = net.own(layer["name"]), layer.get("eps", 1e-5)
+
+    def put(name: str, parents: list[str], rule: Formula, equation: str, formula: str) -> str:
+        return net.put(f"{name}.{place}", parents, rule, equation, "ATT-1", formula)
+
+    def gain(v: Values, w: Any) -> Any:
+        return v.F["norm.gain"](w.get("g", 1.0))
+
+    mu = put("mu", [x], lambda v, x: v.F["norm.mean"](x), "mean(x)", "norm.mean")
+    var = put("var", [x, mu], lambda v, *a: v.F["norm.variance"](v, *a), "mean((x - mu)^2)",
+              "norm.variance")  # fmt: skip
+    s = put("deviation", [var], lambda v, var: v.F["norm.deviation"](var, eps),
+            "1 / sqrt(var + eps)", "norm.deviation")  # fmt: skip
+    nu = put("nu", [x, mu, s], lambda v, *a: v.F["norm.nu"](*a), "(x - mu) s", "norm.nu")
+    z = put("z", [nu, w], lambda v, nu, w: gain(v, w) * nu + v.F["norm.shift"](w.get("b", 0.0)),
+            "g nu + b", "norm.gain")  # fmt: skip
+    return z, lambda d: put(
+        "dx", [nu, s, w, d],
+        lambda v, nu, s, w, d: v.F["norm_back"](nu[:, None], s[:, None], gain(v, w), d),
+        "s (dnu - mean(dnu) - nu mean(nu dnu)),  dnu = g d", "norm_back",
+    )  # fmt: skip
 
 
 def _norm_back(nu: Array, s: Array, g: Any, d: Array) -> Array:
@@ -162,108 +258,34 @@ def _norm_back(nu: Array, s: Array, g: Any, d: Array) -> Array:
     return np.asarray(s * (dnu - dnu.mean(axis=-1, keepdims=True) - nu * along))
 
 
-def _layernorm_back(v: Values, layer: Layer, kept: Any, d: Array, parts: Parts) -> Array:
-    nu, s, g = kept
-    return np.asarray(v.keep("d", v.F["norm_back"](nu[:, None], s[:, None], g, d)))
-
-
-# -------------------------------------------------------------------------- tokens in, pooled out
-
-
-def _embedding(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
-    """``y = token[id] + position[row] + type[type]``; leaves the mask in ``v.mask``.  [ATT-4]."""
-    x, names = x.astype(np.int64), tuple(layer.get("inputs") or ("ids",))
-    given = {"ids": x} if len(names) == 1 else {key: x[:, j] for j, key in enumerate(names)}
-    ids, pad = given["ids"], layer.get("pad")
-    real = np.ones(ids.shape, dtype=bool) if pad is None else ids != pad
-    v["mask"] = v.F["mask"](given.get("mask"), None if pad is None else real)
-    rows = v.F["position_rows"](real, layer.get("start"))
-    table = {key: weights.get(f"{layer['name']}.{key}") for key in ("token", "position", "type")}
-    y = v.F["embed_token"](table["token"], ids) + v.F["embed_position"](table["position"], rows)
-    if table["type"] is not None:
-        y = y + v.F["embed_type"](table["type"], given.get("types", np.zeros_like(ids)))
-    return y, None
-
-
-def _position_rows(real: Array, start: int | None) -> Array:
-    """0, 1, 2, ...; by RoBERTa's rule start + 1, start + 2, ... over real tokens, else start."""
-    if start is None:
-        return np.broadcast_to(np.arange(real.shape[1]), real.shape)
-    return np.cumsum(real, axis=1) * real + start
-
-
-def _patchify(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
-    """Images to tokens: patches row by row, each flattened (channels, ph, pw).  [ATT-5]."""
-    image = x.reshape(x.shape[0], *layer["image"])
-    return v.F["patches"](image, *layer["patch"]), None
-
-
-def _patches(image: Array, ph: int, pw: int) -> Array:
-    h, w = image.shape[2:]
-    tokens = [
-        image[:, :, i : i + ph, j : j + pw].reshape(image.shape[0], -1)
-        for i in range(0, h, ph)
-        for j in range(0, w, pw)
-    ]
-    return np.stack(tokens, axis=1)
-
-
-def _prepend(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
-    """Learnt tokens before the others; they are real.  [ATT-5]."""
-    token = weights[f"{layer['name']}.token"]
-    head = np.broadcast_to(token, (x.shape[0], *token.shape))
-    if v.mask is not None:
-        v["mask"] = v.F["join_mask"](np.ones(head.shape[:2], dtype=bool), v.mask)
-    return v.F["join"](head, x), token.shape[0]
-
-
-def _positions(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
-    """``y_t = x_t + position_t``.  [ATT-4]."""
-    table = weights[f"{layer['name']}.position"]
-    return x + v.F["embed_position"](table, np.arange(x.shape[1])), None
-
-
-def _pool(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
-    """``y = sum_t w_t x_t``.  [ATT-6]."""
-    mask = np.ones(x.shape[:2], dtype=bool) if v.mask is None else v.mask
-    w = v.F[f"pool.{layer['how']}"](mask)  # (batch, t)
-    return (w[:, :, None] * x).sum(axis=1), w
-
-
-def _pool_back(v: Values, layer: Layer, w: Any, d: Array, parts: Parts) -> Array:
-    """``dx_t = w_t d``."""
-    return np.asarray(w[:, None, :, None] * d[:, :, None, :])
-
-
-def _pool_cls(mask: Array) -> Array:
-    return np.broadcast_to(np.arange(mask.shape[1]) == 0, mask.shape).astype(np.float64)
-
-
-def _through(v: Values, layer: Layer, kept: Any, d: Array, parts: Parts) -> Array:
-    """``dx = d``; also where nothing below has a factor."""
-    return d
-
-
 # ------------------------------------------------------------------------------------- tables
 
 LEAVES: dict[str, Kind] = {
-    "linear": (linear, linear_back),
-    "gelu": _of_input(lambda v, x: v.F["gelu"](v, x)[0], lambda v, x: v.F["gelu_derivative"](v, x)),
-    "gelu_tanh": _of_input(
-        lambda v, x: v.F["gelu_tanh"](v, x)[0], lambda v, x: v.F["gelu_tanh"](v, x)[1]
+    "linear": linear,
+    "gelu": _of_input(
+        "gelu", lambda v, x: v.F["gelu"](v, x)[0], lambda v, x: v.F["gelu_derivative"](v, x),
+        "x Phi(x)", "LAY-6",
     ),
-    "relu": _of_input(lambda v, x: v.F["relu"](x), lambda v, x: v.F["relu_derivative"](x)),
-    "tanh": _of_output("tanh", lambda v, y, d: d * v.F["tanh_derivative"](y)),
-    "softmax": _of_output("softmax", lambda v, y, d: v.F["softmax_back"](y, d)),
-    "log_softmax": _of_output("log_softmax", _log_softmax_back),
-    "layernorm": (_layernorm, _layernorm_back),
-    "embedding": (_embedding, _through),
-    "patchify": (_patchify, _through),
-    "prepend": (_prepend, lambda v, layer, count, d, parts: v.F["join_back"](d, count)),
-    "positions": (_positions, _through),
-    "pool": (_pool, _pool_back),
-}
-"""Kind -> (forward, back)."""
+    "gelu_tanh": _of_input(
+        "gelu_tanh", lambda v, x: v.F["gelu_tanh"](v, x)[0], lambda v, x: v.F["gelu_tanh"](v, x)[1],
+        "x (1 + tanh(c (x + k x^3))) / 2", "LAY-11",
+    ),
+    "relu": _of_input(
+        "relu", lambda v, x: v.F["relu"](x), lambda v, x: v.F["relu_derivative"](x),
+        "max(x, 0)", "LAY-4",
+    ),
+    "tanh": _of_output(
+        "tanh", lambda v, y, d: d * v.F["tanh_derivative"](y), "tanh(x)", "(1 - y^2) d", "LAY-5"
+    ),
+    "softmax": _of_output(
+        "softmax", lambda v, y, d: v.F["softmax_back"](y, d), "softmax(x)", "y (d - y' d)", "LAY-7"
+    ),
+    "log_softmax": _of_output(
+        "log_softmax", _log_softmax_back, "x - lse(x)", "d - exp(y) sum(d)", "LAY-8"
+    ),
+    "layernorm": _layernorm,
+}  # fmt: skip
+"""Kind -> what writes its quantities."""
 
 LEAVES_FORMULAS: dict[str, Formula] = {
     "scale": lambda alpha, r: alpha / r,
@@ -284,18 +306,12 @@ LEAVES_FORMULAS: dict[str, Formula] = {
     "softmax": _softmax,
     "softmax_back": lambda y, d: y * (d - (y * d).sum(axis=-1, keepdims=True)),  # [LAY-7]
     "log_softmax": _log_softmax,
-    "norm": _norm,
+    "norm.mean": lambda x: x.mean(axis=-1, keepdims=True),
+    "norm.variance": lambda v, x, mu: ((x - mu) * (x - mu)).mean(axis=-1, keepdims=True),
+    "norm.deviation": lambda var, eps: 1 / np.sqrt(var + eps),
+    "norm.nu": lambda x, mu, s: (x - mu) * s,
+    "norm.gain": lambda g: g,
+    "norm.shift": lambda b: b,
     "norm_back": _norm_back,
-    "mask": lambda given, real: real if given is None else given != 0,
-    "position_rows": _position_rows,
-    "embed_token": lambda table, ids: table[ids],
-    "embed_position": lambda table, rows: table[rows],
-    "embed_type": lambda table, types: table[types],
-    "patches": _patches,
-    "join": lambda head, x: np.concatenate([head, x], axis=1),
-    "join_back": lambda d, count: d[:, :, count:],
-    "join_mask": lambda head, mask: np.concatenate([head, mask], axis=1),
-    "pool.cls": _pool_cls,
-    "pool.mean": lambda mask: mask / mask.sum(axis=1, keepdims=True),
 }
 """Formula name -> function."""

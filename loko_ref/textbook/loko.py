@@ -9,25 +9,21 @@ yhat, e, r (m,); R, HpH, S (m, m); K (n, m); m = batch * C.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from loko_ref.kalman.noise import combinations
+from loko_ref.textbook.network import BACK, FORWARD, network
 from loko_ref.textbook.quantities import Quantity, in_order, origins, quantity
-from loko_ref.textbook.values import Values
 
 __all__ = [
-    "NETWORK",
     "SHAPES",
-    "Lazy",
     "choices",
     "dataflow",
     "delta",
     "merge",
-    "missing",
     "noise",
     "noise_used",
     "observation",
@@ -42,8 +38,8 @@ Options = Mapping[str, Any]
 _CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center")
 """Options that change the dataflow."""
 
-NETWORK = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
-"""Labels of the network's forward pass."""
+_FLOWS: dict[tuple[Any, ...], tuple[Quantity, ...]] = {}
+"""Options and network -> dataflow, once computed."""
 
 SHAPES = {
     "theta": ("n",),
@@ -67,11 +63,18 @@ SHAPES = {
 
 
 def _prior(o: Options) -> tuple[Quantity, ...]:
+    """List p_pred."""
     equation = "P / lam + q I" if o["covariance"] == "dense" else "p / lam + q"
+    return (quantity("p_pred", "p", "p_pred", equation, "KAL-1"),)
+
+
+def _run(o: Options) -> tuple[Quantity, ...]:
+    """List z and Z: layer by layer where the network is among the options."""
+    if "spec" in o:
+        return network(o["spec"], packed=True)
     return (
-        quantity("p_pred", "p", "p_pred", equation, "KAL-1"),
-        quantity("z", "x weights theta", "z", "f(x; theta)", NETWORK, exact=True, network=True),
-        quantity("Z", "x weights theta", "Z", "dz / dtheta", "LAY-9 LAY-10 LORA-4", network=True),
+        quantity("z", "x weights theta", "", "f(x; theta)", FORWARD, exact=True, network=True),
+        quantity("Z", "x weights theta", "", "dz / dtheta", BACK, network=True),
     )
 
 
@@ -118,20 +121,20 @@ def _refresh(name: str, o: Options) -> tuple[Quantity, ...]:
     if o["noise"] == "ema_residual_hph" and name == "R_post":
         reads = (
             quantity("r", "x weights y theta_post", "residual", "y - h(theta+)", label,
-               exact=True, network=True),
-            quantity("HpH", "H p_post", "HpH.residual", "H p+ H'", label),
+               exact=True, hidden=True, network="spec" not in o),
+            quantity("HpH", "H p_post", "HpH.residual", "H p+ H'", label, hidden=True),
         )  # fmt: skip
     else:
         reads = (
-            quantity("r", "e", "innovation_seen", "e", "NOISE-2", exact=True),
-            quantity("HpH", "H p_pred", "HpH", "H p H'", "NOISE-3"),
+            quantity("r", "e", "innovation_seen", "e", "NOISE-2", exact=True, hidden=True),
+            quantity("HpH", "H p_pred", "HpH", "H p H'", "NOISE-3", hidden=True),
         )
     return (*reads, quantity(name, parents, f"R.{o['noise']}", equation, f"{label} NOISE-5"))
 
 
 def time_update() -> tuple[Quantity, ...]:
     """List p_pred, of a diagonal covariance.  [KAL-1]."""
-    return _prior({"covariance": "diagonal"})[:1]
+    return _prior({"covariance": "diagonal"})
 
 
 def noise(o: Options) -> tuple[Quantity, ...]:
@@ -148,7 +151,7 @@ def noise(o: Options) -> tuple[Quantity, ...]:
         "ema_innovation": ("R e", "beta R + (1 - beta) e e'"),
     }.get(o["noise"], ("R e HpH", "beta R + (1 - beta)(e e' + HpH)"))
     return (
-        quantity("r", "e", "innovation_given", "e", label, exact=True),
+        quantity("r", "e", "innovation_given", "e", label, exact=True, hidden=True),
         quantity("R_post", parents, f"R.{o['noise']}", equation, label),
     )
 
@@ -212,7 +215,7 @@ def dataflow(o: Options) -> tuple[Quantity, ...]:
     ----------
     o : mapping
         ``observation``, ``noise``, ``timing``, ``covariance``, ``diagonal``, ``center``: a valid
-        combination.
+        combination. With ``spec``, the network's layers too.
 
     Examples
     --------
@@ -221,44 +224,13 @@ def dataflow(o: Options) -> tuple[Quantity, ...]:
     >>> " ".join(q.name for q in dataflow(chosen))
     'p_pred z Z yhat e H R_used S K theta_post p_post'
     """
-    return _dataflow(tuple(o.get(name) for name in _CHOSEN))
-
-
-@cache
-def _dataflow(chosen: tuple[Any, ...]) -> tuple[Quantity, ...]:
-    o = dict(zip(_CHOSEN, chosen, strict=True))
-    return (*_prior(o), *observation(o), *noise_used(o), *update(o), *_noise_kept(o))
-
-
-class Lazy(Values):
-    """Values of a step of which some are given; what is asked for and not there is computed.
-
-    The table of quantities is read by the options among the values.
-    """
-
-    def __missing__(self, name: str) -> Any:
-        q = self.table.get(name)
-        if q is None or q.network:
-            raise KeyError(name)
-        return self._compute(q, self)
-
-    @property
-    def table(self) -> dict[str, Quantity]:
-        """Quantities by name."""
-        return {q.name: q for q in dataflow(self)}
-
-    def _compute(self, q: Quantity, v: Values) -> Any:
-        value = v.F[q.given_returned[0]](v)
-        self[q.name] = value if q.exact else v.keep(q.name, value)
-        return self[q.name]
-
-    def follow(self, name: str, pair: tuple[int, int]) -> Any:
-        """Compute a quantity anew from its parents, (batch, C) given for those that need it."""
-        q = self.table[name]
-        for parent in q.given_returned[1]:
-            _ = self[parent]
-        self.setdefault("yhat", np.zeros(pair))
-        return self._compute(q, self)
+    key = (*(o.get(name) for name in _CHOSEN), json.dumps(o["spec"]) if "spec" in o else None)
+    if key not in _FLOWS:
+        if len(_FLOWS) >= 1024:
+            _FLOWS.clear()
+        prior, used = (*_prior(o), *_run(o)), (*observation(o), *noise_used(o))
+        _FLOWS[key] = (*prior, *used, *update(o), *_noise_kept(o))
+    return _FLOWS[key]
 
 
 def output_name(name: str, o: Options) -> str:
@@ -272,17 +244,6 @@ def output_name(name: str, o: Options) -> str:
     name = name.removesuffix("_post")
     dense = o.get("covariance") == "dense"
     return {"p": "P", "p_pred": "P_pred"}.get(name, name) if dense else name
-
-
-def missing(name: str, have: Mapping[str, Any], o: Options) -> list[str]:
-    """List what a quantity needs that is neither given nor computed without the network."""
-    table = {q.name: q for q in dataflow(o)}
-    found: dict[str, None] = {}
-    for parent in table[name].given_returned[1]:
-        if parent not in have:
-            computed = parent in table and not table[parent].network
-            found |= dict.fromkeys(missing(parent, have, o) if computed else [parent])
-    return list(found)
 
 
 @cache

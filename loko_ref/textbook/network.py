@@ -1,35 +1,34 @@
-"""The network by its plain formulas, replaceable by name: one walk forward, one walk back.
+"""The network's quantities: attention, residual branches, the way forward and back, and theta.
 
-A layer that holds others (attention its projections, a residual branch its layers) walks them as
-the network walks its own; those that hold none are in ``network_leaves``.
+A layer that holds others (attention its projections, a residual branch its layers) writes them as
+the network writes its own; those that hold none are in ``layers`` and ``tokens``.
 
-Shapes: x (batch, ..., width), q, k, values (batch, heads, t, c); s, a (batch, heads, t, t); mask
-(batch, t) of bool or None. Cotangents, one an output of the network, stand behind the batch: d, dx
-(batch, C, ..., width); a factor's derivative (batch, C, *shape); z (batch, C); Z (batch * C, n).
+Shapes: x (batch, ..., width), q, k, v (batch, heads, t, c); scores, weights (batch, heads, t, t);
+mask (batch, t) of bool or None. Cotangents, one an output of the network, stand behind the batch:
+d, dx (batch, C, ..., width); a factor's derivative (batch, C, *shape); z (batch, C);
+Z (batch * C, n).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.textbook.layers import (
-    LEAVES,
-    LEAVES_FORMULAS,
-    Kind,
-    Layer,
-    Parts,
-    Weights,
-    linear,
-    linear_back,
-)
-from loko_ref.textbook.values import Formula, Values
+from loko_ref.textbook.layers import LEAVES, LEAVES_FORMULAS, Back, Kind, Layer, Net, linear
+from loko_ref.textbook.quantities import Formula, Quantity, Values, quantity
+from loko_ref.textbook.tokens import ENDS, ENDS_FORMULAS
 
-__all__ = ["KINDS", "NETWORK", "factors", "forward", "jacobian", "projections"]
+__all__ = ["BACK", "FORWARD", "NETWORK", "arrays", "factors", "network", "projections", "ways"]
+
+FORWARD = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
+"""Labels of the outputs z."""
+
+BACK = "LAY-9 LAY-10 LORA-4"
+"""Labels of their Jacobian Z."""
 
 
 # ---------------------------------------------------------------------------------- attention
@@ -42,37 +41,62 @@ def projections(layer: Layer) -> dict[str, dict[str, Any]]:
     }
 
 
-def _attention(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
-    """``s = q k' / sqrt c``, ``a = softmax(s)`` over the keys seen, ``o(a values)``.  [ATT-2]."""
-    linears, kept, by_head = projections(layer), {}, []
+def _attention(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
+    """``s = q k' / sqrt c``, ``a = softmax(s)`` over the keys seen, ``o(a v)``.  [ATT-2]."""
+    heads, linears, backs, by_head = layer["heads"], projections(layer), {}, {}
+    square, rows = "(batch, heads, t, t)", "(batch, heads, t, c)"
+
+    def put(
+        name: str, parents: Sequence[str | None], rule: Formula, equation: str, **o: Any
+    ) -> str:
+        return net.put(f"{name}.{place}", parents, rule, equation, o.pop("labels", "ATT-2"), **o)
+
     for key in "qkv":
-        y, kept[key] = linear(v, linears[key], weights, x)
-        by_head.append(v.F["split_heads"](v.keep("y" + key, y), layer["heads"]))
-    q, k, values = by_head
-    s = v.keep("s", v.F["scores"](v, q, k))
-    seen = v.F["seen"](v, v.mask, x.shape[1], layer.get("causal", False))
-    a, *more = v.F["attend"](v, s, np.broadcast_to(seen, s.shape))
-    a = v.keep("a", a)
-    y = v.keep("ya", v.F["merge_heads"](a @ values))
-    y, kept["o"] = linear(v, linears["o"], weights, y)
-    return y, (kept, q, k, values, a, *more)
+        y, backs[key] = linear(net, linears[key], linears[key]["name"], x)
+        by_head[key] = put(key, [y], lambda v, y: v.F["split_heads"](y, heads),
+                           "by head", formula="split_heads", shape=rows, exact=True)  # fmt: skip
+    q, k, values = by_head.values()
 
+    def attended(v: Values, s: Array, x: Array, mask: Array | None) -> Any:
+        seen = v.F["seen"](v, mask, x.shape[1], layer.get("causal", False))
+        return v.F["attend"](v, s, np.broadcast_to(seen, s.shape))
 
-def _attention_back(v: Values, layer: Layer, kept: Any, d: Array, parts: Parts) -> Array:
-    """``dvalues = a' dy``, ``da = dy values'``, then ds, dq, dk and the projections.  [ATT-2]."""
-    caches, *by_head = kept
-    q, k, values, a, *more = (array[:, None] for array in by_head)
-    linears = projections(layer)
-    d = linear_back(v, linears["o"], caches["o"], d, parts)
-    dy = v.F["merge_back"](v, d, layer["heads"])  # (batch, C, heads, t, c)
-    da, dvalues = v.F["values_back"](a, values, dy)
-    ds = v.keep("ds", v.F["attend_back"](da, a, *more))
-    dq, dk = v.F["scores_back"](v, q, k, ds)
-    dx = np.zeros(())
-    for key, one in (("q", dq), ("k", dk), ("v", dvalues)):
-        one = v.keep("d" + key, v.F["split_back"](v, one))
-        dx = dx + linear_back(v, linears[key], caches[key], one, parts)
-    return dx
+    s = put("scores", [q, k], lambda v, q, k: v.F["scores"](v, q, k), "q k' / sqrt(c)",
+            formula="scores", shape=square)  # fmt: skip
+    made = put("attended", [s, x, net.mask], attended, "softmax(scores) over the keys seen",
+               formula="attend", labels="ATT-2 ATT-3", exact=True)  # fmt: skip
+    a = put("weights", [made], lambda v, made: made[0], "softmax(scores) over the keys seen",
+            formula="attend", labels="ATT-2 ATT-3", shape=square)  # fmt: skip
+    mixed = put("mixed", [a, values], lambda v, a, values: v.F["merge_heads"](a @ values),
+                "weights v, the heads side by side", formula="merge_heads")  # fmt: skip
+    z, backs["o"] = linear(net, linears["o"], place, mixed)
+
+    def back(d: str) -> str:
+        """``dv = a' dy``, ``da = dy v'``, then dscores, dq, dk and the projections.  [ATT-2]."""
+        d = backs["o"](d)
+        dy = put("dmixed", [d], lambda v, d: v.F["merge_back"](v, d, heads), "head by head",
+                 formula="merge_back", exact=True)  # (batch, C, heads, t, c)  # fmt: skip
+        both = put("dweights", [a, values, dy],
+                   lambda v, a, values, dy: v.F["values_back"](a[:, None], values[:, None], dy),
+                   "dy v' and weights' dy", formula="values_back", exact=True)  # fmt: skip
+        ds = put("dscores", [both, a, made],
+                 lambda v, both, a, made: v.F["attend_back"](
+                     both[0], a[:, None], *(one[:, None] for one in made[1:])
+                 ),
+                 "a (da - sum(a da))", formula="attend_back")  # fmt: skip
+        dqk = put("dqk", [q, k, ds],
+                  lambda v, q, k, ds: v.F["scores_back"](v, q[:, None], k[:, None], ds),
+                  "dscores k / sqrt(c) and dscores' q / sqrt(c)", formula="scores_back",
+                  exact=True)  # fmt: skip
+        ends = []
+        for key, pair, at in (("q", dqk, 0), ("k", dqk, 1), ("v", both, 1)):
+            one = put(f"d{key}", [pair], lambda v, pair, at=at: v.F["split_back"](v, pair[at]),
+                      f"d{key}, the heads side by side", formula="split_back")  # fmt: skip
+            ends.append(backs[key](one))
+        return put("dx", ends, lambda v, q, k, values: q + k + values, "sum of dx by q, k, v",
+                   exact=True)  # fmt: skip
+
+    return z, back
 
 
 def _split_heads(x: Array, heads: int) -> Array:
@@ -121,60 +145,122 @@ def _values_back(a: Array, values: Array, dy: Array) -> tuple[Array, Array]:
 # ----------------------------------------------------------------------------------- residual
 
 
-def _residual(v: Values, layer: Layer, weights: Weights, x: Array) -> tuple[Array, Any]:
+def _residual(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
     """``y = x + layers(x)``.  [ATT-7]."""
-    y, caches = _run(v, layer["layers"], weights, x)
-    return v.F["add"](x, y), caches
-
-
-def _residual_back(v: Values, layer: Layer, kept: Any, d: Array, parts: Parts) -> Array:
-    inner = _back(v, layer["layers"], kept, d, parts)
-    return np.asarray(v.keep("d", v.F["add_back"](d, inner)))
+    y, inner = _walk(net, layer["layers"], x, f"{place}.")
+    z = net.put(f"z.{place}", [x, y], lambda v, x, y: v.F["add"](x, y), "x + layers(x)", "ATT-7",
+                "add")  # fmt: skip
+    return z, lambda d: net.put(
+        f"dx.{place}", [d, inner(d)], lambda v, d, dx: v.F["add_back"](d, dx), "d + layers' dx",
+        "ATT-7", "add_back",
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ the walks
 
-KINDS: dict[str, Kind] = {
-    **LEAVES,
-    "attention": (_attention, _attention_back),
-    "residual": (_residual, _residual_back),
-}
-"""Kind -> (forward, back)."""
+KINDS: dict[str, Kind] = {**LEAVES, **ENDS, "attention": _attention, "residual": _residual}
+"""Kind -> what writes its quantities."""
 
 
-def _run(v: Values, spec: Sequence[Layer], weights: Weights, x: Array) -> tuple[Array, list[Any]]:
-    caches = []
+def _names(spec: Sequence[Layer]) -> Iterator[str]:
     for layer in spec:
-        y, kept = KINDS[layer["kind"]][0](v, layer, weights, x)
-        caches.append(kept)
-        x = v.keep("y" + layer["kind"], y)
-    return x, caches
+        yield from _names(layer.get("layers", ()))
+        if "name" in layer:
+            yield layer["name"]
+            yield from (f"{layer['name']}.{key}" for key in "qkvo" if key in layer)
 
 
-def _back(v: Values, spec: Sequence[Layer], caches: list[Any], d: Array, parts: Parts) -> Array:
-    for layer, kept in zip(reversed(spec), reversed(caches), strict=True):
-        d = KINDS[layer["kind"]][1](v, layer, kept, d, parts)
-    return d
+def _walk(net: Net, spec: Sequence[Layer], x: str, prefix: str = "") -> tuple[str, Back]:
+    backs: list[Back] = []
+    for j, layer in enumerate(spec):
+        place = layer.get("name")
+        if not place:
+            place = f"{prefix}{j}"
+            place += f":{layer['kind']}" if place in net.names else ""
+        x, back = KINDS[layer["kind"]](net, layer, place, x)
+        backs.append(back)
+
+    def backward(d: str) -> str:
+        for back in reversed(backs):
+            d = back(d)
+        return d
+
+    return x, backward
 
 
-def forward(v: Values, theta: Array | None = None) -> tuple[Array, list[Any]]:
-    """Return z (batch, C) and what each layer keeps."""
-    v |= {"mask": None, "spec": v.F["layers"](v.spec)}
-    weights = v.weights if theta is None else v.F["unpack"](v, theta)
-    return _run(v, v.spec, v.F["named"](weights), v.x)
+def ways(
+    spec: Sequence[Layer], tables: bool = False
+) -> tuple[tuple[Quantity, ...], tuple[Quantity, ...]]:
+    """List the quantities of the way forward, from ``arrays`` to z, and of the way back.
+
+    Parameters
+    ----------
+    spec : sequence of mapping
+        The layers.
+    tables : bool
+        Whether the way back, of cotangents ``d`` (batch, k, C) of z, has derivatives by tables.
+
+    Examples
+    --------
+    >>> lora = {"r": 1, "alpha": 1.0}
+    >>> layer = {"kind": "linear", "name": "0", "in": 2, "out": 3, "lora": lora}
+    >>> [q.name for q in ways([layer, {"kind": "relu"}])[0]]
+    ['arrays.0', 'u.0', 'z.0', 'z.1', 'z']
+    """
+    net = Net(_names(spec), tables)
+    out, back = _walk(net, spec, "x")
+    net.put("z", [out], lambda v, z: z, "f(x; theta)", FORWARD, shape="(batch, C)", exact=True,
+            hidden=False)  # fmt: skip
+    done = len(net.flow)
+    back("d")
+    return tuple(net.flow[:done]), tuple(net.flow[done:])
 
 
-def jacobian(v: Values, caches: list[Any], C: int) -> Array:
-    """Z (batch * C, n), backward with one cotangent an output.  [LAY-9, LAY-10]."""
-    d, parts = np.broadcast_to(np.eye(C), (v.x.shape[0], C, C)), {}  # type: Array, Parts
-    _back(v, v.spec, caches, d, parts)
-    flat = [
-        v.F["flatten"](parts[f"{layer['name']}.{key}"])
-        for layer in v.F["sites"](v.spec)
-        for key in v.F["order"](list(factors(layer)))
-    ]
-    Z: Array = v.F["stack"](np.concatenate(flat, axis=-1))  # (batch, C, n)
-    return Z
+def arrays(spec: Sequence[Layer], packed: bool) -> Quantity:
+    """All arrays of the network; where `packed`, with the factors of theta.  [LORA-4]."""
+
+    def rule(v: Values) -> Any:
+        return v.F["named"](_unpack(v, spec) if packed else v.weights)
+
+    parents = "weights theta" if packed else "weights"
+    return quantity("arrays", parents, "named", "the weights by name", "LORA-4", rule=rule,
+                    exact=True, hidden=True)  # fmt: skip
+
+
+def network(spec: Sequence[Layer], packed: bool) -> tuple[Quantity, ...]:
+    """List the quantities of z and of its Jacobian Z, layer by layer.  [LAY-9, LAY-10].
+
+    Parameters
+    ----------
+    spec : sequence of mapping
+        The layers.
+    packed : bool
+        Whether the factors are in theta, not among the weights.
+    """
+
+    def each(v: Values) -> Array:
+        C = v.z.shape[1]
+        return np.broadcast_to(np.eye(C), (v.z.shape[0], C, C))
+
+    def stacked(v: Values) -> Any:
+        """Z (batch * C, n), in packing order."""
+        flat = [
+            v.F["flatten"](v[f"D.{layer['name']}.{key}"])
+            for layer in v.F["sites"](spec)
+            for key in v.F["order"](list(factors(layer)))
+        ]
+        return v.F["stack"](np.concatenate(flat, axis=-1))
+
+    ahead, back = ways(spec)
+    own = " ".join(q.name for q in back if q.name.startswith("D."))
+    return (
+        arrays(spec, packed),
+        *ahead,
+        quantity("d", "z", "", "I, one cotangent an output", "LAY-9", rule=each, exact=True,
+                 hidden=True),
+        *back,
+        quantity("Z", own, "stack", "dz / dtheta", BACK, rule=stacked, shape="(m, n)"),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- theta  [LORA-4]
@@ -202,20 +288,23 @@ def factors(layer: Layer) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _unpack(v: Values, theta: Array) -> dict[str, Array]:
+def _unpack(v: Values, spec: Sequence[Layer]) -> dict[str, Array]:
     """All weights, the factors taken from theta."""
     weights, at = dict(v.weights), 0
-    for layer in v.F["sites"](v.spec):
+    for layer in v.F["sites"](spec):
         shapes = factors(layer)
         for key in v.F["order"](list(shapes)):
             size = math.prod(shapes[key])
-            weights[f"{layer['name']}.{key}"] = v.F["unflatten"](theta[at : at + size], shapes[key])
+            weights[f"{layer['name']}.{key}"] = v.F["unflatten"](
+                v.theta[at : at + size], shapes[key]
+            )
             at += size
     return weights
 
 
 NETWORK: dict[str, Formula] = {
     **LEAVES_FORMULAS,
+    **ENDS_FORMULAS,
     "split_heads": _split_heads,
     "split_back": lambda v, d: v.F["merge_heads"](d),
     "merge_heads": _merge_heads,
@@ -237,6 +326,5 @@ NETWORK: dict[str, Formula] = {
     "flatten": lambda a: a.reshape(*a.shape[:2], -1),
     "unflatten": lambda flat, shape: flat.reshape(shape),
     "stack": lambda Z: Z.reshape(-1, Z.shape[-1]),
-    "unpack": _unpack,
 }
 """Formula name -> function: each equation of the network, each convention of theta."""

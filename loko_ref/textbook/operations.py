@@ -13,8 +13,8 @@ import numpy as np
 
 from loko_ref.textbook import loko as table
 from loko_ref.textbook import optimizers as descent
-from loko_ref.textbook.quantities import HIDDEN, Quantity, evaluate
-from loko_ref.textbook.values import Values
+from loko_ref.textbook.network import arrays, network, ways
+from loko_ref.textbook.quantities import Quantity, Values, evaluate
 
 __all__ = [
     "delta",
@@ -73,7 +73,7 @@ def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     o = {"center": False, **o, "observation": kind}
     v = _put(x, o, F, keep, table.observation(o))
     out = {"yhat": v.yhat.reshape(-1), "e": v.e, "H": v.H}
-    return out | ({"R": v.put("R", "R.glm")} if kind == "glm" else {})
+    return out | ({"R": evaluate(v, table.noise_used(o))["R_used"]} if kind == "glm" else {})
 
 
 def noise_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
@@ -93,29 +93,33 @@ def merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
 
 def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Run the network: z.  [LAY-1, LAY-2]."""
-    return {"z": F["z"](_values(x, o, F, keep))}
+    spec = F["layers"](o["spec"])
+    return {"z": _put(x, o, F, keep, (arrays(spec, packed=False), *ways(spec)[0])).z}
 
 
 def model_jacobian(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
-    v = _values(x, o, F, keep)
-    v["z"] = F["z"](v)
-    return {"z": v.z, "Z": v.put("Z")}
+    v = _put(x, o, F, keep, network(F["layers"](o["spec"]), packed=False))
+    return {"z": v.z, "Z": v.Z}
 
 
 def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """One step of LoKO.  [LOKO-1, LOKO-2]."""
     v = _values(x, o, F, keep)
     v["p"] = v["P" if v.covariance == "dense" else "p"]
-    return measured(v)
+    return measured(v, F["layers"](o["spec"]))
 
 
-def measured(v: Values) -> Out:
-    """Evaluate what is not there yet of a step, and name it as outputs.  [LOKO-1]."""
-    flow = table.dataflow({**v, "timing": v.F["timing"](v)})
-    found = {q.name: v[q.name] for q in flow if q.name in v}
+def measured(v: Values, spec: Any = None) -> Out:
+    """Evaluate a step, and name it as outputs; without a network's spec z and Z are there.
+
+    Its timing is asked for, as a known mistake changes it.  [LOKO-1]
+    """
+    o = {k: a for k, a in v.items() if k != "spec"} | {"timing": v.F["timing"](v)}
+    flow = table.dataflow(o if spec is None else {**o, "spec": spec})
+    found = {q.name: v[q.name] for q in flow if q.network and q.name in v}
     found |= evaluate(v, (q for q in flow if q.name not in found))
-    out = {table.output_name(q.name, v): found[q.name] for q in flow if q.name not in HIDDEN}
+    out = {table.output_name(q.name, v): found[q.name] for q in flow if not q.hidden}
     return out | {"yhat": v.yhat.reshape(-1)}
 
 

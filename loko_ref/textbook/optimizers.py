@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.textbook.quantities import Quantity, quantity
-from loko_ref.textbook.values import Values
+from loko_ref.textbook.quantities import Quantity, Values, quantity
 
 __all__ = ["DESCENT", "METHODS", "SLOTS", "run"]
 

@@ -1,21 +1,50 @@
 """What the table of quantities is made of: a quantity, its parents, its formula, its equation.
 
-:mod:`loko_ref.textbook.loko` lists those of LoKO, :mod:`loko_ref.textbook.optimizers` those
-of the optimizers. A formula is named, and stands in a table in which a known mistake replaces it.
+:mod:`loko_ref.textbook.loko` lists those of LoKO, :mod:`loko_ref.textbook.network` those of a
+network, layer by layer, :mod:`loko_ref.textbook.optimizers` those of the optimizers,
+:mod:`loko_ref.textbook.lte` those of LTE. A formula is named, and stands in a table in which a
+known mistake replaces it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loko_ref.textbook.values import Values, identity
+__all__ = [
+    "Formula",
+    "Lazy",
+    "Quantity",
+    "Values",
+    "evaluate",
+    "identity",
+    "in_order",
+    "missing",
+    "origins",
+    "quantity",
+]
 
-__all__ = ["HIDDEN", "Quantity", "evaluate", "in_order", "origins", "quantity"]
+Formula = Callable[..., Any]
 
-HIDDEN = ("r", "HpH")
-"""What no operation returns: on the way to R."""
+
+def identity(name: str, value: Any) -> Any:
+    """Keep a quantity as it is."""
+    return value
+
+
+class Values(dict[str, Any]):
+    """Named inputs, options and quantities of one evaluation; ``v.S`` reads ``v["S"]``.
+
+    ``v.F`` is the table of formulas; ``v.keep(name, array)`` is called on each quantity as it
+    arises and may replace it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +58,19 @@ class Quantity:
     parents : tuple of str
         What it is computed from.
     formula : str
-        Its entry in the table of formulas, which a known mistake replaces.
+        Its entry in the table of formulas, which a known mistake replaces; "" for a copy.
     equation : str
         The right-hand side, in the letters of the derivations.
     labels : tuple of str
         Where it is derived.
+    shape : str
+        Its axes, by the letters of its module.
+    rule : callable, optional
+        ``(values) -> value``, where the formula is no function of the values as a whole.
     exact : bool
-        Whether it is a copy, which has no rounding error of its own.
+        Whether it is a copy, or its rounding error is counted in what it is made of or goes into.
+    hidden : bool
+        Whether no operation returns it.
     network : bool
         Whether it takes a run of the network, which a recording does not hold.
     returned : tuple of str
@@ -48,7 +83,10 @@ class Quantity:
     formula: str
     equation: str
     labels: tuple[str, ...]
+    shape: str = ""
+    rule: Formula | None = None
     exact: bool = False
+    hidden: bool = False
     network: bool = False
     returned: tuple[str, ...] = ()
 
@@ -58,6 +96,12 @@ class Quantity:
         if self.returned:
             return self.returned[0], self.returned[1:]
         return self.formula, self.parents
+
+    def compute(self, v: Values, formula: str = "") -> Any:
+        """Compute it from the values, by the formula of its name or another; kept by the hook."""
+        value = self.rule(v) if self.rule else v.F[formula or self.formula](v)
+        keep = getattr(v.keep, "exact", identity) if self.exact else v.keep
+        return keep(self.name, value)
 
 
 def quantity(
@@ -84,20 +128,88 @@ def evaluate(v: Values, flow: Iterable[Quantity]) -> dict[str, Any]:
     """
     found = {}
     for q in flow:
-        value = v.F[q.formula](v)
-        keep = getattr(v.keep, "exact", identity) if q.exact else v.keep
-        found[q.name] = v[q.name] = keep(q.name, value)
+        found[q.name] = v[q.name] = q.compute(v)
     return found
+
+
+class Lazy(Values):
+    """Values of which some are given; what is asked for and not there is computed by a table.
+
+    So each quantity can be had from the parents that it came with: those that are given are taken
+    as they are.
+    """
+
+    def __init__(self, flow: Iterable[Quantity], *given: Mapping[str, Any], **more: Any) -> None:
+        super().__init__()
+        self._table = {q.name: q for q in flow}
+        for values in (*given, more):
+            self.update(values)
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self._table:
+            raise KeyError(name)
+        needed, stack = {name}, [name]
+        while stack:
+            for parent in self._table[stack.pop()].given_returned[1]:
+                if parent in self._table and parent not in self and parent not in needed:
+                    needed.add(parent)
+                    stack.append(parent)
+        for key, q in self._table.items():  # in their order: a deep network is no deep recursion
+            if key in needed and key not in self:
+                if q.network:
+                    raise KeyError(key)
+                self[key] = q.compute(self, q.given_returned[0])
+        return self[name]
+
+    def follow(self, name: str, otherwise: Mapping[str, Any] | None = None) -> Any:
+        """Compute a quantity anew from its parents; `otherwise` holds what else is not there."""
+        q = self._table[name]
+        for parent in q.given_returned[1]:
+            if parent in self._table:
+                _ = self[parent]
+        for other, value in (otherwise or {}).items():
+            self.setdefault(other, value)
+        self[name] = q.compute(self, q.given_returned[0])
+        return self[name]
 
 
 def origins(name: str, flow: Iterable[Quantity]) -> tuple[str, ...]:
     """List what a quantity comes from, with what no operation returns resolved."""
     by_name = {q.name: q for q in flow}
     found: dict[str, None] = {}
-    for parent in by_name[name].given_returned[1]:
-        hidden = parent in HIDDEN and parent in by_name
-        found |= dict.fromkeys(origins(parent, by_name.values()) if hidden else [parent])
+    seen: set[str] = set()
+
+    def add(parents: Iterable[str]) -> None:
+        for parent in parents:
+            q = by_name.get(parent)
+            if q is None or not q.hidden:
+                found[parent] = None
+            elif parent not in seen:
+                seen.add(parent)
+                add(q.given_returned[1])
+
+    add(by_name[name].given_returned[1])
     return tuple(found)
+
+
+def missing(name: str, have: Iterable[str], flow: Iterable[Quantity]) -> list[str]:
+    """List what a quantity needs that is neither given nor computed without the network."""
+    table = {q.name: q for q in flow}
+    found: dict[str, None] = {}
+    seen = set(have)
+
+    def add(parents: Iterable[str]) -> None:
+        for parent in parents:
+            if parent not in seen:
+                seen.add(parent)
+                q = table.get(parent)
+                if q is None or q.network:
+                    found[parent] = None
+                else:
+                    add(q.given_returned[1])
+
+    add(table[name].given_returned[1])
+    return list(found)
 
 
 _FAMILIES = ("LAY", "ATT", "LORA", "KAL", "DIAG", "OBS", "NOISE", "LOKO")

@@ -7,7 +7,7 @@ The unit of the tolerances is machine epsilon times the number of terms in the l
 import numpy as np
 import pytest
 
-from loko_ref.network.layers import attention, embedding, norm
+from loko_ref.network.layers import attention, embedding, norm, patchify, pool, prepend
 
 EPS = np.finfo(float).eps
 STEP = 1e-30
@@ -157,7 +157,7 @@ def test_positions():
 
 def test_patches_are_a_convolution(rng):
     image, kernel = rng.standard_normal((2, 3, 4, 6)), rng.standard_normal((5, 3, 2, 3))
-    patches = embedding.patchify(image, (2, 3))
+    patches = patchify.forward(image, (2, 3))
     assert patches.shape == (2, 4, 18)
     y = patches @ kernel.reshape(5, -1).T
     for row in range(2):
@@ -165,29 +165,27 @@ def test_patches_are_a_convolution(rng):
             window = image[:, :, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
             by_hand = np.einsum("bchw,ochw->bo", window, kernel)
             close(y[:, 2 * row + column], by_hand)
-    back = embedding.unpatchify(patches[None], (3, 4, 6), (2, 3))
+    back = patchify.vjp(patches[None], (3, 4, 6), (2, 3))
     assert (back[0] == image).all()
 
 
 def test_prepend(rng):
     x, token = rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 4))
-    y = embedding.prepend_forward(x, token)
+    y = prepend.forward(x, token)
     assert (y[:, :2] == token).all()
     assert (y[:, 2:] == x).all()
-    dx, dtoken = embedding.prepend_vjp(cotangents(y), 2)
-    close(dx.reshape(y.size, -1), complex_step(lambda t: embedding.prepend_forward(t, token), x))
-    close(
-        dtoken.reshape(y.size, -1), complex_step(lambda t: embedding.prepend_forward(x, t), token)
-    )
+    dx, dtoken = prepend.vjp(cotangents(y), 2)
+    close(dx.reshape(y.size, -1), complex_step(lambda t: prepend.forward(t, token), x))
+    close(dtoken.reshape(y.size, -1), complex_step(lambda t: prepend.forward(x, t), token))
 
 
 @pytest.mark.parametrize("how", ["cls", "mean"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_pool(rng, how, mask):
     mask, x = MASKS[mask], rng.standard_normal((2, 4, 3))
-    y = embedding.pool_forward(x, how, mask)
-    dx = embedding.pool_vjp(cotangents(y), how, 4, mask)
-    expected = complex_step(lambda t: embedding.pool_forward(t, how, mask), x)
+    y = pool.forward(x, how, mask)
+    dx = pool.vjp(cotangents(y), how, 4, mask)
+    expected = complex_step(lambda t: pool.forward(t, how, mask), x)
     close(dx.reshape(y.size, -1), expected)
     if how == "mean" and mask is not None:
         close(y[1], x[1][mask[1]].mean(axis=0))

@@ -8,26 +8,27 @@ import pytest
 from loko_ref.errors import InputError
 from loko_ref.experiments import stream as training
 from loko_ref.experiments.config import RunConfig
+from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
 
 
 def test_topics():
-    data = texts.load(shift="noise", seed=3)
-    again = texts.load(shift="noise", seed=3)
+    data = sources.load("topics", shift="noise", seed=3)
+    again = sources.load("topics", shift="noise", seed=3)
     assert data.digest() == again.digest()
-    assert data.digest() != texts.load(shift="noise", seed=4).digest()
+    assert data.digest() != sources.load("topics", shift="noise", seed=4).digest()
     for part in (data.base, data.stream, data.test):
         assert part.x.shape[1] == 1 + texts.LENGTH
         assert (part.x[:, 0] == texts.CLS).all()
         assert part.x.min() >= 0
         assert part.x.max() < texts.VOCABULARY
         assert set(part.y) == set(range(len(texts.CHAPTERS)))
-    plain = texts.load(seed=3)
+    plain = sources.load("topics", seed=3)
     changed = (plain.stream.x != data.stream.x)[:, 1:].mean()
     assert abs(changed - texts.NOISE) < 0.02  # 3 standard deviations of 7,456 draws at 0.3
-    backwards = texts.load(shift="invert", seed=3)
+    backwards = sources.load("topics", shift="invert", seed=3)
     assert (backwards.stream.x[:, 1:] == plain.stream.x[:, :0:-1]).all()
-    renamed = texts.load(shift="permute", seed=3).stream.x
+    renamed = sources.load("topics", shift="permute", seed=3).stream.x
     assert (np.sort(np.unique(renamed, return_counts=True)[1])).tolist() == np.sort(
         np.unique(plain.stream.x, return_counts=True)[1]
     ).tolist()

@@ -23,7 +23,7 @@ import numpy as np
 
 from loko_ref import loko
 from loko_ref.fast import prepare
-from loko_ref.fast.bench import _peak_mb
+from loko_ref.fast.bench import peak_mb
 from loko_ref.loko import Batch, LokoConfig
 from loko_ref.network.architectures import roberta_spec, vit_spec
 from loko_ref.network.model import Model, init_model
@@ -59,13 +59,13 @@ def problem(case: str, dtype: str) -> tuple[LokoConfig, Batch]:
 
 def timed(step: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """The posterior state of one step, and what it took."""
-    before, wall, cpu = _peak_mb(reset=True), time.perf_counter(), time.process_time()
+    before, wall, cpu = peak_mb(reset=True), time.perf_counter(), time.process_time()
     state, _ = step()
     return state, {
         "wall_s": round(time.perf_counter() - wall, 2),
         "cpu_s": round(time.process_time() - cpu, 2),
-        "peak_mb": round(_peak_mb()),
-        "rise_mb": round(_peak_mb() - before),
+        "peak_mb": round(peak_mb()),
+        "rise_mb": round(peak_mb() - before),
     }
 
 

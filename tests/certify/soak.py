@@ -78,11 +78,11 @@ def certified(steps, checkpoints, kind="decoupled", bits=1024, lam=1.0, q=0.0, R
         for k in range(steps):
             H, y = stream.at(k)
             p_pred = time_update.update(p, lam, q)
-            new = diagonal._update(theta, p_pred, H, y - H @ theta, R_float, kind)
+            new = diagonal.update_unchecked(np, theta, p_pred, H, y - H @ theta, R_float, kind)
             theta, p = new.theta, new.p
             H, y = period[k % len(period)]
             v_pred = time_update.update(v, lam, q)
-            exact = diagonal._update(t, v_pred, H, y - H @ t, R_exact, kind)
+            exact = diagonal.update_unchecked(balls.xp, t, v_pred, H, y - H @ t, R_exact, kind)
             t, v = exact.theta, exact.p
             if k + 1 in checkpoints:
                 off_theta = balls.to_host(balls.xp.abs(balls.balls(theta) - t))

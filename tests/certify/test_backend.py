@@ -12,9 +12,9 @@ pytest.importorskip("flint", reason="python-flint (extra 'certify') is not insta
 
 from loko_ref import arrays, optimizers
 from loko_ref import loko as loko_room
-from loko_ref.arrays import balls
+from loko_ref.arrays import balls, contrast_basis
 from loko_ref.errors import InputError, NumericalError, UndecidedError
-from loko_ref.kalman import dense, diagonal, noise, observation, time
+from loko_ref.kalman import dense, diagonal, noise, observation, simplex, time
 from loko_ref.network import lora
 from loko_ref.network.jacobian import gradient, jacobian
 from loko_ref.network.layers import linear
@@ -139,9 +139,12 @@ def test_time_update(rng):
 
 def test_contrasts_and_schur_complement(rng):
     R = spd(rng, 6)
-    agree(lambda R: {"R": observation.condition_on_simplex(R, 3)}, {"R": R}, factor=40)
+    agree(lambda R: {"R": simplex.condition_on_simplex(R, 3)}, {"R": R}, factor=40)
     agree(
-        lambda M: {"there": observation.to_contrast(M, 3), "back": observation.from_contrast(M, 3)},
+        lambda M: {
+            "there": simplex.to_contrast(contrast_basis(3, M), M),
+            "back": simplex.from_contrast(contrast_basis(3, M), M),
+        },
         {"M": rng.standard_normal((6, 2))},
     )
 

@@ -16,7 +16,7 @@ from loko_ref.lte.heads import Heads, gradient, jacobian
 from loko_ref.lte.merging import merge
 from loko_ref.lte.state import heads_of
 from loko_ref.network.architectures import encoder_spec
-from loko_ref.network.layers import attention, embedding, norm
+from loko_ref.network.layers import attention, embedding, norm, patchify, pool, prepend
 from loko_ref.network.model import mlp_spec
 
 _spec = importlib.util.spec_from_file_location(
@@ -71,12 +71,12 @@ def test_embedding_and_pooling(rng):
 
     def both(table, dy, image, token):
         y, cache = embedding.lookup_forward(table, index)
-        z = embedding.prepend_forward(y, token)
+        z = prepend.forward(y, token)
         out = {"y": y, "z": z, "dtable": embedding.lookup_vjp(dy, cache)}
         for how in ("cls", "mean"):
-            out[how] = embedding.pool_forward(y, how, mask)
-            out["d" + how] = embedding.pool_vjp(dy[:, :, 0], how, 3, mask)
-        return out | {"patches": embedding.patchify(image, (2, 2))}
+            out[how] = pool.forward(y, how, mask)
+            out["d" + how] = pool.vjp(dy[:, :, 0], how, 3, mask)
+        return out | {"patches": patchify.forward(image, (2, 2))}
 
     agree(
         both,

@@ -14,7 +14,7 @@ from flint import arb
 
 from loko_ref import optimizers
 from loko_ref.arrays import balls, one_minus_power
-from loko_ref.kalman import noise, observation, time
+from loko_ref.kalman import noise, simplex, time
 from loko_ref.lte import heads, nested
 from loko_ref.lte.config import LteConfig
 from loko_ref.lte.heads import Heads
@@ -164,7 +164,7 @@ def test_sgd_and_adagrad():
 def test_contrasts_of_three_classes():
     """Schur complement of R = diag(1, 2, 4) on the simplex, by the covariance given 1'y = 0."""
     R = balls.balls(np.diag([1.0, 2.0, 4.0]))
-    reduced = observation.condition_on_simplex(R, 3)
+    reduced = simplex.condition_on_simplex(R, 3)
     d = [arb(1), arb(2), arb(4)]
     expected = [[(d[i] if i == j else 0) - d[i] * d[j] / 7 for j in range(3)] for i in range(3)]
     same(reduced, np.array(expected, dtype=object))

@@ -112,7 +112,6 @@ def test_a_row_scaled_case_is_labelled_and_does_not_fail_a_normwise_stable_solve
     recipe = Recipe(
         operation="kalman.diagonal_update",
         name="row-scaled",
-        hunts="",
         build=row_scaled,
         options={},
     )

@@ -17,7 +17,7 @@ from loko_ref.conformance.assessment import calibration
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.judge.compare import ratios
-from loko_ref.conformance.mistakes.registry import all_mutants
+from loko_ref.conformance.mistakes.registry import all_mutants, formulas_of
 from loko_ref.files import documents as schema
 
 EINSUM = str(Path(__file__).with_name("einsum_loko.py"))
@@ -85,7 +85,7 @@ def test_a_mistake_is_measured_where_its_formula_occurs():
     # single precision is a mistake in float64 only
     assert [one.dtype for one in calibration.of_mutant(BY_ID["SINGLE"], cases)] == ["float64"]
     assert calibration.of_mutant(BY_ID["TIME-NO-Q"], select("lora.*")) == []
-    asked = calibration.touched(select("kalman.dense_update/tiny/float64")[0])
+    asked = formulas_of(select("kalman.dense_update/tiny/float64")[0])
     assert {"S", "K", "pHt", "theta_post", "p.dense"} <= asked
     assert "p.decoupled" not in asked
 

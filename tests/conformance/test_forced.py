@@ -1,4 +1,4 @@
-"""Teacher-forced and free-run localisation tell a local mistake from one in what is carried."""
+"""Teacher-forced and free-run localisation: a local mistake, or one in the state carried on."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation
 from loko_ref.conformance.reports import document as report
 from loko_ref.conformance.teacher_forcing import _balanced, steps_of
-from loko_ref.kalman.observation import check_ones
+from loko_ref.kalman.simplex import check_ones
 
 pytestmark = pytest.mark.verdict
 
@@ -35,7 +35,7 @@ def test_what_is_not_carried(run, steps, dtype):
     assert check.forced.finding is None
     assert check.forced.steps == steps
     text = f"teacher-forced: all {steps} steps are right from the oracle's state; the mistake is "
-    assert check.forced.text == text + "in what is carried from step to step"
+    assert check.forced.text == text + "in the state carried from step to step"
     (entry,) = report.as_json("t", [check])["checks"]
     assert entry["teacher_forced"]["first_divergence"] is None
     assert entry["teacher_forced"]["steps"] == steps

@@ -18,6 +18,7 @@ from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.judge.tolerance import expected, tolerance
 from loko_ref.conformance.reports import page
+from loko_ref.conformance.reports.report import Report
 from loko_ref.errors import InputError
 
 pytestmark = pytest.mark.verdict
@@ -60,9 +61,9 @@ def test_a_failure_has_its_walk_its_element_its_map_and_its_mistake():
     source = page.as_html("mine.py", checks, ["a note"], name_mistakes(checks))
     outline = Outline(source)
     text = " ".join(outline.text.split())
-    assert "WRONG: 4 ran, 2 passed, 2 failed, 0 unsupported" in text
+    assert "FAILED: 2 of 4; 2 passed, 0 unsupported" in text
     assert "R-JITTER: jitter added to R, size about 1e-09" in text
-    assert "Look at: R enters as it is given" in text
+    assert "Correct formula: R enters as it is given" in text
     assert "Note: a note" in text
     assert f"loko-ref verify mine.py --only {OP}/random/float64" in text
     first = next(c for c in checks if c.status == "failed").divergence
@@ -119,10 +120,10 @@ def test_a_passing_run_says_so():
     case = select(f"{OP}/tiny/float64")[0]
     check = judge(case, Answer(outputs=expected(case)))
     text = Outline(page.as_html("mine.py", [check])).text
-    assert "All that ran passed" in " ".join(text.split())
+    assert "PASSED: 1 of 1; 0 unsupported" in " ".join(text.split())
     assert "Failures" not in text
     text = Outline(page.as_html("mine.py", [check], (), {}, {case.id: "ticket 7"})).text
-    assert "WRONG: 1 ran, 0 passed, 0 failed, 1 unexpected pass" in " ".join(text.split())
+    assert "FAILED: 1 of 1 (1 unexpected pass); 0 passed" in " ".join(text.split())
     assert f"Unexpected pass: {case.id} was expected to fail: ticket 7" in text
     check = judge(case, Answer(declined="no"))
     assert "NOTHING RAN" in page.as_html("mine.py", [check])
@@ -194,8 +195,8 @@ def test_cli_writes_it_whole_or_not_at_all(tmp_path):
     assert done.returncode == 1, done.stderr
     assert Outline(out.read_text(encoding="utf-8")).text.count("jitter added to") >= 2
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
-    with pytest.raises(InputError, match="--html"):
-        page.write(tmp_path / "no" / "r.html", "t", [], (), {}, {})
+    with pytest.raises(InputError, match="html: got"):
+        Report(target="t", checks=()).write(html=tmp_path / "no" / "r.html")
 
 
 def test_jinja2_is_in_the_extra():

@@ -11,9 +11,10 @@ from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation
-from loko_ref.conformance.judge.tolerance import FORMULA_TABLE, expected
+from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import all_mutants, idle
-from loko_ref.interop.torch_module import factor_shapes
+from loko_ref.network.spec import factor_shapes
+from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.filter import identity
 
 pytestmark = pytest.mark.verdict

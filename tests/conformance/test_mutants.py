@@ -18,7 +18,7 @@ from loko_ref.conformance.diagnose.naming import fit, name_mistakes
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.mistakes.registry import (
-    Mutant,
+    NOTHING,
     all_mutants,
     as_implementation,
     evaluate,
@@ -72,6 +72,35 @@ def place(one):
     return next((f.__module__ for f in one.changes(one.example).values()), every)
 
 
+COVERED = [
+    pytest.param(case, key, id=f"{case.id}-{key}")
+    for case in all_cases()
+    for key in case.recipe.covers
+    if case.dtype == "float64"
+]
+
+
+def caught(key, case):
+    target = as_implementation(BY_ID[key], BY_ID[key].example)
+    return run(Implementation(target=key, functions=target), [case])[0].status == "failed"
+
+
+@pytest.mark.verdict
+@pytest.mark.sampled(0.03)
+@pytest.mark.parametrize(("case", "key"), COVERED)
+def test_a_case_catches_each_mistake_that_it_covers(case, key):
+    assert caught(key, case)
+
+
+@pytest.mark.verdict
+@pytest.mark.sampled(0.02)
+@pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
+def test_a_mistake_is_caught_in_float32_by_a_case_that_covers_it(one):
+    cases = [c for c in all_cases() if c.dtype == "float32" and one.id in c.recipe.covers]
+    # what has no more digits than float32, or loses fewer than it has, is seen in float64 alone
+    assert any(caught(one.id, c) for c in cases) == (one.id not in ("SINGLE", "NORM-ONE-PASS"))
+
+
 @pytest.mark.verdict
 @pytest.mark.sampled(0.06, by=place)
 @pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
@@ -87,20 +116,19 @@ def test_caught_and_named_first(one):
 
 def test_the_mutation_machinery_itself_changes_nothing():
     """With no formula changed, the noisy implementation that the score is made of passes."""
-    none = Mutant(id="NONE", name="", explanation="", look="", changes=lambda size: {})
     cases = sample(all_cases(), 0.12, by=lambda c: (c.operation.name, c.dtype))
-    checks = run(Implementation(target="none", functions=as_implementation(none)), cases)
+    checks = run(Implementation(target="none", functions=as_implementation(NOTHING)), cases)
     assert {c.status for c in checks} == {"passed"}
     assert name_mistakes(checks) == {}
 
 
 @pytest.mark.parametrize("key", ["SCORES-UNSCALED", "NORM-AXIS", "RELU-LEAKY", "ADAMW-L2"])
 def test_where_a_mutant_is_idle_it_is_right_code_to_the_bit(key):
-    one, none = BY_ID[key], Mutant(id="N", name="", explanation="", look="", changes=lambda _: {})
+    one = BY_ID[key]
     still = [c for c in CASES if idle(one, c)]
     assert 0 < len(still) < len(CASES)
     for case in still[::5]:
-        right, got = evaluate(none, case), evaluate(one, case, one.example)
+        right, got = evaluate(NOTHING, case), evaluate(one, case, one.example)
         assert all(np.array_equal(right[name], got[name]) for name in right)
     assert not any(idle(BY_ID["SINGLE"], c) for c in CASES)  # it changes what every formula gives
 
@@ -208,11 +236,11 @@ def test_what_a_run_does_not_tell_apart_is_said():
     assert {key, *alike} == {"S-JITTER", "R-JITTER"}
     text = io.StringIO()
     print_report(Console(file=text, width=200), "jitter", checks, (), named)
-    assert f"nothing in this run tells it from: {alike[0]}" in text.getvalue()
-    assert f"Nothing in this run tells it from: {alike[0]}." in page.as_html(
+    assert f"not distinguished in this run from: {alike[0]}" in text.getvalue()
+    assert f"Not distinguished in this run from: {alike[0]}." in page.as_html(
         "jitter", checks, (), named
     )
-    said = f"(nothing in this run tells it from: {alike[0]})"
+    said = f"not distinguished in this run from: {alike[0]}"
     assert said in junit.as_xml("jitter", checks, named, {}).decode()
     document = report.as_json("jitter", checks, (), named)
     jsonschema.validate(document, schema.load("verify"))
@@ -337,8 +365,8 @@ def test_verify_names_the_mistake(tmp_path):
     target = EXAMPLES / "my_buggy_loko.py"
     result = cli("verify", target, "--only", "model.jacobian", "--json", out)
     assert result.returncode == 1
-    assert "JACOBIAN-NO-SCALE scale missing in the Jacobian: it reproduces" in result.stdout
-    assert "look at: dB = scale * outer(dy, A x)" in result.stdout
+    assert "JACOBIAN-NO-SCALE: scale missing in the Jacobian; it reproduces" in result.stdout
+    assert "correct formula: dB = scale * outer(dy, A x)" in result.stdout
     document = json.loads(out.read_text())
     schema = {
         "type": "array",

@@ -5,7 +5,7 @@ import pytest
 
 from loko_ref.conformance.cases.registry import all_cases
 from loko_ref.conformance.catalogue.registry import OPERATIONS
-from loko_ref.conformance.user_inputs import agree, own_case
+from loko_ref.conformance.user_inputs import agree, user_case
 from loko_ref.errors import InputError
 
 
@@ -54,7 +54,7 @@ def leaves(operation, arguments):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_input_of_every_operation_is_checked(operation):
     arguments = arguments_of(operation)
-    own_case(operation, arguments)
+    user_case(operation, arguments)
     some = 0
     for path, array in leaves(operation, arguments):
         wrong = {name: make(array) for name, make in WRONG.items()}
@@ -65,7 +65,7 @@ def test_every_input_of_every_operation_is_checked(operation):
                 wrong[f"one more along {axis}"] = np.repeat(array, 2, axis=axis)
         for name, value in wrong.items():
             with pytest.raises(InputError) as caught:
-                own_case(operation, changed(arguments, path, value))
+                user_case(operation, changed(arguments, path, value))
             if "axis" in name or name in ("NaN", "text", "objects"):
                 assert caught.value.argument.startswith(path[0]), (path, name, str(caught.value))
             some += 1
@@ -78,7 +78,7 @@ def test_every_option_of_every_operation_is_checked(operation):
     for option in OPERATIONS[operation].options:
         for value in (None, "zz", float("nan"), 10**400, {}, [None], [{}]):
             with pytest.raises(InputError) as caught:
-                own_case(operation, arguments | {option.name: value})
+                user_case(operation, arguments | {option.name: value})
             assert caught.value.argument.startswith(option.name), (option.name, value)
 
 
@@ -93,9 +93,9 @@ def test_the_names_of_a_mapping_are_those_of_the_spec(operation, name, key):
     fewer = {k: v for k, v in given.items() if k != key}
     for wrong in ({}, fewer, given | {"odd": np.ones(2)}, {1: np.ones(2)}):
         with pytest.raises(InputError, match="missing"):
-            own_case(operation, arguments | {name: wrong})
+            user_case(operation, arguments | {name: wrong})
     with pytest.raises(InputError, match="a mapping of name to array"):
-        own_case(operation, arguments | {name: np.ones(3)})
+        user_case(operation, arguments | {name: np.ones(3)})
 
 
 def test_a_transposed_matrix_is_named_with_its_letters():
@@ -119,4 +119,4 @@ def test_what_the_oracle_refuses_is_no_question_to_the_function():
 
 def test_lists_are_taken_where_the_others_give_the_dtype():
     given = {"theta": [0.0, 0.0], "p": np.ones(2), "H": np.ones((1, 2)), "e": [1.0], "R": np.eye(1)}
-    assert own_case("kalman.diagonal_update", given).dtype == "float64"
+    assert user_case("kalman.diagonal_update", given).dtype == "float64"

@@ -34,7 +34,7 @@ from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.reports import document as report
 from loko_ref.conformance.reports import junit, page, terminal
-from loko_ref.conformance.user_inputs import own_case
+from loko_ref.conformance.user_inputs import user_case
 from loko_ref.errors import InputError
 
 HERE = Path(__file__).parent
@@ -155,7 +155,7 @@ def memory(what):
 @linux
 def test_a_request_that_is_not_read_is_a_time_out():
     """One of 640 kB, which no pipe holds."""
-    large = own_case("lora.delta", {"A": np.ones((2, 30_000)), "B": np.ones((2, 2))}, alpha=3.0)
+    large = user_case("lora.delta", {"A": np.ones((2, 30_000)), "B": np.ones((2, 2))}, alpha=3.0)
     token = uuid.uuid4().hex
     with Command(command_line("after-reads-no-more", token), 2**40, START) as command:
         command.stop_timeout = TIMEOUT
@@ -189,7 +189,7 @@ def test_hostile_texts_stand_in_every_output_and_break_none(name):
     assert checks[1].reason == shown
     printed, document, xml, html = every_output("t", checks, [shown])
     assert printed.count(shown) == 3  # the failure, the note, what is unsupported
-    assert "WRONG" in printed.splitlines()[-1]
+    assert "FAILED" in printed.splitlines()[-1]
     assert document["checks"][0]["finding"]["message"] == shown
     assert document["checks"][1]["reason"] == shown
     assert {node.get("message") for node in xml.iter() if node.get("message")} == {shown}
@@ -215,7 +215,7 @@ def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert b"WRONG: 1 ran, 0 passed, 1 failed, 0 unsupported" in done.stdout
+    assert b"FAILED: 1 of 1; 0 passed, 0 unsupported" in done.stdout
     expected = r"reported an error: \ud800 and \udfff"
     document = json.loads(files["json"].read_text())
     assert document["checks"][0]["finding"]["message"] == expected
@@ -233,7 +233,11 @@ def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
         ("stop-hang-child", [], "WRONG stop: killed after 3 s"),
         ("stop-session", [], "ok    stop: exit code 0"),
         ("stop-crash", [], "WRONG stop: exit code 3"),
-        ("stop-flood", ["one line an answer: after the last one came 'junk"], "WRONG stop: killed"),
+        (
+            "stop-flood",
+            ["one line per answer: another followed the last one: 'junk"],
+            "WRONG stop: killed",
+        ),
         ("crash-session", ["an unknown operation is answered"], "ok    stop: exit code 0"),
         ("unknown-crash", ["an unknown type is answered"], "ok    stop: exit code 0"),
     ],

@@ -21,7 +21,7 @@ from loko_ref.conformance.implementations import protocol
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.protocol import ProtocolError
 from loko_ref.conformance.implementations.specification import SPECIFICATION
-from loko_ref.conformance.user_inputs import own_case
+from loko_ref.conformance.user_inputs import user_case
 from loko_ref.errors import InputError
 from loko_ref.interop.tensors import read_tensors, write_tensors
 from loko_ref.network.layers.activation import ACTIVATIONS
@@ -63,8 +63,8 @@ def test_specification_is_printed():
         "All inputs of a run have one dtype, and the outputs must have it too",
         "left out, not null",
         "Every option is sent, those at their default too",
-        "the next is sent when you have answered",
-        "To an operation that you do not offer, answer unsupported",
+        "the next follows your answer",
+        "For an operation that you do not support, answer unsupported",
     ):
         assert answered in text
     assert max(map(len, result.stdout.splitlines())) <= 100
@@ -128,7 +128,7 @@ def test_javascript_harness():
         ("exits", "exited with code 3; stderr: cannot find my library"),
         (
             "canary",
-            "canary.float64: element 1 (-0.0) was sent as bits 0x8000000000000000 and came back "
+            "canary.float64: element 1 (-0.0) was sent as bits 0x8000000000000000 and returned "
             "as 0x0",
         ),
         ("version", "protocol 'loko-ref/protocol/0', not 'loko-ref/protocol/1'"),
@@ -144,9 +144,7 @@ def test_no_start(name, message):
 
 
 def test_a_silent_command_is_not_waited_for(monkeypatch):
-    from loko_ref.conformance.implementations import command as subprocess_target
-
-    monkeypatch.setattr(subprocess_target, "START_TIMEOUT", 0.5)
+    monkeypatch.setattr("loko_ref.conformance.implementations.command.START_TIMEOUT", 0.5)
     start = time.monotonic()
     with pytest.raises(InputError, match=r"did not answer hello within 0\.5 s"):
         Command(trouble("silent"))
@@ -176,7 +174,7 @@ MISBEHAVIOUR = {
     "hang": ("timeout", "did not answer within 1 s", ""),
     "error": ("raised", "reported an error: out of memory", ""),
     "wrong-id": ("protocol", "an answer to request 3 in place of 2", ""),
-    "no-outputs": ("protocol", "an answer that is no result, unsupported or error", ""),
+    "no-outputs": ("protocol", "an answer that is not result, unsupported or error", ""),
     "short": ("protocol", "delta: 0 bytes for shape [2, 3], not 48", ""),
     "nan": ("protocol", "NaN is no JSON number", ""),
     "huge": ("protocol", "a line of more than 65536 bytes", ""),
@@ -253,7 +251,7 @@ def test_python_harness_by_file(tensors_read):
 def test_only_large_tensors_go_by_file(tensors_read):
     """Small inputs as text, the product of 600 x 600 (2.88 MB) by file."""
     arrays = {"A": np.ones((2, 600)) / 3, "B": np.ones((600, 2)) / 7}
-    case = own_case("lora.delta", arrays, alpha=3.0)
+    case = user_case("lora.delta", arrays, alpha=3.0)
     with Command(python(EXAMPLES / "harness.py", EXAMPLES / "my_loko.py")) as command:
         (check,) = run(command, [case])
     assert check.status == "passed"
@@ -296,9 +294,7 @@ def test_stop():
 
 
 def test_a_command_that_stays_is_killed(monkeypatch):
-    from loko_ref.conformance.implementations import command as subprocess_target
-
-    monkeypatch.setattr(subprocess_target, "STOP_TIMEOUT", 0.5)
+    monkeypatch.setattr("loko_ref.conformance.implementations.command.STOP_TIMEOUT", 0.5)
     command = Command(trouble("stays"))
     child = command._child
     assert command.close() is None

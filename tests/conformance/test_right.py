@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from loko_ref.conformance import recorded as trace
+from loko_ref.conformance import recorded
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.implementations import recording
 from loko_ref.conformance.judge.compare import compare
@@ -113,5 +113,5 @@ def test_a_recording_without_its_gain_is_judged_alike(gain, off, status, tmp_pat
     record |= {"0/Z": x["H"], "0/R": x["R"], "1/theta": out["theta"], "1/p": out["p"] * (1 + off)}
     options = json.dumps({"observation": "gaussian", "noise": "fixed"})
     np.savez(tmp_path / "t.npz", options=np.array(options), **record)
-    checks = {c.case.id: c for c in trace.check(recording.read(tmp_path / "t.npz"))}
+    checks = {c.case.id: c for c in recorded.check(recording.read(tmp_path / "t.npz"))}
     assert checks["trace/1/p"].status == status

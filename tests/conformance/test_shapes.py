@@ -14,8 +14,7 @@ from loko_ref.conformance.engine import judge, run
 from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.judge.answer import check
 from loko_ref.conformance.judge.tolerance import expected
-from loko_ref.conformance.reports import document as report
-from loko_ref.conformance.reports import page
+from loko_ref.conformance.reports import document, page
 from loko_ref.conformance.reports.terminal import print_report
 
 EINSUM = load(str(Path(__file__).with_name("einsum_loko.py")))
@@ -184,7 +183,7 @@ def test_the_report_names_it():
     target = Implementation(target="mine", functions={"loko.step": Averaging().step})
     checks = run(target, select("loko.step/glm-stacked/float64"))
     named = name_mistakes(checks)
-    (one,) = report.as_json("mine", checks, (), named)["checks"]
+    (one,) = document.as_json("mine", checks, (), named)["checks"]
     assert one["finding"] == {"kind": "shape", "message": "e has shape (3,), not (9,)"}
     assert one["mistakes"][0]["name"] == "samples averaged in place of stacked"
     text = io.StringIO()

@@ -241,15 +241,15 @@ def test_the_command(tmp_path):
     wrong = ["--option", "diagonal=variational", "--json", report, "--html", page]
     done = loko_ref("verify", "--trace", path, *wrong)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "step 0: p is the first off (trace/1/p)" in done.stdout
+    assert "step 0: p is the first wrong quantity (trace/1/p)" in done.stdout
     assert "trace/1/p" in page.read_text(encoding="utf-8")
     found = json.loads(report.read_text())
-    assert found["schema"] == "loko-ref/verify/1"
+    assert found["schema"] == "loko-ref/verify/2"
     failed = [c for c in found["checks"] if c["status"] == "failed"]
     assert failed[0]["id"] == "trace/1/p"
     assert failed[0]["first_divergence"]["labels"] == ["DIAG-2", "DIAG-4"]
     done = loko_ref("verify", "--trace", path, "--only", "trace/3/S")
-    assert "1 ran, 1 passed" in done.stdout
+    assert "PASSED: 1 of 1" in done.stdout
     done = loko_ref("verify", "--trace", path, "--dtype", "float32")
     assert done.returncode == 2
     assert "a recording has no cases" in done.stderr

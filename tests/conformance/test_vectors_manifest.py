@@ -116,7 +116,7 @@ def test_every_leaf_is_checked_with_its_digest_and_without(folder):
         ("options", {}, "options is {}"),
         ("operation", "lora.merge", 'operation is "lora.merge", not "lora.delta"'),
         ("dtype", "float32", 'dtype is "float32", not "float64"'),
-        ("hunts", "nothing", 'hunts is "nothing", not'),
+        ("covers", ["nothing"], 'covers is ["nothing"], not'),
         ("undecided", ["delta[0, 0]"], 'undecided is ["delta[0, 0]"], not []'),
     ],
 )
@@ -243,7 +243,7 @@ def test_an_older_set_is_refused_by_its_schema(folder):
     manifest = manifest_of(folder)
     write(folder, manifest | {"schema": "loko-ref/vectors/1"})
     (refusal,) = found(folder)
-    assert "got schema 'loko-ref/vectors/1'; required schema 'loko-ref/vectors/2'" in refusal
+    assert "got schema 'loko-ref/vectors/1'; required schema 'loko-ref/vectors/3'" in refusal
     assert "export it again" in refusal
 
 

@@ -124,7 +124,7 @@ def follow(config, model, rng, batch, steps=4, rtol=1e-9):
 @pytest.mark.parametrize("combination", combinations(), ids="-".join)
 @pytest.mark.parametrize("diagonal", ["decoupled", "variational"])
 def test_every_variant(combination, diagonal, rng):
-    """Conditioning of S is below 1e3 here: 1e-9 leaves three digits of room, a wrong term none."""
+    """Conditioning of S is below 1e3 here: 1e-9 leaves three digits; a wrong term exceeds it."""
     observation, noise, timing = combination
     model = model_of(SPECS["mlp relu"], rng)
     for batch in (1, 3):
@@ -205,14 +205,12 @@ def test_what_only_the_readable_route_runs(rng):
 
 
 def test_cotangents_in_runs(rng, monkeypatch):
-    """The Jacobian does not depend on how many cotangents ride together."""
-    from loko_ref.fast import network as room
-
+    """The Jacobian does not depend on how many cotangents are pulled back together."""
     model = model_of(SPECS["vit"], rng)
     x = inputs(model, rng, 2)
     _, Z = jacobian(model, x)
     for chunk in (1, 1500, 3000):
-        monkeypatch.setattr(room, "CHUNK", chunk)
+        monkeypatch.setattr("loko_ref.fast.network.CHUNK", chunk)
         network = Network(model)
         _, now = network.forward(pack(model), x)
         H = formed(network.backward(np.broadcast_to(np.eye(3), (2, 3, 3)), now), model.n)
@@ -221,7 +219,7 @@ def test_cotangents_in_runs(rng, monkeypatch):
 
 @pytest.mark.parametrize("m", [1, 40, 64, 65, 130, 321])
 def test_triangles_by_strips_and_halves(rng, m):
-    from loko_ref.fast import filter as room
+    from loko_ref.fast.filter import root_inverse
 
     Hs = rng.standard_normal((m, 301))
     G = columns.gram(Hs)
@@ -229,7 +227,7 @@ def test_triangles_by_strips_and_halves(rng, m):
     S = Hs @ Hs.T + 1e2 * np.eye(m)
     assert np.abs(G - (Hs @ Hs.T)).max() <= 1e-12 * np.abs(G).max()
     L = np.linalg.cholesky(S)
-    T = room.root_inverse(S, "S")
+    T = root_inverse(S, "S")
     assert np.array_equal(T, np.tril(T))
     assert np.abs(T @ L - np.eye(m)).max() <= 1e-13
     expected = ((T @ Hs) ** 2).sum(axis=0)

@@ -118,7 +118,7 @@ DEEP = b"[" * 100_000
             b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,4]}}',
             "1e999; required",
         ),
-        (b'{"a":{"dtype":"F32","shape":[1.7],"data_offsets":[0,4]}}', "1.7 is no size"),
+        (b'{"a":{"dtype":"F32","shape":[1.7],"data_offsets":[0,4]}}', "1.7 is not a size"),
         (
             b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[1e999,4]}}',
             "1e999; required",

@@ -99,7 +99,7 @@ def test_a_run_is_trained_saved_and_resumed_there(kind, lib, tmp_path) -> None:
             team.sent = history.sent
 
         def save(now: lte.LteState, told: History) -> None:
-            checkpoint.save(tmp_path / "set", c, now, told, {}, team)
+            checkpoint.save(tmp_path / "c.npz", c, now, told, {}, team)
 
         state = train(c, state, data, steps=steps, batch=6, team=team, history=history, merged=save)
         assert isinstance(state.theta, type(like))
@@ -107,7 +107,7 @@ def test_a_run_is_trained_saved_and_resumed_there(kind, lib, tmp_path) -> None:
 
     want, curves = whole(9, np.zeros(1))
     whole(6, like)
-    got, again = whole(9, like, tmp_path / "set")
+    got, again = whole(9, like, tmp_path / "c.npz")
     assert got == want
     assert (again.loss, again.evaluations, again.sent) == (
         curves.loss,

@@ -46,7 +46,7 @@ def certify(
     from loko_ref.conformance.cases.globs import matcher, nothing_matches
     from loko_ref.conformance.cases.registry import Case, select
     from loko_ref.conformance.catalogue.registry import OPERATIONS
-    from loko_ref.conformance.vectors import certify as room
+    from loko_ref.conformance.vectors import certify as certification
     from loko_ref.files.writing import check_target, write_bytes
 
     if json is not None:
@@ -82,8 +82,8 @@ def certify(
         def progress(done: Case) -> None:
             bar.update(task, advance=1, at=done.id)
 
-        quantities, failed = room.certify(chosen, limit=limit, progress=progress)
-    result = room.as_json(quantities, failed)
+        quantities, failed = certification.certify(chosen, limit=limit, progress=progress)
+    result = certification.as_json(quantities, failed)
 
     def brief(number: float | None) -> str:
         return "not finite" if number is None else f"{number:.3g}"

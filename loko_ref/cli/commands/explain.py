@@ -1,4 +1,4 @@
-"""``loko-ref explain``: LoKO's step in reading order, on real data."""
+"""``loko-ref explain``: LoKO's step in dataflow order, on real data."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def explain_command(
     data: Annotated[
         str, typer.Option(help="digits, breast_cancer, wine, iris, or diabetes (regression).")
     ] = "digits",
-    steps: Annotated[int, typer.Option(help="How many steps to explain.")] = 2,
+    steps: Annotated[int, typer.Option(help="Number of steps to explain.")] = 2,
     skip: Annotated[
         int | None,
         typer.Option(
-            help="How many to take in silence first; by default all before the first that the "
-            "network gets wrong."
+            help="Number of steps before them that are not shown; by default all before the first "
+            "misclassified sample."
         ),
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="LoKO's choices, as in 'train': softmax, glm,diagonal=variational, ..."),
+        typer.Option(help="LoKO's options, as in 'train': softmax, glm,diagonal=variational, ..."),
     ] = None,
     shift: Annotated[str | None, typer.Option(help="As in 'train'.")] = None,
-    batch: Annotated[int, typer.Option(help="Samples a step, stacked.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of split, base network and LoRA.")] = 0,
+    batch: Annotated[int, typer.Option(help="Samples per step, stacked.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of split, base network and LoRA.")] = 0,
     p0: Annotated[float | None, typer.Option(help="Prior variance.")] = None,
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
     backend: Annotated[str, typer.Option(help="numpy or cupy.")] = "numpy",
-    entries: Annotated[int, typer.Option(help="Entries of theta to follow.")] = 4,
+    entries: Annotated[int, typer.Option(help="Number of entries of theta shown.")] = 4,
 ) -> None:
-    """Print LoKO's step in reading order: quantity, shape, equation, label, numbers, meaning."""
+    """Print LoKO's step in dataflow order: quantity, shape, equation, label, numbers, meaning."""
     check_needs(data=data)
     variants = parse_variants(variant or [])
     if len(variants) > 1:
@@ -66,21 +66,21 @@ def explain_command(
     )
     check_needs(backend=config.backend)
     found = explain(config, steps=steps, skip=skip, entries=entries)
-    opening = next(found)  # what cannot be run is refused before anything is printed
+    opening = next(found)  # raises, if it has to, before anything is printed
     console = Console(highlight=False)
     name = describe("loko", config.options, data == "diabetes")
     about = f"{name} on {data}, shift {config.shift}; observation {config.options['observation']}"
     console.print(Text(about, style="bold"))
     console.print(
-        "Letters as in derivations/notation.md; [LABEL] is a heading there. 'differs by' compares "
-        "the computed quantity with its equation written plainly, relative to its largest entry "
-        "(where yhat is almost 1, it is the plain 1 - yhat that loses digits)."
+        "Letters as in derivations/notation.md; [LABEL] is a heading in derivations/. 'differs by' "
+        "compares the computed quantity with its plain equation, relative to its largest entry "
+        "(where yhat is almost 1, the plain 1 - yhat loses digits)."
     )
     for number, step in enumerate(itertools.chain([opening], found)):
         if number == 0 and skip is None and step.number > 0:
             console.print(
-                f"\nBegins at step {step.number}, the first that the network gets wrong: there "
-                "something is learned. What came before was taken in silence; --skip 0 shows it."
+                f"\nStarts at step {step.number}, the first whose sample is misclassified; "
+                "--skip 0 shows the steps before it."
             )
         _print_step(console, step)
 
@@ -91,7 +91,7 @@ def _print_step(console: Console, step: Step) -> None:
     for number, quantity in enumerate(step.quantities, start=1):
         _print_quantity(console, number, quantity)
     console.print()
-    console.print(Text("What this step did", style="bold"))
+    console.print(Text("Effects of this step", style="bold"))
     for sentence in step.outcome:
         _indented(console, sentence)
 
@@ -123,7 +123,7 @@ def _indented(console: Console, text: str, style: str = "") -> None:
 
 
 def _table(excerpt: Excerpt, width: int) -> list[str]:
-    """Set the entries in columns, in as many blocks as the width asks for."""
+    """Return the entries in columns, in as many blocks as the width requires."""
     stub = max(map(len, excerpt.rows)) + (1 if any(excerpt.rows) else 0)
     cell = max(CELL, *(len(name) + 2 for name in excerpt.columns))
     per_block = max(1, (width - stub) // cell)

@@ -73,7 +73,7 @@ def mutants(
         for entry in listing:
             typer.echo(f"{entry['id']}: {entry['name']}")
             typer.echo(f"    {entry['explanation']}")
-            typer.echo(f"    look at: {entry['look']}")
+            typer.echo(f"    correct formula: {entry['look']}")
         typer.echo(f"{len(chosen)} mutants")
         if json is not None:
             write_json(json, document("mutants", {"mutants": listing}))
@@ -106,14 +106,14 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from loko_ref.conformance.assessment import calibration as room
+    from loko_ref.conformance.assessment import calibration
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.implementations.python import load
     from loko_ref.conformance.reports.document import write_json
     from loko_ref.errors import InputError
 
     cases = select(glob, argument="--case")
-    targets = [*room.built_in(), *(load(target) for target in correct)]
+    targets = [*calibration.built_in(), *(load(target) for target in correct)]
     right, wrong = [], []
     with Progress(
         TextColumn("{task.description}"),
@@ -126,7 +126,7 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
     ) as bar:
         task = bar.add_task("correct code", total=len(cases) * len(targets))
         for target in targets:
-            measured = room.of_correct(target, cases, progress=lambda: bar.advance(task))
+            measured = calibration.of_correct(target, cases, progress=lambda: bar.advance(task))
             if not measured and target.target in correct:
                 raise InputError(
                     "--correct",
@@ -136,7 +136,7 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
                 )
             right += measured
         for one in bar.track(chosen, description="known mistakes"):
-            wrong += room.of_mutant(one, cases)
+            wrong += calibration.of_mutant(one, cases)
     if not right or not wrong:
         raise InputError(
             "--case",
@@ -144,10 +144,10 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
             "cases that can be judged and in which one of the mistakes occurs",
             "operations that the mistakes chosen by --only are not in",
         )
-    found = room.as_json(cases, right, wrong)
+    found = calibration.as_json(cases, right, wrong)
     if json is not None:
         write_json(json, found)
-    for line in room.lines(found):
+    for line in calibration.lines(found):
         typer.echo(line)
     unseen = {one.name for one in wrong} - {one.name for one in wrong if one.worst > 1}
     return all(one.worst <= 1 for one in right) and not unseen

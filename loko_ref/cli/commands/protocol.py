@@ -1,12 +1,19 @@
-"""``loko-ref protocol``: the protocol for any language, and a check of a harness that speaks it."""
+"""``loko-ref protocol`` and ``loko-ref schema``: what is spoken and written, for other programs.
+
+The protocol for any language, with a check of a harness that speaks it; the JSON Schemas of the
+documents that this package writes.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
-__all__ = ["protocol"]
+from loko_ref.files.documents import WRITTEN_BY, load
+
+__all__ = ["protocol", "schema"]
 
 
 def protocol(
@@ -15,12 +22,12 @@ def protocol(
     ] = None,
     timeout: Annotated[
         float,
-        typer.Option("--timeout", help="Seconds that hello and each answer may take."),
+        typer.Option("--timeout", help="Most seconds until hello and each request is answered."),
     ] = 30.0,
 ) -> None:
     """Print the protocol; with --cmd, check a harness: hello, canary, errors, files, stop.
 
-    Exit code 0: it speaks the protocol; 1: it does not; 2: it could not be started.
+    Exit code 0: the harness conforms; 1: it does not; 2: it could not be started.
     """
     from loko_ref.conformance.cases.registry import all_cases
     from loko_ref.conformance.implementations.child import Ended
@@ -41,7 +48,7 @@ def protocol(
         wrong += not good
         typer.echo(f"{'ok   ' if good else 'WRONG'} {printable(text)}")
 
-    with Command(cmd, 0, timeout) as harness:  # all by file, where it reads files
+    with Command(cmd, 0, timeout) as harness:  # passes all tensors by file, if it reads files
         report(True, "hello: " + ", ".join(harness.operations))
         report(True, "canary bit for bit: " + ", ".join(harness.dtypes))
         for message, allowed, text in (
@@ -66,7 +73,7 @@ def protocol(
             ran = ((case, harness.run(case, timeout)) for case in offered)
             case, done = next(((c, a) for c, a in ran if a.declined is None), (None, None))
             if case is None or done is None:
-                report(True, "tensors by file: untried, it declines everything")
+                report(True, "tensors by file: not tested, since it declines every case")
             elif done.finding is None:
                 report(True, f"tensors by file: {case.id} is answered")
             else:
@@ -74,11 +81,24 @@ def protocol(
         try:
             harness.ready(timeout)  # it may have failed above
         except (Ended, ProtocolError, OSError) as error:
-            report(False, f"stop: untried, it does not start again: {error}")
+            report(False, f"stop: not tested, since it does not start again: {error}")
         else:
             code, seconds = harness.close(), harness.stop_timeout
             ended = f"killed after {seconds:g} s" if code is None else f"exit code {code}"
             report(code == 0, f"stop: {ended}")
         if harness.extra:
-            report(False, f"one line an answer: after the last one came {harness.extra}")
+            report(False, f"one line per answer: another followed the last one: {harness.extra}")
     raise typer.Exit(1 if wrong else 0)
+
+
+def schema(
+    name: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(WRITTEN_BY)}; by default the list.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a document that another command writes, or the list of them."""
+    if name is None:
+        for one, command in WRITTEN_BY.items():
+            typer.echo(f"{one}\t{command}")
+        return
+    typer.echo(json.dumps(load(name), indent=2))

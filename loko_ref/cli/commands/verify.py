@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
 import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from loko_ref.checks.values import check_range
 from loko_ref.cli.needs import check_needs
 from loko_ref.errors import InputError
 
 if TYPE_CHECKING:
-    from loko_ref.conformance.engine import Check
+    from loko_ref.conformance.reports.report import Report
 
 __all__ = ["verify"]
 
@@ -107,14 +106,11 @@ def verify(
     from rich.progress import Progress
 
     from loko_ref.conformance.cases.registry import select
-    from loko_ref.conformance.engine import run
-    from loko_ref.conformance.implementations.command import Command
-    from loko_ref.conformance.implementations.python import Implementation, load
-    from loko_ref.conformance.reports import expected_failures as expectations
+    from loko_ref.conformance.verification import LONGEST, naming, verify_recording
+    from loko_ref.conformance.verification import verify as check
     from loko_ref.files.writing import check_targets
 
-    if not timeout > 0:
-        raise InputError("--timeout", timeout, "seconds > 0", "a sign")
+    check_range("--timeout", timeout, low=0, low_open=True, high=LONGEST)
     check_targets(
         {"--json": json, "--junit": junit, "--html": html},
         {"TARGET": target, "--trace": trace, "--xfail": xfail},
@@ -127,14 +123,14 @@ def verify(
         for name, value in {"--xfail": xfail, "--dtype": dtype, "--list": list_ or None}.items():
             if value is not None:
                 raise InputError(name, value, "not beside --trace", "a recording has no cases")
-        raise typer.Exit(_recording(trace, option or [], only, json, junit, html))
+        with naming(path="--trace", options="--option", only="--only"):
+            report = verify_recording(trace, option or [], only=only)
+        raise typer.Exit(_publish(report, json, junit, html))
     if option:
         raise InputError("--option", option[0], "--trace F beside it", "--trace was left out")
-    cases = select(only, dtype, argument="--only")
-    expected = expectations.read(xfail) if xfail is not None else {}
     if list_:
-        for case in cases:
-            typer.echo(f"{case.id}\t{case.hunts}")
+        for case in select(only, dtype, argument="--only"):
+            typer.echo(f"{case.id}\t{case.covers}")
         return
     if (target is None) == (cmd is None):
         got = "nothing" if target is None else "both TARGET and --cmd"
@@ -144,56 +140,39 @@ def verify(
             "a Python file, a module or module:attribute, or --cmd COMMAND",
             "it was left out" if target is None else "two ways to name the implementation",
         )
-    implementation: Implementation | Command
+    implementation = str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
     threads = set(threading.enumerate())
-    if cmd is None:
-        implementation, shown = load(str(target), timeout), str(target)
-    else:
-        implementation, shown = Command(cmd, large, timeout), f"--cmd {shlex.quote(cmd)}"
     err = Console(stderr=True)
+    options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large")}
     with (
         Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
-        implementation if isinstance(implementation, Command) else contextlib.nullcontext(),
+        naming(implementation="TARGET" if cmd is None else "--cmd", **options),
     ):
-        task = bar.add_task("verifying", total=len(cases))
-        checks = run(
-            implementation, cases, timeout=timeout, progress=lambda check: bar.advance(task)
+        task = bar.add_task("verifying", total=None)
+        report = check(
+            implementation,
+            only=only,
+            dtype=cast("Literal['float64', 'float32']", dtype),  # verify checks it
+            timeout=timeout,
+            xfail=xfail,
+            large=large,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    statuses = ((check.case.id, check.status) for check in checks)
-    notes = [*implementation.notes, *expectations.not_run(statuses, expected)]
-    code = _publish(shown, checks, notes, expected, json, junit, html)
+    code = _publish(report, json, junit, html)
     if any(not thread.daemon for thread in set(threading.enumerate()) - threads):
         _end_within(LEAVING, code)
     raise typer.Exit(code)
 
 
-def _publish(
-    shown: str,
-    checks: Sequence[Check],
-    notes: Sequence[str],
-    expected: Mapping[str, str],
-    json: Path | None,
-    junit: Path | None,
-    html: Path | None,
-) -> int:
+def _publish(report: Report, json: Path | None, junit: Path | None, html: Path | None) -> int:
     """Write and print every report; return the exit code."""
-    from rich.console import Console
+    from loko_ref.conformance.verification import naming
 
-    from loko_ref.conformance.diagnose.naming import name_mistakes
-    from loko_ref.conformance.engine import summarise
-    from loko_ref.conformance.reports import document as report
-    from loko_ref.conformance.reports import junit as xml
-    from loko_ref.conformance.reports import page, terminal
-
-    mistakes = name_mistakes(checks)
-    if json is not None:  # files first: who reads the terminal's report may stop early (head)
-        report.write_json(json, report.as_json(shown, checks, notes, mistakes, expected))
-    if junit is not None:
-        xml.write(junit, shown, checks, mistakes, expected, notes)
-    if html is not None:
-        page.write(html, shown, checks, notes, mistakes, expected)
-    terminal.print_report(Console(emoji=False), shown, checks, notes, mistakes, expected)
-    return summarise(checks, expected).exit_code
+    with naming(json="--json", junit="--junit", html="--html"):
+        # files first: who reads the terminal's report may stop early (head)
+        report.write(json=json, junit=junit, html=html)
+    report.print()
+    return report.summary.exit_code
 
 
 def _end_within(seconds: float, code: int) -> None:
@@ -207,24 +186,3 @@ def _end_within(seconds: float, code: int) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
-
-
-def _recording(
-    trace: Path,
-    option: list[str],
-    only: str | None,
-    json: Path | None,
-    junit: Path | None,
-    html: Path | None,
-) -> int:
-    """Check a recording; return the exit code."""
-    from loko_ref.conformance import recorded as walk
-    from loko_ref.conformance.implementations import recording
-
-    read = recording.read(trace, option)
-    checks = walk.check(read, only)
-    shown = " ".join(["--trace", shlex.quote(str(trace))])
-    shown += "".join(f" --option {shlex.quote(item)}" for item in option)
-    first = walk.first(checks)
-    notes = [*read.notes, *([first] if first is not None else [])]
-    return _publish(shown, checks, notes, {}, json, junit, html)

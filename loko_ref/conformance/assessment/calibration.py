@@ -15,23 +15,22 @@ from typing import Any
 import numpy as np
 
 from loko_ref.conformance.cases.registry import DTYPES, Case
-from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS
+from loko_ref.conformance.catalogue.registry import CATALOGUE, Operation
 from loko_ref.conformance.engine import TIMEOUT
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.compare import ratios
-from loko_ref.conformance.judge.tolerance import FACTOR, FORMULA_TABLE, tolerance
-from loko_ref.conformance.mistakes.registry import Changes, Mutant, as_implementation
+from loko_ref.conformance.judge.tolerance import FACTOR, tolerance
+from loko_ref.conformance.mistakes.registry import (
+    NOTHING,
+    Mutant,
+    as_implementation,
+    dtype_of,
+    functions_by,
+    idle,
+)
 from loko_ref.files.documents import document
 
-__all__ = [
-    "Spread",
-    "as_json",
-    "built_in",
-    "lines",
-    "of_correct",
-    "of_mutant",
-    "touched",
-]
+__all__ = ["Spread", "as_json", "built_in", "lines", "of_correct", "of_mutant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +64,6 @@ class Spread:
     at: str
 
 
-class _Noted(dict[str, Any]):
-    """A table of formulas that notes which are asked for."""
-
-    def __init__(self, table: Mapping[str, Any]) -> None:
-        super().__init__(table)
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.asked.add(name)
-        return super().__getitem__(name)
-
-
-def touched(case: Case) -> frozenset[str]:
-    """Name the formulas that the plain route of a case asks for."""
-    table = _Noted(FORMULA_TABLE)
-    case.operation.plain(case.inputs(), case.options, table, lambda name, value: value)
-    return frozenset(table.asked)
-
-
 def built_in() -> list[Implementation]:
     """Correct implementations that need no file: the oracle, and the plain route in its own dtype.
 
@@ -91,28 +71,15 @@ def built_in() -> list[Implementation]:
     not run there); ``rounded`` is the plain route with every quantity moved by up to a roundoff.
     """
 
-    def function_of(name: str) -> Callable[..., Any]:
-        operation = OPERATIONS[name]
+    def oracle(operation: Operation, inputs: Mapping[str, Any], options: Any) -> dict[str, Any]:
+        if dtype_of(inputs) == np.float64:
+            raise NotImplementedError("it is what float64 is judged by")
+        return dict(operation.oracle(inputs, options))
 
-        def function(**keywords: Any) -> dict[str, Any]:
-            taken = {i.name for i in operation.inputs}
-            inputs = {k: a for k, a in keywords.items() if k in taken}
-            if next(a for a in inputs.values() if not isinstance(a, Mapping)).dtype == np.float64:
-                raise NotImplementedError("it is what float64 is judged by")
-            options = {k: a for k, a in keywords.items() if k not in taken}
-            return dict(operation.oracle(inputs, options))
-
-        return function
-
-    nothing = Mutant(id="", name="", explanation="", look="", changes=_unchanged)
     return [
-        Implementation(target="oracle", functions={name: function_of(name) for name in OPERATIONS}),
-        Implementation(target="rounded", functions=as_implementation(nothing)),
+        Implementation(target="oracle", functions=functions_by(oracle)),
+        Implementation(target="rounded", functions=as_implementation(NOTHING)),
     ]
-
-
-def _unchanged(size: float | None) -> Changes:
-    return {}
 
 
 def _spread(name: str, dtype: str, found: Sequence[tuple[Case, Mapping[str, float]]]) -> Spread:
@@ -166,14 +133,14 @@ def of_correct(
     cases : sequence of Case
         Which; what it declines is left out.
     timeout : float, optional
-        Seconds a case.
+        Seconds per case.
     progress : callable, optional
         Called after each case.
 
     Returns
     -------
     list of Spread
-        One a dtype that it ran in.
+        One per dtype that it ran in.
     """
     found: dict[str, list[tuple[Case, Mapping[str, float]]]] = {dtype: [] for dtype in DTYPES}
     for case in cases:
@@ -197,32 +164,22 @@ def of_mutant(
     cases : sequence of Case
         Which.
     timeout : float, optional
-        Seconds a case.
+        Seconds per case.
 
     Returns
     -------
     list of Spread
-        One a dtype in which it occurs; a mistake of precision occurs in finer dtypes only.
+        One per dtype in which it occurs; a mistake of precision occurs in finer dtypes only.
     """
     target = Implementation(target=one.id, functions=as_implementation(one, one.example))
-    changed = set(one.changes(one.example))
     found: dict[str, list[tuple[Case, Mapping[str, float]]]] = {dtype: [] for dtype in DTYPES}
     for case in cases:
         finer = float(np.finfo(case.dtype).eps) / 2 < one.roundoff
-        if finer if one.roundoff else changed & _touched(case):
+        if finer if one.roundoff else not idle(one, case):
             row = _errors(target, case, timeout)
             if row is not None:
                 found[case.dtype].append((case, row))
     return [_spread(one.id, dtype, rows) for dtype, rows in found.items() if rows]
-
-
-_KNOWN: dict[str, frozenset[str]] = {}
-
-
-def _touched(case: Case) -> frozenset[str]:
-    if case.id not in _KNOWN:
-        _KNOWN[case.id] = touched(case)
-    return _KNOWN[case.id]
 
 
 def _number(value: float) -> float | None:
@@ -230,17 +187,8 @@ def _number(value: float) -> float | None:
 
 
 def _row(one: Spread) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "dtype": one.dtype,
-        "cases": one.cases,
-        "failed": list(one.failed),
-        "quantities": one.quantities,
-        "median": _number(one.median),
-        "high": _number(one.high),
-        "worst": _number(one.worst),
-        "at": one.at,
-    }
+    numbers = {k: _number(v) for k, v in vars(one).items() if isinstance(v, float)}
+    return vars(one) | numbers | {"failed": list(one.failed)}
 
 
 def as_json(
@@ -248,7 +196,7 @@ def as_json(
 ) -> dict[str, Any]:
     """Build the document ``loko-ref/calibration/2``.
 
-    ``gap`` holds, a dtype, the worst of the correct ones, the mildest of the mistakes (each at its
+    ``gap`` holds, per dtype, the worst of the correct ones, the mildest mistake (each at its
     worst case) and their quotient. A mistake that stays within tolerance everywhere in a dtype is
     below its roundoff there and counts as ``unseen``, not as the mildest. A number that is not
     finite is null.
@@ -280,7 +228,7 @@ def as_json(
 
 
 MILDEST = 5
-"""Mistakes that are printed a dtype; the document holds all."""
+"""Mistakes that are printed per dtype; the document holds all."""
 
 
 def _shown(value: float | None) -> str:

@@ -16,7 +16,7 @@ from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.engine import Check, run
 from loko_ref.conformance.implementations.python import Implementation
-from loko_ref.conformance.mistakes.registry import Mutant, as_implementation, idle
+from loko_ref.conformance.mistakes.registry import NOTHING, Mutant, as_implementation, idle
 from loko_ref.files.documents import document
 
 __all__ = ["INDISTINGUISHABLE", "Outcome", "as_json", "outcome"]
@@ -50,13 +50,10 @@ class Outcome:
     others: tuple[str, ...]
 
 
-_NONE = Mutant(id="NONE", name="", explanation="", look="", changes=lambda size: {})
-
-
 @lru_cache(maxsize=1024)
 def _unchanged(case: Case) -> Check:
     """Verify right code with rounding errors of its own: what an idle mutant is, to the bit."""
-    return run(Implementation(target=_NONE.id, functions=as_implementation(_NONE)), [case])[0]
+    return run(Implementation(target="none", functions=as_implementation(NOTHING)), [case])[0]
 
 
 def outcome(one: Mutant, cases: Sequence[Case]) -> Outcome:
@@ -87,15 +84,6 @@ def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "indistinguishable": [
             {"ids": sorted(group), "why": why} for group, why in INDISTINGUISHABLE.items()
         ],
-        "outcomes": [
-            {
-                "id": o.id,
-                "failed": o.failed,
-                "named": o.named,
-                "first": o.first,
-                "others": list(o.others),
-            }
-            for o in outcomes
-        ],
+        "outcomes": [vars(o) | {"others": list(o.others)} for o in outcomes],
     }
     return document("mutants", content)

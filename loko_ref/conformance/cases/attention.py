@@ -12,7 +12,13 @@ import numpy as np
 
 from loko_ref.conformance.cases.model import loko_inputs, lora, network_weights
 from loko_ref.conformance.cases.registry import Draw, define
-from loko_ref.network.architectures import bert_spec, encoder_spec, roberta_spec, vit_spec
+from loko_ref.network.architectures import (
+    NormOrder,
+    bert_spec,
+    encoder_spec,
+    roberta_spec,
+    vit_spec,
+)
 
 __all__: list[str] = []
 
@@ -20,8 +26,6 @@ Inputs = dict[str, Any]
 Spec = list[dict[str, Any]]
 Read = Callable[[Draw, str], Any]
 """Makes x."""
-Change = Callable[[dict[str, Any], str], None]
-"""Makes the weights what the case is about, in place."""
 
 # ---------------------------------------------------------------------------------- specs
 
@@ -35,7 +39,7 @@ def _attention(d: int, inner: int, heads: int, sites: Mapping[str, Any], **more:
     return [layer | more, {"kind": "pool", "how": "mean"}]
 
 
-def _block(norm: str = "pre", layers: int = 1, targets: str = "q v", **more: Any) -> Spec:
+def _block(norm: NormOrder = "pre", layers: int = 1, targets: str = "q v", **more: Any) -> Spec:
     options: dict[str, Any] = {
         "width": 4,
         "heads": 2,
@@ -107,170 +111,144 @@ def _one_constant(draw: Draw, dtype: str) -> Any:
 
 
 def _saturate(weights: dict[str, Any], dtype: str) -> None:
-    """Scores of some hundreds: exp overflows where the largest is not taken out."""
+    """Make scores some hundreds, in place: exp overflows where the largest is not taken out."""
     for key in "qk":
         weights[f"0.{key}.W"] = weights[f"0.{key}.W"] * (40.0 if dtype == "float64" else 12.0)
 
 
-def _as_it_is(weights: dict[str, Any], dtype: str) -> None:
-    pass
-
-
-_BOTH: dict[str, tuple[Spec, Read, str, Change]] = {
+_BOTH: dict[str, tuple[Spec, Read, str, str]] = {
     "attention-heads": (
         _HEADS,
         _tokens(2, 3, 5),
-        "1 / sqrt d for 1 / sqrt c; heads interleaved in place of side by side",
-        _as_it_is,
+        "SCORES-SCALE-WIDTH HEADS-INTERLEAVED HEADS-UNSWAPPED HEADS-MERGED-UNSWAPPED HEADS-ONE "
+        "LORA-ON-KEYS",
+        "QUERIES-JACOBIAN-MISSING SCORES-JACOBIAN-UNSCALED SCORES-JACOBIAN-MISSING "
+        "ATTEND-JACOBIAN-DIAGONAL ATTEND-JACOBIAN-MISSING ATTEND-JACOBIAN-NO-SUM",
     ),
     "attention-causal": (
         _attention(4, 4, 2, {"q": lora(2, 3.0), "k": lora(2, 3.0)}, causal=True),
         _tokens(2, 4, 4),
-        "the causal mask left out, upside down, or shutting out a token's own key",
-        _as_it_is,
+        "CAUSAL-MISSING CAUSAL-STRICT CAUSAL-AHEAD CAUSAL-REVERSED",
+        "KEYS-JACOBIAN-MISSING KEYS-JACOBIAN-NOT-TURNED ORDER-KEYS-FIRST",
     ),
-    "attention-saturated": (
-        _HEADS,
-        _tokens(2, 3, 5),
-        "exp without the largest score taken out: overflow",
-        _saturate,
-    ),
+    "attention-saturated": (_HEADS, _tokens(2, 3, 5), "SCORES-SWAPPED", ""),
     "attention-one-token": (
         _CLS,
         _tokens(1, 1, 5),
-        "batch 1 and one token: squeezed axes; a softmax of one key moves",
-        _as_it_is,
+        "HEADS-BIASES-MISSING",
+        "VALUES-JACOBIAN-MISSING ATTEND-JACOBIAN-MISSING ATTEND-JACOBIAN-NO-SUM",
     ),
     "layernorm": (
         _normed(),
         _tokens(2, 3),
-        "the variance over width - 1; the gain left out of the Jacobian",
-        _as_it_is,
+        "NORM-UNBIASED NORM-RMS NORM-GAIN-MISSING NORM-SHIFT-MISSING NORM-GAIN-PLUS-ONE",
+        "NORM-JACOBIAN-NO-GAIN NORM-JACOBIAN-NO-MEAN NORM-JACOBIAN-NO-VARIANCE "
+        "NORM-JACOBIAN-NO-STATISTICS",
     ),
     "layernorm-plain": (
         _normed(affine=False, eps=0.0625),
         _tokens(2, 3),
-        "eps outside the root, or another than the one given",
-        _as_it_is,
+        "NORM-EPS-OUTSIDE NORM-EPS-OTHER",
+        "NORM-JACOBIAN-NO-MEAN NORM-JACOBIAN-NO-VARIANCE NORM-JACOBIAN-NO-STATISTICS",
     ),
-    "layernorm-near-constant": (
-        _NORM_FIRST,
-        _near_constant,
-        "the variance in one pass, <x^2> - <x>^2: its digits cancel",
-        _as_it_is,
-    ),
-    "layernorm-constant": (_NORM_FIRST, _one_constant, "0 / 0 without eps", _as_it_is),
+    "layernorm-near-constant": (_NORM_FIRST, _near_constant, "NORM-ONE-PASS", ""),
+    "layernorm-constant": (_NORM_FIRST, _one_constant, "NORM-EPS-MISSING", ""),
     "block-pre": (
         _PRE,
         _tokens(2, 3, 4),
-        "the norm after the sum in place of before the branch; the last norm left out",
-        _as_it_is,
+        "BLOCK-NORM-LAST BLOCK-RESIDUAL-NORMED NORM-FINAL-MISSING NORM-AXIS",
+        "NORM-JACOBIAN-NO-GAIN",
     ),
     "block-post": (
         _block("post"),
         _tokens(2, 3, 4),
-        "the norm before the branch in place of after the sum; the branch without x",
-        _as_it_is,
+        "BLOCK-NORM-FIRST RESIDUAL-MISSING RESIDUAL-TWICE",
+        "RESIDUAL-JACOBIAN-MISSING RESIDUAL-JACOBIAN-SKIP-ONLY",
     ),
     "text": (
         _TEXT,
         _ids([5, 2, 3, 1], [5, 6, 0, 0]),
-        "padding seen as a key; the tanh of the pooler left out; another token than the first",
-        _as_it_is,
+        "MASK-ATTENTION-IGNORED MASK-INVERTED EMBEDDING-SCALED NORM-EMBEDDING-MISSING "
+        "POOLER-TANH-MISSING POOL-MEAN-FOR-CLS POOL-LAST-FOR-CLS",
+        "",
     ),
     "text-mean": (
         _text(pool="mean", dense=False),
         _ids([5, 2, 3, 1], [5, 6, 0, 0]),
-        "padding averaged in",
-        _as_it_is,
+        "MASK-IGNORED POOL-PADDING POOL-LENGTH POOL-SUM POOL-CLS-FOR-MEAN",
+        "",
     ),
     "text-positions": (
         _ROBERTA,
         _ids([0, 4, 3, 2], [0, 6, 1, 2]),
-        "RoBERTa's numbering: positions counted from 0, or over padding",
-        _as_it_is,
+        "POSITION-FROM-PAD POSITION-FROM-ZERO POSITION-FROM-ONE POSITION-OVER-PADDING",
+        "",
     ),
     "text-channels": (
         _CHANNELS,
         _ids([[5, 2, 3], [0, 1, 1], [1, 1, 1]], [[0, 6, 1], [1, 0, 0], [1, 0, 1]]),
-        "the table of types left out; the mask in another channel, or taken from the ids",
-        _as_it_is,
+        "TYPE-MISSING TYPE-ZERO MASK-FROM-IDS",
+        "",
     ),
     "text-left-padded": (
         _text(pool="mean", causal=True),
         _ids([0, 0, 3, 1], [4, 6, 2, 2]),
-        "NaN from a query that sees no key",
-        _as_it_is,
+        "CAUSAL-AHEAD CAUSAL-REVERSED MASK-AFTER-SOFTMAX",
+        "",
     ),
-    "text-first-hidden": (
-        _TEXT,
-        _ids([0, 5, 2, 3], [0, 0, 6, 1]),
-        "the mask on the queries in place of the keys: [CLS] is padding and still sees",
-        _as_it_is,
-    ),
+    "text-first-hidden": (_TEXT, _ids([0, 5, 2, 3], [0, 0, 6, 1]), "MASK-QUERIES", ""),
     "text-learnt-tokens": (
         _LEARNT,
         _ids([5, 2, 3, 1], [5, 6, 0, 0]),
-        "a mask that does not move on with tokens put first, or hides them; fewer tokens than "
-        "positions",
-        _as_it_is,
+        "MASK-NOT-MOVED CLS-LAST POSITION-BEFORE-CLS",
+        "",
     ),
     "image": (
         _VIT,
         _tokens(2, 2, 4, 4),
-        "patches column by column; channels last; [CLS] at the end; positions from 1",
-        _as_it_is,
+        "PATCH-CHANNELS-LAST PATCH-TURNED PATCH-COLUMNS POSITION-MISSING",
+        "",
     ),
-    "image-flat": (
-        _DEIT,
-        _tokens(2, 24),
-        "height for width: neither image nor patch is square; one learnt token for two",
-        _as_it_is,
-    ),
+    "image-flat": (_DEIT, _tokens(2, 24), "PATCH-TURNED PATCH-COLUMNS POSITION-BEFORE-CLS", ""),
 }
-"""For model.forward and model.jacobian: name -> spec, x, what it hunts, weights."""
+"""For model.forward and model.jacobian: name -> spec, x, covers, and what the latter adds."""
 
 _JACOBIAN: dict[str, tuple[Spec, Read, str]] = {
     **{
-        f"block-lora-{key}": (
-            _block(targets=key, lora=lora(2, 3.0)),
-            _tokens(1, 3, 4),
-            f"the cotangent that reaches {what}",
-        )
-        for key, what in {
-            "q": "the queries: the keys' for the queries', 1 / sqrt c left out",
-            "k": "the keys: ds not transposed",
-            "v": "the values: a not transposed",
-            "o": "the output projection: the heads not merged",
-            "f1": "the feed-forward's first linear: GELU by tanh in place of erf",
-            "f2": "the feed-forward's second linear: a sum over tokens left out",
+        f"block-lora-{key}": (_block(targets=key, lora=lora(2, 3.0)), _tokens(1, 3, 4), covers)
+        for key, covers in {
+            "q": "QUERIES-JACOBIAN-MISSING SCORES-JACOBIAN-UNSCALED ATTEND-JACOBIAN-DIAGONAL",
+            "k": "KEYS-JACOBIAN-MISSING KEYS-JACOBIAN-NOT-TURNED SCORES-JACOBIAN-MISSING",
+            "v": "VALUES-JACOBIAN-MISSING VALUES-JACOBIAN-NOT-TURNED",
+            "o": "HEADS-MERGED-UNSWAPPED TOKENS-FIRST TOKENS-LAST TOKENS-MEAN",
+            "f1": "GELU-TANH GELU-JACOBIAN-NO-DENSITY",
+            "f2": "TOKENS-FIRST TOKENS-LAST TOKENS-MEAN",
         }.items()
     },
     "block-gelu-tanh": (
         _block("post", targets="f1 f2", lora=lora(2, 3.0), activation="gelu_tanh"),
         _tokens(1, 3, 4),
-        "GELU by erf where the approximation by tanh is asked for",
+        "GELU-ERF",
     ),
     "block-lora-bias": (
         _block("post", targets="q v f1", lora=lora(2, 3.0, True)),
         _tokens(2, 3, 4),
-        "bA, bB: their order in theta, their sum over tokens",
+        "ORDER-BIASES-FIRST LORA-BIAS-UNSCALED",
     ),
     "block-rank-one": (
         _block(targets="q k v o", lora=lora(1, 4.0)),
         _tokens(1, 2, 4),
-        "r = 1: squeezed axes",
+        "ORDER-KEYS-FIRST ORDER-SORTED",
     ),
     "block-full-rank": (
         _block("post", targets="q k v o", lora=lora(4, 2.0), activation="relu"),
         _tokens(1, 3, 4),
-        "square factors: a transpose fits; order q, k, v, o in theta",
+        "ORDER-SORTED FLATTEN-COLUMNS RELU-LEAKY",
     ),
     "blocks-deep": (
         _block(layers=2, targets="q k v o f1 f2", lora=lora(1, 2.0), bias=False),
         _tokens(2, 3, 4),
-        "the order of blocks in theta; q's, k's and v's cotangents not summed; biases that q, k, "
-        "v have not",
+        "ORDER-SITES RESIDUAL-JACOBIAN-MISSING RESIDUAL-JACOBIAN-SKIP-ONLY",
     ),
 }
 """For model.jacobian alone."""
@@ -279,13 +257,13 @@ _JACOBIAN: dict[str, tuple[Spec, Read, str]] = {
 @define(
     "model.jacobian",
     "attention-tiny",
-    "anything: one head, two tokens, readable by hand",
+    "SCORES-UNSCALED SCORES-SCALED-TWICE ATTEND-QUERIES VALUES-JACOBIAN-NOT-TURNED",
     spec=_attention(2, 2, 1, {"v": lora(1, 1.0)}),
 )
 @define(
     "model.forward",
     "attention-tiny",
-    "anything: one head, two tokens, readable by hand",
+    "SCORES-UNSCALED SCORES-SCALED-TWICE ATTEND-QUERIES",
     spec=_attention(2, 2, 1, {"v": lora(1, 1.0)}),
 )
 def _(draw: Draw, dtype: str) -> Inputs:
@@ -295,21 +273,23 @@ def _(draw: Draw, dtype: str) -> Inputs:
     return {"x": [[[1.0, 0.0], [0.0, 2.0]]], "weights": weights}
 
 
-for _name, (_spec, _read, _hunts, _change) in _BOTH.items():
+for _name, (_spec, _read, _covers, _of_Z) in _BOTH.items():
     for _op in ("model.forward", "model.jacobian"):
+        _all = f"{_covers} {_of_Z * (_op == 'model.jacobian')}"
 
-        @define(_op, _name, _hunts, spec=_spec)
+        @define(_op, _name, _all, spec=_spec)
         def _(
-            draw: Draw, dtype: str, s: Spec = _spec, x: Read = _read, change: Change = _change
+            draw: Draw, dtype: str, name: str = _name, s: Spec = _spec, x: Read = _read
         ) -> Inputs:
             weights = network_weights(draw, s)
-            change(weights, dtype)
+            if name == "attention-saturated":
+                _saturate(weights, dtype)
             return {"x": x(draw, dtype), "weights": weights}
 
 
-for _name, (_spec, _read, _hunts) in _JACOBIAN.items():
+for _name, (_spec, _read, _covers) in _JACOBIAN.items():
 
-    @define("model.jacobian", _name, _hunts, spec=_spec)
+    @define("model.jacobian", _name, _covers, spec=_spec)
     def _(draw: Draw, dtype: str, s: Spec = _spec, x: Read = _read) -> Inputs:
         return {"weights": network_weights(draw, s), "x": x(draw, dtype)}
 
@@ -328,38 +308,32 @@ _RESIDUAL: dict[str, Any] = {
 _PADDED = _ids([5, 2, 3, 1], [5, 6, 0, 0])
 
 _STEPS: dict[str, tuple[str, Spec, Read, dict[str, Any], int]] = {
-    "transformer": (
-        "theta cut at other places than the sites': attention's q, k, v, o",
-        TINY,
-        _tokens(2, 3, 4),
-        {},
-        2,
-    ),
+    "transformer": ("S-PER-TENSOR ORDER-SITES LORA-ON-KEYS", TINY, _tokens(2, 3, 4), {}, 2),
     "transformer-text": (
-        "padding seen; frozen tables among what is trained",
+        "MASK-ATTENTION-IGNORED NORM-EMBEDDING-MISSING EMBEDDING-SCALED",
         _SHORT,
         _PADDED,
         _SOFT,
         2,
     ),
     "transformer-residual": (
-        "the second pass at the prior theta",
+        "NOISE-INNOVATION-FOR-RESIDUAL NOISE-PRIOR-FOR-RESIDUAL",
         TINY,
         _tokens(1, 3, 4),
         _RESIDUAL,
         1,
     ),
     "vit-dense": (
-        "the dense filter on an image model",
+        "P-DENSE-DIAGONAL POSITION-MISSING CLS-LAST",
         _image((1, 4, 4), (2, 2)),
         _tokens(1, 1, 4, 4),
         {"covariance": "dense"},
         1,
     ),
 }
-for _name, (_hunts, _spec, _read, _options, _batch) in _STEPS.items():
+for _name, (_covers, _spec, _read, _options, _batch) in _STEPS.items():
 
-    @define("loko.step", _name, _hunts, spec=_spec, **({"noise": "glm"} | _options))
+    @define("loko.step", _name, _covers, spec=_spec, **({"noise": "glm"} | _options))
     def _(
         draw: Draw,
         dtype: str,
@@ -371,12 +345,12 @@ for _name, (_hunts, _spec, _read, _options, _batch) in _STEPS.items():
         return loko_inputs(draw, s, o, batch) | {"x": x(draw, dtype)}
 
 
-@define("loko.run", "transformer", "drift on attention, six steps", spec=TINY, noise="glm")
+@define("loko.run", "transformer", "P-NOT-CARRIED P-PRED-CARRIED", spec=TINY, noise="glm")
 def _(draw: Draw, dtype: str) -> Inputs:
     return loko_inputs(draw, TINY, {}, 1, 6) | {"x": draw(6, 1, 3, 4)}
 
 
-@define("loko.run", "transformer-text", "the last batch's mask kept", spec=_SHORT, **_LOGITS)
+@define("loko.run", "transformer-text", "MASK-IGNORED NOISE-RESET", spec=_SHORT, **_LOGITS)
 def _(draw: Draw, dtype: str) -> Inputs:
     rows = [[[5, 2, 3, 1]], [[5, 6, 0, 0]], [[4, 4, 2, 0]], [[5, 1, 6, 2]]]
     return loko_inputs(draw, _SHORT, _LOGITS, 1, 4) | {"x": np.array(rows, dtype=float)}

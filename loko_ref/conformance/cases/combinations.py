@@ -58,7 +58,8 @@ for _k, _options in enumerate(choices()):
         @define(
             _operation,
             named(_options),
-            f"the combination {_text}",
+            "",
+            text=f"the combination {_text}",
             spec=_spec,
             shared=True,
             **_chosen,

@@ -38,90 +38,86 @@ _D = "kalman.diagonal_update"
 
 
 def _tiny_diagonal(draw: Draw, dtype: str) -> Inputs:
-    return {
-        "theta": [1.0, -1.0],
-        "p": [0.5, 2.0],
-        "H": [[1.0, 2.0]],
-        "e": [3.0],
-        "R": [[0.5]],
-    }
+    return {"theta": [1.0, -1.0], "p": [0.5, 2.0], "H": [[1.0, 2.0]], "e": [3.0], "R": [[0.5]]}
 
 
-define(_D, "tiny", "anything: two parameters, one output, readable by hand")(_tiny_diagonal)
-define(_D, "tiny-variational", "decoupled for variational", diagonal="variational")(_tiny_diagonal)
+define(_D, "tiny", "THETA-SIGN P-KEPT")(_tiny_diagonal)
+define(_D, "tiny-variational", "P-DECOUPLED", diagonal="variational")(_tiny_diagonal)
 
 
-@define(_D, "random", "a wrong index or transpose: no two sizes are equal")
+@define(
+    _D, "random", "P-VARIATIONAL GAIN-NO-P P-NO-S P-JOSEPH-NO-R THETA-POSTERIOR-P THETA-POSTERIOR-S"
+)
 def _(draw: Draw, dtype: str) -> Inputs:
     return _diagonal(draw, 12, 3)
 
 
-@define(_D, "random-variational", "decoupled for variational", diagonal="variational")
+@define(_D, "random-variational", "P-DECOUPLED GAIN-POSTERIOR-R", diagonal="variational")
 def _(draw: Draw, dtype: str) -> Inputs:
     return _diagonal(draw, 12, 3)
 
 
-@define(_D, "wide", "sums cut short, float32 accumulation")
+@define(_D, "wide", "SINGLE HALF")
 def _(draw: Draw, dtype: str) -> Inputs:
     return _diagonal(draw, 60, 6)
 
 
-@define(_D, "one-output", "m = 1: squeezed axes")
+@define(_D, "one-output", "S-NO-R THETA-LEARNING-RATE")
 def _(draw: Draw, dtype: str) -> Inputs:
     return _diagonal(draw, 7, 1)
 
 
-@define(_D, "more-outputs", "m > n: H taken for its transpose")
+@define(_D, "more-outputs", "OUTPUTS-ONE-BY-ONE GAIN-S-DIAGONAL")
 def _(draw: Draw, dtype: str) -> Inputs:
     return _diagonal(draw, 4, 7)
 
 
-@define(_D, "ill-conditioned-S", "jitter added to S, a clipped or symmetrised S")
+@define(_D, "ill-conditioned-S", "S-JITTER R-JITTER")
 def _(draw: Draw, dtype: str) -> Inputs:
     x = _diagonal(draw, 12, 4, _hard(dtype))
     x["H"] = x["H"] * _hard(dtype) ** -0.5
     return x
 
 
-@define(_D, "nearly-singular-R", "jitter added to R before its inverse", diagonal="variational")
+@define(_D, "nearly-singular-R", "R-JITTER GAIN-POSTERIOR-R", diagonal="variational")
 def _(draw: Draw, dtype: str) -> Inputs:
     return _diagonal(draw, 12, 4, _hard(dtype))
 
 
-@define(_D, "high-leverage", "p clipped; the digits of 1 - diag(KH) lost")
+@define(_D, "high-leverage", "P-CEILING SINGLE")
 def _(draw: Draw, dtype: str) -> Inputs:
     x = _diagonal(draw, 10, 2)
     x["p"][0] = 1e4 if dtype == "float64" else 1e2
     return x
 
 
-@define(_D, "spread-p", "p over nine decades: an absolute clip, floor or jitter")
+@define(_D, "spread-p", "P-FLOOR P-CEILING S-JITTER")
 def _(draw: Draw, dtype: str) -> Inputs:
     x = _diagonal(draw, 12, 3)
     x["p"] = np.logspace(-6, 3, 12)
     return x
 
 
-@define(_D, "spread-p-variational", "p over nine decades: a floor", diagonal="variational")
+@define(_D, "spread-p-variational", "P-FLOOR", diagonal="variational")
 def _(draw: Draw, dtype: str) -> Inputs:
     x = _diagonal(draw, 12, 3)
     x["p"] = np.logspace(-6, 3, 12)
     return x
 
 
-@define(_D, "zero-innovation", "e = 0 must leave theta, not p")
+@define(_D, "zero-innovation", "P-KEPT")
 def _(draw: Draw, dtype: str) -> Inputs:
     return {**_diagonal(draw, 8, 3), "e": np.zeros(3)}
 
 
-@define(_D, "zero-column", "a parameter that is not observed must keep its p")
+@define(_D, "zero-column", "P-CEILING")
 def _(draw: Draw, dtype: str) -> Inputs:
     x = _diagonal(draw, 8, 3)
     x["H"][:, 2] = 0
     return x
 
 
-@define(_D, "correlated-R", "R taken for its diagonal; S per output")
+@define(_D, "correlated-R", "S-R-DIAGONAL S-DIAGONAL OUTPUTS-ONE-BY-ONE")
 def _(draw: Draw, dtype: str) -> Inputs:
     return {**_diagonal(draw, 9, 4), "R": 0.1 * np.eye(4) + 0.9}
 
@@ -141,7 +137,7 @@ def _dense(draw: Draw, n: int, m: int, condition: float = 10.0) -> Inputs:
     }
 
 
-@define(_P, "tiny", "anything: two parameters, one output, readable by hand")
+@define(_P, "tiny", "THETA-SIGN P-KEPT P-DENSE-DIAGONAL")
 def _(draw: Draw, dtype: str) -> Inputs:
     return {
         "theta": [1.0, -1.0],
@@ -152,39 +148,43 @@ def _(draw: Draw, dtype: str) -> Inputs:
     }
 
 
-@define(_P, "random", "a wrong index or transpose: no two sizes are equal")
+@define(
+    _P,
+    "random",
+    "S-R-SQUARED S-DIAGONAL GAIN-NO-P P-NO-S P-JOSEPH-NO-R THETA-POSTERIOR-P THETA-POSTERIOR-S",
+)
 def _(draw: Draw, dtype: str) -> Inputs:
     return _dense(draw, 10, 3)
 
 
-@define(_P, "wide", "sums cut short, float32 accumulation")
+@define(_P, "wide", "SINGLE HALF")
 def _(draw: Draw, dtype: str) -> Inputs:
     return _dense(draw, 30, 5)
 
 
-@define(_P, "one-output", "m = 1: squeezed axes")
+@define(_P, "one-output", "S-NO-R THETA-LEARNING-RATE")
 def _(draw: Draw, dtype: str) -> Inputs:
     return _dense(draw, 6, 1)
 
 
-@define(_P, "square", "m = n: transposes that go unnoticed in shape")
+@define(_P, "square", "P-DENSE-DIAGONAL GAIN-S-DIAGONAL")
 def _(draw: Draw, dtype: str) -> Inputs:
     return _dense(draw, 5, 5)
 
 
-@define(_P, "ill-conditioned-S", "jitter added to S")
+@define(_P, "ill-conditioned-S", "S-JITTER R-JITTER")
 def _(draw: Draw, dtype: str) -> Inputs:
     x = _dense(draw, 10, 4, _hard(dtype))
     x["H"] = x["H"] * _hard(dtype) ** -0.5
     return x
 
 
-@define(_P, "nearly-singular-P", "P symmetrised, clipped or repaired")
+@define(_P, "nearly-singular-P", "P-JOSEPH-NO-R P-DENSE-DIAGONAL")
 def _(draw: Draw, dtype: str) -> Inputs:
     return {**_dense(draw, 8, 3), "P": draw.spd(8, _hard(dtype))}
 
 
-@define(_P, "zero-innovation", "e = 0 must leave theta, not P")
+@define(_P, "zero-innovation", "P-KEPT")
 def _(draw: Draw, dtype: str) -> Inputs:
     return {**_dense(draw, 8, 3), "e": np.zeros(3)}
 
@@ -198,10 +198,10 @@ def _p(draw: Draw, dtype: str) -> Inputs:
     return {"p": draw.positive(9, low=1e-3, high=10.0)}
 
 
-define(_T, "default", "lam = 1, q = 0 must change nothing")(_p)
-define(_T, "forgetting", "p multiplied by lam", lam=0.9)(_p)
-define(_T, "process-noise", "q left out, or its root", q=0.25)(_p)
-define(_T, "both", "q divided by lam too", lam=0.5, q=0.125)(_p)
+define(_T, "default", "SINGLE HALF")(_p)
+define(_T, "forgetting", "TIME-MULTIPLIED TIME-NO-FORGETTING TIME-LAM-SQUARED", lam=0.9)(_p)
+define(_T, "process-noise", "TIME-NO-Q TIME-Q-SQUARED TIME-Q-TIMES-P TIME-Q-SUBTRACTED", q=0.25)(_p)
+define(_T, "both", "TIME-Q-DIVIDED", lam=0.5, q=0.125)(_p)
 
 # ------------------------------------------------------------------ observation
 
@@ -211,45 +211,54 @@ def _seen(draw: Draw, kind: str, batch: int, C: int, n: int = 6, size: float = 2
     return {"z": draw(batch, C, size=size), "Z": draw(batch * C, n), "y": y}
 
 
-for _kind in ("gaussian", "softmax", "logits", "glm"):
+_ONE = {
+    "gaussian": "E-SIGN",
+    "softmax": "E-SIGN H-NO-J H-J-DIAGONAL",
+    "logits": "H-J-IN-LOGITS H-ALWAYS-CENTRED",
+    "glm": "GLM-R-IDENTITY GLM-R-DIAGONAL H-J-OF-LABELS",
+}
+
+for _kind, _covers in _ONE.items():
     _op = f"observation.{_kind}"
 
-    @define(_op, "one-sample", "the sign of the innovation; J left out or put in")
+    @define(_op, "one-sample", _covers)
     def _(draw: Draw, dtype: str, kind: str = _kind) -> Inputs:
         return _seen(draw, kind, 1, 4)
 
-    @define(_op, "stacked", "samples averaged in place of stacked; softmax across samples")
+    _axis = "" if _kind == "gaussian" else " SOFTMAX-OVER-BATCH"
+
+    @define(_op, "stacked", "BATCH-AVERAGED E-MEAN H-MEAN" + _axis)
     def _(draw: Draw, dtype: str, kind: str = _kind) -> Inputs:
         return _seen(draw, kind, 3, 4)
 
     if _kind == "gaussian":
         continue
 
-    @define(_op, "tiny", "anything: two classes, readable by hand")
+    @define(_op, "tiny", "E-PREDICTED-CLASS TEMPERATURE")
     def _(draw: Draw, dtype: str) -> Inputs:
         return {"z": [[0.0, 1.0]], "Z": [[1.0, 0.0], [0.0, 2.0]], "y": [[1.0, 0.0]]}
 
-    @define(_op, "saturated", "exp that overflows; probabilities clipped")
+    @define(_op, "saturated", "YHAT-CLIPPED")
     def _(draw: Draw, dtype: str, kind: str = _kind) -> Inputs:
         x = _seen(draw, kind, 2, 3)
         x["z"] = [[120.0, 100.0, -3.0], [-200.0, 5.0, -5.0 if dtype == "float64" else 2.0]]
         return x
 
-    @define(_op, "overflow", "exp without the row's maximum taken off: inf / inf and 0 / 0")
+    @define(_op, "overflow", "SOFTMAX-NAIVE")  # inf / inf and 0 / 0
     def _(draw: Draw, dtype: str, kind: str = _kind) -> Inputs:
         x = _seen(draw, kind, 2, 3)
         return {**x, "z": [[1000.0, 998.5, 997.75], [-1000.0, -1002.0, -1001.25]]}
 
-    @define(_op, "subnormal", "exp without the row's maximum taken off: few digits in float64")
+    @define(_op, "subnormal", "SOFTMAX-NAIVE")  # few digits in float64
     def _(draw: Draw, dtype: str, kind: str = _kind) -> Inputs:
         return {**_seen(draw, kind, 2, 3), "z": [[-740.0, -741.5, -742.25], [1.0, -0.5, 0.25]]}
 
-    @define(_op, "soft-labels", "labels taken for class numbers")
+    @define(_op, "soft-labels", "Y-HARDENED Y-SMOOTHED")
     def _(draw: Draw, dtype: str, kind: str = _kind) -> Inputs:
         return {**_seen(draw, kind, 2, 3), "y": [[0.5, 0.25, 0.25], [0.125, 0.5, 0.375]]}
 
 
-@define("observation.logits", "centred", "center left out, or over the whole batch", center=True)
+@define("observation.logits", "centred", "H-NOT-CENTRED H-CENTRED-OVER-BATCH", center=True)
 def _(draw: Draw, dtype: str) -> Inputs:
     return _seen(draw, "logits", 3, 4)
 
@@ -262,21 +271,38 @@ def _noise(draw: Draw, m: int) -> Inputs:
     return {"R": draw.spd(m), "e": draw(m), "HpH": (H * draw.positive(5)) @ H.T}
 
 
-for _kind in ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph"):
+_ESTIMATORS = {
+    "fixed": "NOISE-ALWAYS-REFRESHED",
+    "ema_innovation": "NOISE-SCALAR NOISE-HPH-ADDED NOISE-DIAGONAL NOISE-BETA-SWAPPED",
+    "ema_innovation_hph": "NOISE-NO-HPH NOISE-HPH-SUBTRACTED NOISE-ADDED",
+    "ema_residual_hph": "NOISE-NO-HPH NOISE-HPH-SUBTRACTED NOISE-BIAS-CORRECTED",
+}
 
-    @define("noise.update", _kind, "beta taken for 1 - beta; H p H' left out", noise=_kind)
+for _kind, _covers in _ESTIMATORS.items():
+
+    @define("noise.update", _kind, _covers, noise=_kind)
     def _(draw: Draw, dtype: str) -> Inputs:
         return _noise(draw, 4)
 
 
 @define(
-    "noise.update", "beta-half-one-output", "m = 1; beta fixed", noise="ema_innovation", beta=0.5
+    "noise.update",
+    "beta-half-one-output",
+    "NOISE-BETA NOISE-ADDED NOISE-HPH-ADDED",
+    noise="ema_innovation",
+    beta=0.5,
 )
 def _(draw: Draw, dtype: str) -> Inputs:
     return _noise(draw, 1)
 
 
-@define("noise.update", "forgets-all", "beta = 0", noise="ema_innovation_hph", beta=0.0)
+@define(
+    "noise.update",
+    "forgets-all",
+    "NOISE-BETA NOISE-BETA-SWAPPED",
+    noise="ema_innovation_hph",
+    beta=0.0,
+)
 def _(draw: Draw, dtype: str) -> Inputs:
     return _noise(draw, 3)
 
@@ -289,32 +315,31 @@ def _descent(draw: Draw, dtype: str) -> Inputs:
 
 
 _O = "optimizer."
-define(_O + "sgd", "plain", "the sign of the step", lr=0.1)(_descent)
-define(_O + "sgd", "momentum", "lr inside the buffer", lr=0.1, momentum=0.9)(_descent)
-define(_O + "sgd", "dampening", "the first step damped", lr=0.1, momentum=0.9, dampening=0.5)(
-    _descent
-)
-define(_O + "sgd", "nesterov", "plain momentum", lr=0.1, momentum=0.9, nesterov=True)(_descent)
-define(_O + "sgd", "decay", "decay decoupled", lr=0.1, momentum=0.5, weight_decay=0.1)(_descent)
-define(_O + "adagrad", "plain", "the root left out", lr=0.1)(_descent)
+define(_O + "sgd", "plain", "DESCENT-SIGN", lr=0.1)(_descent)
+define(_O + "sgd", "momentum", "SGD-AVERAGE", lr=0.1, momentum=0.9)(_descent)
+define(_O + "sgd", "dampening", "SGD-FIRST-DAMPED", lr=0.1, momentum=0.9, dampening=0.5)(_descent)
+define(_O + "sgd", "nesterov", "SGD-NO-NESTEROV", lr=0.1, momentum=0.9, nesterov=True)(_descent)
+define(
+    _O + "sgd", "decay", "SGD-DECOUPLED-DECAY SGD-NO-DECAY", lr=0.1, momentum=0.5, weight_decay=0.1
+)(_descent)
+define(_O + "adagrad", "plain", "ADAGRAD-EPS-INSIDE", lr=0.1)(_descent)
 define(
     _O + "adagrad",
     "all-options",
-    "decay counted from 1, eps under the root",
+    "ADAGRAD-DECAY-FROM-ONE ADAGRAD-EPS-INSIDE ADAGRAD-FROM-ZERO ADAGRAD-NO-DECAY",
     lr=0.1,
     lr_decay=0.5,
     weight_decay=0.1,
     initial_accumulator_value=0.5,
     eps=0.25,
 )(_descent)
-define(_O + "adamw", "default", "bias correction left out")(_descent)
-define(_O + "adamw", "eps", "eps under the root, or before the correction", lr=0.1, eps=0.5)(
-    _descent
-)
+define(_O + "adagrad", "decay", "ADAGRAD-NO-DECAY", lr=0.1, weight_decay=0.1)(_descent)
+define(_O + "adamw", "default", "ADAMW-UNCORRECTED")(_descent)
+define(_O + "adamw", "eps", "ADAMW-EPS-INSIDE ADAMW-EPS-EARLY", lr=0.1, eps=0.5)(_descent)
 define(
     _O + "adamw",
     "decay",
-    "decay in the gradient (Adam with L2), or after the step",
+    "ADAMW-L2 ADAMW-NO-DECAY ADAMW-DECAY-UNSCALED",
     lr=0.1,
     beta1=0.5,
     beta2=0.75,
@@ -322,6 +347,6 @@ define(
 )(_descent)
 
 
-@define(_O + "adamw", "long", "the correction's power of beta counted from 0", lr=0.05)
+@define(_O + "adamw", "long", "ADAMW-CORRECTED-LATE", lr=0.05)
 def _(draw: Draw, dtype: str) -> Inputs:
     return {"theta": draw(4), "gradient": draw(50, 4)}

@@ -9,22 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from loko_ref.conformance.cases.model import lora
 from loko_ref.conformance.cases.registry import Draw, define
 from loko_ref.network.spec import linears, mlp_spec, param_shapes
-from loko_ref.textbook.lte_network import FACTORS
+from loko_ref.textbook.lte_heads import FACTORS
 
 __all__: list[str] = []
 
 Inputs = dict[str, Any]
 
 
-def _lora(r: int, alpha: float, bias: bool = False) -> dict[str, Any]:
-    return {"r": r, "alpha": alpha, "bias": bias}
-
-
-_NET = mlp_spec([5, 6, 3], "tanh", _lora(2, 3.0))
-_BIASED = mlp_spec([5, 6, 3], "gelu", _lora(2, 5.0, bias=True))
-_MIXED = mlp_spec([5, 6, 3], "tanh", _lora(2, 3.0))
+_NET = mlp_spec([5, 6, 3], "tanh", lora(2, 3.0))
+_BIASED = mlp_spec([5, 6, 3], "gelu", lora(2, 5.0, bias=True))
+_MIXED = mlp_spec([5, 6, 3], "tanh", lora(2, 3.0))
 del _MIXED[2]["lora"]
 _DEEP = [
     layer
@@ -36,7 +33,7 @@ _DEEP = [
             "in": (5, 6, 4, 6, 5)[j],
             "out": (6, 4, 6, 5, 3)[j],
             "bias": j != 1,
-            "lora": _lora(2, 3.0),
+            "lora": lora(2, 3.0),
         },
         {"kind": kind},
     )
@@ -53,15 +50,15 @@ _ENCODER: list[dict[str, Any]] = [
                 "kind": "attention",
                 "name": "attend",
                 "heads": 2,
-                "q": {"in": 4, "out": 4, "lora": _lora(1, 2.0)},
+                "q": {"in": 4, "out": 4, "lora": lora(1, 2.0)},
                 "k": {"in": 4, "out": 4, "bias": False},  # its gradient would be 0  [LTE-12]
-                "v": {"in": 4, "out": 4, "lora": _lora(1, 2.0, bias=True)},
+                "v": {"in": 4, "out": 4, "lora": lora(1, 2.0, bias=True)},
                 "o": {"in": 4, "out": 4},
             },
         ],
     },
     {"kind": "pool", "how": "mean"},
-    {"kind": "linear", "name": "head", "in": 4, "out": 3, "lora": _lora(2, 2.0)},
+    {"kind": "linear", "name": "head", "in": 4, "out": 3, "lora": lora(2, 2.0)},
 ]
 
 
@@ -89,18 +86,18 @@ def _parts(draw: Draw, spec: list[dict[str, Any]], heads: int) -> tuple[Inputs, 
 
 
 _FORWARD: dict[str, tuple[Any, dict[str, Any], bool, str]] = {
-    "first": (_NET, {}, False, "scale; one head's factors given to another"),
-    "merged": (_NET, {}, True, "the correction by what was last merged, missing or added"),
-    "biased": (_BIASED, {}, True, "branch biases left out of the branch or of the correction"),
-    "mhlora": (_NET, {"mode": "mhlora"}, False, "1 / heads left out"),
-    "mhlora-sum": (_BIASED, {"mode": "mhlora", "scaling": "sum"}, False, "1 / heads put in"),
-    "replica": (_MIXED, {}, True, "a layer without LoRA left out"),
-    "transformer": (_ENCODER, {}, True, "an attention's factors left out"),
+    "first": (_NET, {}, False, "LTE-SCALE-ALPHA"),
+    "merged": (_NET, {}, True, "LTE-HEAD-UNCORRECTED"),
+    "biased": (_BIASED, {}, True, "LTE-BIAS-UNMERGED LTE-BIAS-WITHOUT-B"),
+    "mhlora": (_NET, {"mode": "mhlora"}, False, "LTE-MHLORA-OTHER"),
+    "mhlora-sum": (_BIASED, {"mode": "mhlora", "scaling": "sum"}, False, "LTE-MHLORA-OTHER"),
+    "replica": (_MIXED, {}, True, "LTE-HEAD-UNCORRECTED"),
+    "transformer": (_ENCODER, {}, True, "LTE-BIAS-UNMERGED LTE-BIAS-WITHOUT-B"),
 }
 
-for _name, (_spec, _options, _late, _hunts) in _FORWARD.items():
+for _name, (_spec, _options, _late, _covers) in _FORWARD.items():
 
-    @define("lte.forward", _name, _hunts, spec=_spec, heads=3, **_options)
+    @define("lte.forward", _name, _covers, spec=_spec, heads=3, **_options)
     def _(
         draw: Draw, dtype: str, spec: Any = _spec, o: Any = _options, late: bool = _late
     ) -> Inputs:
@@ -114,15 +111,19 @@ for _name, (_spec, _options, _late, _hunts) in _FORWARD.items():
 
 
 _MERGE: dict[str, tuple[tuple[int, int, int, int], dict[str, Any], str]] = {
-    "two-heads": ((2, 3, 2, 1), {"alpha": 2.0}, "sum for mean; what was merged before left in"),
-    "four-heads": ((4, 6, 5, 3), {"alpha": 7.0}, "alpha for alpha / r; 1 / heads twice"),
-    "one-head": ((1, 4, 4, 2), {"alpha": 1.0}, "a single head must telescope"),
-    "reset": ((3, 5, 4, 2), {"alpha": 3.0, "reset": "B"}, "a reset that forgets the last merge"),
+    "two-heads": (
+        (2, 3, 2, 1),
+        {"alpha": 2.0},
+        "LTE-MERGE-SUM LTE-MERGE-TWICE-MEAN LTE-MERGE-UNCORRECTED",
+    ),
+    "four-heads": ((4, 6, 5, 3), {"alpha": 7.0}, "LTE-SCALE-ALPHA LTE-MERGE-TWICE-MEAN"),
+    "one-head": ((1, 4, 4, 2), {"alpha": 1.0}, "LTE-HEAD-UNCORRECTED LTE-REMEMBERS-NOTHING"),
+    "reset": ((3, 5, 4, 2), {"alpha": 3.0, "reset": "B"}, "LTE-RESET-FORGETS LTE-RESET-B-KEPT"),
 }
 
-for _name, (_sizes, _options, _hunts) in _MERGE.items():
+for _name, (_sizes, _options, _covers) in _MERGE.items():
 
-    @define("lte.merge", _name, _hunts, **_options)
+    @define("lte.merge", _name, _covers, **_options)
     def _(draw: Draw, dtype: str, sizes: Any = _sizes) -> Inputs:
         heads, out, i, r = sizes
         return {
@@ -137,40 +138,63 @@ for _name, (_sizes, _options, _hunts) in _MERGE.items():
 _SGD = {"optimizer": "sgd", "lr": 0.1}
 # a large eps: where a gradient all but cancels, Adam's quotient would have few digits to judge
 _ADAMW = {"optimizer": "adamw", "lr": 0.1, "eps": 0.1, "weight_decay": 0.01}
+_ADAGRAD = {"optimizer": "adagrad", "lr": 0.1}
 _RUN: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "sgd": (_NET, _SGD, "1 / heads in the gradient; merge by sum; the correction left out"),
-    "own": (_NET, {**_SGD, "reduction": "own", "momentum": 0.9}, "1 / heads where none belongs"),
-    "adamw": (_NET, _ADAMW, "optimizer state wiped at a merge; a merge a step late"),
-    "adamw-fresh": (_NET, {**_ADAMW, "optimizer_state": "reset"}, "state kept at a merge"),
-    "reset-B": (_NET, {**_SGD, "reset": "B"}, "a reset that leaves what was merged"),
-    "reset-AB": (_NET, {"optimizer": "adagrad", "lr": 0.1, "reset": "AB"}, "A kept at a reset"),
-    "biased": (_BIASED, {**_SGD, "momentum": 0.5}, "branch biases not merged"),
-    "replica": (_MIXED, _SGD, "a layer without LoRA not averaged"),
-    "mse": (_NET, {**_SGD, "loss": "mse", "reset": "B"}, "squared error summed over outputs"),
-    "replicated": (_NET, {**_SGD, "data": "replicated", "merge_every": 1}, "chunks for all"),
-    "mhlora": (_MIXED, {**_SGD, "mode": "mhlora"}, "1 / heads left out of one pass"),
+    "sgd": (
+        _NET,
+        _SGD,
+        "LTE-OWN-MEAN LTE-MERGE-SUM LTE-MERGE-UNCORRECTED LTE-CHUNKS-INTERLEAVED "
+        "LTE-CHUNKS-REVERSED LTE-GRADIENT-AT-DIFFERENCE",
+    ),
+    "own": (
+        _NET,
+        {**_SGD, "reduction": "own", "momentum": 0.9},
+        "LTE-REDUCED-TWICE LTE-CHUNKS-INTERLEAVED LTE-CHUNKS-REVERSED SGD-AVERAGE",
+    ),
+    "adamw": (
+        _NET,
+        _ADAMW,
+        "LTE-STATE-WIPED LTE-MERGE-LATE LTE-MERGE-NEVER ADAMW-EPS-INSIDE ADAMW-EPS-EARLY",
+    ),
+    "adamw-fresh": (
+        _NET,
+        {**_ADAMW, "optimizer_state": "reset"},
+        "LTE-STATE-KEPT ADAMW-UNCORRECTED ADAMW-CORRECTED-LATE",
+    ),
+    "reset-B": (_NET, {**_SGD, "reset": "B"}, "LTE-RESET-FORGETS LTE-RESET-B-KEPT"),
+    "reset-AB": (_NET, {**_ADAGRAD, "reset": "AB"}, "LTE-RESET-A-KEPT LTE-REDRAW-SAME"),
+    "biased": (_BIASED, {**_SGD, "momentum": 0.5}, "LTE-BIAS-UNMERGED LTE-STATE-WIPED"),
+    "replica": (_MIXED, _SGD, "LTE-REPLICA-FIRST LTE-MERGE-LATE LTE-MERGE-NEVER"),
+    "mse": (_NET, {**_SGD, "loss": "mse", "reset": "B"}, "LTE-MSE-SUMMED"),
+    "replicated": (
+        _NET,
+        {**_SGD, "data": "replicated", "merge_every": 1},
+        "LTE-OWN-MEAN LTE-REDUCED-TWICE",
+    ),
+    "mhlora": (_MIXED, {**_SGD, "mode": "mhlora"}, "LTE-MHLORA-OTHER DESCENT-SIGN"),
 }
 
 # 1 - beta2^t with a beta2 near 1 has few digits to judge
 _ADAM = {**_ADAMW, "beta2": 0.9}
 _LOKO: dict[str, Any] = {"optimizer": "loko"}
+_SOFTMAX = {**_LOKO, "observation": "softmax", "noise": "ema_innovation_hph"}
 _RUN |= {
-    "copies": (_NET, {**_ADAM, "realisation": "copies"}, "a copy that keeps what was merged"),
+    "copies": (_NET, {**_ADAM, "realisation": "copies"}, "LTE-COPY-WHOLE LTE-COPY-ADDED"),
     "copies-reset-AB": (
         _BIASED,
         {**_SGD, "realisation": "copies", "reset": "AB"},
-        "copies that outlive a reset; their biases left out",
+        "LTE-RESET-BIAS-A-KEPT LTE-RESET-BIAS-B-KEPT LTE-COPY-WHOLE LTE-COPY-ADDED",
     ),
-    "activations": (_DEEP, {**_SGD, "merge_every": 3}, "a derivative of relu, softmax, its log"),
+    "activations": (_DEEP, {**_SGD, "merge_every": 3}, "GELU-ERF SOFTMAX-HEAD-DIAGONAL RELU-LEAKY"),
     "nesterov": (
         _NET,
         {**_SGD, "momentum": 0.8, "nesterov": True, "weight_decay": 0.05},
-        "nesterov or weight decay ignored in the heads",
+        "SGD-NO-NESTEROV SGD-NO-DECAY SGD-DECOUPLED-DECAY",
     ),
     "dampened": (
         _BIASED,
         {**_SGD, "momentum": 0.8, "dampening": 0.3, "optimizer_state": "reset"},
-        "the first step after a merge damped",
+        "SGD-FIRST-DAMPED LTE-STATE-KEPT",
     ),
     "adagrad-decay": (
         _MIXED,
@@ -182,49 +206,75 @@ _RUN |= {
             "eps": 1e-6,
             "optimizer_state": "reset",
         },
-        "the accumulator begun anew at 0; lr_decay counted over the whole run",
+        "ADAGRAD-FROM-ZERO ADAGRAD-DECAY-FROM-ONE LTE-STATE-KEPT",
     ),
     "rates": (
         _NET,
         {**_ADAM, "rates": [0.02, 0.1, 0.08, 0.05, 0.01], "merge_at": [1, 4]},
-        "a schedule ignored or a step off; merges where none belong",
+        "LTE-RATE-CONSTANT LTE-RATE-LATE",
     ),
     "reset-at": (
         _BIASED,
+        {**_SGD, "momentum": 0.5, "reset": "AB", "merge_at": [1, 2, 4, 5], "reset_at": [2, 4]},
+        "LTE-RESET-EVERY LTE-RESET-LATE LTE-RESET-BY-MERGES LTE-REDRAW-BY-RESETS "
+        "LTE-RESET-BIAS-A-KEPT",
+    ),
+    "reset-at-rates": (
+        _NET,
         {
-            **_SGD,
-            "momentum": 0.5,
+            "optimizer": "adagrad",
+            "rates": [0.2, 0.1, 0.05, 0.02, 0.1],
             "reset": "AB",
-            "merge_at": [1, 2, 4, 5],
-            "reset_at": [2, 4],
+            "realisation": "copies",
+            "merge_at": [1, 3, 4],
+            "reset_at": [3],
         },
-        "a reset at every merge; steps from 0; merges or resets counted for steps",
+        "LTE-RATE-CONSTANT LTE-RATE-LATE LTE-RESET-EVERY LTE-RESET-LATE LTE-RESET-BY-MERGES "
+        "LTE-REDRAW-BY-RESETS",
     ),
     "own-copies": (
         _MIXED,
-        {"optimizer": "adagrad", "lr": 0.1, "reduction": "own", "realisation": "copies"},
-        "replicas beside weight copies",
+        {**_ADAGRAD, "reduction": "own", "realisation": "copies"},
+        "LTE-REPLICA-FIRST LTE-REMEMBERS-FIRST",
     ),
     "mhlora-sum": (
         _BIASED,
         {**_ADAM, "mode": "mhlora", "scaling": "sum"},
-        "1 / heads put in where none belongs",
+        "LTE-MHLORA-OTHER ADAMW-L2 ADAMW-NO-DECAY ADAMW-DECAY-UNSCALED",
     ),
-    "mhlora-adagrad": (
-        _NET,
-        {"optimizer": "adagrad", "lr": 0.1, "mode": "mhlora", "loss": "mse"},
-        "a state for all heads together",
+    "mhlora-adagrad": (_NET, {**_ADAGRAD, "mode": "mhlora", "loss": "mse"}, "LTE-MSE-SUMMED"),
+    "frozen": (
+        _MIXED,
+        {**_SGD, "replicas": "frozen"},
+        "LTE-REMEMBERS-FIRST LTE-REMEMBERS-NOTHING LTE-GRADIENT-AT-DIFFERENCE",
     ),
-    "frozen": (_MIXED, {**_SGD, "replicas": "frozen"}, "a frozen layer trained"),
-    "evaluated": (_MIXED, {**_SGD, "merge_every": 3}, "evaluated with a sum, or without factors"),
+    "evaluated": (
+        _MIXED,
+        {**_SGD, "merge_every": 3},
+        "LTE-EVAL-MERGED-ALONE LTE-EVAL-SUM LTE-EVAL-UNCORRECTED LTE-EVAL-FIRST-HEAD "
+        "LTE-EVAL-UNMERGED",
+    ),
     "evaluated-reset": (
         _BIASED,
         {**_SGD, "reset": "AB", "realisation": "copies"},
-        "evaluated before the merge",
+        "LTE-EVAL-STALE LTE-EVAL-UNMERGED",
     ),
-    "evaluated-mhlora": (_BIASED, {**_SGD, "mode": "mhlora"}, "evaluated by one head alone"),
-    "loko": (_NET, {**_LOKO}, "one filter for all heads; p begun anew at a merge; e / heads"),
-    "loko-reset": (_NET, {**_LOKO, "reset": "AB"}, "variances that a reset touches unasked"),
+    "evaluated-mhlora": (
+        _BIASED,
+        {**_SGD, "mode": "mhlora"},
+        "LTE-MHLORA-OTHER LTE-BIAS-WITHOUT-B",
+    ),
+    "loko": (
+        _NET,
+        {**_LOKO},
+        "LTE-LOKO-ONE-FILTER LTE-LOKO-P-RESET LTE-LOKO-P-AVERAGED LTE-LOKO-E-REDUCED "
+        "LTE-LOKO-SHRUNK",
+    ),
+    "loko-reset": (
+        _NET,
+        {**_LOKO, "reset": "AB"},
+        "LTE-LOKO-PRIOR-UNASKED LTE-RESET-A-KEPT LTE-REDRAW-SAME",
+    ),
     "loko-shrink": (
         _BIASED,
         {
@@ -237,20 +287,12 @@ _RUN |= {
             "q": 0.01,
             "filter_merge": "shrink",
         },
-        "p not divided by heads at a merge, or by their square; another head's R",
+        "LTE-LOKO-SHRINK-IGNORED LTE-LOKO-SHRINK-ROOT LTE-LOKO-R-OTHER LTE-LOKO-R-RESET",
     ),
     "loko-prior": (
         _BIASED,
-        {
-            **_LOKO,
-            "observation": "softmax",
-            "noise": "ema_innovation_hph",
-            "beta": 0.8,
-            "r0": 0.4,
-            "reset": "B",
-            "filter_merge": "prior",
-        },
-        "all of p set to its prior at a reset, or none of it",
+        {**_SOFTMAX, "beta": 0.8, "r0": 0.4, "reset": "B", "filter_merge": "prior"},
+        "LTE-LOKO-PRIOR-ALL LTE-LOKO-PRIOR-IGNORED LTE-LOKO-R-RESET",
     ),
     "loko-fresh": (
         _NET,
@@ -266,7 +308,22 @@ _RUN |= {
             "reset": "AB",
             "realisation": "copies",
         },
-        "p or R kept where a merge begins them anew",
+        "LTE-LOKO-P-KEPT LTE-LOKO-R-KEPT",
+    ),
+    "loko-shrink-glm": (
+        _NET,
+        {**_LOKO, "reset": "B", "filter_merge": "shrink"},
+        "LTE-LOKO-SHRINK-IGNORED LTE-LOKO-SHRINK-ROOT",
+    ),
+    "loko-prior-AB": (
+        _MIXED,
+        {**_LOKO, "reset": "AB", "filter_merge": "prior"},
+        "LTE-LOKO-PRIOR-ALL LTE-LOKO-PRIOR-IGNORED",
+    ),
+    "loko-fresh-softmax": (
+        _MIXED,
+        {**_SOFTMAX, "beta": 0.7, "r0": 0.5, "optimizer_state": "reset"},
+        "LTE-LOKO-P-KEPT LTE-LOKO-R-KEPT",
     ),
     "loko-replica": (
         _MIXED,
@@ -279,7 +336,7 @@ _RUN |= {
             "diagonal": "variational",
             "data": "replicated",
         },
-        "a layer without LoRA left out of the filter",
+        "LTE-REPLICA-FIRST LTE-LOKO-P-AVERAGED LTE-LOKO-P-RESET LTE-LOKO-SHRUNK",
     ),
     "loko-mhlora": (
         _NET,
@@ -292,20 +349,25 @@ _RUN |= {
             "center": True,
             "beta": 0.7,
         },
-        "all heads' columns in one head's filter; a residual with all heads moved",
+        "LTE-LOKO-ONE-FILTER LTE-LOKO-R-OTHER LTE-LOKO-E-REDUCED",
     ),
-    "transformer": (_ENCODER, {**_SGD, "momentum": 0.5}, "norms and tables not averaged"),
+    "transformer": (
+        _ENCODER,
+        {**_SGD, "momentum": 0.5},
+        "LTE-EVAL-MERGED-ALONE LTE-EVAL-SUM LTE-EVAL-UNCORRECTED LTE-EVAL-FIRST-HEAD "
+        "LTE-EVAL-STALE",
+    ),
     "transformer-frozen": (
         _ENCODER,
         {**_LOKO, "replicas": "frozen", "reset": "B"},
-        "frozen layers in a head's filter",
+        "LTE-LOKO-PRIOR-UNASKED LTE-RESET-BIAS-B-KEPT",
     ),
 }
 
-for _name, (_spec, _options, _hunts) in _RUN.items():
+for _name, (_spec, _options, _covers) in _RUN.items():
     _all = {"merge_every": 2, **_options}
 
-    @define("lte.run", _name, _hunts, spec=_spec, heads=3, **_all)
+    @define("lte.run", _name, _covers, spec=_spec, heads=3, **_all)
     def _(
         draw: Draw, dtype: str, name: str = _name, spec: Any = _spec, o: Any = _options
     ) -> Inputs:

@@ -20,33 +20,34 @@ Spec = list[dict[str, Any]]
 
 # ------------------------------------------------------------------------- lora
 
+_LORA = {
+    "random": ((7, 5, 3), 8.0, "SCALE-ALPHA SCALE-ROOT"),
+    "rank-one": ((4, 6, 1), 2.0, "SCALE-TWICE SCALE-NONE"),
+    "full-rank": ((5, 5, 5), 0.5, "SCALE-ROOT SCALE-FACTOR"),  # a transpose fits
+}
+
 for _op in ("lora.delta", "lora.merge"):
+    _of_merge = "" if _op == "lora.delta" else " MERGE-SUBTRACTED MERGE-ONLY-DELTA"
 
-    def _factors(draw: Draw, o: int, i: int, r: int, op: str = _op) -> Inputs:
-        W = {"W": draw(o, i)} if op == "lora.merge" else {}
-        return {**W, "A": draw(r, i), "B": draw(o, r)}
-
-    @define(_op, "tiny", "anything: readable by hand", alpha=3.0)
+    @define(_op, "tiny", "SCALE-FACTOR" + _of_merge, alpha=3.0)
     def _(draw: Draw, dtype: str, op: str = _op) -> Inputs:
         W = {"W": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]} if op == "lora.merge" else {}
         return {**W, "A": [[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]], "B": [[1.0, 2.0], [3.0, 4.0]]}
 
-    @define(_op, "random", "alpha for alpha / r, or alpha / sqrt r; A B for B A", alpha=8.0)
-    def _(draw: Draw, dtype: str, f: Any = _factors) -> Inputs:
-        return f(draw, 7, 5, 3)
+    for _name, (_sizes, _alpha, _covers) in _LORA.items():
 
-    @define(_op, "rank-one", "r = 1: squeezed axes", alpha=2.0)
-    def _(draw: Draw, dtype: str, f: Any = _factors) -> Inputs:
-        return f(draw, 4, 6, 1)
+        @define(_op, _name, _covers + _of_merge, alpha=_alpha)
+        def _(
+            draw: Draw, dtype: str, op: str = _op, sizes: tuple[int, int, int] = _sizes
+        ) -> Inputs:
+            o, i, r = sizes
+            W = {"W": draw(o, i)} if op == "lora.merge" else {}
+            return {**W, "A": draw(r, i), "B": draw(o, r)}
 
-    @define(_op, "full-rank", "r = min(i, o); a transpose that fits", alpha=0.5)
-    def _(draw: Draw, dtype: str, f: Any = _factors) -> Inputs:
-        return f(draw, 5, 5, 5)
 
-    @define(_op, "untrained", "B = 0 must add nothing", alpha=16.0)
-    def _(draw: Draw, dtype: str, f: Any = _factors) -> Inputs:
-        x = f(draw, 6, 4, 2)
-        return {**x, "B": np.zeros((6, 2))}
+@define("lora.merge", "untrained", "MERGE-ONLY-DELTA", alpha=16.0)
+def _(draw: Draw, dtype: str) -> Inputs:
+    return {"W": draw(6, 4), "A": draw(2, 4), "B": np.zeros((6, 2))}
 
 
 # ------------------------------------------------------------------------ model
@@ -68,14 +69,22 @@ def network_weights(draw: Draw, spec: Spec) -> dict[str, Any]:
 
 
 _MLP = mlp_spec([5, 6, 4, 3], "tanh", lora(2, 5.0))
-_SPECS: dict[str, tuple[Spec, str]] = {
-    "linear": (mlp_spec([4, 3], lora=lora(2, 3.0)), "alpha for alpha / r; A and B swapped"),
-    "tanh": (_MLP, "the scale left out of the Jacobian; a layer's cotangent lost"),
-    "relu": (mlp_spec([5, 6, 4, 3], "relu", lora(2, 5.0)), "the mask of the wrong layer"),
-    "gelu": (mlp_spec([5, 6, 3], "gelu", lora(2, 5.0)), "GELU by tanh in place of erf"),
-    "lora-bias": (mlp_spec([5, 4, 3], "tanh", lora(2, 5.0, True)), "bA not scaled; order"),
-    "rank-one": (mlp_spec([4, 5, 3], "tanh", lora(1, 4.0)), "r = 1: squeezed axes"),
-    "full-rank": (mlp_spec([4, 4, 4], "tanh", lora(4, 2.0)), "square factors: a transpose fits"),
+_SPECS: dict[str, tuple[Spec, str, str]] = {
+    "linear": (mlp_spec([4, 3], lora=lora(2, 3.0)), "SCALE-ALPHA SCALE-ROOT", "ORDER-B-A"),
+    "tanh": (_MLP, "BIAS-MISSING", "JACOBIAN-NO-SCALE JACOBIAN-NO-BRANCH TANH-DERIVATIVE"),
+    "relu": (mlp_spec([5, 6, 4, 3], "relu", lora(2, 5.0)), "RELU-LEAKY", "JACOBIAN-NO-BRANCH"),
+    "gelu": (
+        mlp_spec([5, 6, 3], "gelu", lora(2, 5.0)),
+        "GELU-TANH GELU-SIGMOID",
+        "GELU-JACOBIAN-NO-DENSITY",
+    ),
+    "lora-bias": (
+        mlp_spec([5, 4, 3], "tanh", lora(2, 5.0, True)),
+        "LORA-BIAS-UNSCALED",
+        "ORDER-BIASES-FIRST",
+    ),
+    "rank-one": (mlp_spec([4, 5, 3], "tanh", lora(1, 4.0)), "SCALE-TWICE SCALE-NONE", "ORDER-B-A"),
+    "full-rank": (mlp_spec([4, 4, 4], "tanh", lora(4, 2.0)), "SCALE-FACTOR", "FLATTEN-COLUMNS"),
     "some-sites": (
         [
             {"kind": "linear", "name": "in", "in": 4, "out": 5, "bias": True},
@@ -86,31 +95,36 @@ _SPECS: dict[str, tuple[Spec, str]] = {
             {"kind": "linear", "name": "out", "in": 4, "out": 3, "bias": True}
             | {"lora": lora(1, 3.0)},
         ],
-        "LoRA on some linears, a linear without bias, names that are words",
+        "BIAS-MISSING",
+        "ORDER-SITES",
     ),
     "softmax-head": (
         [*mlp_spec([4, 5, 3], "tanh", lora(2, 4.0)), {"kind": "softmax"}],
-        "the Jacobian of softmax left out",
+        "SOFTMAX-OVER-BATCH TEMPERATURE",
+        "SOFTMAX-HEAD-DIAGONAL",
     ),
     "log-softmax-head": (
         [*mlp_spec([4, 5, 3], "tanh", lora(2, 4.0)), {"kind": "log_softmax"}],
-        "the Jacobian of log-softmax left out",
+        "SCALE-FACTOR",
+        "JACOBIAN-NO-SCALE TANH-DERIVATIVE",
     ),
 }
 
 
 for _op in ("model.forward", "model.jacobian"):
-    for _name, (_spec, _hunts) in _SPECS.items():
+    _more = _op == "model.jacobian"
 
-        @define(_op, _name, _hunts, spec=_spec)
+    for _name, (_spec, _covers, _of_Z) in _SPECS.items():
+
+        @define(_op, _name, f"{_covers} {_of_Z * _more}", spec=_spec)
         def _(draw: Draw, dtype: str, spec: Spec = _spec) -> Inputs:
             return {"x": draw(1, spec[0]["in"]), "weights": network_weights(draw, spec)}
 
-    @define(_op, "stacked", "outputs of a batch stacked class-major", spec=_MLP)
+    @define(_op, "stacked", "BIAS-MISSING" + " STACK-CLASS-MAJOR" * _more, spec=_MLP)
     def _(draw: Draw, dtype: str) -> Inputs:
         return {"x": draw(4, 5), "weights": network_weights(draw, _MLP)}
 
-    @define(_op, "untrained", "B = 0: only B's part of the Jacobian is not 0", spec=_MLP)
+    @define(_op, "untrained", "BIAS-MISSING" + " ORDER-B-A FLATTEN-COLUMNS" * _more, spec=_MLP)
     def _(draw: Draw, dtype: str) -> Inputs:
         weights = network_weights(draw, _MLP)
         for key in weights:
@@ -180,71 +194,94 @@ _SOFT = {"observation": "softmax", "noise": "ema_innovation_hph"}
 _LOGITS = {"observation": "logits", "noise": "ema_innovation"}
 _GAUSS = {"observation": "gaussian", "noise": "fixed"}
 _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
-    "glm": ("R = J inverted or jittered; the sign of the innovation", _NET, {}, 1),
-    "glm-stacked": ("samples averaged in place of stacked", _NET, {}, 3),
-    "glm-variational": ("decoupled for variational", _NET, {"diagonal": "variational"}, 1),
-    "glm-bias": ("order of A, B, bA, bB in theta", _BIAS, {}, 2),
-    "glm-relu": ("S per tensor in place of one S for all sites", _RELU, {}, 1),
-    "glm-dense": ("the dense filter", _NET, {"covariance": "dense"}, 2),
-    "glm-time": ("q divided by lam; stale p in S", _NET, {"lam": 0.9, "q": 0.01}, 1),
-    "gaussian": ("regression", _NET, _GAUSS, 1),
-    "gaussian-stacked": ("samples averaged in place of stacked", _LINEAR, _GAUSS, 4),
-    "gaussian-variational": (
-        "decoupled for variational",
+    "glm": ("GLM-R-IDENTITY GLM-R-DIAGONAL H-NO-J E-SIGN", _NET, {}, 1),
+    "glm-stacked": (
+        "BATCH-AVERAGED BATCH-AVERAGED-R-FIRST BATCH-REPEATED STACK-CLASS-MAJOR",
         _NET,
-        _GAUSS | {"diagonal": "variational"},
+        {},
+        3,
+    ),
+    "glm-variational": ("P-DECOUPLED GAIN-POSTERIOR-R", _NET, {"diagonal": "variational"}, 1),
+    "glm-bias": ("ORDER-BIASES-FIRST LORA-BIAS-UNSCALED", _BIAS, {}, 2),
+    "glm-relu": ("S-PER-TENSOR RELU-LEAKY", _RELU, {}, 1),
+    "glm-dense": ("P-DENSE-DIAGONAL", _NET, {"covariance": "dense"}, 2),
+    "glm-time": (
+        "GAIN-STALE-P P-STALE TIME-AFTER TIME-LAM-ON-R TIME-Q-DIVIDED",
+        _NET,
+        {"lam": 0.9, "q": 0.01},
         1,
     ),
-    "gaussian-dense": ("the dense filter", _LINEAR, _GAUSS | {"covariance": "dense"}, 1),
+    "gaussian": ("NOISE-ALWAYS-REFRESHED S-R-DIAGONAL S-R-SQUARED P-VARIATIONAL", _NET, _GAUSS, 1),
+    "gaussian-stacked": (
+        "BATCH-AVERAGED-R-FIRST BATCH-AVERAGED-R-MEAN BATCH-REPEATED",
+        _LINEAR,
+        _GAUSS,
+        4,
+    ),
+    "gaussian-variational": ("P-DECOUPLED", _NET, _GAUSS | {"diagonal": "variational"}, 1),
+    "gaussian-dense": ("P-DENSE-DIAGONAL", _LINEAR, _GAUSS | {"covariance": "dense"}, 1),
     "gaussian-ema-after": (
-        "R refreshed before the gain",
+        "NOISE-BEFORE NOISE-SCALAR",
         _NET,
         {"observation": "gaussian", "noise": "ema_innovation", "timing": "after"},
         1,
     ),
     "gaussian-residual": (
-        "the innovation for the residual; the prior p for the posterior",
+        "NOISE-INNOVATION-FOR-RESIDUAL NOISE-PRIOR-FOR-RESIDUAL",
         _NET,
         {"observation": "gaussian", "noise": "ema_residual_hph", "timing": "after"},
         2,
     ),
-    "softmax": ("R refreshed after the gain; J left out", _NET, _SOFT, 1),
-    "softmax-after": ("R refreshed before the gain", _NET, _SOFT | {"timing": "after"}, 1),
-    "softmax-stacked": ("R one block a sample", _NET, _SOFT | {"beta": 0.5}, 2),
-    "softmax-fixed": ("R refreshed at all", _NET, {"observation": "softmax", "noise": "fixed"}, 1),
-    "softmax-variational": (
-        "decoupled for variational",
+    "softmax": ("NOISE-AFTER H-J-DIAGONAL H-J-OF-LABELS", _NET, _SOFT, 1),
+    "softmax-after": ("NOISE-BEFORE NOISE-POSTERIOR-P", _NET, _SOFT | {"timing": "after"}, 1),
+    "softmax-time": (
+        "NOISE-STALE-P NOISE-POSTERIOR-P TIME-AFTER",
         _NET,
-        _SOFT | {"diagonal": "variational"},
+        _SOFT | {"timing": "after", "lam": 0.9, "q": 0.02},
         1,
     ),
+    "softmax-stacked": (
+        "BATCH-AVERAGED-R-MEAN BATCH-AVERAGED-YHAT BATCH-AVERAGED-J BATCH-AVERAGED-LOGITS "
+        "NOISE-DIAGONAL",
+        _NET,
+        _SOFT | {"beta": 0.5},
+        2,
+    ),
+    "softmax-fixed": (
+        "NOISE-ALWAYS-REFRESHED",
+        _NET,
+        {"observation": "softmax", "noise": "fixed"},
+        1,
+    ),
+    "softmax-variational": ("P-DECOUPLED", _NET, _SOFT | {"diagonal": "variational"}, 1),
     "softmax-residual": (
-        "the innovation for the residual; the prior p for the posterior",
+        "NOISE-INNOVATION-FOR-RESIDUAL NOISE-PRIOR-FOR-RESIDUAL",
         _NET,
         {"observation": "softmax", "noise": "ema_residual_hph", "timing": "after"},
         1,
     ),
-    "softmax-dense": ("the dense filter", _NET, _SOFT | {"covariance": "dense"}, 1),
-    "logits": ("J put in; beta taken for 1 - beta", _NET, _LOGITS, 1),
-    "logits-after": ("R refreshed before the gain", _NET, _LOGITS | {"timing": "after"}, 1),
-    "logits-centred": ("center left out", _NET, _LOGITS | {"center": True}, 2),
+    "softmax-dense": ("P-DENSE-DIAGONAL", _NET, _SOFT | {"covariance": "dense"}, 1),
+    "logits": ("H-J-IN-LOGITS H-ALWAYS-CENTRED NOISE-BETA-SWAPPED NOISE-AFTER", _NET, _LOGITS, 1),
+    "logits-after": ("NOISE-BEFORE", _NET, _LOGITS | {"timing": "after"}, 1),
+    "logits-centred": ("H-NOT-CENTRED H-CENTRED-OVER-BATCH", _NET, _LOGITS | {"center": True}, 2),
     "logits-hph": (
-        "H p H' left out of R",
+        "NOISE-NO-HPH NOISE-HPH-SUBTRACTED",
         _NET,
         {"observation": "logits", "noise": "ema_innovation_hph", "beta": 0.8},
         1,
     ),
     "logits-time": (
-        "p in place of p_pred in S or in R",
+        "NOISE-STALE-P GAIN-STALE-P P-STALE TIME-NO-Q TIME-Q-SQUARED TIME-Q-TIMES-P "
+        "TIME-Q-SUBTRACTED",
         _NET,
         {"observation": "logits", "noise": "ema_innovation_hph", "lam": 0.8, "q": 0.05},
         1,
     ),
 }
 
-for _name, (_hunts, _spec, _options, _batch) in _STEPS.items():
+for _name, (_covers, _spec, _options, _batch) in _STEPS.items():
 
-    @define("loko.step", _name, _hunts, spec=_spec, **({"noise": "glm"} | _options))
+    @define("loko.step", _name, _covers, spec=_spec, **({"noise": "glm"} | _options))
     def _(
         draw: Draw,
         dtype: str,
@@ -255,12 +292,12 @@ for _name, (_hunts, _spec, _options, _batch) in _STEPS.items():
         return loko_inputs(draw, spec, options, batch)
 
 
-@define("loko.step", "glm-untrained", "B = 0, as training begins", spec=_NET)
+@define("loko.step", "glm-untrained", "JACOBIAN-NO-SCALE ORDER-B-A", spec=_NET)
 def _(draw: Draw, dtype: str) -> Inputs:
     return _at_start(loko_inputs(draw, _NET, {}, 1), _NET)
 
 
-@define("loko.step", "glm-saturated", "J inverted at a large margin", spec=_NET)
+@define("loko.step", "glm-saturated", "YHAT-CLIPPED", spec=_NET)
 def _(draw: Draw, dtype: str) -> Inputs:
     x = loko_inputs(draw, _NET, {}, 1)
     x["weights"]["1.b"] = np.array([12.0, 0.0, -6.0]) / (1 if dtype == "float64" else 3)
@@ -269,18 +306,30 @@ def _(draw: Draw, dtype: str) -> Inputs:
 
 
 _RUNS: dict[str, tuple[str, Spec, dict[str, Any], int, int]] = {
-    "glm": ("drift over a long free run", _NET, {}, 1, 40),
-    "glm-relu": ("drift, three sites", _RELU, {}, 1, 15),
-    "glm-stacked": ("the last batch's state reused", _NET, {}, 2, 10),
-    "glm-forgetting": ("forgetting applied once only", _NET, {"lam": 0.98, "q": 1e-4}, 1, 20),
-    "glm-variational": ("the diagonals mixed", _NET, {"diagonal": "variational"}, 1, 20),
-    "logits": ("R reset at each step", _NET, _LOGITS, 1, 25),
-    "logits-after": ("R used one step late", _NET, _LOGITS | {"timing": "after"}, 1, 12),
-    "softmax": ("R's average lost between steps", _NET, _SOFT, 1, 20),
-    "gaussian": ("p not carried on", _LINEAR, _GAUSS, 2, 20),
-    "gaussian-dense": ("P's correlations lost", _LINEAR, _GAUSS | {"covariance": "dense"}, 1, 15),
+    "glm": ("P-NOT-CARRIED P-PRED-CARRIED", _NET, {}, 1, 40),
+    "glm-relu": ("P-NOT-CARRIED RELU-LEAKY", _RELU, {}, 1, 15),
+    "glm-stacked": (
+        "P-PRED-CARRIED BATCH-AVERAGED-YHAT BATCH-AVERAGED-J BATCH-AVERAGED-LOGITS",
+        _NET,
+        {},
+        2,
+        10,
+    ),
+    "glm-forgetting": (
+        "TIME-AFTER TIME-LAM-ON-R TIME-MULTIPLIED TIME-NO-FORGETTING TIME-LAM-SQUARED",
+        _NET,
+        {"lam": 0.98, "q": 1e-4},
+        1,
+        20,
+    ),
+    "glm-variational": ("P-DECOUPLED", _NET, {"diagonal": "variational"}, 1, 20),
+    "logits": ("NOISE-RESET NOISE-BIAS-CORRECTED", _NET, _LOGITS, 1, 25),
+    "logits-after": ("NOISE-BEFORE NOISE-RESET", _NET, _LOGITS | {"timing": "after"}, 1, 12),
+    "softmax": ("NOISE-RESET", _NET, _SOFT, 1, 20),
+    "gaussian": ("P-NOT-CARRIED", _LINEAR, _GAUSS, 2, 20),
+    "gaussian-dense": ("P-DENSE-DIAGONAL", _LINEAR, _GAUSS | {"covariance": "dense"}, 1, 15),
     "gaussian-residual": (
-        "R's average of residuals",
+        "NOISE-INNOVATION-FOR-RESIDUAL NOISE-RESET",
         _NET,
         {"observation": "gaussian", "noise": "ema_residual_hph", "timing": "after"},
         1,
@@ -288,9 +337,9 @@ _RUNS: dict[str, tuple[str, Spec, dict[str, Any], int, int]] = {
     ),
 }
 
-for _name, (_hunts, _spec, _options, _batch, _count) in _RUNS.items():
+for _name, (_covers, _spec, _options, _batch, _count) in _RUNS.items():
 
-    @define("loko.run", _name, _hunts, spec=_spec, **({"noise": "glm"} | _options))
+    @define("loko.run", _name, _covers, spec=_spec, **({"noise": "glm"} | _options))
     def _(
         draw: Draw,
         dtype: str,

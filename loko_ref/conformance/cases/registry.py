@@ -1,8 +1,9 @@
-"""The cases: inputs with an immutable id, each made to catch some mistake.
+"""The cases: inputs with an immutable id, each of which covers some of the known mistakes.
 
 An id is ``operation/case/dtype``; it is never changed and never given to another case. Inputs are
 drawn from a seed made of the id, uniform and from raw bits only, so that they do not depend on a
-library's version.
+library's version. A case names the known mistakes that it covers by their ids: those that it is
+there for, of all that it catches.
 
 Shapes as in ``operations``.
 """
@@ -19,16 +20,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.checks.values import check_choice
+from loko_ref.checks.values import FORMATS, check_choice
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
 from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation
 
-__all__ = ["DTYPES", "OWN", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
+__all__ = ["DTYPES", "OWN", "RETIRED", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
 
-DTYPES = ("float64", "float32")
+DTYPES = FORMATS
 
 OWN = "own"
-"""Name of a case that is not the catalogue's: inputs of one's own."""
+"""Name of a case that is not the catalogue's: user-supplied inputs."""
+
+RETIRED = ("lora.delta/untrained",)
+"""Operation and name of cases that were withdrawn: never given to another one."""
 
 
 class Draw:
@@ -70,26 +74,26 @@ class Recipe:
     ----------
     operation, name : str
         Together the case's id but for the dtype.
-    hunts : str
-        The mistake it is made to catch.
     build : callable
         ``Draw, {dtype} -> inputs`` in float64.
     options : mapping
         Those that differ from their defaults.
-    dtypes : tuple of str
-        Where it is run.
     shared : bool
         Whether the inputs are float32 numbers in both dtypes: what is expected is then the same,
         and the units of error differ by the unit roundoff alone.
+    covers : tuple of str
+        Ids of the known mistakes that it is there for.
+    text : str
+        What it is about, where it covers no known mistake by id.
     """
 
     operation: str
     name: str
-    hunts: str
     build: Callable[..., Mapping[str, Any]]
     options: Mapping[str, Any]
-    dtypes: tuple[str, ...] = DTYPES
     shared: bool = False
+    covers: tuple[str, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,9 +120,9 @@ class Case:
         return OPERATIONS[self.recipe.operation]
 
     @property
-    def hunts(self) -> str:
-        """The mistake it is made to catch."""
-        return self.recipe.hunts
+    def covers(self) -> str:
+        """Ids of the known mistakes that it is there for, or else what it is about."""
+        return ", ".join(self.recipe.covers) or self.recipe.text
 
     @property
     def options(self) -> dict[str, Any]:
@@ -157,27 +161,36 @@ _RECIPES: dict[str, Recipe] = {}
 
 
 def define(
-    operation: str,
-    name: str,
-    hunts: str,
-    dtypes: tuple[str, ...] = DTYPES,
-    shared: bool = False,
-    **options: Any,
+    operation: str, name: str, covers: str, *, text: str = "", shared: bool = False, **options: Any
 ) -> Callable[[Build], Build]:
-    """Register the decorated ``(draw, dtype) -> inputs`` as a case."""
+    """Register the decorated ``(draw, dtype) -> inputs`` as a case.
+
+    Parameters
+    ----------
+    operation, name : str
+        Together the case's id but for the dtype.
+    covers : str
+        Ids of the known mistakes that it is there for, separated by spaces.
+    text : str
+        What it is about, where it covers none by id.
+    shared : bool
+        Whether the inputs are float32 numbers in both dtypes.
+    **options
+        The operation's options that differ from their defaults.
+    """
 
     def register(build: Build) -> Build:
         key = f"{operation}/{name}"
-        if key in _RECIPES:
+        if key in _RECIPES or key in RETIRED:
             raise AssertionError(f"case {key} is defined twice")
         _RECIPES[key] = Recipe(
             operation=operation,
             name=name,
-            hunts=hunts,
             build=build,
             options=options,
-            dtypes=dtypes,
             shared=shared,
+            covers=tuple(covers.split()),
+            text=text,
         )
         return build
 
@@ -202,7 +215,7 @@ def all_cases() -> tuple[Case, ...]:
         for operation in OPERATIONS:
             for recipe in _RECIPES.values():
                 if recipe.operation == operation:
-                    for dtype in recipe.dtypes:
+                    for dtype in DTYPES:
                         key = f"{operation}/{recipe.name}/{dtype}"
                         yield Case(id=key, recipe=recipe, dtype=dtype)
 

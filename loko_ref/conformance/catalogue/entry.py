@@ -53,7 +53,7 @@ class Operation:
     inputs, options, outputs : tuple
         What it takes and returns; outputs in dataflow order.
     oracle : callable
-        ``(inputs, options) -> outputs`` by the package's own rooms, float64.
+        ``(inputs, options) -> outputs`` by the package's own modules, float64.
     plain : callable
         ``(inputs, options, F, keep) -> outputs`` by ``formulas``.
     stepwise : bool

@@ -8,8 +8,13 @@ from typing import Any
 from loko_ref.conformance.catalogue.entry import Operation, Option, Output, gives, option, takes
 from loko_ref.conformance.catalogue.network_text import SPEC
 from loko_ref.conformance.oracle import loko as oracle
+from loko_ref.kalman.diagonal import DIAGONALS
+from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
+from loko_ref.kalman.observation import OBSERVATIONS
+from loko_ref.loko import COVARIANCES
 from loko_ref.textbook import operations as plain
-from loko_ref.textbook.loko import NETWORK, dataflow, output_name, summary
+from loko_ref.textbook.loko import dataflow, output_name, summary
+from loko_ref.textbook.network import BACK, FORWARD
 
 __all__ = ["DIAGONAL", "MODEL"]
 
@@ -17,7 +22,7 @@ DIAGONAL = option(
     "diagonal",
     "decoupled",
     "decoupled: p+ = p (1 - diag(K H)), LoKO's; variational: 1/p+ = 1/p + diag(H' R^-1 H)",
-    ("decoupled", "variational"),
+    DIAGONALS,
 )
 """How a diagonal covariance is updated."""
 
@@ -42,13 +47,13 @@ _FROZEN = takes(
 
 def _network(feeds: str) -> tuple[Output, Output]:
     return (
-        gives("z", "(batch, C)", "the outputs, layer by layer", NETWORK, feeds),
+        gives("z", "(batch, C)", "the outputs, layer by layer", FORWARD, feeds),
         gives(
             "Z",
             "(m, n)",
             "dz/dtheta, row b*C + j for output j of sample b; columns in packing order: linear by "
             "linear (an attention's q, k, v, o), A then B (then bA, bB), each row-major",
-            "LAY-9 LAY-10 LORA-4",
+            BACK,
             feeds,
         ),
     )
@@ -56,7 +61,7 @@ def _network(feeds: str) -> tuple[Output, Output]:
 
 _LOKO_OPTIONS = (
     _SPEC,
-    option("observation", "glm", "observation model", ("glm", "softmax", "logits", "gaussian")),
+    option("observation", "glm", "observation model", OBSERVATIONS),
     option(
         "noise",
         "glm",
@@ -65,7 +70,7 @@ _LOKO_OPTIONS = (
         "place of s: r = y - yhat(theta+) from a new forward pass at the posterior theta, P+ the "
         "posterior covariance, H still the prior's; timing after only), glm (R = J, no state). "
         "observation glm goes with noise glm and no other, and noise glm with no other",
-        ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph", "glm"),
+        ESTIMATORS,
     ),
     option(
         "timing",
@@ -73,14 +78,14 @@ _LOKO_OPTIONS = (
         "before: R is refreshed first, by e and P_pred, and enters this step's S; after: the old R "
         "enters S and is refreshed then, by the same e and P_pred (ema_residual_hph: by r and P+). "
         "fixed and glm refresh nothing, so it changes nothing there",
-        ("before", "after"),
+        TIMINGS,
     ),
     option("beta", 0.95, "weight of the past in R's average"),
     option(
         "covariance",
         "diagonal",
         "diagonal: p (n,) is the state; dense: P (n, n) is, with the textbook update",
-        ("diagonal", "dense"),
+        COVARIANCES,
     ),
     Option(
         name="diagonal",
@@ -157,11 +162,7 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
         options=_LOKO_OPTIONS,
         outputs=tuple(
             Output(
-                name=o.name,
-                shape=grow(o.shape),
-                formula=o.formula,
-                labels=o.labels,
-                feeds=o.feeds,
+                name=o.name, shape=grow(o.shape), formula=o.formula, labels=o.labels, feeds=o.feeds
             )
             for o in _LOKO_OUTPUTS
         ),

@@ -10,7 +10,9 @@ from dataclasses import replace
 from loko_ref.conformance.catalogue import network_text as operations_network
 from loko_ref.conformance.catalogue.entry import Operation, gives, option, takes
 from loko_ref.conformance.oracle import lte as lte_oracle
+from loko_ref.lte.config import CHOICES
 from loko_ref.textbook import lte as lte_plain
+from loko_ref.textbook.quantities import origins
 
 __all__ = ["FACTORS", "HEADS", "LTE", "MODE", "RESET", "SCALING", "SPEC", "WEIGHTS"]
 
@@ -21,20 +23,20 @@ MODE = option(
     "lte",
     "lte: each head on its own samples, with a shared weight; mhlora: one network with all heads' "
     "branches, which never merges",
-    ("lte", "mhlora"),
+    CHOICES["mode"],
 )
 SCALING = option(
     "scaling",
     "mean",
     "of mhlora: each branch times alpha/r/heads (mean) or alpha/r (sum)",
-    ("mean", "sum"),
+    CHOICES["scaling"],
 )
 RESET = option(
     "reset",
     "none",
     "after the merge: nothing; B = 0 (and bB = 0); B = 0 and A redrawn (and bA = bB = 0). A reset "
     "also forgets what was merged",
-    ("none", "B", "AB"),
+    CHOICES["reset"],
 )
 FACTORS = takes(
     "factors",
@@ -81,6 +83,14 @@ _FORWARD = Operation(
     plain=lte_plain.lte_forward,
 )
 
+
+def _read(name: str) -> tuple[str, str]:
+    """Labels and origins of a quantity of the merge, by the table."""
+    flow = lte_plain.merge({"reset": "B"})
+    labels = next(q.labels for q in flow if q.name == name)
+    return " ".join(labels), " ".join(origins(name, flow)).replace("W_post", "W")
+
+
 _MERGE = Operation(
     name="lte.merge",
     text="merge the heads of one linear, with or without a reset",
@@ -100,15 +110,13 @@ _MERGE = Operation(
             "W",
             "(o, i)",
             "W + mean over heads of (delta - delta'), delta = (alpha/r) B A",
-            "LTE-5",
-            "W A B A_merged B_merged",
+            *_read("W_post"),
         ),
         gives(
             "seen",
             "(heads, o, i)",
             "the weight that each head sees after the merge (and reset): W + delta - delta'",
-            "LTE-3 LTE-5 LTE-6",
-            "W A B",
+            *_read("seen"),
         ),
     ),
     oracle=lte_oracle.merge,

@@ -5,7 +5,12 @@ from __future__ import annotations
 from loko_ref.conformance.catalogue.entry import Operation, Output, gives, option, takes
 from loko_ref.conformance.catalogue.lte import FACTORS, HEADS, MODE, RESET, SCALING, SPEC, WEIGHTS
 from loko_ref.conformance.oracle import lte as lte_oracle
-from loko_ref.textbook import lte as lte_plain
+from loko_ref.kalman.diagonal import DIAGONALS
+from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
+from loko_ref.kalman.observation import OBSERVATIONS
+from loko_ref.lte.config import CHOICES, OPTIMIZERS
+from loko_ref.textbook import lte as table
+from loko_ref.textbook.quantities import origins
 
 __all__ = ["RUN"]
 
@@ -48,7 +53,7 @@ _CHOICES = (
         "shared",
         "shared: one W and the factors last merged; copies: a weight copy a head, W - delta after "
         "a merge, W at the start and after a reset. In exact arithmetic both are one",
-        ("shared", "copies"),
+        CHOICES["realisation"],
     ),
     option("merge_every", 8, "a merge after steps T, 2 T, ..."),
     option(
@@ -68,33 +73,33 @@ _CHOICES = (
         "optimizer_state",
         "keep",
         "keep: momenta, p, R survive a merge; reset: a merge begins them anew (and the step count)",
-        ("keep", "reset"),
+        CHOICES["optimizer_state"],
     ),
     option(
         "replicas",
         "train",
         "layers without LoRA. train: a copy of each array a head, averaged at a merge; frozen: "
         "as they are given",
-        ("train", "frozen"),
+        CHOICES["replicas"],
     ),
     option(
         "data",
         "chunks",
         "chunks: head h gets the h-th contiguous part of the batch; replicated: all of it",
-        ("chunks", "replicated"),
+        CHOICES["data"],
     ),
     option(
         "reduction",
         "all",
         "all: the mean over all heads' losses is descended; own: each head its own mean. LoKO "
         "descends no loss: nothing is divided there",
-        ("all", "own"),
+        CHOICES["reduction"],
     ),
     option(
         "loss",
         "cross_entropy",
         "mean over samples of the cross-entropy, or mse: mean of (z - y)^2 over all entries",
-        ("cross_entropy", "mse"),
+        CHOICES["loss"],
     ),
     option(
         "optimizer",
@@ -102,7 +107,7 @@ _CHOICES = (
         "in each head: as optimizer.*, or loko, as loko.run with covariance diagonal, y - yhat and "
         "the Jacobian being the head's own; in mhlora each head filters the common y - yhat with "
         "its own columns of the Jacobian, the other heads held where they were",
-        ("adamw", "adagrad", "sgd", "loko"),
+        tuple(OPTIMIZERS),
     ),
 )
 
@@ -125,18 +130,18 @@ _LOKO = (
         "observation",
         "glm",
         "loko: gaussian goes with loss mse, the others with cross_entropy",
-        ("glm", "softmax", "logits", "gaussian"),
+        OBSERVATIONS,
     ),
     option(
         "noise",
         "glm",
         "loko: estimator of R, as in loko.run",
-        ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph", "glm"),
+        ESTIMATORS,
     ),
-    option("timing", "before", "loko: as in loko.run", ("before", "after")),
+    option("timing", "before", "loko: as in loko.run", TIMINGS),
     option("beta", 0.95, "loko: weight of the past in R's average"),
     option("r0", 1.0, "loko: R begins, and begins anew, as r0 I"),
-    option("diagonal", "decoupled", "loko: as in loko.run", ("decoupled", "variational")),
+    option("diagonal", "decoupled", "loko: as in loko.run", DIAGONALS),
     option("lam", 1.0, "loko: forgetting, p_pred = p / lam + q"),
     option("q", 0.0, "loko: process noise"),
     option("center", False, "loko, for logits: centre H over each sample's classes"),
@@ -145,144 +150,117 @@ _LOKO = (
         "keep",
         "loko: p at a merge that keeps the state. keep: nothing; shrink: p / heads; prior: at a "
         "reset the entries that it sets anew get their prior variances. R stays",
-        ("keep", "shrink", "prior"),
+        CHOICES["filter_merge"],
     ),
 )
 
 
+def _out(name: str, shape: str, formula: str) -> Output:
+    """Write an output; labels and origins are those of the table of quantities."""
+    q = next(q for q in table.RUN if q.name == name)
+    start = {"last.W": "weights", "last.theta": "factors", "last.p": "p"}  # the first step's
+    found = dict.fromkeys(start.get(k, k) for k in origins(name, table.RUN))
+    feeds = [k for k in found if not k.startswith("last.")]
+    return gives(name, shape, formula, " ".join(q.labels), " ".join(feeds))
+
+
 def _slots(suffix: str, when: str) -> tuple[Output, ...]:
-    named = [("momentum", "sgd", 1), ("sum", "adagrad", 2), ("exp_avg", "adamw", 3)]
-    named.append(("exp_avg_sq", "adamw", 3))
+    named = (("momentum", "sgd"), ("sum", "adagrad"), ("exp_avg", "adamw"), ("exp_avg_sq", "adamw"))
     return tuple(
-        gives(
-            f"{name}{suffix}", "(steps, heads, n)", f"{who}'s slot {when}", f"OPT-{k}", "gradient"
-        )
-        for name, who, k in named
+        _out(f"{name}{suffix}", "(steps, heads, n)", f"{who}'s slot {when}") for name, who in named
     )
 
 
 _NOT_MERGED = "; where none is due, as after the step"
 _OUTPUTS = (
-    gives(
-        "z",
-        "(steps, heads, batch, C)",
-        "outputs before the step (mhlora: the same for every head)",
-        "LTE-2 LTE-3 LTE-4",
-        "x weights factors",
+    _out(
+        "z", "(steps, heads, batch, C)", "outputs before the step (mhlora: the same for every head)"
     ),
-    gives("loss", "(steps, heads)", "each head's own mean loss before the step", "LTE-8", "z y"),
-    gives(
+    _out("loss", "(steps, heads)", "each head's own mean loss before the step"),
+    _out(
         "Z",
         "(steps, heads, m, n)",
         "loko: dz/dtheta before the step, row b*C + j, columns as theta; at the full A and B",
-        "LTE-3 LTE-10",
-        "x weights factors",
     ),
-    gives(
+    _out(
         "gradient",
         "(steps, heads, n)",
         "gradient of what the head descends, packed as theta; at the full A and B; not with loko",
-        "LTE-3 LTE-8",
-        "z y factors",
     ),
     *_slots("_step", "after the step"),
-    gives(
+    _out(
         "theta_step",
         "(steps, heads, n)",
         "after the step, before a merge, packed as theta; not for mhlora, nor the others on _step",
-        "LTE-1",
-        "gradient",
     ),
-    gives("p_step", "(steps, heads, n)", "loko: variances after the step", "LTE-10", "Z z y p"),
-    gives("R_step", "(steps, heads, m, m)", "loko: R after the step (not glm)", "LTE-10", "Z z y"),
-    gives(
+    _out("p_step", "(steps, heads, n)", "loko: variances after the step"),
+    _out("R_step", "(steps, heads, m, m)", "loko: R after the step (not glm)"),
+    _out(
         "W",
         "(steps, w)",
         "after step and merge: the shared weights in the order given, each row-major; that is the "
         "spec's: of a linear W, b, of a norm g, b, of tables token, position, type",
-        "LTE-5 LTE-7",
-        "theta_step",
     ),
     *_slots("", "after step and merge"),
-    gives(
+    _out(
         "theta_merge",
         "(steps, heads, n)",
         "with a reset: after the merge, before the reset" + _NOT_MERGED,
-        "LTE-7",
-        "theta_step W",
     ),
-    gives(
+    _out(
         "p_merge",
         "(steps, heads, n)",
         "loko with a reset: after the merge, before the reset" + _NOT_MERGED,
-        "LTE-10",
-        "p_step",
     ),
-    gives(
+    _out(
         "merged_merge",
         "(steps, heads, f)",
         "shared, with a reset: merged before the reset" + _NOT_MERGED,
-        "LTE-5",
-        "theta_step",
     ),
-    gives(
+    _out(
         "copies_merge",
         "(steps, heads, c)",
         "copies, with a reset: copies before the reset" + _NOT_MERGED,
-        "LTE-4",
-        "W theta_step",
     ),
-    gives(
+    _out(
         "theta",
         "(steps, heads, n)",
         "after step, merge, reset: layer by layer; of a linear with LoRA A, B, bA, bB, each "
         "row-major; of one without W, b, a copy a head, averaged at a merge (of a norm g, b; of "
         "tables token, position, type; with replicas frozen none of these)",
-        "LTE-1 LTE-6 LTE-7",
-        "gradient Z",
     ),
-    gives("p", "(steps, heads, n)", "loko: after step, merge, reset", "LTE-10", "p_step"),
-    gives("R", "(steps, heads, m, m)", "loko: after step and merge (not glm)", "LTE-10", "R_step"),
-    gives(
+    _out("p", "(steps, heads, n)", "loko: after step, merge, reset"),
+    _out("R", "(steps, heads, m, m)", "loko: after step and merge (not glm)"),
+    _out(
         "merged",
         "(steps, heads, f)",
         "shared: after step, merge, reset: the factors last merged, packed as theta without its "
         "replicas; all 0 before the first merge and after a reset",
-        "LTE-3 LTE-5 LTE-6",
-        "theta_step",
     ),
-    gives(
+    _out(
         "copies",
         "(steps, heads, c)",
         "copies: after step, merge, reset: linear by linear with LoRA the head's own W, then b "
         "where the branch has biases",
-        "LTE-4 LTE-6",
-        "W theta_step",
     ),
-    gives(
+    _out(
         "seen",
         "(steps, heads, s)",
         "after step, merge and reset: the weight that each head sees, W + delta - delta' (of a "
         "linear without LoRA its copy; with replicas frozen none of it), linear by linear, each "
         "row-major; not for mhlora",
-        "LTE-3 LTE-4 LTE-6",
-        "W theta",
     ),
-    gives(
+    _out(
         "z_main",
         "(steps, samples, C)",
         "with evaluation: outputs of the network of W, after step and merge; not for mhlora",
-        "LTE-5 LTE-13",
-        "evaluation W",
     ),
-    gives(
+    _out(
         "z_now",
         "(steps, samples, C)",
         "with evaluation, after step, merge and reset: outputs of the network that a merge now "
         "would give: W + mean over heads of (delta - delta'), means of the copies of layers "
         "without LoRA; for mhlora the one network's",
-        "LTE-2 LTE-13",
-        "evaluation W theta",
     ),
 )
 
@@ -293,7 +271,7 @@ RUN = Operation(
     options=(SPEC, *_CHOICES, *_DESCENT, *_LOKO),
     outputs=_OUTPUTS,
     oracle=lte_oracle.run,
-    plain=lte_plain.lte_run,
+    plain=table.lte_run,
     stepwise=True,
 )
 """The entry."""

@@ -21,7 +21,7 @@ FLAT = (
 SPEC = (
     FLAT + ". Transformers have further kinds: layernorm, attention, residual, embedding, "
     "patchify, prepend, positions, pool, gelu_tanh; 'layers of a spec', below, describes every "
-    "kind. Who has not all of them declines the cases that hold one he has not"
+    "kind. An implementation without one of them declines the cases that hold it"
 )
 """The option ``spec``."""
 

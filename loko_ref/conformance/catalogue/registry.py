@@ -24,10 +24,12 @@ from loko_ref.conformance.catalogue.loko import DIAGONAL, MODEL
 from loko_ref.conformance.catalogue.lte import LTE
 from loko_ref.conformance.catalogue.lte_run import RUN
 from loko_ref.conformance.oracle import loko as oracle
+from loko_ref.kalman.noise import ESTIMATED
+from loko_ref.kalman.observation import OBSERVATIONS, ObservationModel
 from loko_ref.textbook import loko as table
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.optimizers import METHODS
-from loko_ref.textbook.quantities import HIDDEN, Quantity, in_order, origins
+from loko_ref.textbook.quantities import Quantity, in_order, origins
 
 __all__ = ["CATALOGUE", "OPERATIONS", "Input", "Operation", "Option", "Output", "get"]
 
@@ -54,7 +56,7 @@ def _outputs(
         named = {"p_pred": "P" if o.get("covariance") == "dense" else "p", "R_used": "R"}
         found = list(flow(o))
         for q in found:
-            if q.name not in HIDDEN:
+            if not q.hidden:
                 name = {"R_used": "R"}.get(q.name, table.output_name(q.name, o))
                 own = [k for k in q.labels if not k.startswith("LOKO")]  # alone, it is no LoKO
                 labels.setdefault(name, {}).update(dict.fromkeys(own))
@@ -65,8 +67,6 @@ def _outputs(
         for name in labels
     )
 
-
-_ESTIMATORS = ("fixed", "ema_innovation", "ema_innovation_hph", "ema_residual_hph")
 
 _UPDATE = {
     "S": ("(m, m)", "H P H' + R"),
@@ -82,7 +82,7 @@ _Y = {
 }
 
 
-def _observation(kind: str) -> Operation:
+def _observation(kind: ObservationModel) -> Operation:
     text = {
         "gaussian": "regression: the outputs themselves are observed",
         "softmax": "class probabilities observed",
@@ -189,7 +189,7 @@ _ALL = (
         oracle=oracle.time_update,
         plain=plain.time_update,
     ),
-    *(_observation(kind) for kind in ("gaussian", "softmax", "logits", "glm")),
+    *(_observation(kind) for kind in OBSERVATIONS),
     Operation(
         name="noise.update",
         text="refresh the estimate of the observation noise",
@@ -199,17 +199,12 @@ _ALL = (
             takes("HpH", "(m, m)", "H P H', given; for ema_residual_hph with the posterior P"),
         ),
         options=(
-            option(
-                "noise",
-                None,
-                "the estimator",
-                _ESTIMATORS,
-            ),
+            option("noise", None, "the estimator", ESTIMATED),
             option("beta", 0.95, "weight of the past"),
         ),
         outputs=_outputs(
             table.noise,
-            [{"noise": noise} for noise in _ESTIMATORS],
+            [{"noise": noise} for noise in ESTIMATED],
             {
                 "R": (
                     "(m, m)",

@@ -113,7 +113,7 @@ def within(
     u = float(np.finfo(case.dtype).eps) / 2
 
     def largest(name: str, bound: Array) -> Array:
-        """Give a tolerance for all of an output: where the oracle has 0, the mutant may not."""
+        """Return one tolerance for all of an output: where the oracle has 0, the mutant may not."""
         own = u * np.max(np.abs(out.get(name, bound)), initial=0.0)
         return np.asarray(max(np.max(bound, initial=0.0), own))
 

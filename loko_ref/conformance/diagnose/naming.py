@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
@@ -33,6 +34,12 @@ AGREE = 1e-3
 ROUNDING = 0.5
 """Mean error, in tolerances, up to which nothing but rounding is left: that of right code is far
 below it (its median at most 0.05, and 0.16 at the 99th percentile).  [TOL-2]"""
+
+OFF = 1e100
+"""Error, in tolerances, of a size that a case cannot be computed with."""
+
+EVALUATIONS = 40
+"""Evaluations of a mistake in a fit of its size, from each of two starts."""
 
 PROBES = 2
 """Failed checks of each operation on which every mutant is tried."""
@@ -88,45 +95,26 @@ def _came(check: Check) -> Mapping[str, Array]:
 def _fit_size(
     one: Mutant, case: Case, outputs: Mapping[str, Array], quantity: str, starts: Sequence[float]
 ) -> float | None:
-    """Gauss-Newton for the one number, on the first quantity that is off."""
+    """Fit the one number, by its logarithm, to the first quantity that is off."""
     bound = tolerance(case)[quantity]
-    if bound is None:
+    if bound is None or not starts:
         return None
     got = canonical(case, quantity, outputs[quantity].astype(np.float64))
 
-    def residual(size: float) -> Array | None:
-        out = evaluate.__wrapped__(one, case, size)
+    def residual(log: Array) -> Array:
+        out = evaluate.__wrapped__(one, case, float(np.exp(log[0])))
         if out is None or out[quantity].shape != got.shape:
-            return None
+            return np.full(got.size, OFF)
         r = ((got - canonical(case, quantity, out[quantity])) / bound).reshape(-1)
-        return r if np.isfinite(r).all() else None
+        return r if np.isfinite(r).all() else np.full(got.size, OFF)
 
-    scored = []
-    for start in starts:
-        r = residual(start)
-        if r is not None:
-            scored.append((float(np.log1p(r * r).sum()), start))
-    best: tuple[float, float] | None = None
-    for _, start in sorted(scored)[:2]:
-        size, last, stalled = start, np.inf, 0
-        for _ in range(12):
-            r, moved = residual(size), residual(size * (1 + 1e-6))
-            if r is None or moved is None:
-                break
-            worst = float(np.max(np.abs(r)))
-            if best is None or worst < best[0]:
-                best = (worst, size)
-            stalled = stalled + 1 if worst > 0.5 * last and worst > 1 else 0
-            if stalled == 3:
-                break
-            last = worst
-            slope = (moved - r) / (size * 1e-6)
-            curvature = float(slope @ slope)
-            if worst < 1e-3 or curvature == 0:
-                break
-            new = size - float(slope @ r) / curvature
-            size = new if new > 0 else size / 4
-    return None if best is None else best[1]
+    def far(log: float) -> float:
+        return float(np.log1p(residual(np.array([log])) ** 2).sum())
+
+    best = sorted(map(math.log, starts), key=far)[:2]
+    found = [least_squares(residual, [log], method="lm", max_nfev=EVALUATIONS) for log in best]
+    nearest = min(found, key=lambda f: float(np.max(np.abs(f.fun))))
+    return float(np.exp(nearest.x[0])) if np.max(np.abs(nearest.fun)) < OFF else None
 
 
 def fit(
@@ -195,7 +183,7 @@ def _agree(a: float | None, b: float | None) -> bool:
 
 
 def _contradicts(one: Mutant, check: Check, size: float | None) -> bool:
-    """Tell whether a mutant would have failed a check that passed."""
+    """Return whether a mutant would have failed a check that passed."""
     if one.roundoff:
         return float(np.finfo(check.case.dtype).eps) / 2 < one.roundoff
     if idle(one, check.case):
@@ -303,11 +291,11 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
         for key, (one, size) in survivors.items()
     }
     for key, one in [(key, one) for key, (one, _) in survivors.items() if one.sizes]:
-        rooms = {c.case.operation.name for c in failed if key in found[c.case.id]}
+        affected = {c.case.operation.name for c in failed if key in found[c.case.id]}
         unlike = sum(
             key not in found[c.case.id] and not idle(one, c.case)
             for c in failed
-            if c.case.operation.name in rooms
+            if c.case.operation.name in affected
         )
         if contradicted[key] + unlike > explained[key]:  # a number that fits some, belies more
             drop(key)
@@ -317,7 +305,7 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
         return contradicted[key] - explained[key], one.roundoff, bool(one.sizes)
 
     def far(key: str) -> bool:
-        """Tell whether more than rounding is left between what came back and a mistake's own."""
+        """Return whether more than rounding is left between a result and a mistake's own."""
         return bool(np.mean([fits[key].ratio for fits in found.values() if key in fits]) > ROUNDING)
 
     # what the run does not tell apart stands as in the catalogue, not as last bits have it: one

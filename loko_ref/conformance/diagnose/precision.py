@@ -27,7 +27,7 @@ def _unit(check: Check) -> float:
 
 
 def _right_before(roundoff: float, check: Check) -> bool:
-    """Tell whether a quantity before the first one that is off kept digits that the format lacks.
+    """Return whether a quantity before the first one that is off kept digits that the format lacks.
 
     The time update is passed over: formats for matrix products leave it as it is.
     """

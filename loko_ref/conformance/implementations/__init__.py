@@ -1,1 +1,1 @@
-"""The code under test: Python, a command in any language, a recording."""
+"""The implementation under test: Python code, a command in any language, a recording."""

@@ -1,8 +1,8 @@
-"""One run of a command: a line out, a line in, and an end of its whole process tree.
+"""A running command: one line sent, one line received, and the end of its whole process tree.
 
-Everything that is read is bounded: of stdout one line is taken and no more until it has been used
-(a command that writes on waits in its pipe), of stderr the two ends are kept. Every wait has a
-deadline, and holds it whoever has the pipes open.
+All input is bounded: stdout is read one line at a time (a command that writes more blocks on its
+pipe), and of stderr the beginning and the end are kept. Every wait has a deadline, which holds even
+where other processes keep the pipes open.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from loko_ref.errors import printable
 __all__ = ["Child", "Ended"]
 
 LINES = 4
-"""Lines of stderr that are quoted from its beginning, and as many from its end."""
+"""Lines of stderr quoted from its beginning, and as many from its end."""
 
 QUOTED = 400
-"""Characters that either end may take."""
+"""Most characters quoted of the beginning, and of the end."""
 
 ENDING = 0.8
-"""Seconds that are waited for the end of a tree that is being killed."""
+"""Seconds to wait until a process tree that is being killed has ended."""
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _MARK = "LOKO_REF_COMMAND"
@@ -47,7 +47,7 @@ class Ended(Exception):
     kind : {"crashed", "timeout"}
         Which.
     message : str
-        Completes the sentence that begins with the command.
+        The predicate of a sentence whose subject is the command.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -56,7 +56,7 @@ class Ended(Exception):
 
 
 class Child:
-    """One run of a command, under a supervisor that ends its tree (``supervisor.py``).
+    """A running command, under a supervisor that ends its process tree (``supervisor.py``).
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Child:
     Raises
     ------
     OSError
-        If the supervisor cannot be started; a command that cannot be is told by :meth:`ask`.
+        If the supervisor cannot be started; for the command itself :meth:`ask` raises it.
     """
 
     def __init__(self, arguments: list[str]) -> None:
@@ -95,12 +95,12 @@ class Child:
         self._streams = [stream for stream in streams if stream is not None]
         self._in, self._out, self._err = (stream.fileno() for stream in self._streams)
         self._outgoing = memoryview(b"")
-        self._line = bytearray()  # what was read of stdout
-        self._searched = 0  # bytes of it that hold no end of a line
+        self._line = bytearray()  # read from stdout, not yet taken
+        self._searched = 0  # bytes of it known to hold no end of a line
         self._open = {self._out, self._err}
         self._head, self._tail, self._more = b"", b"", False  # stderr
-        self._told = b""
-        self._lost = False  # whether the supervisor is gone without a word
+        self._message = b""  # of the supervisor
+        self._lost = False  # whether the supervisor ended without one
         self._selector = selectors.DefaultSelector()
         for descriptor in (self._in, self._out, self._err):
             os.set_blocking(descriptor, False)
@@ -110,7 +110,7 @@ class Child:
     # The event loop
 
     def _wait(self, deadline: float | None) -> bool:
-        """Do what can be done with the pipes; return whether the deadline has passed."""
+        """Serve the pipes that are ready; return whether the deadline has passed."""
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             return True
@@ -130,7 +130,7 @@ class Child:
         self._open.discard(descriptor)
 
     def _block(self, descriptor: int) -> bytes | None:
-        """Read what a pipe holds; None where there is nothing to be had of it now."""
+        """Return what a pipe holds, or None if it is empty or closed."""
         try:
             block = os.read(descriptor, _BLOCK)
         except BlockingIOError:
@@ -162,23 +162,23 @@ class Child:
             self._outgoing = self._outgoing[written:]
         except BlockingIOError:
             return
-        except OSError:  # it has closed its stdin: whether it answers all the same is seen
+        except OSError:  # it has closed its stdin, and may answer all the same
             self._outgoing = memoryview(b"")
         if not self._outgoing:
             self._selector.unregister(self._in)
 
     def _listen(self) -> None:
-        """Take what the supervisor says."""
+        """Read the supervisor's message."""
         try:
             block = self._channel.recv(4096)
         except ConnectionError:
             block = b""
-        self._told += block
+        self._message += block
         if not block:
             self._lost = self.status is None
             self._selector.unregister(self._channel)
-        elif self._told.endswith(b"\n"):
-            word, number = self._told.split()
+        elif self._message.endswith(b"\n"):
+            word, number = self._message.split()
             if word == b"failed":
                 raise OSError(int(number), os.strerror(int(number)))
             self.status = os.waitstatus_to_exitcode(int(number))
@@ -191,7 +191,7 @@ class Child:
             self._selector.register(self._in, selectors.EVENT_WRITE)
 
     def _take(self) -> bytes | None:
-        """Take a whole line, if there is one.
+        """Return the next whole line and remove it from the buffer, or None.
 
         Raises
         ------
@@ -211,24 +211,24 @@ class Child:
         self._searched = 0
         return line
 
-    # What one does with it
+    # The interface
 
     def ask(self, line: bytes, deadline: float | None) -> bytes:
-        """Send a line and wait for one.
+        """Send a line and return the answer, one line.
 
         Parameters
         ----------
         line : bytes
-            With its end.
+            The request, with the newline.
         deadline : float or None
-            Time of ``time.monotonic`` up to which to wait.
+            Time of ``time.monotonic`` until which to wait.
 
         Raises
         ------
         Ended
             If there is no answer.
         ProtocolError
-            If there is a line that is too long.
+            If the answer is too long.
         OSError
             If the command could not be started.
         """
@@ -238,7 +238,7 @@ class Child:
             if answer is not None:
                 return answer
             if self.status is not None or self._lost:
-                # what it wrote before its end is in the pipe
+                # the pipe may still hold what it wrote before it ended
                 if self._out in self._open and self._read():
                     continue
                 if (answer := self._take()) is not None:
@@ -255,7 +255,7 @@ class Child:
 
     def _how(self) -> str:
         if self._lost:
-            return "ended the process that loko-ref keeps beside it, its parent"
+            return "ended its parent process, loko-ref's supervisor"
         if self.status is None:
             return "closed its stdout"
         if self.status < 0:
@@ -264,31 +264,31 @@ class Child:
         return f"exited with code {self.status}"
 
     def stop(self, line: bytes, deadline: float) -> bytes:
-        """Send a last line and wait for the end; return the first line that came, if any did."""
-        came = bytearray()
+        """Send a last line, wait for the end, and return the first line received meanwhile."""
+        received = bytearray()
         with contextlib.suppress(OSError):
             self._send(line)
             over = False
             while not over:
                 over = self.status is not None or self._lost or self._wait(deadline)
-                came += self._line[: 400 - len(came)]
+                received += self._line[: 400 - len(received)]
                 self._line.clear()
             while self._out in self._open and self._read() and time.monotonic() < deadline:
-                came += self._line[: 400 - len(came)]
+                received += self._line[: 400 - len(received)]
                 self._line.clear()
-        return bytes(came).partition(b"\n")[0]
+        return bytes(received).partition(b"\n")[0]
 
     def kill(self) -> None:
-        """End the whole tree, and keep what stood on stderr."""
+        """End the whole process tree, and read what is left on stderr."""
         with contextlib.suppress(OSError):
             self.supervisor.send_signal(signal.SIGCONT)
             self._channel.send(b"end")
         self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on, without us
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on by itself
             self.supervisor.wait(timeout=ENDING)
         if self._lost or self.supervisor.returncode:
             self._sweep()
-        for _ in range(2**12):  # at most what the pipe holds, were it still written to
+        for _ in range(2**12):  # at most what a pipe holds, in case it is still written to
             if self._err not in self._open or not self._read_errors():
                 break
         self._selector.close()
@@ -296,10 +296,10 @@ class Child:
             stream.close()
 
     def _sweep(self) -> None:
-        """Kill what the command left behind when it ended its supervisor, by its environment.
+        """Kill, by their environment, the processes left by a command that ended its supervisor.
 
-        A process that is just being made shows no environment for a moment: nothing is left where
-        three looks in turn find nothing.
+        A process under creation has no readable environment for a moment, so the search ends only
+        after three passes in a row that find nothing.
         """
         mark, places = self._mark.encode(), Path("/proc")
         clear, until = 0, time.monotonic() + ENDING
@@ -314,7 +314,7 @@ class Child:
             time.sleep(0.01)
 
     def errors(self) -> str:
-        """Quote stderr: all of it where it is short, else how it begins and how it ends."""
+        """Return stderr for a message: all of it where it is short, else its beginning and end."""
         head, tail = self._head, self._tail
         if not self._more:
             head = tail = head + tail

@@ -1,8 +1,8 @@
 """An implementation in any language: a command that speaks ``loko-ref/protocol/1``.
 
-Time-out per check, restart after a crash, stderr's first and last lines kept, garbage on stdout
-quoted: each is a finding of the one check in which it happens, the whole process tree is ended, and
-the next check finds a fresh process.
+A time-out, a crash or a malformed line is a finding of the one check in which it occurs, with
+stderr's first and last lines; the whole process tree is then ended, and the next check starts a new
+process.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from pathlib import Path
 from typing import Any
 
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.conformance.implementations import protocol
 from loko_ref.conformance.implementations.child import Child, Ended
 from loko_ref.conformance.implementations.protocol import ProtocolError
+from loko_ref.conformance.implementations.target import unknown_operations
 from loko_ref.conformance.judge.answer import Answer, Finding, check
 from loko_ref.conformance.judge.tolerance import expected
-from loko_ref.errors import InputError, closest
+from loko_ref.errors import InputError
 
 __all__ = ["Command"]
 
 START_TIMEOUT = 30.0
-"""Seconds that a command has for its hello, where no time-out is given."""
+"""Seconds until a command has to answer hello, unless a time-out is given."""
 
 STOP_TIMEOUT = 5.0
-"""Seconds that it has to exit after stop, unless the time-out is shorter."""
+"""Seconds until it has to exit after stop, unless the time-out is shorter."""
 
 
 class Command:
-    """A command as an implementation; use it as a context manager.
+    """A command as an implementation; a context manager.
 
     Parameters
     ----------
     command : str
-        As it would be typed; split as a shell splits, no shell runs.
+        The command line; split as by a shell, but run without one.
     large : int, optional
-        Bytes from which a tensor goes by file, where the harness reads files;
+        Bytes from which a tensor is passed by file, if the harness reads files;
         ``protocol.LARGE`` by default.
     timeout : float, optional
-        Seconds that it has for its first hello, and at most for its end after stop.
+        Seconds until it has to answer the first hello, and at most until it has to exit after stop.
 
     Attributes
     ----------
@@ -55,18 +55,18 @@ class Command:
     files : bool
         Whether it reads tensors from files.
     folder : path
-        Where these lie while a request runs.
+        Where these lie during a request.
     notes : tuple of str
-        Remarks for the report: names that are no operation, and `extra`.
+        Remarks for the report: unknown operations, and `extra`.
     extra : str
-        A line that came after the last answer, quoted, once it has been closed.
+        A line received after the last answer, quoted; known once it has been closed.
     stop_timeout : float
-        Seconds that it has to exit after stop.
+        Seconds until it has to exit after stop.
 
     Raises
     ------
     InputError
-        If it cannot be started, does not say hello in time, or loses bits of the canary.
+        If it cannot be started, does not answer hello in time, or loses bits of the canary.
     """
 
     def __init__(
@@ -105,16 +105,10 @@ class Command:
                 f"a command that speaks {protocol.PROTOCOL} ('loko-ref protocol' prints it)",
                 "not built, not executable, or something else on stdout"
                 if getattr(error, "kind", None) != "timeout"
-                else "a start that takes longer than --timeout, or a command that waits for "
+                else "a start that takes longer than the timeout, or a command that waits for "
                 "something else than hello",
             ) from None
-        notes = []
-        for name in self.operations:
-            if name not in OPERATIONS:
-                near = closest(name, OPERATIONS)
-                hint = f"; the closest is '{near}'" if near else ""
-                notes.append(f"{name!r} is no operation of the catalogue and was not run{hint}")
-        self.notes += tuple(notes)
+        self.notes += unknown_operations(self.operations)
 
     def __enter__(self) -> Command:
         return self
@@ -122,12 +116,12 @@ class Command:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None:
             self.close()
-        else:  # such as an interrupt: nothing is waited for
+        else:  # such as an interrupt: do not wait
             self._drop()
             self._folder.cleanup()
 
     def _start(self, timeout: float | None, deadline: float | None) -> Child:
-        self.folder.mkdir(0o700, exist_ok=True)  # one before may have taken it away
+        self.folder.mkdir(0o700, exist_ok=True)  # a previous process may have removed it
         self._child = child = Child(self._arguments)
         message = protocol.hello(str(self.folder))
         answer, _ = self._exchange(child, message, timeout, deadline, " hello")
@@ -160,7 +154,7 @@ class Command:
             raise
 
     def _drop(self) -> str:
-        """End the process tree, if there is one; return what it wrote to stderr."""
+        """End the process tree, if there is one; return its stderr."""
         child, self._child = self._child, None
         if child is None:
             return ""
@@ -168,7 +162,7 @@ class Command:
         return child.errors()
 
     def close(self) -> int | None:
-        """Send stop and end what is left. Returns its exit code, None if it had to be killed."""
+        """Send stop and end the process tree; return the exit code, None if it had to be killed."""
         code: int | None = None
         if self._child is not None:
             more = self._child.stop(_line({"type": "stop"}), time.monotonic() + self.stop_timeout)
@@ -181,39 +175,39 @@ class Command:
         return code
 
     def ready(self, timeout: float) -> None:
-        """Start it where it is not running, within some seconds; raises as `ask` does."""
+        """Start it, within `timeout` seconds, unless it is running; raises as `ask` does."""
         if self._child is None:
             self._start(timeout, time.monotonic() + timeout)
 
     def ask(self, message: dict[str, Any], timeout: float | None) -> dict[str, Any]:
-        """Send one message and wait for the answer, in a fresh process where there is none.
+        """Send one message and return the answer; starts a process if none is running.
 
         Parameters
         ----------
         message : dict
-            What to send.
+            The request.
         timeout : float or None
-            Seconds for all of it, the start of a fresh process included.
+            Seconds for all of it, the start of a new process included.
 
         Raises
         ------
         Ended, ProtocolError
-            If there is no answer; the process is gone then, and the error quotes its stderr.
+            If there is no answer; the process has been ended then, and the error quotes its stderr.
         """
         return self._ask(message, timeout)[0]
 
     def _ask(self, message: dict[str, Any], timeout: float | None) -> tuple[dict[str, Any], bytes]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        begun, child, more = time.monotonic(), self._child, ""
+        start, child, more = time.monotonic(), self._child, ""
         if child is None:
             child = self._start(timeout, deadline)
-            spent = time.monotonic() - begun
-            if timeout is not None and spent > timeout / 2:  # which is then the likely cause
-                more = f", of which its new start took {spent:.3g} s"
+            seconds = time.monotonic() - start
+            if timeout is not None and seconds > timeout / 2:  # then the likely cause
+                more = f", of which its restart took {seconds:.3g} s"
         return self._exchange(child, message, timeout, deadline, "", more)
 
     def _clear(self) -> None:
-        """Delete the files of a request, whoever wrote them."""
+        """Delete the files of a request and of its answer."""
         with contextlib.suppress(OSError):
             for path in self.folder.iterdir():
                 if path.is_symlink() or not path.is_dir():
@@ -222,7 +216,7 @@ class Command:
                     shutil.rmtree(path, ignore_errors=True)
 
     def run(self, case: Case, timeout: float | None = None) -> Answer:
-        """Run one case; whatever goes wrong is its finding."""
+        """Run one case; any failure is returned as its finding."""
         if case.operation.name not in self.operations:
             return Answer(declined="the implementation has no such operation")
         if case.dtype not in self.dtypes:
@@ -241,11 +235,11 @@ class Command:
             return self._answer(case, number, *self._ask(message, timeout))
         except Ended as error:
             return Answer(finding=Finding(kind=error.kind, message=str(error)))
-        except ProtocolError as error:  # of a tensor: the process may still be there
+        except ProtocolError as error:  # of a tensor: the process may still run
             text = f"{error}{self._drop()}"
             return Answer(finding=Finding(kind="protocol", message=text))
-        except (InputError, OSError) as error:  # such as a folder that it has taken away
-            text = f"could not be asked: {error}{self._drop()}"
+        except (InputError, OSError) as error:  # such as a folder that it has removed
+            text = f"could not be sent the request: {error}{self._drop()}"
             return Answer(finding=Finding(kind="crashed", message=text))
         finally:
             self._clear()
@@ -266,10 +260,10 @@ class Command:
         outputs = message.get("outputs")
         if kind != "result" or not isinstance(outputs, dict):
             raise ProtocolError(
-                f"an answer that is no result, unsupported or error: {protocol.quote(line)}"
+                f"an answer that is not result, unsupported or error: {protocol.quote(line)}"
             )
         known = {output.name for output in case.operation.outputs}
-        if not set(outputs) <= known:  # `check` says which: nothing of them is read
+        if not set(outputs) <= known:  # `check` names the unknown one; no tensor is decoded
             return check(dict.fromkeys(outputs), case)
         most = protocol.LINE_LIMIT + 2 * sum(array.nbytes for array in expected(case).values())
         folder = self.folder if self.files else None

@@ -1,10 +1,10 @@
-"""Take what people have: a ``torch.optim.Optimizer`` with its module, or a pure step function.
+"""Adapters for a ``torch.optim.Optimizer`` with its module, and for a pure step function.
 
-``from_torch`` makes ``loko.step`` and ``loko.run`` of an optimizer; ``from_step`` of a pure
-function in any library whose arrays NumPy can read (JAX, torch.func, CuPy through ``get``). Neither
-library is imported unless it is used.
+``from_torch`` makes ``loko.step`` and ``loko.run`` from an optimizer; ``from_step`` from a pure
+function in any library whose arrays NumPy can read (JAX, torch.func, CuPy through ``get``). A
+library is imported only when it is used.
 
-Shapes as in ``operations``; parameters of a module are named as weights are ("0.A").
+Shapes as in ``loko-ref operations``; parameters of a module have the names of weights ("0.A").
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.interop.torch_module import build_module, factor_shapes, import_torch
+from loko_ref.interop.torch_module import build_module, import_torch
+from loko_ref.network.spec import factor_shapes
 
 __all__ = ["build_module", "from_step", "from_torch"]
 
@@ -24,7 +25,7 @@ Outputs = dict[str, Any]
 
 
 def _loop(step: Callable[..., Outputs]) -> Callable[..., Outputs]:
-    """Make ``loko.run`` of ``loko.step`` where every step starts from what the last returned."""
+    """Return ``loko.run`` made from ``loko.step``: each step starts from the previous state."""
 
     def run(x: Array, y: Array, theta: Array, **rest: Any) -> Outputs:
         state = {name: rest.pop(name) for name in ("p", "P", "R") if name in rest}
@@ -45,7 +46,7 @@ def from_torch(
     covariance: str = "p",
     noise: str = "R",
 ) -> dict[str, Callable[..., Outputs]]:
-    """Make an implementation of a torch optimizer.
+    """Return an implementation made from a torch optimizer.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def from_torch(
             raise NotImplementedError("a dense covariance")
         module, optimizer = start(spec, weights, theta, p, R, options)
         rows = []
-        for xs, ys in zip(x, y, strict=True):  # one optimizer: its own state is what is carried
+        for xs, ys in zip(x, y, strict=True):  # one optimizer, which carries its own state
             step(optimizer, module, torch.from_numpy(xs.copy()), torch.from_numpy(ys.copy()))
             rows.append(read(module, spec, optimizer, R))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -125,13 +126,13 @@ def from_step(
     put: Callable[[Array], Any],
     get: Callable[[Any], Array] = np.asarray,
 ) -> dict[str, Callable[..., Outputs]]:
-    """Make an implementation of a pure step function.
+    """Return an implementation made from a pure step function.
 
     Parameters
     ----------
     step : callable
-        Takes ``x, y, theta, weights, spec``, one of ``p, P``, perhaps ``R``, and the options of
-        ``loko.step`` as keywords; returns a mapping of its outputs, theta and the state among them.
+        Takes ``x, y, theta, weights, spec``, one of ``p, P``, possibly ``R``, and the options of
+        ``loko.step`` as keywords; returns a mapping of its outputs, including theta and the state.
     put, get : callable
         From a NumPy array to the library's, and back: ``jax.numpy.asarray``, ``numpy.asarray``.
 

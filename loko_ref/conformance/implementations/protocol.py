@@ -1,8 +1,7 @@
-"""The protocol ``loko-ref/protocol/1``: one JSON object a line, over stdin and stdout.
+"""The protocol ``loko-ref/protocol/1``: one JSON object per line, over stdin and stdout.
 
-Messages are built and parsed here, tensors encoded and decoded; ``subprocess_target`` speaks it.
-What comes from the other side is trusted in nothing: every malformed line is a ``ProtocolError``
-that quotes it.
+This module builds and parses messages, and encodes and decodes tensors; ``command`` exchanges them.
+Nothing that a harness sends is trusted: every malformed line is a ``ProtocolError`` that quotes it.
 """
 
 from __future__ import annotations
@@ -47,32 +46,32 @@ __all__ = [
 
 PROTOCOL = "loko-ref/protocol/1"
 LINE_LIMIT = 16 * 2**20
-"""Bytes that a line may have."""
+"""Most bytes of a line."""
 
 MARKS = 200_000
-"""Brackets, braces and commas that a line may have: each may become an object of many bytes."""
+"""Most brackets, braces and commas of a line: each may become an object of many bytes."""
 
 NAMES = 1000
-"""Names that hello may list."""
+"""Most names in a list of hello."""
 
 HEAD_LIMIT = 2**20
-"""Bytes that the head of a file of tensors may have."""
+"""Most bytes of the head of a file of tensors."""
 
 TEXT = 300
-"""Characters of a message or a reason that are shown."""
+"""Most characters shown of a message or a reason."""
 
 LARGE = 2**20
-"""Bytes from which a tensor goes by file, where the harness says that it reads files."""
+"""Bytes from which a tensor is passed by file, if the harness reads files."""
 
 _DTYPES = {"float64": "<f8", "float32": "<f4"}
 
 
 class ProtocolError(ValueError):
-    """A line or a tensor that is not what the protocol says."""
+    """A line or a tensor that violates the protocol."""
 
 
 def quote(line: bytes) -> str:
-    """Show the beginning of a line, printable."""
+    """Return the beginning of a line, quoted and printable."""
     short = line[:400].decode("utf-8", "backslashreplace").rstrip("\r\n")
     return repr(short[:160]) + (f" (and {len(line) - 160} more)" if len(line) > 160 else "")
 
@@ -83,21 +82,21 @@ _SHORT.maxlist = _SHORT.maxdict = 8
 
 
 def show(value: Any) -> str:
-    """Show any JSON value, however deep or long, in a few words."""
+    """Return a short repr of any JSON value, however deep or long."""
     return _SHORT.repr(value)
 
 
 def text(message: Mapping[str, Any], key: str) -> str:
-    """Return a text of a message, made printable and short; empty where there is none.
+    """Return a string of a message, made printable and short; "" if it is missing.
 
     Raises
     ------
     ProtocolError
-        If it is no text.
+        If it is not a string.
     """
     value = message.get(key)
     if value is not None and not isinstance(value, str):
-        raise ProtocolError(f"'{key}' is no text but {show(value)}")
+        raise ProtocolError(f"'{key}' is not a string but {show(value)}")
     return printable(value or "", TEXT)
 
 
@@ -113,12 +112,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """Read one line as a message.
+    """Parse one line as a message.
 
     Raises
     ------
     ProtocolError
-        If it is no JSON object with a ``type``; quotes the line.
+        If it is not a JSON object with a ``type``; quotes the line.
     """
     marks = sum(map(line.count, (b"[", b"{", b",")))
     if marks > MARKS:
@@ -139,7 +138,7 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 def encode(array: Array) -> dict[str, Any]:
-    """Write a tensor as dtype, shape, base64."""
+    """Return a tensor as an object of dtype, shape and base64 data."""
     name = str(array.dtype)
     raw = np.ascontiguousarray(array).astype(_DTYPES[name]).tobytes()
     return {
@@ -150,21 +149,21 @@ def encode(array: Array) -> dict[str, Any]:
 
 
 def decode(value: Any, where: str, folder: Path | None = None) -> Array:
-    """Read a tensor.
+    """Decode a tensor.
 
     Parameters
     ----------
     value : object
-        What stood in the message.
+        Its object in the message.
     where : str
-        What it is called, for the error.
+        Its name in errors.
     folder : path, optional
         Where files may lie.
 
     Raises
     ------
     ProtocolError
-        If anything about it is wrong.
+        If it is malformed.
     """
     dtype, shape = _announced(value, where)
     if "file" in value:
@@ -183,21 +182,21 @@ def decode(value: Any, where: str, folder: Path | None = None) -> Array:
 
 
 def decode_all(outputs: Mapping[str, Any], folder: Path | None, most: int) -> dict[str, Array]:
-    """Read the tensors of an answer.
+    """Decode the tensors of an answer.
 
     Parameters
     ----------
     outputs : mapping
-        What stood in the message.
+        Name -> object in the message.
     folder : path or None
         Where files may lie.
     most : int
-        Bytes that they may have together.
+        Bound on the bytes of all together.
 
     Raises
     ------
     ProtocolError
-        If they announce more, before any is read; or if anything about one is wrong.
+        If their dtypes and shapes require more, before any is decoded; or if one is malformed.
     """
     total = sum(_bytes(*_announced(value, name)) for name, value in outputs.items())
     if total > most:
@@ -210,7 +209,7 @@ def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _announced(value: Any, where: str) -> tuple[str, tuple[int, ...]]:
-    """Return dtype and shape of a tensor object."""
+    """Return the dtype and shape that a tensor object declares."""
     if not isinstance(value, dict):
         raise ProtocolError(f"{where}: no tensor object")
     dtype, shape = value.get("dtype"), value.get("shape")
@@ -248,7 +247,7 @@ def _from_file(
 
 
 def _check_file(path: Path, what: str) -> None:
-    """Refuse what is no file of the folder's own, or has a head that would take much memory."""
+    """Raise unless this is a regular file, no link, whose head has a bounded size."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -267,14 +266,14 @@ def _check_file(path: Path, what: str) -> None:
 
 
 def canary(dtype: str) -> Array:
-    """Numbers that a careless encoding loses: 0.1, -0.0, a subnormal, ±infinity, NaN."""
+    """Return numbers that a careless encoding loses: 0.1, -0.0, a subnormal, ±infinity, NaN."""
     info = np.finfo(dtype)
     tiny = info.smallest_subnormal * 3
     return np.array([0.1, -0.0, tiny, np.inf, -np.inf, np.nan], dtype=dtype)
 
 
 def hello(folder: str) -> dict[str, Any]:
-    """Build the first message."""
+    """Return the first message."""
     return {
         "type": "hello",
         "protocol": PROTOCOL,
@@ -285,12 +284,12 @@ def hello(folder: str) -> dict[str, Any]:
 
 
 def check_hello(message: Mapping[str, Any], folder: Path) -> tuple[list[str], list[str], bool]:
-    """Check the answer to hello: operations, dtypes, and whether files are read.
+    """Return operations, dtypes, and whether files are read, from a checked answer to hello.
 
     Raises
     ------
     ProtocolError
-        If the version is another, a field is missing, or a canary is not what was sent.
+        If the version differs, a field is missing, or a canary differs from the one sent.
     """
     if message.get("type") != "hello":
         raise ProtocolError(f"the answer to hello has the type {show(message.get('type'))}")
@@ -308,7 +307,7 @@ def check_hello(message: Mapping[str, Any], folder: Path) -> tuple[list[str], li
             )
         long = next((n for n in names if len(n) > 100 or printable(n) != n), None)
         if long is not None:
-            raise ProtocolError(f"hello: '{key}' holds {show(long)}, which is no name")
+            raise ProtocolError(f"hello: '{key}' holds {show(long)}, which is not a name")
         lists.append(names)
     operations, dtypes = lists
     unknown = [name for name in dtypes if name not in _DTYPES]
@@ -320,14 +319,14 @@ def check_hello(message: Mapping[str, Any], folder: Path) -> tuple[list[str], li
             raise ProtocolError(f"hello: no canary of dtype {name}")
         got, sent = decode(returned[name], f"canary.{name}", folder), canary(name)
         if got.dtype != sent.dtype or got.shape != sent.shape:
-            raise ProtocolError(f"canary.{name}: {got.dtype}{got.shape} came back")
+            raise ProtocolError(f"canary.{name}: returned as {got.dtype}{got.shape}")
         bits = "<u8" if name == "float64" else "<u4"
         for at in range(sent.size):
             a, b = got.view(bits)[at], sent.view(bits)[at]
             if a != b:
                 raise ProtocolError(
                     f"canary.{name}: element {at} ({sent[at]}) was sent as bits {int(b):#x} and "
-                    f"came back as {int(a):#x}"
+                    f"returned as {int(a):#x}"
                 )
     return operations, dtypes, message.get("files") is True
 
@@ -340,7 +339,7 @@ def request(
     files: Path | None = None,
     least: int | None = None,
 ) -> dict[str, Any]:
-    """Build a run message.
+    """Return a run message.
 
     Parameters
     ----------
@@ -349,7 +348,7 @@ def request(
     operation, inputs, options
         What to run.
     files : path, optional
-        Folder for large tensors; without one none goes by file.
+        Folder for large tensors; without one none is passed by file.
     least : int, optional
         Bytes from which a tensor is large; ``LARGE`` by default.
     """

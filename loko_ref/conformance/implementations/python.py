@@ -1,7 +1,7 @@
-"""The code under test: finding it, calling it on one case, and telling what went wrong.
+"""Python code under test: loading it, calling it on one case, and reporting faults.
 
-Whatever it does (fails to import, raises, returns something odd, mutates its inputs, does not come
-back), the outcome is a finding or one clear error; never a traceback of this package.
+Whatever it does (fails to import, raises, returns no mapping, mutates its inputs, does not return),
+the outcome is a finding or an InputError, never a traceback of this package.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.catalogue.registry import OPERATIONS
-from loko_ref.conformance.implementations.target import check_place
+from loko_ref.conformance.implementations.target import check_place, collect
 from loko_ref.conformance.judge.answer import Answer, Finding, check, describe, words
-from loko_ref.errors import InputError, closest, shown
+from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
 
-__all__ = ["Implementation", "Runnable", "call", "load"]
+__all__ = ["Implementation", "Runnable", "call", "hold", "load"]
 
 MOST = 1000
-"""Names that are taken of a result."""
+"""Most names read from a result."""
 
 SOURCE_LIMIT = 16 * 2**20
-"""Bytes of a Python file."""
+"""Most bytes of a Python file."""
 
 
 class Runnable(Protocol):
-    """What can be verified: an in-process implementation, or a command."""
+    """An implementation that can be verified: in this process, or a command."""
 
     def run(self, case: Case, timeout: float | None = None) -> Answer:
         """Run one case."""
@@ -52,7 +51,7 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Implementation:
-    """A mapping from operation name to function, and what it was called.
+    """A mapping from operation name to function, and the target that holds it.
 
     Attributes
     ----------
@@ -61,7 +60,7 @@ class Implementation:
     functions : mapping
         Operation name -> function.
     notes : tuple of str
-        Names that are no operation.
+        Remarks on names that are not operations.
     """
 
     target: str
@@ -69,7 +68,7 @@ class Implementation:
     notes: tuple[str, ...] = ()
 
     def run(self, case: Case, timeout: float | None = None) -> Answer:
-        """Call the function of the case's operation on fresh inputs."""
+        """Call the function of the case's operation on new copies of the inputs."""
         function = self.functions.get(case.operation.name)
         if function is None:
             return Answer(declined="the implementation has no such operation")
@@ -77,20 +76,20 @@ class Implementation:
 
 
 class _TimeOutError(BaseException):
-    """Raised inside the code under test; no ``except Exception`` swallows it."""
+    """Raised inside the code under test; no ``except Exception`` catches it."""
 
 
 class _InterruptError(BaseException):
-    """The user's interrupt, as opposed to a KeyboardInterrupt that the code raises itself."""
+    """The user's interrupt, as opposed to a KeyboardInterrupt raised by the code itself."""
 
 
 @contextlib.contextmanager
 def _guarded(seconds: float | None) -> Iterator[None]:
-    """Interrupt Python code after some seconds, and tell interrupts from what the code raises.
+    """Interrupt Python code after some seconds, and mark interrupts by the user.
 
-    Both by signals, so in the main thread of a POSIX process alone. A call that stays in compiled
-    code is interrupted when it comes back to Python; code that catches the interruption is
-    interrupted again every tenth of a second.
+    Both use signals, and work only in the main thread of a POSIX process. A call inside compiled
+    code is interrupted when it returns to Python; code that catches the interruption is interrupted
+    again every tenth of a second.
     """
     if (
         not hasattr(signal, "setitimer")
@@ -98,7 +97,7 @@ def _guarded(seconds: float | None) -> Iterator[None]:
     ):
         yield
         return
-    begun, over, interrupted = time.monotonic(), False, False
+    start, over, interrupted = time.monotonic(), False, False
 
     def stop(number: int, frame: FrameType | None) -> None:
         if not over:
@@ -130,8 +129,8 @@ def _guarded(seconds: float | None) -> Iterator[None]:
         for number, answer in answers.items():
             if callable(answer):
                 signal.signal(number, answer)
-        if left:  # someone else's timer, such as a test runner's, goes on
-            left = max(left - (time.monotonic() - begun), 1e-3)
+        if left:  # restore an earlier timer, such as a test runner's
+            left = max(left - (time.monotonic() - start), 1e-3)
             signal.setitimer(signal.ITIMER_REAL, left, every)
 
 
@@ -144,7 +143,7 @@ def _module_of(target: str, timeout: float | None) -> tuple[ModuleType, str]:
     path = Path(place)
     try:
         if path.suffix == ".py" or (path.exists() and not path.is_dir()):
-            open_file(path, "TARGET", SOURCE_LIMIT).close()  # importing a FIFO would wait for ever
+            open_file(path, "TARGET", SOURCE_LIMIT).close()  # importing a FIFO would block
             name = f"loko_ref_target_{path.stem}"
             spec = importlib.util.spec_from_file_location(name, path)
             assert spec is not None
@@ -152,7 +151,7 @@ def _module_of(target: str, timeout: float | None) -> tuple[ModuleType, str]:
             module = importlib.util.module_from_spec(spec)
             folder = str(path.parent.resolve())
             if folder not in sys.path:
-                sys.path.insert(0, folder)  # so that it can import its neighbours
+                sys.path.insert(0, folder)  # so that it can import modules beside it
             sys.modules[name] = module
             with _guarded(timeout), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -170,7 +169,7 @@ def _module_of(target: str, timeout: float | None) -> tuple[ModuleType, str]:
             "TARGET",
             f"{target!r}, which was not imported within {timeout:g} s",
             "a Python file, a module or module:attribute that can be imported",
-            "it waits for something, or computes while it is imported; --timeout gives it longer",
+            "it blocks, or computes at import; --timeout sets a longer limit",
         ) from None
     except _InterruptError:
         raise KeyboardInterrupt from None
@@ -179,12 +178,12 @@ def _module_of(target: str, timeout: float | None) -> tuple[ModuleType, str]:
             "TARGET",
             f"{shown(target)}, which fails to import: {describe(error, __file__)}",
             "a Python file, a module or module:attribute that can be imported",
-            "an error in the implementation's own code, a missing package, or a name misspelt",
+            "an error in the implementation's own code, a missing package, or a misspelt name",
         ) from None
 
 
 def load(target: str, timeout: float | None = None) -> Implementation:
-    """Find the mapping that a target holds.
+    """Import a target and return its mapping of operations.
 
     Parameters
     ----------
@@ -192,7 +191,7 @@ def load(target: str, timeout: float | None = None) -> Implementation:
         ``path/to/file.py``, ``package.module``, or either followed by ``:attribute``; the attribute
         is ``IMPLEMENTATION`` by default.
     timeout : float, optional
-        Seconds that its import may take, as ``call`` measures them.
+        Seconds until its import is interrupted, as in :func:`call`.
 
     Returns
     -------
@@ -201,53 +200,20 @@ def load(target: str, timeout: float | None = None) -> Implementation:
     Raises
     ------
     InputError
-        If it fails to import, or holds no mapping from operation name to function.
+        If it fails to import, or has no mapping from operation name to function.
     """
     module, attribute = _module_of(target, timeout)
-    example = "IMPLEMENTATION = {'lora.delta': my_function}"
-    if not hasattr(module, attribute):
-        raise InputError(
-            "TARGET",
-            f"{target!r} without an attribute {attribute}",
-            f"a mapping from operation name to function: {example}",
-            "the mapping has another name: give it as TARGET:name",
-        )
-    mapping = getattr(module, attribute)
-    if not isinstance(mapping, Mapping):
-        raise InputError(
-            "TARGET",
-            f"{attribute} of type {type(mapping).__name__}",
-            f"a mapping from operation name to function: {example}",
-            "a class or a function in place of the mapping",
-        )
-    functions: dict[str, Callable[..., Any]] = {}
-    notes = []
-    for name, function in mapping.items():
-        if name not in OPERATIONS:
-            near = closest(str(name), OPERATIONS)
-            hint = f"; the closest is '{near}'" if near else ""
-            notes.append(f"{name!r} is no operation of the catalogue and was not run{hint}")
-        elif not callable(function):
-            raise InputError(
-                "TARGET",
-                f"{attribute}[{name!r}] of type {type(function).__name__}",
-                "a function",
-                "the function was called in place of named",
-            )
-        else:
-            functions[name] = function
-    if not functions:
-        raise InputError(
-            "TARGET",
-            f"{attribute} with the keys {sorted(map(str, mapping))}",
-            "at least one operation of the catalogue ('loko-ref operations' lists them)",
-            notes[0] if notes else "an empty mapping",
-        )
-    return Implementation(target=target, functions=functions, notes=tuple(notes))
+    return hold(module, target, attribute)
+
+
+def hold(holder: object, target: str, attribute: str = "IMPLEMENTATION") -> Implementation:
+    """Make an implementation of what :func:`collect` finds in a mapping, module or object."""
+    functions, notes = collect(holder, target, attribute)
+    return Implementation(target=target, functions=functions, notes=notes)
 
 
 def _keywords(function: Callable[..., Any], case: Case) -> dict[str, Any] | Answer:
-    """Keywords for the call, leaving out defaults that the function has no parameter for."""
+    """Return the keywords of the call, without defaults for which it has no parameter."""
     operation = case.operation
     given: dict[str, Any] = {**case.inputs(), **copy.deepcopy(case.options)}
     try:
@@ -287,7 +253,7 @@ def _same_bytes(a: Any, b: Any) -> bool:
 
 
 def _mutated(given: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:
-    """Name the first input that is no longer what it was."""
+    """Return the name of the first input that has changed, or None."""
     for name, value in fresh.items():
         now = given.get(name)
         if isinstance(value, Mapping):
@@ -302,14 +268,14 @@ def _mutated(given: Mapping[str, Any], fresh: Mapping[str, Any]) -> str | None:
 
 
 def _plain(result: Any) -> Any:
-    """Take what a mapping holds out of it, while the code under test may still be interrupted."""
+    """Return a mapping's items as a dict, while the code under test may still be interrupted."""
     if not isinstance(result, Mapping):
         return result
     plain = {}
     for name in itertools.islice(result, MOST):
         value = plain[name] = result[name]
         if not isinstance(value, np.ndarray) and hasattr(value, "__array__"):
-            with contextlib.suppress(Exception):  # `check` meets it again, and says it
+            with contextlib.suppress(Exception):  # `check` meets it again, and reports it
                 plain[name] = np.array(value)
     return plain
 
@@ -318,8 +284,8 @@ def call(function: Callable[..., Any], case: Case, timeout: float | None = None)
     """Call a function on a case's inputs and check the form of what it returns.
 
     Whatever it raises is a finding, SystemExit and KeyboardInterrupt too. It runs in this process:
-    one that ends the process (``os._exit``, a crash of compiled code), or that never comes back
-    from compiled code, ends or holds the run; as a command (``--cmd``) it does not.
+    code that ends the process (``os._exit``, a crash of compiled code) or never returns from
+    compiled code ends or blocks the run; run such code as a command (``--cmd``).
 
     Parameters
     ----------
@@ -354,7 +320,7 @@ def call(function: Callable[..., Any], case: Case, timeout: float | None = None)
     except BaseException as error:
         return Answer(finding=Finding(kind="raised", message=f"raised {describe(error, __file__)}"))
     finally:
-        if os.getpid() != process:  # a fork of the code under test: the report is not its own
+        if os.getpid() != process:  # a fork made by the code under test must not report
             os._exit(0)
     changed = _mutated(given, case.inputs())
     if changed is None and given.get("spec") != case.options.get("spec"):

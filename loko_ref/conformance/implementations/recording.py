@@ -1,8 +1,8 @@
-"""A recording of someone's own run: read from a file, checked for form.
+"""A recorded run of an implementation: read from a file, checked for form.
 
-Array ``k/name`` holds quantity `name` of step k, k = 0, 1, 2, ...: under ``k/theta``, ``k/p`` (or
-``k/P``) and ``k/R`` the state *before* step k, so that step k's posterior is ``k+1/theta`` and so
-on. The names are those of the operation ``loko.step``.
+Array ``k/name`` holds quantity `name` of step k, k = 0, 1, 2, ...; ``k/theta``, ``k/p`` (or
+``k/P``) and ``k/R`` hold the state *before* step k, so that step k's posterior is ``k+1/theta`` and
+so on. The names are those of the operation ``loko.step``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from loko_ref.checks.values import check_choice, read_number
 from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.errors import InputError, shown, unknown_option
 from loko_ref.files.containers import parse_npz, parse_safetensors, text_of
-from loko_ref.files.reading import map_file, open_file
+from loko_ref.files.reading import map_file, open_file, refuse
 from loko_ref.files.strict_json import parse_json
 from loko_ref.kalman.noise import check_combination
 from loko_ref.textbook.loko import SHAPES
@@ -52,7 +52,7 @@ class Recording:
     dtype : {"float64", "float32"}
         That of every array.
     notes : tuple of str
-        What was passed over, and what was assumed.
+        Arrays that were ignored, and the options in use.
     """
 
     steps: Mapping[int, Mapping[str, Array]]
@@ -62,15 +62,11 @@ class Recording:
     notes: tuple[str, ...]
 
 
-def _refuse(path: Path, got: str, required: str, cause: str) -> InputError:
-    return InputError("--trace", f"{str(path)!r}: {got}", required, cause)
-
-
 def _content(path: Path) -> tuple[dict[str, Array], str]:
-    """Arrays by name, and the options as JSON."""
+    """Return the arrays by name, and the options as JSON."""
     suffix, form = path.suffix.lower(), "a file that ends in .npz or .safetensors"
     if suffix not in (".npz", ".safetensors"):
-        raise _refuse(path, f"suffix {suffix!r}", form, "a missing or foreign suffix")
+        raise refuse(path, "--trace", f"suffix {suffix!r}", form, "a missing or unknown suffix")
     with open_file(path, "--trace") as file:
         if suffix == ".safetensors":
             views, about = parse_safetensors(map_file(file), path, "--trace")
@@ -83,13 +79,12 @@ def _content(path: Path) -> tuple[dict[str, Array], str]:
     try:
         return arrays, text_of(head)
     except ValueError as error:
-        raise _refuse(
-            path, f"options: {error}", "one text, as JSON", "options stored otherwise"
-        ) from None
+        got, cause = f"options: {error}", "options stored in another form"
+        raise refuse(path, "--trace", got, "one text, as JSON", cause) from None
 
 
 def _value(name: str, text: str) -> Any:
-    """Read the text of an option by the option's type."""
+    """Parse an option's value by the option's type."""
     if name not in _OPTIONS:
         raise unknown_option("--option", name, _OPTIONS)
     option = _OPTIONS[name]
@@ -108,14 +103,14 @@ def _finite(value: Any) -> bool:
 
 
 def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
-    """Those of the file, then the command line's, then defaults; each checked."""
+    """Return the checked options: the command line's, then those of the file, then defaults."""
     named = parse_json("--trace, options", head)
     if not isinstance(named, dict):
         raise InputError("--trace, options", repr(head[:60]), "a JSON object", "another JSON value")
     for item in given:
         name, equals, value = item.partition("=")
         if not equals:
-            raise InputError("--option", repr(item), "NAME=VALUE", "the value was left out")
+            raise InputError("--option", repr(item), "NAME=VALUE", "a missing value")
         named[name] = _value(name, value)
     for name, value in named.items():
         if name not in _OPTIONS:
@@ -146,7 +141,7 @@ def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
 
 
 def _shape(step: int, arrays: dict[str, Array], n: int) -> tuple[int, int] | None:
-    """Check every shape of a step; find (batch, C)."""
+    """Check every shape of a step; return (batch, C), or None if no output is recorded."""
     pair = None
     sizes: dict[str, tuple[int, str]] = {"n": (n, "theta")}
     for name in ("y", "z", "yhat"):
@@ -184,12 +179,12 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
         ``.npz`` or ``.safetensors``. Options as JSON: in an array ``options`` of text (npz), or
         in the metadata's entry ``options`` (safetensors).
     given : sequence of str
-        More options, ``NAME=VALUE``; they win over the file's.
+        More options, ``NAME=VALUE``; they override the file's.
 
     Raises
     ------
     InputError
-        If the file is damaged, a name, shape, dtype or number cannot be, or theta is missing.
+        If the file is damaged, a name, shape, dtype or value is invalid, or theta is missing.
     """
     place = Path(path)
     arrays, head = _content(place)
@@ -200,7 +195,8 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
         step, _, name = key.partition("/")
         number = int(step) if step.isascii() and step.isdigit() and len(step) < 10 else -1
         if str(number) != step or not name:
-            raise _refuse(place, f"an array {key!r:.120}", "names such as '0/theta'", NAMING[:-1])
+            got = f"an array {key!r:.120}"
+            raise refuse(place, "--trace", got, "names such as '0/theta'", NAMING[:-1])
         if name not in SHAPES:
             other[name] = None
             continue
@@ -215,10 +211,12 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
             raise InputError(f"--trace, {key}", got, "finite numbers", "the run had diverged there")
         steps.setdefault(number, {})[name] = array
     if not steps:
-        raise _refuse(place, "no quantity of any step", "names such as '0/theta'", NAMING[:-1])
+        got = "no quantity of any step"
+        raise refuse(place, "--trace", got, "names such as '0/theta'", NAMING[:-1])
     if len(kinds) > 1 or not set(kinds) <= {"float64", "float32"}:
         got = ", ".join(f"{dtype} ({key})" for dtype, key in kinds.items())
-        raise _refuse(place, got, "one dtype, float64 or float32", "an array converted on the way")
+        cause = "an array converted before it was recorded"
+        raise refuse(place, "--trace", got, "one dtype, float64 or float32", cause)
     for k, one in sorted(steps.items()):
         if "theta" not in one or one["theta"].ndim != 1:
             got = f"shape {one['theta'].shape}" if "theta" in one else "nothing"
@@ -229,9 +227,10 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
     names = {name for one in steps.values() for name in one}
     dense = bool(names & {"P", "P_pred"})
     if dense and names & {"p", "p_pred"}:
-        raise _refuse(place, "both p and P", "one of them", "the diagonal stored beside the matrix")
+        cause = "the diagonal stored beside the matrix"
+        raise refuse(place, "--trace", "both p and P", "one of them", cause)
     options = _options(head, given, dense)
-    notes = [f"not looked at: {', '.join(other)}"] if other else []
+    notes = [f"ignored: {', '.join(other)}"] if other else []
     notes.append("options: " + ", ".join(f"{k}={v}" for k, v in options.items()))
     dtype = next(iter(kinds), "float64")
     return Recording(

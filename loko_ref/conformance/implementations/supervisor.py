@@ -1,17 +1,16 @@
-"""Run a command and end its whole process tree. A script of its own, beside the command.
+"""Run a command and end its whole process tree; a script, run as the command's parent.
 
-``python -I -S supervisor.py FD COMMAND ...`` starts the command on the standard streams that it was
-given itself, and closes its own copies of them. ``FD`` is one end of a socket. Over it, it sends
-one line about the command: ``failed ERRNO`` where it could not be started, ``ended STATUS`` (the
-wait status) when it has ended. When something comes from the other end, or the other end closes
-(also because the process that held it was killed), it ends every process of the tree and then
-itself.
+``python -I -S supervisor.py FD COMMAND ...`` starts the command on its own standard streams, and
+closes its copies of them. ``FD`` is one end of a socket, over which it sends one line about the
+command: ``failed ERRNO`` if it could not be started, ``ended STATUS`` (the wait status) when it has
+ended. When it receives anything, or the other end closes (also because the process that held it was
+killed), it ends every process of the tree and then itself.
 
 On Linux it is the tree's subreaper: a process whose parent has ended becomes its child, whatever
 process group or session it is in, so that the tree is complete as long as the supervisor has a
-child. All are stopped before any is killed, so that none can start another in its place; this is
-repeated until no child is left. On other systems there is no subreaper: the command's process group
-is killed, and a process that left the group stays.
+child. All are stopped before any is killed, so that none can start another; this is repeated until
+no child is left. Other systems have no subreaper: the command's process group is killed, and a
+process that left the group survives.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _by_parent() -> dict[int, list[int]]:
-    """Every process by its parent: the slow way, for a kernel without lists of children."""
+    """Return every process by its parent: slower, for a kernel without lists of children."""
     found: dict[int, list[int]] = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
@@ -79,14 +78,14 @@ def _by_parent() -> dict[int, list[int]]:
 
 
 def _descendants(root: int) -> list[int]:
-    """Children, their children and so on, parents first."""
+    """Return all descendants, parents first."""
     if os.path.exists(f"/proc/{root}/task/{root}/children"):
         children = _children
     else:
         table = _by_parent()
         children = lambda pid: table.get(pid, [])  # noqa: E731
     found = children(root)
-    for pid in found:  # grows as it goes
+    for pid in found:  # grows during the loop
         found += children(pid)
     return found
 
@@ -97,9 +96,9 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _reaped() -> Iterator[tuple[int, int]]:
-    """Process id and wait status of each child that has ended; ChildProcessError if none is left.
+    """Yield process id and wait status of each ended child; ChildProcessError if none is left.
 
-    All children of this process are of the tree: none is taken from anyone else.
+    All children of this process belong to the tree.
     """
     while (ended := os.waitpid(-1, os.WNOHANG))[0]:
         yield ended
@@ -130,7 +129,7 @@ def _end_tree(leader: int) -> None:
 
 
 def main() -> None:
-    """Start the command, tell how it ends, and end its tree when told to."""
+    """Start the command, report how it ends, and end its tree on request."""
     channel, command = int(sys.argv[1]), sys.argv[2:]
     os.set_inheritable(channel, False)
     come, go = os.pipe()
@@ -146,15 +145,15 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError):
         if error:
             os.write(channel, b"failed %d\n" % error)
-        told = bool(error)
+        reported = bool(error)
         while True:
             ready = select.select([channel, come], [], [])[0]
             if channel in ready or set(os.read(come, 4096)) != {signal.SIGCHLD}:
                 break
             with contextlib.suppress(ChildProcessError):
                 for pid, status in _reaped():
-                    if pid == leader and not told:
-                        told = True
+                    if pid == leader and not reported:
+                        reported = True
                         os.write(channel, b"ended %d\n" % status)
     _end_tree(leader)
 

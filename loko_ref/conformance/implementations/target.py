@@ -1,14 +1,18 @@
-"""What the word that names an implementation may be, and the hint for another language."""
+"""Checks of a TARGET and of what it offers, with hints for other languages."""
 
 from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from loko_ref.errors import InputError, shown
+from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.judge.answer import describe
+from loko_ref.errors import InputError, closest, shown
 
-__all__ = ["INTERPRETERS", "SOURCES", "check_place"]
+__all__ = ["INTERPRETERS", "SOURCES", "check_place", "collect", "unknown_operations"]
 
 INTERPRETERS = {
     ".js": "node {}",
@@ -23,7 +27,7 @@ INTERPRETERS = {
     ".java": "java {}",
     ".go": "go run {}",
 }
-"""Suffix of a program's file -> the command that runs it."""
+"""Suffix of a program -> the command that runs it."""
 
 SOURCES = {
     ".c": "cc -O2 {} -lm -o harness",
@@ -34,11 +38,11 @@ SOURCES = {
     ".rs": "rustc -O {} -o harness",
     ".f90": "gfortran -O2 {} -o harness",
 }
-"""Suffix of a source to compile -> the command that makes a program of it."""
+"""Suffix of a source file -> the command that compiles it."""
 
 
 def _foreign(path: Path) -> InputError:
-    """Build the error for a file in another language, with the command that verifies it."""
+    """Return the error for a file in another language, with the command that verifies it."""
     name, suffix = shlex.quote(str(path)), path.suffix.lower()
     program = name if os.sep in name else f"./{name}"
     if suffix in INTERPRETERS:
@@ -53,13 +57,13 @@ def _foreign(path: Path) -> InputError:
         "TARGET",
         shown(str(path)),
         f"a Python file, a module or module:attribute; for another language {way}",
-        "an implementation in another language, which speaks 'loko-ref protocol' and is run by "
-        "--cmd",
+        "an implementation in another language: it has to speak 'loko-ref protocol', and --cmd "
+        "runs it",
     )
 
 
 def check_place(target: str, place: str) -> None:
-    """Raise for a path that holds no Python source, before Python reads it."""
+    """Raise if a path does not hold Python source, before Python reads it."""
     path, required = Path(place), "a Python file, a module or module:attribute"
     try:
         known, folder = path.is_file(), path.is_dir()
@@ -68,6 +72,101 @@ def check_place(target: str, place: str) -> None:
     if folder and (os.sep in place or place in (".", "..")):
         raise InputError("TARGET", shown(target), required, "the name of a directory")
     if not path.exists() and path.suffix.lower() in (".py", *INTERPRETERS, *SOURCES):
-        raise InputError("TARGET", shown(target), "a file that exists", "a path misspelt")
+        raise InputError("TARGET", shown(target), "a file that exists", "a misspelt path")
     if known and path.suffix != ".py":
         raise _foreign(path)
+
+
+def unknown_operations(names: Iterable[object]) -> tuple[str, ...]:
+    """Return a note for the report on each name that the catalogue does not have."""
+    notes = []
+    for name in names:
+        if name not in OPERATIONS:
+            near = closest(str(name), OPERATIONS)
+            hint = f"; the closest is '{near}'" if near else ""
+            notes.append(f"{name!r} is no operation of the catalogue and was not run{hint}")
+    return tuple(notes)
+
+
+def collect(
+    holder: object, target: str, attribute: str = "IMPLEMENTATION"
+) -> tuple[dict[str, Callable[..., Any]], tuple[str, ...]]:
+    """Take the functions out of a mapping, or out of the module or object that holds it.
+
+    Parameters
+    ----------
+    holder : mapping, module or object
+        A mapping from operation name to function; or what has one as its attribute; or what has
+        functions by the operations' names with ``_`` for ``.``, where it has no such attribute.
+    target : str
+        What it is called in the report.
+    attribute : str
+        Name of the attribute.
+
+    Returns
+    -------
+    functions : dict of str to callable
+        Operation name -> function.
+    notes : tuple of str
+        Names that are no operation.
+
+    Raises
+    ------
+    InputError
+        If there is no such mapping, or no operation in it.
+    """
+    mapping, place = _mapping(holder, target, attribute)
+    functions = {name: f for name, f in mapping.items() if name in OPERATIONS}
+    for name, function in functions.items():
+        if not callable(function):
+            raise InputError(
+                "TARGET",
+                f"{place}[{name!r}] of type {type(function).__name__}",
+                "a function",
+                "the result of a call instead of the function itself",
+            )
+    notes = unknown_operations(mapping)
+    if not functions:
+        raise InputError(
+            "TARGET",
+            f"{place} with the keys {sorted(map(str, mapping))}",
+            "at least one operation of the catalogue ('loko-ref operations' lists them)",
+            notes[0] if notes else "an empty mapping",
+        )
+    return functions, notes
+
+
+def _mapping(holder: object, target: str, attribute: str) -> tuple[Mapping[Any, Any], str]:
+    """Find the mapping; return it with its name in an error."""
+    if isinstance(holder, Mapping):
+        return holder, "a mapping"
+    example = "IMPLEMENTATION = {'lora.delta': my_function}"
+    required = f"a mapping from operation name to function: {example}"
+    names = {name: name.replace(".", "_") for name in OPERATIONS}
+    try:
+        if hasattr(holder, attribute):
+            mapping = getattr(holder, attribute)
+        elif attribute == "IMPLEMENTATION":
+            mapping = {
+                k: getattr(holder, name) for k, name in names.items() if hasattr(holder, name)
+            }
+        else:
+            mapping = {}
+    except Exception as error:  # an attribute that is computed, by code that is not ours
+        got = f"{shown(target)}, whose attribute fails: {describe(error, __file__)}"
+        raise InputError("TARGET", got, required, "an error in the implementation's code") from None
+    if not isinstance(mapping, Mapping):
+        raise InputError(
+            "TARGET",
+            f"{attribute} of type {type(mapping).__name__}",
+            required,
+            "a class or a function instead of the mapping",
+        )
+    if not mapping and not hasattr(holder, attribute):
+        raise InputError(
+            "TARGET",
+            f"{shown(target)} without an attribute {attribute}",
+            required,
+            "the mapping has another name (TARGET:name names it), or no function is named as one",
+        )
+    return mapping, attribute

@@ -1,1 +1,1 @@
-"""How large an error may be, and where a result goes beyond it first."""
+"""How large an error may be, and which quantity exceeds it first."""

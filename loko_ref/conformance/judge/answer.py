@@ -1,6 +1,7 @@
-"""What came back for one case: its form is checked here, its numbers are not.
+"""The answer of an implementation to one case: its form is checked here, its numbers are not.
 
-A result is a mapping of known names to arrays of the right shape and dtype, or a finding.
+A result is a mapping of known names to arrays of the right shape and dtype; anything else becomes
+a finding.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ __all__ = ["Answer", "Finding", "check", "describe", "words"]
 
 
 TEXT = 2000
-"""Characters of a message that are kept."""
+"""Most characters of a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something wrong that is not a number off.
+    """A fault other than a wrong number.
 
     Attributes
     ----------
@@ -36,11 +37,11 @@ class Finding:
         ``raised``, ``timeout``, ``signature``, ``result``, ``output``, ``shape``, ``dtype`` or
         ``mutated``; of a command also ``crashed`` and ``protocol``.
     message : str
-        One sentence; made printable, since what it quotes is foreign.
+        One sentence; control characters in what it quotes are escaped.
     quantity : str or None
-        The output it is about.
+        The output concerned.
     index : tuple of int or None
-        The element it is about.
+        The element concerned.
     """
 
     kind: str
@@ -56,9 +57,10 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What came back for one case: outputs, or that it was declined (made printable), or a finding.
+    """The answer for one case: outputs, or the reason why it was declined, or a finding.
 
-    ``returned`` is all of it where a shape is one that no other order of the numbers explains.
+    ``returned`` holds all outputs where one has a wrong shape that no reordering of the expected
+    values explains.
     """
 
     outputs: Mapping[str, Array] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Answer:
 
 
 def words(error: BaseException) -> str:
-    """Return an exception's text, printable and short, whatever its class makes of `str`."""
+    """Return an exception's text, printable and short, even where its `str` raises."""
     try:
         return printable(str(error), 300)
     except Exception as other:
@@ -80,7 +82,7 @@ def words(error: BaseException) -> str:
 
 
 def describe(error: BaseException, own: str) -> str:
-    """Say an error, and the last line outside the file `own` that raised it, if one did."""
+    """Return an error as text, with the last line outside the file `own` in its traceback."""
     where, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
@@ -114,12 +116,12 @@ def check(result: Any, case: Case) -> Answer:
             return Answer(finding=Finding(kind="output", message=f"{name}: {array}", quantity=name))
         finding = _form(name, array, wanted[name], case.dtype)
         if finding is not None and finding.kind == "shape":
-            said = arranged(case, name, array)
-            if said:
-                finding = replace(finding, message=f"{finding.message}; {said}")
-            came = {} if said else {k: _array(result[k]) for k in wanted if k in result}
+            hint = arranged(case, name, array)
+            if hint:
+                finding = replace(finding, message=f"{finding.message}; {hint}")
+            arrays = {} if hint else {k: _array(result[k]) for k in wanted if k in result}
             returned = {
-                k: a for k, a in came.items() if not isinstance(a, str) and a.dtype == case.dtype
+                k: a for k, a in arrays.items() if not isinstance(a, str) and a.dtype == case.dtype
             }
             return Answer(outputs=outputs, finding=finding, returned=returned)
         if finding is not None:
@@ -132,7 +134,7 @@ def check(result: Any, case: Case) -> Answer:
 
 
 def _array(value: Any) -> Array | str:
-    """Return a NumPy array, or say why there is none."""
+    """Return a NumPy array, or the reason why there is none."""
     if not (isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__")):
         return f"a {type(value).__name__} in place of an array"
     try:

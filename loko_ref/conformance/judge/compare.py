@@ -1,4 +1,4 @@
-"""The walk along the dataflow: the first quantity that is off, where, and by how much."""
+"""The comparison along the dataflow: the first wrong quantity, its element, and the error."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Divergence", "compare", "in_theta", "ratios"]
 
 
 EQUAL = 0.9
-"""Errors of one quantity, as parts of the largest, that count as large as it."""
+"""Errors of at least this fraction of the largest count as equal to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """The first quantity outside its tolerance, at its worst element (of equal ones the first).
+    """The first quantity outside its tolerance, at its worst element (the first of equal ones).
 
     Attributes
     ----------
@@ -31,14 +31,14 @@ class Divergence:
     index : tuple of int
         The element; for a run the first index is the step.
     expected, got : float
-        What the oracle has, and what came.
+        The oracle's value, and the implementation's.
     ratio : float
         Error over tolerance; infinite for NaN and infinity.
     labels : tuple of str
         Derivation labels of the quantity.
     entry, factors : str, tuple of str
         The LoRA factor's element that the index belongs to, ``0.q.A[1, 2]``, and every factor with
-        an element that is off; empty for quantities without an axis along theta.
+        a wrong element; empty for quantities without an axis along theta.
     """
 
     quantity: str
@@ -56,8 +56,8 @@ def in_theta(
 ) -> tuple[str, tuple[str, ...]]:
     """Find the part of theta that a wrong quantity belongs to.
 
-    The last axis of length n tells: a column of Z or H, a row of K. Nothing is found for quantities
-    without one, and for operations that pack no theta by the spec.
+    It is read off the last axis of length n: a column of Z or H, a row of K. The result is empty
+    for quantities without such an axis, and for operations that do not pack theta by the spec.
 
     Parameters
     ----------
@@ -68,14 +68,14 @@ def in_theta(
     index : tuple of int
         An element of it.
     off : array of bool
-        Which elements are off, of the quantity or of one step's.
+        Which elements are wrong, of the whole quantity or of one step.
 
     Returns
     -------
     entry : str
         The LoRA factor's element that the index belongs to, ``0.q.A[1, 2]``.
     factors : tuple of str
-        Names of all factors with an element that is off, in packing order.
+        Names of all factors with a wrong element, in packing order.
     """
     output = next(o for o in case.operation.outputs if o.name == quantity)
     axes = output.shape.strip("(,)").replace(" ", "").split(",")
@@ -96,7 +96,7 @@ def in_theta(
 
 
 def ratios(case: Case, outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Error over tolerance of every element that can be judged, in dataflow order."""
+    """Return error over tolerance for every element that can be judged, in dataflow order."""
     allowed, wanted = tolerance(case), expected(case)
     found = {}
     for name in wanted:
@@ -111,23 +111,23 @@ def ratios(case: Case, outputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _worst(part: Array) -> int:
-    """Flat index of the worst element: the first of those that differ from it by rounding only.
+    """Return the flat index of the worst element: the first of those equal to it up to rounding.
 
-    Two elements that are equal but for their rounding, as S[0, 1] and S[1, 0] are, would else
-    take turns from machine to machine.
+    Otherwise the choice among elements that differ by rounding alone, as S[0, 1] and S[1, 0] do,
+    would depend on the machine.
     """
     return int(np.argmax(part >= EQUAL * np.max(part)))
 
 
 def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None, float]:
-    """Walk the outputs in dataflow order, a run step by step.
+    """Compare the outputs in dataflow order, a run step by step.
 
     Parameters
     ----------
     case : Case
         The case.
     outputs : mapping of str to array
-        What came back, of the right shapes.
+        The implementation's outputs, of the right shapes.
 
     Returns
     -------

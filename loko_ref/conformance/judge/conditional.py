@@ -21,18 +21,21 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.tolerance import (
-    FORMULA_TABLE,
     canonical,
     factor,
     tolerance,
     units,
 )
-from loko_ref.textbook.values import identity
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
 
 __all__ = ["given_parents", "wrong_given_parents"]
 
 MOST = 3
 """Wrong parents that are tried both ways; a quantity with more is judged by all or none."""
+
+FAR = 1e3
+"""Tolerances of the whole route beyond which a choice of parents needs no units of its own."""
 
 Hook = Callable[[str, Any], Any]
 Ratios = dict[str, Array]

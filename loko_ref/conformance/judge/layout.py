@@ -1,4 +1,4 @@
-"""An output of another shape than the catalogue's: are its numbers right, in another order?"""
+"""Whether an output of a wrong shape holds the right numbers in another order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loko_ref.conformance.judge.tolerance import expected
 __all__ = ["arranged"]
 
 AXES = 5
-"""Axes at most of what is put in another order."""
+"""Most axes of an array whose orders are tried."""
 
 
 def _agrees(case: Case, name: str, array: Array) -> bool:
@@ -24,7 +24,7 @@ def _agrees(case: Case, name: str, array: Array) -> bool:
 
 
 def arranged(case: Case, name: str, array: Array) -> str:
-    """Say in which other order an output of the wrong shape agrees with the expected one.
+    """Return a hint on how an output of the wrong shape has to be rearranged to be right.
 
     Parameters
     ----------
@@ -33,12 +33,12 @@ def arranged(case: Case, name: str, array: Array) -> str:
     name : str
         The output.
     array : array
-        What came.
+        Its value.
 
     Returns
     -------
     str
-        Half a sentence; empty where none agrees.
+        A clause for the report; empty where no order agrees.
     """
     shape = expected(case)[name].shape
     if array.dtype.kind != "f" or array.size == 0:

@@ -1,16 +1,17 @@
-"""How large may an error be: a unit of error for every element, computed from the case itself.
+"""Tolerances: a unit of error for every element, computed from the case itself.
 
-The unit of an element is how far it moves when every input, and every quantity on the way to it,
-moves by one unit roundoff u of the dtype: the root mean square over seeded random disturbances of
-that size, evaluated along the plain formulas in float64. It adapts to conditioning, cancellation,
-saturation and dtype by itself. An element's tolerance is ``factor`` units.  [TOL-1, TOL-2]
+The unit of an element is how far it moves when every input, and every intermediate quantity that
+it depends on, moves by one unit roundoff u of the dtype: the root mean square over seeded random
+perturbations of that size, evaluated along the plain formulas in float64. It therefore accounts
+for conditioning, cancellation, saturation and dtype. An element's tolerance is ``factor`` units.
+[TOL-1, TOL-2]
 
-In a single step the gain, and what follows it, is also moved by the backward error of a stable
-solve [TOL-4]; and what follows it by a gain that is off by its own unit: whoever has K right and
-goes on by the right formula is right [TOL-5].
+In a single step the gain and the quantities computed from it are also perturbed by the backward
+error of a stable solve [TOL-4], and the quantities computed from the gain by an error of one unit
+in it, so that a correct formula applied to an acceptable K is accepted [TOL-5].
 
-Where u times the conditioning leaves no digit to judge, a quantity is not judged, with the
-reason.  [TOL-3]
+Where u times the conditioning leaves no significant digit, a quantity is not judged, and the
+reason is stated.  [TOL-3]
 """
 
 from __future__ import annotations
@@ -26,15 +27,12 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import OWN, Case
-from loko_ref.textbook.filter import FORMULAS
-from loko_ref.textbook.lte import LTE_FORMULAS
-from loko_ref.textbook.optimizers import DESCENT
-from loko_ref.textbook.values import identity
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
 
 __all__ = [
     "EXPLANATION",
     "FACTOR",
-    "FORMULA_TABLE",
     "Unit",
     "Units",
     "canonical",
@@ -48,26 +46,26 @@ __all__ = [
 ]
 
 FACTOR = 32.0
-"""Units of error that a correct implementation may have, for short sums.  [TOL-2]"""
+"""Units of error allowed to a correct implementation, for short sums.  [TOL-2]"""
 
 DELTA = 2.0**-34
-"""Relative size of the disturbances; what they cause is scaled down to u (it is linear in them)."""
+"""Relative size of the perturbations; their effect, linear in them, is scaled down to u."""
 
 BLOCK = 2048
 """Random numbers drawn at once."""
 
 DRAWS = 16
-"""Disturbances a case; over 16 the root mean square is not below a third of its mean."""
+"""Perturbations per case; over 16 the root mean square is not below a third of its mean."""
 
 LIMIT = 2.0**-8
-"""A quantity whose tolerance exceeds this part of its size everywhere is not judged."""
+"""A quantity whose tolerance exceeds this fraction of its size everywhere is not judged."""
 
 ROW_SCALED = 1e4
-"""Ratio of S's diagonal entries from which a case is labelled ``row-scaled``: there a solve that is
-stable in norm only (by eigenvalues) may err by many units in a small row and is not wrong."""
+"""Ratio of S's diagonal entries above which a case is labelled ``row-scaled``: there a solve that
+is only normwise stable (by eigenvalues) may err by many units in a small row and not be wrong."""
 
 SOLVED = ("K", "theta", "p", "P")
-"""What a solve with S yields; not judged where the case is row-scaled.  [TOL-3]"""
+"""Results of a solve with S; not judged where the case is row-scaled.  [TOL-3]"""
 
 SOLVED_WITH = ("S", "R", "R_used")
 """Matrices that a gain is solved with.  [TOL-4]"""
@@ -84,9 +82,6 @@ EXPLANATION = (
     "the one that K off by its unit does. float32 results are judged against float64's."
 )
 
-FORMULA_TABLE = {**FORMULAS, **DESCENT, **LTE_FORMULAS}
-"""Every plain formula by name."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Unit:
@@ -95,9 +90,9 @@ class Unit:
     Attributes
     ----------
     size : array
-        One number an element, > 0.
+        One number > 0 per element.
     how : str
-        How it was found.
+        How it was computed.
     """
 
     size: Array
@@ -111,7 +106,7 @@ def _wide(value: Any) -> Any:
 
 
 class _Disturb:
-    """The hook that moves each quantity by DELTA, at random but seeded."""
+    """The hook that perturbs each quantity by DELTA, relative, by seeded random numbers."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.Generator(np.random.PCG64(seed))
@@ -130,7 +125,7 @@ class _Disturb:
         return value * (1 + self.noise(np.shape(value)))
 
     def inputs(self, value: Any, exact: tuple[str, ...] = (), name: str = "") -> Any:
-        """Move every input but the exact ones."""
+        """Perturb every input except the exact ones."""
         if isinstance(value, Mapping):
             return {
                 k: item if k in exact else self.inputs(item, name=k) for k, item in value.items()
@@ -139,9 +134,9 @@ class _Disturb:
 
 
 class _DisturbInNorm(_Disturb):
-    """Moves what is solved with by DELTA of its largest entry too: how far a stable solve may be.
+    """Perturbs the matrices of a solve by DELTA of their largest entry too.
 
-    That is the backward error of a factorisation: small beside the matrix, not beside each entry.
+    That is the backward error of a factorisation: small relative to the matrix, not to each entry.
     """
 
     def __call__(self, name: str, value: Any) -> Any:
@@ -154,18 +149,18 @@ class _DisturbInNorm(_Disturb):
 
 @lru_cache(maxsize=1024)
 def _inputs(case: Case) -> Mapping[str, Any]:
-    """Read a case's inputs once; never handed out, never changed."""
+    """Return a case's inputs, built once; used in this module alone, and never changed."""
     return case.inputs()
 
 
 def canonical(case: Case, name: str, value: Array) -> Array:
-    """Take out of K what is a matter of convention: its all-ones part on the simplex.  [OBS-5]."""
+    """Return K without its all-ones part on the simplex, which is a convention.  [OBS-5]."""
     if name == "K" and case.options.get("observation") in ("softmax", "glm"):
         C = _inputs(case)["y"].shape[-1]
         if value.ndim == 0 or value.shape[-1] % C:
-            return value  # no K by its shape
+            return value  # not the shape of K
         rows = value.reshape(*value.shape[:-1], -1, C)
-        with np.errstate(invalid="ignore"):  # what came back may be infinite: then NaN
+        with np.errstate(invalid="ignore"):  # an implementation's K may be infinite: then NaN
             centred: Array = rows - rows.mean(axis=-1, keepdims=True)
         return centred.reshape(value.shape)
     return value
@@ -173,7 +168,7 @@ def canonical(case: Case, name: str, value: Array) -> Array:
 
 @lru_cache(maxsize=1024)
 def expected(case: Case) -> Mapping[str, Array]:
-    """Ask the oracle, float64, from the case's inputs as they stand in its dtype."""
+    """Return the oracle's outputs, in float64, for the case's inputs rounded to its dtype."""
     if case.twin is not case:
         return expected(case.twin)
     out = case.operation.oracle(_wide(_inputs(case)), case.options)
@@ -183,7 +178,7 @@ def expected(case: Case) -> Mapping[str, Array]:
 def _evaluate(
     case: Case, inputs: Any, keep: Callable[[str, Any], Any] = identity
 ) -> dict[str, Array]:
-    """Evaluate the plain formulas; the gain leads where it is on the way and no output."""
+    """Evaluate the plain formulas; K comes first where it is computed without being an output."""
     seen = {}
 
     def look(name: str, value: Any) -> Any:
@@ -194,10 +189,10 @@ def _evaluate(
     return out if "K" in out or "K" not in seen else {"K": seen["K"], **out}
 
 
-def _spread(
+def _root_mean_square(
     case: Case, centre: Mapping[str, Array], moved: Callable[[int], Mapping[str, Array]]
 ) -> dict[str, Array]:
-    """Root mean square distance of DRAWS evaluations from the undisturbed one."""
+    """Return the root mean square distance of DRAWS evaluations from the unperturbed one."""
     total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
     for draw in range(DRAWS):
         for name, value in moved(draw).items():
@@ -206,13 +201,13 @@ def _spread(
 
 
 def least(name: str, value: Array, dtype: str) -> Array:
-    """Give the least unit of error that a quantity's elements have, by their size.  [TOL-1]."""
+    """Return the least unit of error of a quantity's elements, by their size.  [TOL-1]."""
     info = np.finfo(dtype)
     u = float(info.eps) / 2
     size: Array = u * np.abs(value)
     if name in COVARIANCES:
-        spread = np.sqrt(np.abs(np.diagonal(value, axis1=-2, axis2=-1)))
-        size = np.maximum(size, u * spread[..., :, None] * spread[..., None, :])
+        scale = np.sqrt(np.abs(np.diagonal(value, axis1=-2, axis2=-1)))
+        size = np.maximum(size, u * scale[..., :, None] * scale[..., None, :])
     return np.maximum(size, float(info.tiny))
 
 
@@ -259,9 +254,11 @@ def units(case: Case, evaluate: Evaluate, known: Mapping[str, Array] | None = No
         disturb = kind(seed + draw)
         return evaluate(disturb.inputs(inputs, case.exact), disturb)
 
-    size = _spread(case, centre, disturbed)
+    size = _root_mean_square(case, centre, disturbed)
     if follows and (case.recipe.name == OWN or not case.operation.stepwise):
-        solve = _spread(case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm))
+        solve = _root_mean_square(
+            case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm)
+        )
         size |= {name: np.maximum(size[name], solve[name]) for name in follows}
         how += "; K and what follows it also with the backward error of a stable solve"
     known = {**centre, **(known or {})}
@@ -276,7 +273,7 @@ def units(case: Case, evaluate: Evaluate, known: Mapping[str, Array] | None = No
             step = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
             return evaluate(inputs, lambda name, a: a + step if name == "K" else a)
 
-        gain = _spread(case, centre, by_gain)
+        gain = _root_mean_square(case, centre, by_gain)
         size |= {name: np.maximum(size[name], gain[name] * (u / DELTA)) for name in follows[1:]}
         how += "; what follows K also with K off by its unit"
     return Units(centre=centre, size=size, how=how)
@@ -284,7 +281,7 @@ def units(case: Case, evaluate: Evaluate, known: Mapping[str, Array] | None = No
 
 @lru_cache(maxsize=1024)
 def unit(case: Case) -> Mapping[str, Unit]:
-    """Find the unit of error of every output of a case.  [TOL-1, TOL-4, TOL-5].
+    """Return the unit of error of every output of a case.  [TOL-1, TOL-4, TOL-5].
 
     Returns
     -------
@@ -310,29 +307,29 @@ def _in_dtype(units: Mapping[str, Unit], case: Case) -> dict[str, Unit]:
 
 
 def factor(case: Case) -> float:
-    """``FACTOR sqrt(1 + N/16)``: rounding in sums of N terms grows like their root.  [TOL-2]."""
+    """Return ``FACTOR sqrt(1 + N/16)``: rounding in sums of N terms grows as sqrt(N).  [TOL-2]."""
     arrays = [a for a in _inputs(case).values() if not isinstance(a, Mapping)]
     longest = max(max(a.shape, default=1) for a in arrays)
     return float(FACTOR * (1 + longest / 16) ** 0.5)
 
 
 def label(case: Case) -> str:
-    """Tell ``row-scaled`` where the outputs' scales differ badly, else nothing.  [TOL-3]."""
+    """Return ``row-scaled`` where the outputs' scales differ widely, else "".  [TOL-3]."""
     S = expected(case).get("S")
     if S is None or S.shape[-1] < 2 or case.options.get("observation") in ("softmax", "glm"):
         return ""
     variances = np.diagonal(S, axis1=-2, axis2=-1)
-    spread = np.max(variances.max(axis=-1) / variances.min(axis=-1))
-    return "row-scaled" if spread > ROW_SCALED else ""
+    ratio = np.max(variances.max(axis=-1) / variances.min(axis=-1))
+    return "row-scaled" if ratio > ROW_SCALED else ""
 
 
 @lru_cache(maxsize=1024)
 def tolerance(case: Case) -> Mapping[str, Array | None]:
-    """Tolerance of every output, or None where no judgement is possible.  [TOL-2, TOL-3]."""
+    """Return the tolerance of every output, or None where it cannot be judged.  [TOL-2, TOL-3]."""
     found: dict[str, Array | None] = {}
     for name, one in unit(case).items():
         allowed = factor(case) * one.size
         size = float(np.max(np.abs(expected(case)[name]), initial=0.0))
-        vague = np.min(allowed, initial=np.inf) > LIMIT * size > 0
-        found[name] = None if vague or (name in SOLVED and label(case)) else allowed
+        lost = np.min(allowed, initial=np.inf) > LIMIT * size > 0
+        found[name] = None if lost or (name in SOLVED and label(case)) else allowed
     return found

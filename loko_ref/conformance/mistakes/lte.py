@@ -1,7 +1,7 @@
 """Mistakes in LTE: the heads, the merge, the resets, the optimizers across merges.
 
 Those in what a run holds beside (LoKO in the heads, weight copies, evaluation) are in
-``mutants_lte_run``. Shapes as in ``lte_plain``.
+``lte_run``. Shapes as in ``textbook.lte``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.conformance.mistakes.registry import mutant
-from loko_ref.textbook.lte_formulas import LTE_FORMULAS
+from loko_ref.textbook.lte import LTE_FORMULAS
 
 __all__: list[str] = []
 

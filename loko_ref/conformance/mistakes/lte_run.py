@@ -1,6 +1,6 @@
 """Mistakes in LTE's runs: what is remembered, copies, schedules, LoKO in the heads, evaluation.
 
-Shapes as in ``lte_plain``.
+Shapes as in ``textbook.lte``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.conformance.mistakes.registry import mutant
-from loko_ref.textbook.lte_formulas import LTE_FORMULAS
+from loko_ref.textbook.lte import LTE_FORMULAS
 
 __all__: list[str] = []
 

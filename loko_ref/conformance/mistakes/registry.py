@@ -17,16 +17,22 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.judge.tolerance import FORMULA_TABLE, _Disturb, _inputs, _wide
+from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation
+from loko_ref.conformance.judge.tolerance import _Disturb, _inputs, _wide
+from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.filter import identity
 
 __all__ = [
+    "NOTHING",
+    "Apply",
     "Changes",
     "Mutant",
     "all_mutants",
     "as_implementation",
+    "dtype_of",
     "evaluate",
     "formulas_of",
+    "functions_by",
     "idle",
     "mutant",
 ]
@@ -144,7 +150,7 @@ def formulas_of(case: Case) -> frozenset[str]:
 
 
 def idle(one: Mutant, case: Case) -> bool:
-    """Tell whether a case calls none of the formulas that a mutant changes."""
+    """Return whether a case calls none of the formulas that a mutant changes."""
     return not one.roundoff and formulas_of(case).isdisjoint(one.changes(one.example))
 
 
@@ -179,36 +185,55 @@ def evaluate(
     return {name: np.asarray(value, dtype=np.float64) for name, value in out.items()}
 
 
+Apply = Callable[[Operation, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+"""From an operation, its inputs and its options to its outputs."""
+
+
+def functions_by(apply: Apply) -> dict[str, Callable[..., Any]]:
+    """Return an implementation of every operation, as a function of keywords each, by one rule."""
+
+    def function_of(operation: Operation) -> Callable[..., Any]:
+        taken = {i.name for i in operation.inputs}
+
+        def function(**keywords: Any) -> dict[str, Any]:
+            inputs = {k: a for k, a in keywords.items() if k in taken}
+            return apply(operation, inputs, {k: a for k, a in keywords.items() if k not in taken})
+
+        return function
+
+    return {name: function_of(operation) for name, operation in OPERATIONS.items()}
+
+
+def dtype_of(inputs: Mapping[str, Any]) -> np.dtype[Any]:
+    """Return the dtype of the first input that is an array."""
+    found: np.dtype[Any] = next(a for a in inputs.values() if not isinstance(a, Mapping)).dtype
+    return found
+
+
 def as_implementation(one: Mutant, size: float | None = None) -> dict[str, Callable[..., Any]]:
     """Turn a mutant into an implementation of every operation, with rounding errors of its own.
 
     Each quantity is moved at random by up to a unit roundoff of the case's dtype, so that it does
     not agree to the last bit with what :func:`evaluate` gives.
     """
-    from loko_ref.conformance.catalogue.registry import OPERATIONS
-
     table = {**FORMULA_TABLE, **one.changes(size)}
 
-    def function_of(name: str) -> Callable[..., Any]:
-        operation = OPERATIONS[name]
+    def apply(operation: Operation, inputs: Mapping[str, Any], options: Any) -> dict[str, Any]:
+        dtype = dtype_of(inputs)
+        u = float(np.finfo(dtype).eps) / 2
+        rng = np.random.Generator(np.random.PCG64(1))
+        lower = _Lower(one.roundoff) if one.roundoff > u else identity
 
-        def function(**keywords: Any) -> dict[str, Any]:
-            taken = {i.name for i in operation.inputs}
-            inputs = {k: a for k, a in keywords.items() if k in taken}
-            options = {k: a for k, a in keywords.items() if k not in taken}
-            dtype = next(a for a in inputs.values() if not isinstance(a, Mapping)).dtype
-            u = float(np.finfo(dtype).eps) / 2
-            rng = np.random.Generator(np.random.PCG64(1))
-            lower = _Lower(one.roundoff) if one.roundoff > u else identity
+        def keep(key: str, value: Any) -> Any:
+            noise = 1 + u * (2 * rng.random(np.shape(value)) - 1)
+            return lower(key, value) * noise
 
-            def keep(key: str, value: Any) -> Any:
-                noise = 1 + u * (2 * rng.random(np.shape(value)) - 1)
-                return lower(key, value) * noise
+        with np.errstate(all="ignore"):
+            out = operation.plain(_wide(inputs), options, table, keep)
+        return {key: np.asarray(value).astype(dtype) for key, value in out.items()}
 
-            with np.errstate(all="ignore"):
-                out = operation.plain(_wide(inputs), options, table, keep)
-            return {key: np.asarray(value).astype(dtype) for key, value in out.items()}
+    return functions_by(apply)
 
-        return function
 
-    return {name: function_of(name) for name in OPERATIONS}
+NOTHING = Mutant(id="NONE", name="", explanation="", look="", changes=lambda size: {})
+"""The mistake that changes no formula: right code with rounding errors of its own."""

@@ -1,4 +1,4 @@
-"""The catalogue's expected numbers, by the package's own rooms.
+"""The catalogue's expected numbers, by the package's own modules.
 
 Every function takes the case's inputs (float64) and options, and returns the outputs by name.
 Shapes as in ``operations``.
@@ -55,13 +55,13 @@ def time_update(x: Arrays, o: Arrays) -> Out:
     return {"p_pred": time.update(x["p"], o["lam"], o["q"])}
 
 
-def observation(kind: str, x: Arrays, o: Arrays) -> Out:
+def observation(kind: obs.ObservationModel, x: Arrays, o: Arrays) -> Out:
     """yhat, e, H, and R for glm.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
     seen = obs.observe(kind, x["z"], x["Z"], x["y"], center=o.get("center", False))
     out = {"yhat": seen.yhat, "e": seen.e, "H": seen.H}
     if kind == "glm":
         eye = namespace(x["z"]).eye(seen.e.shape[0], dtype=x["z"].dtype)
-        out["R"] = obs.jacobian_product(seen.yhat.reshape(x["z"].shape), eye)
+        out["R"] = obs.jacobian_product(namespace(eye), seen.yhat.reshape(x["z"].shape), eye)
     return out
 
 

@@ -1,4 +1,4 @@
-"""LTE's expected numbers, by the package's own room.
+"""LTE's expected numbers, by the package's own modules.
 
 Shapes as in ``operations``.
 """
@@ -14,11 +14,12 @@ import numpy as np
 
 from loko_ref import lte
 from loko_ref.lte import heads as net
+from loko_ref.lte.config import Merging
 from loko_ref.lte.state import heads_of
 from loko_ref.lte.stepping import shard_batch
 from loko_ref.network import model
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
-from loko_ref.textbook.lte_formulas import in_order
+from loko_ref.textbook.lte import RUN
 
 __all__ = ["forward", "merge", "run"]
 
@@ -69,12 +70,12 @@ def _state(config: lte.LteConfig, state: lte.LteState) -> Out:
 
 
 def _read(x: Any, o: Arrays) -> Any:
-    """Give the network's inputs; token ids, which come as floats, as whole numbers."""
+    """Return the network's inputs; token ids, which come as floats, as whole numbers."""
     return x.astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x
 
 
-def run(x: Arrays, o: Arrays, merging: str = "incremental") -> Out:
-    """Give the expected numbers of ``lte.run``, by :mod:`loko_ref.lte`."""
+def run(x: Arrays, o: Arrays, merging: Merging = "incremental") -> Out:
+    """Compute the expected numbers of ``lte.run``, by :mod:`loko_ref.lte`."""
     config, state = _package(x, o, merging)
     redraws = x.get("redraws")
     drawn: Callable[[int], Out] | None = None
@@ -109,12 +110,12 @@ def run(x: Arrays, o: Arrays, merging: str = "incremental") -> Out:
             out["seen"] = _seen(config, end)
         if "evaluation" in x:
             out |= _evaluated(config, end, _read(x["evaluation"], o))
-    sorted_rows = [in_order(row) for row in rows]
+    sorted_rows = [{q.name: row[q.name] for q in RUN if q.name in row} for row in rows]
     return {name: np.stack([row[name] for row in sorted_rows]) for name in sorted_rows[0]}
 
 
 def _step(config: lte.LteConfig, state: lte.LteState, record: Any, batch: Any) -> Out:
-    """Give what a step shows of itself; with LoKO the Jacobian at the state before it."""
+    """Return what is observed of a step; with LoKO the Jacobian at the state before it."""
     z, loss = record.z, record.loss
     if config.mode == "mhlora":  # one network: the plain route has a row a head
         z, loss = np.stack([z] * config.heads), np.repeat(loss, config.heads)
@@ -142,7 +143,7 @@ def _optimizer(x: Arrays, o: Arrays) -> Any:
     return kind(**named, **({"p0": x["p"]} if kind is lte.Loko else {}))
 
 
-def _package(x: Arrays, o: Arrays, merging: str) -> tuple[Any, Any]:
+def _package(x: Arrays, o: Arrays, merging: Merging) -> tuple[Any, Any]:
     """Build the package's configuration and first state for a case."""
     own = {f.name for f in fields(lte.LteConfig)} - {"optimizer"}
     config = lte.LteConfig(
@@ -158,7 +159,7 @@ def _package(x: Arrays, o: Arrays, merging: str) -> tuple[Any, Any]:
 
 
 def forward(x: Arrays, o: Arrays) -> Out:
-    """Give the expected numbers of ``lte.forward``, by :mod:`loko_ref.lte`."""
+    """Compute the expected numbers of ``lte.forward``, by :mod:`loko_ref.lte`."""
     config = lte.LteConfig(
         spec=o["spec"],
         heads=o["heads"],
@@ -177,7 +178,7 @@ def forward(x: Arrays, o: Arrays) -> Out:
 
 
 def merge(x: Arrays, o: Arrays) -> Out:
-    """Give the expected numbers of ``lte.merge``, by :mod:`loko_ref.lte`."""
+    """Compute the expected numbers of ``lte.merge``, by :mod:`loko_ref.lte`."""
     heads, r, i = x["A"].shape
     out = x["B"].shape[1]
     site = {"kind": "linear", "name": "0", "in": i, "out": out, "bias": False}

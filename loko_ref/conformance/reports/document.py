@@ -1,4 +1,4 @@
-"""What a verification says, as JSON, and one failed check in plain words."""
+"""The report as JSON, and one failed check in plain words."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _first(check: Check) -> dict[str, Any] | None:
 
 
 def how_found(case: Case) -> str:
-    """Tell how a case's units of error came about.  [TOL-1, TOL-4, TOL-5]."""
+    """Return how a case's units of error were computed.  [TOL-1, TOL-4, TOL-5]."""
     return next(iter(unit(case).values())).how
 
 
@@ -89,7 +89,7 @@ def as_json(
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Build the report ``loko-ref/verify/1``.
+    """Build the report ``loko-ref/verify/2``.
 
     ``first_divergence`` is null for a check that did not fail by a quantity; ``ratio`` is null
     where the number that came is not finite, or the form is wrong. ``mistakes`` of a failed check
@@ -129,7 +129,8 @@ def as_json(
                 if check.finding is None
                 else {"kind": check.finding.kind, "message": check.finding.message},
                 "reason": check.reason,
-                "hunts": check.case.hunts,
+                "covers": list(check.case.recipe.covers),
+                "text": check.case.recipe.text,
                 **({"teacher_forced": _forced(check)} if check.forced is not None else {}),
                 **(
                     {"mistakes": [_mistake(m) for m in named.get(check.case.id, ())]}

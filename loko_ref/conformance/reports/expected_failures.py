@@ -1,18 +1,19 @@
-"""Expected failures: a list of exact ids with a reason each.
+"""Expected failures: exact ids of cases with a reason each.
 
-A file holds one a line, ``id: reason``; empty lines and lines that begin with # are passed over.
-An expected failure does not spoil the exit code; an expected failure that passes does. What each
-check's outcome is in the light of the list, :mod:`loko_ref.conformance.engine` tells.
+In a file one per line, ``id: reason``; empty lines and lines that begin with # are passed over. An
+expected failure does not change the exit code; an expected failure that passes does. The outcome of
+each check in the light of the list is :func:`loko_ref.conformance.engine.outcome`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from os import PathLike
 
+from loko_ref.checks.signatures import check_type
 from loko_ref.conformance.cases.registry import all_cases
 from loko_ref.conformance.engine import UNSUPPORTED
-from loko_ref.errors import InputError, closest
+from loko_ref.errors import InputError, closest, printable, shown
 from loko_ref.files.reading import read_text
 
 __all__ = ["not_run", "read"]
@@ -21,45 +22,47 @@ NAMED = 8
 """Ids that a note names."""
 
 
-def read(path: str | Path, option: str = "--xfail") -> dict[str, str]:
-    """Read a list of expected failures: id -> reason.
+def read(source: str | PathLike[str] | Mapping[str, str]) -> dict[str, str]:
+    """Read expected failures: id -> reason.
 
     Parameters
     ----------
-    path : path-like
-        The file.
-    option : str
-        What named it, for the error.
+    source : path-like or mapping
+        A file, or the ids and reasons themselves.
 
     Raises
     ------
     InputError
-        If the file cannot be read, a line has no reason, or an id is unknown or given twice.
+        Names ``xfail``: the file cannot be read, a reason is missing, or an id is unknown or given
+        twice.
     """
-    lines = read_text(path, option).splitlines()
+    check_type("xfail", source, (str, PathLike, Mapping), "ids without their reasons")
+    if isinstance(source, Mapping):
+        entries = [(f"xfail[{shown(key)}]", key, why) for key, why in source.items()]
+    else:
+        entries = []
+        for number, line in enumerate(read_text(source, "xfail").splitlines(), start=1):
+            text = line.strip()
+            if text and not text.startswith("#"):
+                key, _, why = (part.strip() for part in text.partition(":"))
+                entries.append((f"xfail, line {number}", key, why))
     ids = {case.id for case in all_cases()}
     found: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        key, _, reason = (part.strip() for part in text.partition(":"))
-        where = f"{option}, line {number}"
-        if not reason:
-            raise InputError(where, repr(text[:80]), "'id: reason'", "the reason was left out")
+    for where, key, why in entries:
+        if not isinstance(why, str) or not why:
+            got = shown(why if isinstance(source, Mapping) else key)
+            raise InputError(where, got, "'id: reason'", "the reason was left out")
         if key not in ids:
-            near = closest(key, ids)
+            near = closest(str(key), ids)
             cause = f"a typing error; the closest id is '{near}'" if near else "another version"
-            raise InputError(where, repr(key[:80]), "the exact id of a case", cause)
+            raise InputError(where, shown(key), "the exact id of a case", cause)
         if key in found:
             raise InputError(where, repr(key), "each id once", "a line was copied")
-        found[key] = reason
+        found[key] = printable(why)
     return found
 
 
-def not_run(
-    statuses: Iterable[tuple[str, str]], expected: Mapping[str, str], option: str = "--xfail"
-) -> list[str]:
+def not_run(statuses: Iterable[tuple[str, str]], expected: Mapping[str, str]) -> list[str]:
     """Return notes on the expected failures that were not run: not selected, or declined.
 
     Parameters
@@ -68,8 +71,6 @@ def not_run(
         Id and status of every check of the run.
     expected : mapping of str to str
         Id -> why it is expected to fail.
-    option : str
-        What named the list.
     """
     found = dict(statuses)
     absent = [key for key in expected if key not in found]
@@ -79,5 +80,5 @@ def not_run(
         if keys:
             more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
             listed = f"{', '.join(keys[:NAMED])}{more}"
-            notes.append(f"{option}: listed, but {why} and so not run ({len(keys)}): {listed}")
+            notes.append(f"expected to fail, but {why} and so not run ({len(keys)}): {listed}")
     return notes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from xml.etree import ElementTree
 
 from loko_ref.conformance.diagnose.naming import Mistake
@@ -18,9 +17,9 @@ from loko_ref.conformance.engine import (
     summarise,
 )
 from loko_ref.conformance.reports.document import failure
-from loko_ref.files.writing import write_bytes
+from loko_ref.conformance.reports.text import describe, group
 
-__all__ = ["as_xml", "write"]
+__all__ = ["as_xml"]
 
 _FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML cannot hold."""
@@ -44,9 +43,9 @@ def as_xml(
     """
     suite = ElementTree.Element("testsuite", name=_text(f"loko-ref verify {target}"))
     summary = summarise(checks, expected)
-    said = ElementTree.SubElement(suite, "properties")
+    properties = ElementTree.SubElement(suite, "properties")
     for name, value in (("verdict", summary.text), *(("note", note) for note in notes)):
-        ElementTree.SubElement(said, "property", name=name, value=_text(value))
+        ElementTree.SubElement(properties, "property", name=name, value=_text(value))
     counts = {"tests": len(checks), "failures": 0, "errors": 0, "skipped": 0}
     for check in checks:
         case = ElementTree.SubElement(
@@ -64,12 +63,8 @@ def as_xml(
             counts["failures"] += 1
             message = _text(failure(check))
             node = ElementTree.SubElement(case, "failure", message=message)
-            named = [
-                f"reproduced by {m.mutant.id}: {m.text}"
-                + (f" (nothing in this run tells it from: {', '.join(m.alike)})" if m.alike else "")
-                for m in mistakes.get(check.case.id, ())
-            ]
-            node.text = _text("\n".join([message, f"hunts: {check.case.hunts}", *named]))
+            (one,) = group([check], mistakes)
+            node.text = _text("\n".join(describe(one, target)))
         elif found == UNEXPECTED_PASS:
             counts["failures"] += 1
             message = _text(f"passed, but was expected to fail: {reason}")
@@ -83,15 +78,3 @@ def as_xml(
     root.append(suite)
     ElementTree.indent(root)
     return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
-
-
-def write(
-    path: str | Path,
-    target: str,
-    checks: Sequence[Check],
-    mistakes: Mapping[str, Sequence[Mistake]],
-    expected: Mapping[str, str],
-    notes: Sequence[str] = (),
-) -> None:
-    """Write the document."""
-    write_bytes(path, as_xml(target, checks, mistakes, expected, notes), "--junit")

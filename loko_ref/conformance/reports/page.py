@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,10 @@ from loko_ref.conformance.engine import (
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
-from loko_ref.errors import MissingExtraError
-from loko_ref.files.writing import write_bytes
+from loko_ref.conformance.reports.text import reproduce
+from loko_ref.errors import extras
 
-__all__ = ["CELLS", "COLOURS", "HeatMap", "as_html", "heat_map", "write"]
+__all__ = ["CELLS", "COLOURS", "HeatMap", "as_html", "heat_map"]
 
 CELLS = 64
 """Cells a side of a heat map at most; beyond, a cell shows the worst of a block."""
@@ -43,7 +41,7 @@ COLOURS = (
     (9.0, "#8c0d0d", "1e6 to 1e9"),
     (math.inf, "#3d0000", "beyond 1e9, or not finite"),
 )
-"""Upper end of log10(error/tolerance), colour, what the legend says of error/tolerance."""
+"""Upper end of log10(error/tolerance), colour, legend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,17 +143,18 @@ def _walk(check: Check) -> list[dict[str, Any]]:
         if output.name not in expected(check.case):
             continue  # of another option than this case's
         worst = float(np.max(found[output.name], initial=0.0)) if output.name in found else None
-        mark, said = "none", "not judged" if output.name in check.outputs else "did not come"
+        mark = "none"
+        text = "not judged" if output.name in check.outputs else "not returned"
         if worst is not None:
             mark = "off" if worst > 1 else "good"
-            said = f"{worst:.3g} times its tolerance" if math.isfinite(worst) else "is not finite"
+            text = f"{worst:.3g} times its tolerance" if math.isfinite(worst) else "is not finite"
         if finding == output.name:
-            mark, said = "first", "its form is wrong"
+            mark, text = "first", "its form is wrong"
         elif first is not None and first.quantity == output.name:
             mark = "first"
         elif check.finding is not None and worst is None:
-            said = "not compared"
-        steps.append({"output": output, "mark": mark, "said": said})
+            text = "not compared"
+        steps.append({"output": output, "mark": mark, "found": text})
     return steps
 
 
@@ -220,12 +219,8 @@ def as_html(
     MissingExtraError
         If jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError:
-        raise MissingExtraError("the HTML report", "jinja2", "cli") from None
+    jinja2 = extras.load("jinja2", "the HTML report")
     named, known = mistakes or {}, known or {}
-    quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
     failures: list[dict[str, Any]] = [
         {
             "check": check,
@@ -237,7 +232,7 @@ def as_html(
             "forced": "" if check.forced is None else check.forced.text,
             "mistakes": named.get(check.case.id, ()),
             "expected": known.get(check.case.id, ""),
-            "again": f"loko-ref verify {quoted} --only {shlex.quote(check.case.id)}",
+            "again": reproduce(target, check.case.id),
         }
         for check in checks
         if check.status == "failed"
@@ -251,10 +246,10 @@ def as_html(
         .joinpath("page.html.jinja")
         .read_text(encoding="utf-8")
     )
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(source).render(
+    page: str = environment.from_string(source).render(
         target=target,
         summary=summarise(checks, known),
         notes=notes,
@@ -269,16 +264,4 @@ def as_html(
         colours=COLOURS,
         explanation=EXPLANATION,
     )
-
-
-def write(
-    path: str | Path,
-    target: str,
-    checks: Sequence[Check],
-    notes: Sequence[str],
-    mistakes: Mapping[str, Sequence[Mistake]],
-    known: Mapping[str, str],
-) -> None:
-    """Write the page; a reader never sees half of it."""
-    page = as_html(target, checks, notes, mistakes, known)
-    write_bytes(path, page.encode("utf-8", "replace"), "--html")
+    return page

@@ -128,10 +128,7 @@ def certify_case(case: Case, limit: int = 2048) -> list[Quantity]:
 
 
 def certify(
-    cases: Sequence[Case],
-    *,
-    limit: int = 2048,
-    progress: Callable[[Case], None] | None = None,
+    cases: Sequence[Case], *, limit: int = 2048, progress: Callable[[Case], None] | None = None
 ) -> tuple[list[Quantity], dict[str, str]]:
     """Certify cases.
 

@@ -1,9 +1,9 @@
-"""What ball arithmetic says of a case: its exact outputs.
+"""The exact outputs of a case, enclosed by ball arithmetic.
 
 The oracle's own code is run on balls (:mod:`loko_ref.arrays.balls`), on the case's inputs as they
 stand, which gives each output with a proven enclosure.  [BALL-1]
 
-Needs the extra ``certify``; :func:`available` tells whether it is there. No verdict and no
+Needs the extra ``certify``; :func:`available` returns whether it is installed. No verdict and no
 tolerance reads anything from here: they are the same without the extra.  [BALL-5]
 """
 
@@ -24,7 +24,7 @@ __all__ = ["Golden", "available", "enclosed", "golden", "on_balls"]
 
 
 def available() -> bool:
-    """Tell whether python-flint is installed."""
+    """Return whether python-flint is installed."""
     return importlib.util.find_spec("flint") is not None
 
 

@@ -71,7 +71,7 @@ def _as_drawn(case: Case, name: str, old: Array, new: Array) -> bool:
 
 
 def golden_unproven(case: Case, tensors: Mapping[str, Array]) -> list[str]:
-    """Hold golden values to the outputs and to their bounds, without an enclosure."""
+    """Compare golden values with the outputs and to their bounds, without an enclosure."""
     wrong = []
     for name in expected(case):
         gold, bound = tensors.get(f"gold.{name}"), tensors.get(f"bound.{name}")

@@ -79,18 +79,18 @@ def _undecided(tensors: Mapping[str, Array]) -> list[str]:
 
 
 def _head(case_id: str) -> dict[str, str]:
-    """Give what a case's file says of itself."""
+    """Return the head of a case's file."""
     return {"id": case_id, "version": VERSION}
 
 
 def _entry(case: Case, tensors: Mapping[str, Array]) -> dict[str, Any]:
-    """Give what the manifest says of a case, but for its file's size and hash."""
+    """Return the manifest's entry of a case, but for its file's size and hash."""
     return {
         "id": case.id,
         "operation": case.operation.name,
         "dtype": case.dtype,
         "options": case.options,
-        "hunts": case.hunts,
+        "covers": list(case.recipe.covers),
         "file": file_name(case.id),
         "tensors": {
             name: {"dtype": str(a.dtype), "shape": list(a.shape)}

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref.checks.values import check_choice, check_range, check_seed, check_whole
+from loko_ref.checks.values import FORMATS, check_choice, check_range, check_seed, check_whole
 from loko_ref.errors import InputError, extras
 
 __all__ = [
     "DATASETS",
     "SHIFTS",
-    "Asked",
     "Dataset",
+    "Request",
     "Split",
     "assemble",
     "load",
@@ -122,8 +122,8 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What every loader is asked for.
+class Request:
+    """What is requested of every loader.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         """Check all but name and shift, which each loader knows."""
-        check_choice("dtype", self.dtype, ("float64", "float32"))
+        check_choice("dtype", self.dtype, FORMATS)
         check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
         check_seed("seed", self.seed)
         if self.limit is not None:
@@ -195,7 +195,7 @@ def shift_features(
     Raises
     ------
     InputError
-        If the name is unknown, or a rotation is asked of what is no square image.
+        If the name is unknown, or a rotation is requested for what is no square image.
 
     Examples
     --------
@@ -211,7 +211,7 @@ def shift_features(
                 "shift",
                 "'rotate90'",
                 f"permute, invert, noise or none for features that are {what}",
-                "a shift of images asked of a table; 'digits' is the set with images"
+                "a shift of images, for a table; 'digits' is the set with images"
                 if image is None
                 else "images that are not square: turned, they fit no network",
             )
@@ -236,7 +236,7 @@ def _corrupt(
 
 
 def assemble(
-    asked: Asked,
+    request: Request,
     base: Split,
     stream: Split,
     test: Split,
@@ -252,7 +252,7 @@ def assemble(
 
     Parameters
     ----------
-    asked : Asked
+    request : Request
         Seed and label noise.
     base, stream, test : Split
         Scaled and not yet shifted.
@@ -264,28 +264,31 @@ def assemble(
     Raises
     ------
     InputError
-        If a part is empty, there is one class alone, or label noise is asked of a regression.
+        If a part is empty, there is one class alone, or label noise is requested for a regression.
     """
-    _, shifting, noising = asked.rngs()
+    _, shifting, noising = request.rngs()
     for what, part in (("base", base), ("stream", stream), ("test", test)):
         if not len(part):
             raise InputError(
-                asked.name, f"no sample for the {what} part", "at least one", "a file of a few rows"
+                request.name,
+                f"no sample for the {what} part",
+                "at least one",
+                "a file of a few rows",
             )
     if classes == 1:
-        raise InputError(asked.name, "one class", "two or more", "a cut file, or another column")
+        raise InputError(request.name, "one class", "two or more", "a cut file, or another column")
     moved = move(shifting, np.concatenate([stream.x, test.x]))
     y = stream.y
-    if asked.label_noise:
+    if request.label_noise:
         if classes is None:
             raise InputError(
-                "label_noise", asked.label_noise, "0 for regression", "a set without classes"
+                "label_noise", request.label_noise, "0 for regression", "a set without classes"
             )
-        y = _corrupt(noising, y, asked.label_noise, classes)
+        y = _corrupt(noising, y, request.label_noise, classes)
     return Dataset(
-        name=asked.name,
-        shift=asked.shift,
-        seed=asked.seed,
+        name=request.name,
+        shift=request.shift,
+        seed=request.seed,
         classes=classes,
         unit=unit,
         base=base,
@@ -297,44 +300,23 @@ def assemble(
     )
 
 
-def load(
-    name: str = "digits",
-    *,
-    shift: str = "none",
-    seed: int = 0,
-    dtype: str = "float64",
-    label_noise: float = 0.0,
-    limit: int | None = None,
-) -> Dataset:
-    """Load, split, scale and shift a data set.
+def load(request: Request) -> Dataset:
+    """Load, split, scale and shift one of ``DATASETS``.
 
-    Parameters
-    ----------
-    name : {"digits", "breast_cancer", "wine", "iris", "diabetes"}
-        Which one. Digits are split 900 / 600 / 297, the others 1/2, 1/3, the rest.
-    shift : str
-        One of ``SHIFTS``, applied to stream and test.
-    seed, dtype, label_noise, limit
-        As in :class:`Asked`.
+    Digits are split 900 / 600 / 297, the others 1/2, 1/3, the rest.
 
     Raises
     ------
-    InputError
-        If a name is unknown, or a value out of range.
     MissingExtraError
         If scikit-learn is not installed.
     """
-    check_choice("data", name, DATASETS)
-    check_choice("shift", shift, SHIFTS)
-    asked = Asked(
-        name=name, shift=shift, seed=seed, dtype=dtype, label_noise=label_noise, limit=limit
-    )
+    name, dtype = request.name, request.dtype
     x, y = _raw(name)
     total = x.shape[0]
     n_base = _DIGITS_BASE if name == "digits" else total // 2
     n_stream = _DIGITS_STREAM if name == "digits" else total // 3
-    order = asked.rngs()[0].permutation(total)
-    cuts = [part[:limit] for part in np.split(order, [n_base, n_base + n_stream])]
+    order = request.rngs()[0].permutation(total)
+    cuts = [part[: request.limit] for part in np.split(order, [n_base, n_base + n_stream])]
 
     image = _IMAGE.get(name)
     if image is not None:
@@ -352,12 +334,12 @@ def load(
         y = y.astype(np.int64)
     base, stream, test = (Split(x=x[cut].astype(dtype), y=y[cut]) for cut in cuts)
     return assemble(
-        asked,
+        request,
         base,
         stream,
         test,
         classes=classes,
-        move=lambda rng, later: shift_features(rng, later, shift, image=image),
+        move=lambda rng, later: shift_features(rng, later, request.shift, image=image),
         unit=unit,
         image=image,
     )

@@ -43,7 +43,7 @@ HOLES = 1000
 def glue_rows(
     path: str | Path, text: str | Sequence[str] | None = None, label: str | None = None
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Read a GLUE task's tsv: texts (one or two a sample), and labels as they stand.
+    """Read a GLUE task's tsv: texts (one or two per sample), and labels as they stand.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def number_labels(names: Sequence[str]) -> Labels:
     Parameters
     ----------
     names : sequence of str
-        One a sample; all parts of a set together, so that they share an order.
+        One per sample; all parts of a set together, so that they share an order.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def number_labels(names: Sequence[str]) -> Labels:
 def read_glue(
     path: str | Path, text: str | Sequence[str] | None = None, label: str | None = None
 ) -> tuple[list[tuple[str, ...]], Labels]:
-    """Read a GLUE task's tsv: texts (one or two a sample), and labels as numbers.
+    """Read a GLUE task's tsv: texts (one or two per sample), and labels as numbers.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def tokenize(
     tokenizer : path-like
         ``tokenizer.json`` of the checkpoint.
     length : int
-        Tokens a sample, more than the special ones.
+        Tokens per sample, more than the special ones.
 
     Raises
     ------

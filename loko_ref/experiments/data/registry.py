@@ -35,7 +35,7 @@ from loko_ref.errors import InputError
 from loko_ref.experiments.data import bundled as data
 from loko_ref.experiments.data import glue, texts
 from loko_ref.experiments.data import images as files
-from loko_ref.experiments.data.bundled import Asked, Dataset, Split, assemble, shift_features
+from loko_ref.experiments.data.bundled import Dataset, Request, Split, assemble, shift_features
 
 __all__ = ["FILES", "kind_of", "load", "regression"]
 
@@ -46,11 +46,11 @@ WORDS = 5000
 """Most rows of the table of tokens without a tokenizer, special ids included."""
 
 LENGTH = 64
-"""Most tokens a sample of a text, where nothing else is asked for."""
+"""Most tokens per sample of a text, by default."""
 
 
 def kind_of(name: str) -> str:
-    """Tell what a sample of a set is: ``image``, ``table`` or ``text``.
+    """Return what a sample of a set is: ``image``, ``table`` or ``text``.
 
     Raises
     ------
@@ -85,13 +85,13 @@ def regression(name: str) -> bool:
 
 
 def check_options(name: str, shift: str, tokenizer: str | None, length: int | None) -> None:
-    """Refuse options that a set does not have, before it is read."""
+    """Raise for options that a set does not have, before it is read."""
     if not name.startswith("glue:") and (tokenizer is not None or length is not None):
         raise InputError(
             "length" if tokenizer is None else "tokenizer",
             length if tokenizer is None else tokenizer,
             "glue:FILE.tsv as data",
-            "an option of raw text, asked of other data",
+            "an option of raw text, with other data",
         )
     check_choice("shift", shift, texts.SHIFTS if kind_of(name) == "text" else data.SHIFTS)
 
@@ -117,12 +117,12 @@ def load(
         One of :data:`loko_ref.experiments.data.bundled.SHIFTS`, or for a text of
         :data:`loko_ref.experiments.data.texts.SHIFTS`.
     seed, dtype, label_noise, limit
-        As in :class:`loko_ref.experiments.data.bundled.Asked`.
+        As in :class:`loko_ref.experiments.data.bundled.Request`.
     tokenizer : path-like, optional
         For ``glue``: the ``tokenizer.json`` that turns text into ids; without it the built-in one,
         whose words are the most frequent of the base part.
     length : int, optional
-        For ``glue``: most tokens a sample, by default 64.
+        For ``glue``: most tokens per sample, by default 64.
 
     Raises
     ------
@@ -136,28 +136,22 @@ def load(
     if length is not None:
         check_whole("length", length)
     check_options(name, shift, tokenizer, length)
-    rest: dict[str, Any] = {
-        "shift": shift,
-        "seed": seed,
-        "label_noise": label_noise,
-        "limit": limit,
-    }
+    request = Request(
+        name=name, shift=shift, seed=seed, dtype=dtype, label_noise=label_noise, limit=limit
+    )
     if not colon:
-        if kind == "text":
-            return texts.load(name, **rest)
-        return data.load(name, dtype=dtype, **rest)
-    asked = Asked(name=name, dtype=dtype, **rest)
+        return texts.load(request) if kind == "text" else data.load(request)
     if word == "glue":
-        return _glue(asked, Path(path), tokenizer, LENGTH if length is None else length)
+        return _glue(request, Path(path), tokenizer, LENGTH if length is None else length)
     parts = _mnist(Path(path)) if word == "mnist" else _cifar(Path(path), int(word[5:]))
-    return _images(asked, *parts)
+    return _images(request, *parts)
 
 
 Part = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 def _find(folder: Path, names: Sequence[str], cause: str) -> Path:
-    """Look for the file of a directory that goes by one of several names."""
+    """Return the file of a directory that goes by one of several names."""
     found = [folder / name for name in names if os.path.lexists(folder / name)]
     if not found:
         got = "no such file" if folder.is_dir() else "no such directory"
@@ -192,51 +186,51 @@ def _cifar(folder: Path, classes: int) -> list[Part]:
     ]
 
 
-def _images(asked: Asked, train: Part, test: Part) -> Dataset:
+def _images(request: Request, train: Part, test: Part) -> Dataset:
     """Draw the parts first, then scale: the whole set in floats need not fit."""
     (x, y), (x_test, y_test) = train, test
-    _check_classes(asked, y, y_test)
+    _check_classes(request, y, y_test)
     if x.shape[1:] != x_test.shape[1:]:
         raise InputError(
-            asked.name,
+            request.name,
             f"training images {x.shape[1:]}, test images {x_test.shape[1:]}",
             "one shape",
             "files of two data sets",
         )
-    rng, *_ = asked.rngs()
+    rng, *_ = request.rngs()
     order, cut = rng.permutation(len(x)), 3 * len(x) // 5
     picks = [order[:cut], order[cut:], rng.permutation(len(x_test))]
-    picks = [pick[: asked.limit] for pick in picks]
+    picks = [pick[: request.limit] for pick in picks]
 
     def scaled(x: NDArray[Any], y: NDArray[np.int64], pick: NDArray[np.int64]) -> Split:
-        return Split(x=x[pick].reshape(len(pick), -1).astype(asked.dtype) / 255, y=y[pick])
+        return Split(x=x[pick].reshape(len(pick), -1).astype(request.dtype) / 255, y=y[pick])
 
     image = tuple(int(d) for d in x.shape[1:])
     assert len(image) == 3
     return assemble(
-        asked,
+        request,
         scaled(x, y, picks[0]),
         scaled(x, y, picks[1]),
         scaled(x_test, y_test, picks[2]),
         classes=int(max(y.max(initial=0), y_test.max(initial=0))) + 1,
-        move=lambda rng, later: shift_features(rng, later, asked.shift, image=image),
+        move=lambda rng, later: shift_features(rng, later, request.shift, image=image),
         image=image,
     )
 
 
-def _check_classes(asked: Asked, *labels: NDArray[np.int64]) -> None:
-    """Refuse samples that are all of one class: nothing can be learned of them."""
+def _check_classes(request: Request, *labels: NDArray[np.int64]) -> None:
+    """Raise if all samples are of one class: nothing can be learned from them."""
     if len(np.unique(np.concatenate(labels))) < 2:
         raise InputError(
-            asked.name,
+            request.name,
             f"{sum(map(len, labels))} samples of one class",
             "two classes or more",
             "a cut file, or another column than that of the labels",
         )
 
 
-def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Dataset:
-    rng, *_ = asked.rngs()
+def _glue(request: Request, path: Path, tokenizer: str | None, length: int) -> Dataset:
+    rng, *_ = request.rngs()
     if path.is_dir():
         both = [glue.glue_rows(path / name) for name in ("train.tsv", "dev.tsv")]
         count = len(both[0][1])
@@ -248,10 +242,10 @@ def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Datas
         picks = np.split(rng.permutation(count), [count // 2, count // 2 + count // 3])
     samples = [sample for some, _ in both for sample in some]
     y = glue.number_labels([name for _, some in both for name in some])
-    _check_classes(asked, y)
+    _check_classes(request, y)
     if len({len(sample) for sample in samples}) > 1:
-        raise InputError(asked.name, "one text and two texts a sample", "one task", "mixed files")
-    parts = [pick[: asked.limit] for pick in picks]
+        raise InputError(request.name, "one text and two texts a sample", "one task", "mixed files")
+    parts = [pick[: request.limit] for pick in picks]
     chosen = np.concatenate(parts)
     check_memory("length", length, len(chosen) * length)
     some = [samples[j] for j in chosen]
@@ -271,15 +265,15 @@ def _glue(asked: Asked, path: Path, tokenizer: str | None, length: int) -> Datas
         x = x[:, : 1 + int(np.flatnonzero((x != pad).any(axis=0)).max(initial=0))]
         ordinary = np.setdiff1d(np.arange(rows), fixed)
     if not ordinary.size:
-        raise InputError(asked.name, "no word in the base part", "words", "rows of empty texts")
+        raise InputError(request.name, "no word in the base part", "words", "rows of empty texts")
     splits = [
         Split(x=part, y=y[pick]) for part, pick in zip(np.split(x, ends[:-1]), parts, strict=True)
     ]
     return assemble(
-        asked,
+        request,
         *splits,
         classes=int(y.max()) + 1,
-        move=texts.mover(asked.shift, ordinary, fixed),
+        move=texts.mover(request.shift, ordinary, fixed),
         vocabulary=rows,
         pad=pad,
     )

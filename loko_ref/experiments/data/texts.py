@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from loko_ref.checks.values import check_choice
 from loko_ref.errors import InputError
-from loko_ref.experiments.data.bundled import Asked, Dataset, Split, assemble
+from loko_ref.experiments.data.bundled import Dataset, Request, Split, assemble
 
 __all__ = [
     "CHAPTERS",
@@ -31,7 +31,6 @@ __all__ = [
     "TEXTS",
     "UNKNOWN",
     "VOCABULARY",
-    "encode",
     "encode_samples",
     "load",
     "shift_tokens",
@@ -79,7 +78,7 @@ def pieces(text: str) -> list[str]:
 
 
 def vocabulary_of(passages: Iterable[Sequence[str]], first: int, rows: int) -> dict[str, int]:
-    """Give the most frequent words the numbers from `first` on, below `rows`.
+    """Assign the most frequent words numbers from `first` on, below `rows`.
 
     By frequency, then by letter: the order of equal counts must not depend on the machine.
 
@@ -91,26 +90,6 @@ def vocabulary_of(passages: Iterable[Sequence[str]], first: int, rows: int) -> d
     counts = Counter(word for passage in passages for word in passage)
     known = sorted(counts, key=lambda word: (-counts[word], word))[: rows - first]
     return {word: first + j for j, word in enumerate(known)}
-
-
-def encode(passages: list[list[str]], vocabulary: dict[str, int], length: int) -> NDArray[np.int64]:
-    """Turn words into ids (samples, 1 + length), [CLS] first, short passages padded.
-
-    Parameters
-    ----------
-    passages : list of list of str
-        Words of each sample; those beyond `length` are left out.
-    vocabulary : dict of str to int
-        Ids of the known words.
-    length : int
-        Words a sample.
-    """
-    ids = np.full((len(passages), 1 + length), PAD, dtype=np.int64)
-    ids[:, 0] = CLS
-    for row, passage in zip(ids, passages, strict=True):
-        known = [vocabulary.get(word, UNKNOWN) for word in passage[:length]]
-        row[1 : 1 + len(known)] = known
-    return ids
 
 
 def encode_samples(
@@ -128,7 +107,7 @@ def encode_samples(
     vocabulary : dict of str to int
         Ids of the known words.
     length : int
-        Most tokens a sample, [CLS] and borders included, and at least one word.
+        Most tokens per sample, [CLS] and borders included, and at least one word.
 
     Raises
     ------
@@ -202,37 +181,15 @@ def shift_tokens(
 def mover(
     shift: str, ordinary: NDArray[np.int64], fixed: Sequence[int]
 ) -> Callable[[np.random.Generator, NDArray[np.int64]], NDArray[np.int64]]:
-    """Give :func:`shift_tokens` as :func:`loko_ref.experiments.data.bundled.assemble` calls it."""
+    """Return :func:`shift_tokens` as a function of generator and ids."""
     return lambda rng, x: shift_tokens(rng, x, shift, ordinary=ordinary, fixed=fixed)
 
 
-def load(
-    name: str = "topics",
-    *,
-    shift: str = "none",
-    seed: int = 0,
-    label_noise: float = 0.0,
-    limit: int | None = None,
-) -> Dataset:
+def load(request: Request) -> Dataset:
     """Cut the chapters into passages, split them by a seed, and shift stream and test part.
 
-    Parameters
-    ----------
-    name : {"topics"}
-        Which text.
-    shift : {"noise", "permute", "invert", "none"}
-        Applied to stream and test.
-    seed, label_noise, limit
-        As in :class:`loko_ref.experiments.data.bundled.Asked`.
-
-    Returns
-    -------
-    Dataset
-        Half the passages are the base, a third the stream, the rest the test part.
+    Half the passages are the base, a third the stream, the rest the test part.
     """
-    check_choice("data", name, TEXTS)
-    check_choice("shift", shift, SHIFTS)
-    asked = Asked(name=name, shift=shift, seed=seed, label_noise=label_noise, limit=limit)
     topics = importlib.import_module("pydoc_data.topics").topics
     passages, labels = [], []
     for label, chapter in enumerate(CHAPTERS):
@@ -241,17 +198,17 @@ def load(
         passages += cut
         labels += [label] * len(cut)
     y = np.array(labels, dtype=np.int64)
-    order = asked.rngs()[0].permutation(len(y))
+    order = request.rngs()[0].permutation(len(y))
     halves = np.split(order, [len(y) // 2, len(y) // 2 + len(y) // 3])
-    base, stream, test = (part[:limit] for part in halves)
+    base, stream, test = (part[: request.limit] for part in halves)
     first = UNKNOWN + 1  # passages have no border
     vocabulary = vocabulary_of((passages[j] for j in base), first, VOCABULARY)
-    x = encode(passages, vocabulary, LENGTH)
+    x = encode_samples([[passage] for passage in passages], vocabulary, 1 + LENGTH)
     return assemble(
-        asked,
+        request,
         *(Split(x=x[part], y=y[part]) for part in (base, stream, test)),
         classes=len(CHAPTERS),
-        move=mover(shift, np.arange(first, VOCABULARY), (CLS, PAD)),
+        move=mover(request.shift, np.arange(first, VOCABULARY), (CLS, PAD)),
         vocabulary=VOCABULARY,
         pad=PAD,
     )

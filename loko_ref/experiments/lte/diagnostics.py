@@ -5,12 +5,14 @@ Shapes: W, W_0 (o, i); A (heads, r, i); s (min(o, i),).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from loko_ref.arrays import Array, to_host
@@ -103,59 +105,30 @@ def principal_angles(A: Array) -> NDArray[np.float64]:
         Pairs (0, 1), (0, 2), ..., (1, 2), ... in order; 90 says orthogonal.
     """
     Q, _ = np.linalg.qr(np.swapaxes(to_host(A).astype(np.float64), 1, 2))  # (heads, i, r)
-    found = []
-    for a in range(len(Q)):
-        for b in range(a + 1, len(Q)):
-            inside = Q[a].T @ Q[b]  # (r, r)
-            cosines = np.linalg.svd(inside, compute_uv=False)  # descending
-            sines = np.linalg.svd(Q[b] - Q[a] @ inside, compute_uv=False)  # descending
-            found.append(np.arctan2(sines, cosines[::-1]))  # accurate near 0 and near 90 alike
+    # of Q, whose rank is r whatever that of A: every pair has r angles
+    found = [scipy.linalg.subspace_angles(a, b) for a, b in itertools.combinations(Q, 2)]
     return np.degrees(np.array(found).reshape(len(found), Q.shape[2]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What the cost model assumes of machine and network.  [LTE-11].
+    """What the cost model assumes of machine and network.  [LTE-11]."""
 
-    Attributes
-    ----------
-    bandwidth : float
-        Bytes a second, each way, of one node's link.
-    latency : float
-        Seconds a message.
-    flops : float
-        Floating-point operations a second of one node.
-    itemsize : int
-        Bytes a number.
-    """
-
-    bandwidth: float
-    latency: float
-    flops: float
-    itemsize: int = 4
+    bandwidth: float  # bytes per second, each way, of one node's link
+    latency: float  # seconds per message
+    flops: float  # floating-point operations per second of one node
+    itemsize: int = 4  # bytes per number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Seconds of one step on one node, on average over a merge interval.  [LTE-11].
+    """Seconds of one step on one node, on average over a merge interval.  [LTE-11]."""
 
-    Attributes
-    ----------
-    compute : float
-        Forward and backward of a head's chunk.
-    merge : float
-        Forming W, a share of each step.
-    lte, data_parallel : float
-        Communication a step of LTE, and of data-parallel training (ring all-reduce).
-    lte_bytes, data_parallel_bytes : float
-        Bytes that one node receives a step.
-    """
-
-    compute: float
-    merge: float
-    lte: float
-    data_parallel: float
-    lte_bytes: float
+    compute: float  # forward and backward of a head's chunk
+    merge: float  # forming W, a share of each step
+    lte: float  # communication of LTE
+    data_parallel: float  # communication of data-parallel training (ring all-reduce)
+    lte_bytes: float  # received by one node per step
     data_parallel_bytes: float
 
 

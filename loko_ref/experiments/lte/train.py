@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from loko_ref.arrays import Array, asarray, namespace, to_host
+from loko_ref.arrays import Array, asarray, to_host
 from loko_ref.errors import InputError
+from loko_ref.experiments.evaluation import outputs
 from loko_ref.kalman.observation import one_hot
 from loko_ref.lte import heads as net
 from loko_ref.lte.config import LteConfig
@@ -90,28 +91,15 @@ def schedule(
         yield data.x[pick], data.y[pick]
 
 
-_EVALUATED = 1024
-"""Samples that a network on tokens takes at a time, so that memory stays bounded."""
-
-
-def _outputs(config: LteConfig, state: LteState, x: Array) -> Array:
-    """Run the merged network (mhlora: the one network) on all samples: z (samples, C)."""
-
-    def run(part: Array) -> Array:
-        if config.mode == "mhlora":
-            return net.forward(config, heads_of(config, state), part)[0]
-        return model.forward(merged_model(config, state.weights), part)[0]
-
-    if not config.nested:
-        return run(x)
-    parts = [run(x[at : at + _EVALUATED]) for at in range(0, x.shape[0], _EVALUATED)]
-    return namespace(parts[0]).concatenate(parts)
-
-
 def evaluate(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[float, float | None]:
     """Mean loss and accuracy of the merged network (mhlora: of the one network)."""
-    x, y = asarray(x, state.theta), asarray(y, state.theta)
-    z = _outputs(config, state, x)
+    if config.mode == "mhlora":
+        heads = heads_of(config, state)
+        z = outputs(lambda x: net.forward(config, heads, x)[0], x, state.theta)
+    else:
+        merged = merged_model(config, state.weights)
+        z = outputs(lambda x: model.forward(merged, x)[0], x, state.theta)
+    y = asarray(y, state.theta)
     if config.loss == "mse":
         loss, _ = net.losses(config, z, y)
         return float(loss[0]), None
@@ -149,7 +137,7 @@ def train(
         Called after each event.
     """
     pending: list[Array] = []
-    begun = history.sent - team.sent
+    before = history.sent - team.sent
 
     def settle(now: LteState) -> None:
         parts = team.collect([to_host(a) for a in pending])
@@ -157,8 +145,8 @@ def train(
         whole = parts[:1] if config.mode == "mhlora" else parts
         for at in zip(*whole, strict=True):
             history.loss.append(float(np.concatenate(at).mean()))
-        history.sent = begun + team.sent
-        if team.rank == 0:  # the others' curves are read by nobody
+        history.sent = before + team.sent
+        if team.rank == 0:  # the other ranks' curves are not read
             loss, accuracy = evaluate(config, now, data.x_test, data.y_test)
             history.evaluations.append((now.step, loss, accuracy))
 

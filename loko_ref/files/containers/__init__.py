@@ -1,7 +1,7 @@
-"""Named arrays in a file: NumPy's ``.npz`` and ``.safetensors``, read without trust.
+"""Named arrays in a file: NumPy's ``.npz`` and ``.safetensors``, read as untrusted input.
 
-Nothing in a file is executed, and none of its claims is believed: sizes, shapes, dtypes and places
-are checked against the file before an array is made.
+Nothing in a file is executed, and nothing it declares is trusted: sizes, shapes, dtypes and offsets
+are checked against the file before an array is created.
 """
 
 from loko_ref.files.containers.npz import pack_npz, parse_npz, text_of

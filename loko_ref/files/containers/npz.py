@@ -1,6 +1,6 @@
-"""NumPy's ``.npz``, read without trust, written with equal bytes for equal content.
+"""NumPy's ``.npz``, read as untrusted input, written with equal bytes for equal content.
 
-What a compressed archive unpacks to is at most 64 MiB, or 64 times the file's size.
+A compressed archive unpacks to at most 64 MiB, or 64 times the file's size.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref.errors import InputError
-from loko_ref.files.containers.shapes import are_truths, sized
+from loko_ref.files.containers.shapes import are_booleans, check_shape
 from loko_ref.files.reading import refuse
 
 __all__ = ["pack_npz", "parse_npz", "text_of"]
 
 DIRECTORY_LIMIT = 12 * 2**20
-"""Bytes of the directory of an ``.npz``: about 150,000 arrays."""
+"""Most bytes of the directory of an ``.npz``: about 150,000 arrays."""
 
 UNPACKED = 64 * 2**20
-"""Bytes that any ``.npz`` may unpack to; beyond, at most `RATIO` times its size."""
+"""Bytes that any ``.npz`` may unpack to; a larger one at most `RATIO` times its size."""
 
 RATIO = 64
 
@@ -39,7 +39,7 @@ _UNREADABLE = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError,
     RuntimeError, ValueError, OverflowError, IndexError,
 )  # fmt: skip
-"""What zipfile raises on archives that are cut, damaged, encrypted or of another kind."""
+"""Raised by zipfile for archives that are truncated, damaged, encrypted or of another kind."""
 
 
 def pack_npz(arrays: Mapping[str, NDArray[Any]], comment: bytes = b"") -> bytearray:
@@ -48,9 +48,9 @@ def pack_npz(arrays: Mapping[str, NDArray[Any]], comment: bytes = b"") -> bytear
     Parameters
     ----------
     arrays : mapping of str to array
-        Host arrays of numbers, truth values or text.
+        Host arrays of numbers, booleans or text.
     comment : bytes
-        Ends the archive.
+        The last bytes of the archive.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -69,32 +69,32 @@ def parse_npz(
     Parameters
     ----------
     file : binary file
-        As :func:`loko_ref.files.reading.open_file` opens it.
+        As returned by :func:`loko_ref.files.reading.open_file`.
     path : path-like
         Its name, for the error.
     argument : str or None
-        The option that it was given by, for the error.
+        The option that named it, for the error.
     texts : collection of str
-        Names of arrays that may hold text; all others hold numbers or truth values.
+        Names of arrays that may hold text; all others hold numbers or booleans.
 
     Raises
     ------
     InputError
-        If it is no archive of plain arrays, or says of itself what is not so.
+        If it is not an archive of plain arrays, or declares something false.
     """
     size = os.fstat(file.fileno()).st_size
     wanted = "an .npz archive of plain arrays"
     try:
         if not _is_small(file, size):
-            got, cause = "an archive of too many entries", "a file made to harm"
+            got, cause = "an archive of too many entries", "a malicious file"
             raise refuse(path, argument, got, f"at most {DIRECTORY_LIMIT} bytes of names", cause)
         with zipfile.ZipFile(file) as archive:
             entries = _entries(archive, size)
             total = sum(entry.file_size for entry in entries.values())
             most = max(UNPACKED, RATIO * size)
             if total > most:
-                got, cause = f"entries of {total} bytes", "a damaged file, or one made to harm"
-                cause += "; what is real and packs so well is to be saved uncompressed"
+                got, cause = f"entries of {total} bytes", "a damaged or malicious file"
+                cause += "; save data that compresses this well uncompressed"
                 raise refuse(path, argument, got, f"at most {most}, by its size", cause)
             found = {}
             for name, entry in entries.items():
@@ -105,27 +105,28 @@ def parse_npz(
                     if isinstance(error, InputError):
                         raise
                     got = f"entry {name!r:.80}, which cannot be read ({error})"
-                    cause = "pickled content, or a damaged, cut or foreign file"
+                    cause = "pickled content, or a damaged or truncated file, or another format"
                     raise refuse(path, argument, got, wanted, cause) from None
             return found
     except _UNREADABLE as error:
         if isinstance(error, InputError):
             raise
-        got, cause = f"no whole archive ({error})", "a truncated, damaged or foreign file"
+        got = f"an incomplete archive ({error})"
+        cause = "a truncated or damaged file, or another format"
         raise refuse(path, argument, got, wanted, cause) from None
 
 
 def _is_small(file: BinaryIO, size: int) -> bool:
-    """Whether the archive's directory is of a bounded size, as its end says.
+    """Return whether the archive's directory has a bounded size, by the record at its end.
 
-    zipfile reads all of it before anything can be asked of it.
+    zipfile reads the whole directory when it opens an archive.
     """
     file.seek(max(0, size - 2**16 - 98))
     end = file.read()
     at = end.rfind(b"PK\5\6")
     file.seek(0)
     if at < 0 or len(end) < at + 22:
-        return True  # no archive: zipfile says so
+        return True  # not an archive: zipfile raises
     length: int = struct.unpack_from("<L", end, at + 12)[0]
     far = end.rfind(b"PK\6\6", 0, at)
     if length == 0xFFFFFFFF and far >= 0 and len(end) >= far + 48:
@@ -134,15 +135,15 @@ def _is_small(file: BinaryIO, size: int) -> bool:
 
 
 def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Entries by the name of their array; raise ValueError where one cannot be what it says."""
+    """Return entries by the name of their array; raise ValueError if one is inconsistent."""
     found: dict[str, zipfile.ZipInfo] = {}
     end = 0
     for entry in sorted(archive.infolist(), key=lambda e: e.header_offset):
         name = entry.filename.removesuffix(".npy")
         if name == entry.filename or entry.is_dir():
-            raise ValueError(f"entry {entry.filename!r:.80} is no plain array")
+            raise ValueError(f"entry {entry.filename!r:.80} is not a plain array")
         if name in found:
-            raise ValueError(f"array {name!r:.80} is there twice")
+            raise ValueError(f"array {name!r:.80} occurs twice")
         if entry.flag_bits & 1:
             raise ValueError(f"array {name!r:.80} is encrypted")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -156,13 +157,13 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
             raise ValueError(f"array {name!r:.80} begins inside another")
         end = entry.header_offset + 30 + entry.compress_size
         if end > size:
-            raise ValueError(f"array {name!r:.80} ends behind the file")
+            raise ValueError(f"array {name!r:.80} ends beyond the file")
         found[name] = entry
     return found
 
 
 def _array(member: Any, size: int, text: bool) -> NDArray[Any]:
-    """Read one ``.npy``, whose head must announce just the bytes that there are."""
+    """Read one ``.npy``, whose header must declare exactly the bytes that follow."""
     dtype, fortran, shape, start = _head(member)
     if dtype.kind in "US" and not text:
         raise ValueError(f"dtype {dtype}, which is text")
@@ -175,51 +176,51 @@ def _array(member: Any, size: int, text: bool) -> NDArray[Any]:
     while at < raw.size:
         part = member.readinto(raw[at:])
         if not part:
-            raise EOFError("its data is cut")
+            raise EOFError("its data is truncated")
         at += part
-    if member.read(1):  # and the checksum is looked at
-        raise ValueError("more data than announced")
-    if dtype.kind == "b" and not are_truths(array):
-        raise ValueError("truth values that are neither 0 nor 1")
+    if member.read(1):  # also checks the checksum
+        raise ValueError("more data than declared")
+    if dtype.kind == "b" and not are_booleans(array):
+        raise ValueError("booleans that are neither 0 nor 1")
     return array.reshape(shape, order="F" if fortran else "C")
 
 
 def _head(member: Any) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
-    """Read the head of a ``.npy``: dtype, order, shape, and where the data begins."""
+    """Read the header of a ``.npy``: dtype, order, shape, and the offset of the data."""
     start = member.read(8)
     if start[:6] != b"\x93NUMPY" or start[6:7] not in (b"\1", b"\2", b"\3"):
-        raise ValueError("no .npy head")
+        raise ValueError("no .npy header")
     form = "<H" if start[6] == 1 else "<I"
     (length,) = struct.unpack(form, member.read(struct.calcsize(form)))
     if length > 10_000:
-        raise ValueError(f"a head of {length} bytes")
+        raise ValueError(f"a header of {length} bytes")
     text = member.read(length).decode("ascii")
     if sum(map(text.count, "([{")) > 8 or text.count(":") != 3:
-        raise ValueError(f"the head {text[:80]!r}, which describes no plain array")
+        raise ValueError(f"the header {text[:80]!r}, which does not describe a plain array")
     try:
-        said = ast.literal_eval(text.strip())
-        kind, fortran = said["descr"], said["fortran_order"]
+        header = ast.literal_eval(text.strip())
+        kind, fortran = header["descr"], header["fortran_order"]
         if not isinstance(kind, str) or not _DTYPE.fullmatch(kind):
-            raise ValueError(f"dtype {kind!r:.80}, which is no plain number")
-        if not isinstance(fortran, bool) or not isinstance(said["shape"], tuple):
-            raise ValueError("a foreign head")
-        shape, dtype = sized(said["shape"]), np.dtype(kind)
+            raise ValueError(f"dtype {kind!r:.80}, which is not a plain number")
+        if not isinstance(fortran, bool) or not isinstance(header["shape"], tuple):
+            raise ValueError("a malformed header")
+        shape, dtype = check_shape(header["shape"]), np.dtype(kind)
     except (SyntaxError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"a damaged head ({type(error).__name__}: {error})"[:200]) from None
+        raise ValueError(f"a damaged header ({type(error).__name__}: {error})"[:200]) from None
     return dtype, fortran, shape, 8 + struct.calcsize(form) + length
 
 
 def text_of(array: NDArray[Any]) -> str:
-    """Return the text that an array of one text holds.
+    """Return the string in an array of a single string.
 
     Raises
     ------
     ValueError
-        If it holds several, or none that is text.
+        If it has another number of elements, or another dtype.
     """
     if array.size != 1 or array.dtype.kind not in "US":
         raise ValueError(
-            f"an array of shape {array.shape} and dtype {array.dtype}, which is no text"
+            f"an array of shape {array.shape} and dtype {array.dtype}, which is not one text"
         )
     if array.dtype.kind == "U":
         points = np.frombuffer(array.tobytes(), np.dtype("u4").newbyteorder(array.dtype.byteorder))

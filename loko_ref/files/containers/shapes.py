@@ -1,4 +1,4 @@
-"""What a file may say of an array: its shape, and truth values."""
+"""Checks of an array's shape and of boolean data in a file."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AXES", "are_truths", "sized"]
+__all__ = ["AXES", "are_booleans", "check_shape"]
 
 AXES = 32
-"""Axes that NumPy 1 can hold."""
+"""Most axes of an array in NumPy 1."""
 
 
-def sized(shape: Any) -> tuple[int, ...]:
-    """Check that a list or tuple is the shape of an array; raise ValueError else."""
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """Return a list or tuple as the shape of an array; raise ValueError if it is none."""
     if len(shape) > AXES:
         raise ValueError(f"{len(shape)} axes")
     for size in shape:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise ValueError(f"{size!r:.40} is no size")
+            raise ValueError(f"{size!r:.40} is not a size")
     if math.prod(max(d, 1) for d in shape) >= 2**60:  # also where another axis is empty
         raise ValueError(f"no array has shape {tuple(shape)}")
     return tuple(shape)
 
 
-def are_truths(raw: NDArray[Any]) -> bool:
-    """Whether bytes hold truth values: 0 and 1."""
+def are_booleans(raw: NDArray[Any]) -> bool:
+    """Return whether all bytes are 0 or 1."""
     return not raw.size or int(raw.view(np.uint8).max()) <= 1

@@ -1,7 +1,7 @@
-"""The safetensors format, read with NumPy and without trust.
+"""The safetensors format, read with NumPy as untrusted input.
 
-A file is: eight bytes, the length of the head (little-endian); the head, JSON: name -> dtype,
-shape, data_offsets (and ``__metadata__``, strings); then the data, without gaps.
+A file consists of eight bytes, the length of the header (little-endian); the header, JSON: name ->
+dtype, shape, data_offsets (and ``__metadata__``, strings); and the data, without gaps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref.errors import InputError
-from loko_ref.files.containers.shapes import are_truths, sized
+from loko_ref.files.containers.shapes import are_booleans, check_shape
 from loko_ref.files.reading import refuse
 from loko_ref.files.strict_json import parse_json
 
@@ -41,7 +41,7 @@ DTYPES = {
 """safetensors' name -> NumPy's."""
 
 HEAD_LIMIT = 16 * 2**20
-"""Bytes of the head of a safetensors file; the largest checkpoints' have less than one MiB."""
+"""Most bytes of the header; those of the largest checkpoints have less than one MiB."""
 
 
 def parse_safetensors(
@@ -51,7 +51,7 @@ def parse_safetensors(
     *,
     widen: bool = False,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Cut the tensors out of a safetensors file; they are views of it where they can be.
+    """Return the tensors of a safetensors file, as views of it if alignment permits.
 
     Parameters
     ----------
@@ -60,20 +60,21 @@ def parse_safetensors(
     path : path-like
         Its name, for the error.
     argument : str, optional
-        The option that it was given by, for the error.
+        The option that named it, for the error.
     widen : bool
-        Whether BF16 becomes float32, exactly; else it is refused, as NumPy has no such dtype.
+        Whether BF16 is converted to float32, exactly; otherwise it is an error, since NumPy has no
+        such dtype.
 
     Returns
     -------
     tensors : dict of str to array
     metadata : dict of str to str
-        What stands under ``__metadata__``.
+        The content of ``__metadata__``.
 
     Raises
     ------
     InputError
-        If the file is truncated or damaged; names the tensor where it can.
+        If the file is truncated or damaged; with the tensor's name if it is known.
     """
     if data.size < 8:
         raise refuse(path, argument, f"{data.size} bytes", "at least 8", "a truncated download")
@@ -101,19 +102,19 @@ def parse_safetensors(
 
 def _offset(item: tuple[str, Any]) -> int:
     try:
-        return sized(item[1]["data_offsets"])[0]
+        return check_shape(item[1]["data_offsets"])[0]
     except (TypeError, KeyError, ValueError, IndexError):
         return 0
 
 
 def _tensor(where: str, entry: Any, body: NDArray[np.uint8], at: int, widen: bool) -> NDArray[Any]:
-    """Cut one tensor out of the data, which must go on at byte `at`."""
+    """Return one tensor of the data, which must start at byte `at`."""
     try:
         kind = str(entry["dtype"])
-        shape = sized(entry["shape"])
+        shape = check_shape(entry["shape"])
         start, stop = entry["data_offsets"]
         for offset in (start, stop):
-            sized([offset])
+            check_shape([offset])
     except (TypeError, KeyError, ValueError) as error:
         got = f"{type(error).__name__}: {error}"
         raise InputError(where, got, "dtype, shape, data_offsets", "a damaged head") from None
@@ -131,8 +132,8 @@ def _tensor(where: str, entry: Any, body: NDArray[np.uint8], at: int, widen: boo
     raw = body[start:stop].view(np.ndarray)
     if raw.size == 0:
         return np.zeros(shape, np.float32 if kind == "BF16" else dtype)
-    if kind == "BOOL" and not are_truths(raw):
-        raise InputError(where, "a byte that is neither 0 nor 1", "truth values", "damaged data")
+    if kind == "BOOL" and not are_booleans(raw):
+        raise InputError(where, "a byte that is neither 0 nor 1", "booleans", "damaged data")
     if start % dtype.itemsize or raw.ctypes.data % dtype.itemsize:
         raw = raw.copy()
     array = raw.view(dtype).reshape(shape)
@@ -149,12 +150,12 @@ def pack_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str,
     tensors : mapping of str to array
         Host arrays.
     metadata : mapping of str to str
-        For ``__metadata__``, which stands first in the head.
+        For ``__metadata__``, the first entry of the header.
 
     Raises
     ------
     InputError
-        If an array has a dtype that the format has not.
+        If an array has a dtype that the format does not support.
     """
     names = {np.dtype(v): k for k, v in DTYPES.items()}
     head: dict[str, Any] = {"__metadata__": dict(metadata)}

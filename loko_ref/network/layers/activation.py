@@ -1,4 +1,4 @@
-"""Activations: forward and vjp side by side.
+"""Activations: forward beside vjp, and their entry in the spec (a kind without keys).
 
 Shapes: x, y (batch, ..., d); dy, dx (k, batch, ..., d) with a leading axis of k cotangents.
 Each forward is written so that it also takes complex input (branches look at the real part), which
@@ -8,6 +8,7 @@ is what the complex-step test of its vjp needs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 from loko_ref.arrays import Array, erfc, namespace, pi, positive, root, scalar, where_or_zero
 from loko_ref.arrays.special import (
@@ -16,9 +17,12 @@ from loko_ref.arrays.special import (
     softmax_forward,
     softmax_vjp,
 )
+from loko_ref.network.layers.base import Context, Kind, Layer, Params, Request
 
 __all__ = [
     "ACTIVATIONS",
+    "Activation",
+    "ActivationName",
     "gelu_forward",
     "gelu_tanh_forward",
     "gelu_tanh_vjp",
@@ -94,7 +98,9 @@ def gelu_tanh_vjp(dy: Array, cache: Array) -> Array:
 Forward = Callable[[Array], tuple[Array, Array]]
 Vjp = Callable[[Array, Array], Array]
 
-ACTIVATIONS: dict[str, tuple[Forward, Vjp]] = {
+ActivationName = Literal["tanh", "relu", "gelu", "gelu_tanh", "softmax", "log_softmax"]
+
+ACTIVATIONS: dict[ActivationName, tuple[Forward, Vjp]] = {
     "tanh": (tanh_forward, tanh_vjp),
     "relu": (relu_forward, relu_vjp),
     "gelu": (gelu_forward, gelu_vjp),
@@ -103,3 +109,15 @@ ACTIVATIONS: dict[str, tuple[Forward, Vjp]] = {
     "log_softmax": (log_softmax_forward, log_softmax_vjp),
 }
 """Activation name -> (forward, vjp)."""
+
+
+class Activation(Kind):
+    """An elementwise function, or a softmax over the last axis.  [LAY-4 to LAY-8]."""
+
+    def forward(self, x: Array, params: Params, layer: Layer, context: Context) -> Any:
+        """Return (y, cache) of the activation that the layer's kind names."""
+        return ACTIVATIONS[layer["kind"]][0](x)
+
+    def vjp(self, dy: Array, cache: Any, layer: Layer, request: Request) -> Any:
+        """Return (dx, {}): there are no arrays."""
+        return ACTIVATIONS[layer["kind"]][1](dy, cache), {}

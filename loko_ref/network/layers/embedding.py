@@ -1,24 +1,32 @@
-"""The two ends of a transformer: from ids or images to tokens, and from tokens to one vector.
+"""Tables of tokens, positions and types: forward, vjp, entry in the spec, initialization.
 
-Shapes: ids, types (batch, t) of int; mask (batch, t) of bool; image (batch, channels, h, w);
-tokens x (batch, t, d); y (batch, d) where pooled; dy with a leading axis of k cotangents.
+Shapes: ids, types (batch, t) of int; mask (batch, t) of bool; a table (rows, d); y (batch, t, d);
+dy (k, batch, t, d) with a leading axis of k cotangents.
 """
 
 from __future__ import annotations
 
-from loko_ref.arrays import Array, namespace
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, get_args
 
-__all__ = [
-    "lookup_forward",
-    "lookup_vjp",
-    "patchify",
-    "pool_forward",
-    "pool_vjp",
-    "positions",
-    "prepend_forward",
-    "prepend_vjp",
-    "unpatchify",
-]
+from loko_ref.arrays import Array, backend_of, namespace
+from loko_ref.checks.signatures import check_type
+from loko_ref.checks.values import check_choice, check_shape, check_whole
+from loko_ref.errors import InputError
+from loko_ref.network.layers.base import (
+    Context,
+    Flow,
+    Kind,
+    Layer,
+    Params,
+    Request,
+    Shapes,
+)
+
+__all__ = ["Channel", "Embedding", "channels", "lookup_forward", "lookup_vjp", "positions"]
+
+Channel = Literal["ids", "types", "mask"]
+"""What a channel of the integer input holds."""
 
 
 def lookup_forward(table: Array, index: Array) -> tuple[Array, tuple[Array, int]]:
@@ -60,9 +68,9 @@ def positions(ids: Array, mask: Array | None, start: int | None) -> Array:
     ids : array (batch, t)
         Token ids.
     mask : array (batch, t) of bool or None
-        Where a token counts, for RoBERTa's rule.
+        Real tokens, for RoBERTa's rule.
     start : int or None
-        None: token j reads row j (BERT). A number: RoBERTa's rule, tokens that count are numbered
+        None: token j reads row j (BERT). A number: RoBERTa's rule, real tokens are numbered
         from ``start + 1`` on, and padding reads row ``start``.
 
     Returns
@@ -76,69 +84,113 @@ def positions(ids: Array, mask: Array | None, start: int | None) -> Array:
     return xp.cumsum(real, axis=1) * real + start
 
 
-def patchify(image: Array, patch: tuple[int, int]) -> Array:
-    """Cut an image into patches, row by row, each flattened as (channels, h, w).  [ATT-5].
+def channels(layer: Layer) -> tuple[Channel, ...]:
+    """Names of the channels that an embedding layer's input has."""
+    return tuple(layer.get("inputs") or ("ids",))
 
-    A convolution whose stride is its kernel is a linear on these patches.
 
-    Parameters
-    ----------
-    image : array (batch, channels, h, w)
-        Pixels.
-    patch : (int, int)
-        Height and width of a patch; they divide h and w.
+class Embedding(Kind):
+    """Token ids to vectors: table + positions + types.  [ATT-4].
 
-    Returns
-    -------
-    array (batch, h/ph * w/pw, channels * ph * pw)
+    ``inputs`` names the channels of the integer input: ``["ids"]`` (the default), x (batch, t);
+    otherwise x (batch, channels, t). Without a ``mask`` channel, tokens equal to ``pad`` are
+    padding. ``start`` numbers positions as RoBERTa does (:func:`positions`).
     """
-    batch, channels, h, w = image.shape
-    ph, pw = patch
-    a = image.reshape(batch, channels, h // ph, ph, w // pw, pw)
-    a = a.transpose(0, 2, 4, 1, 3, 5)
-    return a.reshape(batch, (h // ph) * (w // pw), channels * ph * pw)
 
+    required = ("name", "vocab", "width", "positions")
+    optional: ClassVar = {"types": 0, "pad": None, "start": None, "inputs": None}
+    params = ("token", "position", "type")
+    sizes = ("vocab", "width", "positions")
+    deviation = 0.02
+    reads_input = True
 
-def unpatchify(dx: Array, shape: tuple[int, int, int], patch: tuple[int, int]) -> Array:
-    """Transpose (and inverse) of :func:`patchify`, with a leading axis of cotangents.  [ATT-5]."""
-    k, batch = dx.shape[:2]
-    (channels, h, w), (ph, pw) = shape, patch
-    a = dx.reshape(k, batch, h // ph, w // pw, channels, ph, pw)
-    return a.transpose(0, 1, 4, 2, 5, 3, 6).reshape(k, batch, channels, h, w)
+    def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
+        """Raise unless ids are whole numbers, and channels known, with a table each."""
+        check_whole(f"{where}.types", self.option(layer, "types"), low=0)
+        for key in ("pad", "start"):
+            if layer.get(key) is not None:
+                check_whole(f"{where}.{key}", layer[key], low=0)
+        if layer.get("inputs"):
+            check_type(f"{where}.inputs", layer["inputs"], Sequence, "one name in place of a list")
+        inputs = channels(layer)
+        for key in inputs:
+            check_choice(f"{where}.inputs", key, get_args(Channel))
+        if "ids" not in inputs or len(set(inputs)) != len(inputs):
+            raise InputError(f"{where}.inputs", list(inputs), "'ids', each once", "a missing name")
+        if "types" in inputs and not layer.get("types"):
+            raise InputError(f"{where}.types", 0, "at least 1", "a channel without a table")
+        return Flow(layer["width"], True)
 
+    def check_input(self, layer: Layer, like: Array, x: Array) -> None:
+        """Raise unless x holds whole numbers that are rows of the tables."""
+        if backend_of(like).name != "balls":  # with balls ids stay NumPy's: they are no numbers
+            backend_of(like, x)
+        if getattr(x, "dtype", None) is None or x.dtype.kind not in "iu":
+            raise InputError(
+                "x",
+                f"dtype {getattr(x, 'dtype', type(x).__name__)}",
+                "whole numbers (token ids)",
+                "floats, or text that is not tokenised",
+            )
+        inputs = channels(layer)
+        if len(inputs) == 1:
+            check_shape("x", x, ("batch", "t"))
+        else:
+            check_shape("x", x, ("batch", len(inputs), "t"))
+        start = layer.get("start")
+        longest = layer["positions"] - (0 if start is None else start + 1)
+        if not 1 <= x.shape[-1] <= longest:
+            raise InputError(
+                "x",
+                f"{x.shape[-1]} tokens",
+                f"1 to {longest}",
+                "a text longer than the position table",
+            )
+        if not x.size:
+            return
+        rows = {"ids": layer["vocab"], "types": layer.get("types", 0), "mask": 2}
+        for j, key in enumerate(inputs):
+            part = x if len(inputs) == 1 else x[:, j]
+            low, high = int(part.min()), int(part.max())
+            if low < 0 or high >= rows[key]:
+                raise InputError(
+                    f"x ({key})",
+                    low if low < 0 else high,
+                    f"whole numbers in [0, {rows[key] - 1}]",
+                    "ids of another tokenizer, or channels in another order",
+                )
 
-def prepend_forward(x: Array, token: Array) -> Array:
-    """Put the learnt tokens (count, d) before each sample's own ([CLS]).  [ATT-5]."""
-    xp = namespace(x, token)
-    head = xp.broadcast_to(token, (x.shape[0], *token.shape))
-    return xp.concatenate([head, x], axis=1)
+    def width_in(self, layer: Layer) -> int | None:
+        """Longest text."""
+        return int(layer["positions"])
 
+    def shapes(self, layer: Layer) -> Shapes:
+        """Tables of tokens, positions and types."""
+        d = layer["width"]
+        shapes: Shapes = {"token": (layer["vocab"], d), "position": (layer["positions"], d)}
+        return shapes | ({"type": (layer["types"], d)} if layer.get("types") else {})
 
-def prepend_vjp(dy: Array, count: int, *, per_sample: bool = False) -> tuple[Array, Array]:
-    """Split the cotangent: (dx, dtoken), dtoken (k, count, d) or (k, batch, count, d).  [ATT-5]."""
-    head = dy[:, :, :count]
-    return dy[:, :, count:], head if per_sample else head.sum(axis=1)
+    def forward(self, x: Array, params: Params, layer: Layer, context: Context) -> Any:
+        """Add the rows read from each table; pass on the mask."""
+        inputs, pad = channels(layer), layer.get("pad")
+        part = {"ids": x} if len(inputs) == 1 else {n: x[:, j] for j, n in enumerate(inputs)}
+        ids = part["ids"]
+        real = None if pad is None else ids != pad
+        context.mask = part["mask"] != 0 if "mask" in part else real
+        at = positions(ids, real, layer.get("start"))
+        y, kept = lookup_forward(params["token"], ids)
+        p, kept_p = lookup_forward(params["position"], at)
+        y, caches = y + p, {"token": kept, "position": kept_p}
+        if "type" in params:
+            types = part["types"] if "types" in part else namespace(ids).zeros_like(ids)
+            p, caches["type"] = lookup_forward(params["type"], types)
+            y = y + p
+        return y, caches
 
-
-def pool_forward(x: Array, how: str, mask: Array | None = None) -> Array:
-    """One vector a sample: the first token (``cls``), or the mean of those that count.  [ATT-6]."""
-    if how == "cls":
-        return x[:, 0]
-    if mask is None:
-        return x.mean(axis=1)
-    real = mask.astype(x.real.dtype)[:, :, None]
-    return (x * real).sum(axis=1) / real.sum(axis=1)
-
-
-def pool_vjp(dy: Array, how: str, t: int, mask: Array | None = None) -> Array:
-    """Spread the cotangent (k, batch, d) over the tokens: (k, batch, t, d).  [ATT-6]."""
-    xp = namespace(dy)
-    k, batch, d = dy.shape
-    if how == "cls":
-        dx = xp.zeros((k, batch, t, d), dtype=dy.dtype)
-        dx[:, :, 0] = dy
-        return dx
-    if mask is None:
-        return xp.broadcast_to((dy / t)[:, :, None], (k, batch, t, d))
-    real = mask.astype(dy.dtype)[:, :, None]  # (batch, t, 1)
-    return dy[:, :, None] * (real / real.sum(axis=1, keepdims=True))
+    def vjp(self, dy: Array, cache: Any, layer: Layer, request: Request) -> Any:
+        """Add into the tables wanted; ids have no cotangent."""
+        return None, {
+            key: lookup_vjp(dy, kept, per_sample=request.per_sample)
+            for key, kept in cache.items()
+            if key in request.need
+        }

@@ -1,19 +1,36 @@
-"""Linear layer with an optional LoRA branch: forward and vjp side by side.
+"""Linear layer with an optional LoRA branch: forward, vjp, entry in the spec, initialization.
 
 Shapes: x (batch, ..., i); y (batch, ..., o); W (o, i); b (o,); A (r, i); B (o, r); bA (r,);
 bB (o,); dy (k, batch, ..., o) with a leading axis of k cotangents.
 
 The axes between batch and i (tokens) are summed over wherever a parameter's cotangent is formed;
-the batch axis is summed too, unless ``per_sample`` asks for one cotangent a sample.
+the batch axis is summed too, unless ``per_sample`` asks for one cotangent per sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
 
 from loko_ref.arrays import Array, namespace
+from loko_ref.checks.signatures import check_type
+from loko_ref.checks.values import check_range
+from loko_ref.network import lora
+from loko_ref.network.layers.base import (
+    Context,
+    Flow,
+    Kind,
+    Layer,
+    Params,
+    Request,
+    Shapes,
+    check_entry,
+)
 
-__all__ = ["PARAMS", "Cache", "forward", "vjp"]
+__all__ = ["LINEAR", "PARAMS", "Cache", "Linear", "forward", "site_scale", "vjp"]
 
 PARAMS = ("W", "b", "A", "B", "bA", "bB")
 """Parameter names; the last four are the LoRA factors, in packing order."""
@@ -126,3 +143,81 @@ def vjp(
         if dx is not None:
             dx = dx + du @ params["A"]
     return dx, dparams
+
+
+def site_scale(layer: Layer, like: Array | None = None) -> Any:
+    """``alpha / r`` of a linear's LoRA branch; 1 without one.  [LORA-2]."""
+    site = layer.get("lora")
+    return lora.ratio(site["alpha"], site["r"], like) if site else 1.0
+
+
+class Linear(Kind):
+    """Affine map with an optional LoRA branch.  [LAY-1, LAY-2, LAY-3]."""
+
+    required = ("name", "in", "out")
+    optional: ClassVar = {"bias": True, "lora": None}
+    params = PARAMS
+    sizes = ("in", "out")
+
+    def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
+        """Widths chain; the rank is at least 1 (it may exceed a width, as PEFT's may)."""
+        flow.check_width(f"{where}.in", layer["in"])
+        site = layer.get("lora")
+        if site:
+            check_type(f"{where}.lora", site, Mapping, "the rank alone")
+            flag = {"bias": False}
+            check_entry(f"{where}.lora", site, ("r", "alpha"), flag, ("r",), "LoRA site")
+            check_range(f"{where}.lora.alpha", site["alpha"], low_open=True, high_open=True)
+        return Flow(layer["out"], flow.tokens)
+
+    def width_in(self, layer: Layer) -> int | None:
+        """``in``."""
+        return layer.get("in")
+
+    def shapes(self, layer: Layer) -> Shapes:
+        """W, b, and A, B, bA, bB of the branch."""
+        i, o = layer["in"], layer["out"]
+        shapes: Shapes = {"W": (o, i)}
+        if self.option(layer, "bias"):
+            shapes["b"] = (o,)
+        site = layer.get("lora")
+        if site:
+            shapes["A"], shapes["B"] = (site["r"], i), (o, site["r"])
+            if site.get("bias", False):
+                shapes["bA"], shapes["bB"] = (site["r"],), (o,)
+        return shapes
+
+    def linears(self, layer: Layer) -> Iterator[Layer]:
+        """Itself."""
+        yield layer
+
+    def map_linears(self, layer: Layer, change: Callable[[Layer], Layer]) -> dict[str, Any]:
+        """Itself, changed."""
+        return dict(change(layer))
+
+    def init(
+        self, layer: Layer, rng: np.random.Generator, init: lora.Init, dtype: str
+    ) -> dict[str, Any]:
+        """W uniform on ±sqrt(6 / i) (He), b = 0, factors as in LoRA."""
+        i, o, site = layer["in"], layer["out"], layer.get("lora")
+        bound = math.sqrt(6 / i)
+        found: dict[str, Any] = {"W": rng.uniform(-bound, bound, size=(o, i)).astype(dtype)}
+        if self.option(layer, "bias"):
+            found["b"] = np.zeros(o, dtype)
+        if site:
+            bias = site.get("bias", False)
+            found |= lora.init_factors(rng, i, o, site["r"], init=init, bias=bias, dtype=dtype)
+        return found
+
+    def forward(self, x: Array, params: Params, layer: Layer, context: Context) -> Any:
+        """``y = W x + b + scale (B (A x + bA) + bB)``."""
+        return forward(x, params, site_scale(layer, x))
+
+    def vjp(self, dy: Array, cache: Any, layer: Layer, request: Request) -> Any:
+        """As :func:`vjp`."""
+        need, each = request.need, request.per_sample
+        return vjp(dy, cache, need, per_sample=each, need_dx=request.need_dx)
+
+
+LINEAR = Linear()
+"""The one that attention shares."""

@@ -1,4 +1,4 @@
-"""Layer normalisation: forward and vjp side by side.
+"""Layer normalisation: forward, vjp, entry in the spec, initialization.
 
 Shapes: x, y (batch, ..., d); g, b (d,) the gain and the shift, or None; dy, dx (k, batch, ..., d)
 with a leading axis of k cotangents.
@@ -7,10 +7,15 @@ with a leading axis of k cotangents.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any, ClassVar
+
+import numpy as np
 
 from loko_ref.arrays import Array, namespace
+from loko_ref.checks.values import check_range
+from loko_ref.network.layers.base import Context, Flow, Init, Kind, Layer, Params, Request, Shapes
 
-__all__ = ["PARAMS", "forward", "vjp"]
+__all__ = ["PARAMS", "LayerNorm", "forward", "vjp"]
 
 PARAMS = ("g", "b")
 """Parameter names: gain and shift."""
@@ -97,3 +102,37 @@ def vjp(
     dn = dy if g is None else dy * g
     along = (dn * n).mean(axis=-1, keepdims=True)  # (k, batch, ..., 1)
     return inv * (dn - dn.mean(axis=-1, keepdims=True) - n * along), dparams
+
+
+class LayerNorm(Kind):
+    """Layer normalisation.  [ATT-1]."""
+
+    required = ("name", "width")
+    optional: ClassVar = {"eps": 1e-5, "affine": True}
+    params = PARAMS
+    sizes = ("width",)
+
+    def check(self, layer: Layer, where: str, flow: Flow) -> Flow:
+        """Width chains; eps >= 0."""
+        check_range(f"{where}.eps", self.option(layer, "eps"), low=0, high_open=True)
+        return super().check(layer, where, flow)
+
+    def shapes(self, layer: Layer) -> Shapes:
+        """Gain g and shift b, if affine."""
+        return dict.fromkeys(PARAMS, (layer["width"],)) if self.option(layer, "affine") else {}
+
+    def init(
+        self, layer: Layer, rng: np.random.Generator, init: Init, dtype: str
+    ) -> dict[str, Any]:
+        """Set g = 1, b = 0; nothing is drawn."""
+        fill = {"g": np.ones, "b": np.zeros}
+        return {key: fill[key](shape, dtype) for key, shape in self.shapes(layer).items()}
+
+    def forward(self, x: Array, params: Params, layer: Layer, context: Context) -> Any:
+        """``y = g (x - mean) / sqrt(var + eps) + b``."""
+        return forward(x, params.get("g"), params.get("b"), eps=self.option(layer, "eps"))
+
+    def vjp(self, dy: Array, cache: Any, layer: Layer, request: Request) -> Any:
+        """As :func:`vjp`."""
+        need, each = request.need, request.per_sample
+        return vjp(dy, cache, need, per_sample=each, need_dx=request.need_dx)

@@ -88,10 +88,7 @@ mutant(
     "only R's diagonal in S",
     "R's off-diagonal entries are dropped: outputs are taken as independent.",
     "S = H @ (p[:, None] * H.T) + R, with the whole matrix R",
-    {
-        "S": lambda v: v.H @ times(v.p_pred, v.H) + np.diag(np.diag(v.R_used)),
-        "K.glm": direct_gain,
-    },
+    {"S": lambda v: v.H @ times(v.p_pred, v.H) + np.diag(np.diag(v.R_used)), "K.glm": direct_gain},
 )
 mutant(
     "S-R-SQUARED",

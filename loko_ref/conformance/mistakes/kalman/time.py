@@ -81,7 +81,7 @@ mutant(
 
 
 def _in_step(v: Values) -> bool:
-    """Tell whether a whole step is taken: what is called alone is right."""
+    """Return whether a whole step is taken: what is called alone is right."""
     return "theta" in v and "lam" in v
 
 

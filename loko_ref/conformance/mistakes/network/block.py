@@ -182,7 +182,7 @@ mutant(
 
 
 def _on_keys(spec: Layers) -> Layers:
-    """Give keys without LoRA that of the queries."""
+    """Put the LoRA of the queries on keys that have none."""
     found: Layers = []
     for layer in spec:
         if layer["kind"] == "residual":

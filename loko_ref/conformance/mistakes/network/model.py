@@ -128,10 +128,7 @@ mutant(
     "factors flattened column by column",
     "Transposed (Fortran) order in theta.",
     "A.reshape(-1), row-major",
-    {
-        "flatten": _column_major,
-        "unflatten": lambda flat, shape: flat.reshape(shape[::-1]).T,
-    },
+    {"flatten": _column_major, "unflatten": lambda flat, shape: flat.reshape(shape[::-1]).T},
 )
 mutant(
     "STACK-CLASS-MAJOR",
@@ -321,10 +318,7 @@ mutant(
     "AdamW: decay in the gradient",
     "Adam with L2: weight_decay * theta is added to the gradient.",
     "theta = theta * (1 - lr * weight_decay)",
-    {
-        "adamw.gradient": lambda v: v.g + v.weight_decay * v.theta,
-        "adamw.decay": lambda v: v.theta,
-    },
+    {"adamw.gradient": lambda v: v.g + v.weight_decay * v.theta, "adamw.decay": lambda v: v.theta},
 )
 mutant(
     "ADAMW-NO-DECAY",

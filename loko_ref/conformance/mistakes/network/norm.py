@@ -16,16 +16,12 @@ from loko_ref.textbook.filter import FORMULAS, Values
 __all__: list[str] = []
 
 F = FORMULAS
-Normed = tuple[Array, Any]
-
 _FORWARD = "nu = (x - mean) / sqrt(var + eps), y = g * nu + b"
 _BACK = "dx = s * (dnu - mean(dnu) - nu * mean(nu * dnu)), dnu = g * dy"
 
 
-def _unbiased(v: Values, x: Array, g: Any, b: Any, eps: float) -> Normed:
-    ratio = (x.shape[-1] - 1) / x.shape[-1]  # c / sqrt(var / ratio + eps)
-    made: Normed = F["norm"](v, x, g * ratio**0.5, b, eps * ratio)
-    return made
+def _unbiased(v: Values, x: Array, mu: Array) -> Array:
+    return np.asarray(F["norm.variance"](v, x, mu) * x.shape[-1] / (x.shape[-1] - 1))
 
 
 mutant(
@@ -33,24 +29,21 @@ mutant(
     "the variance divided by width - 1",
     "The unbiased variance (torch's x.var default) in place of the mean of squares.",
     "var = ((x - mean) ** 2).mean(-1)",
-    {"norm": _unbiased},
+    {"norm.variance": _unbiased},
 )
 mutant(
     "NORM-EPS-MISSING",
     "eps left out of the norm",
     "sqrt(var) alone.",
     _FORWARD,
-    {"norm": lambda v, x, g, b, eps: F["norm"](v, x, g, b, 0.0)},
+    {"norm.deviation": lambda var, eps: F["norm.deviation"](var, 0.0)},
 )
 
 
-def _eps_outside(v: Values, x: Array, g: Any, b: Any, eps: float) -> Normed:
-    """``c / (sigma + eps)``; kept are both reciprocals."""
-    c = x - v.keep("mu", x.mean(axis=-1, keepdims=True))
-    sigma = np.sqrt(v.keep("var", (c * c).mean(axis=-1, keepdims=True)))
-    s = v.keep("deviation", 1 / (sigma + eps))
-    nu = v.keep("nu", c * s)
-    return g * nu + b, (nu, np.concatenate([s, 1 / sigma], axis=-1), g)
+def _eps_outside(var: Array, eps: float) -> Array:
+    """``1 / (sigma + eps)``, and beside it ``1 / sigma``."""
+    sigma = np.sqrt(var)
+    return np.concatenate([1 / (sigma + eps), 1 / sigma], axis=-1)
 
 
 def _eps_outside_back(nu: Array, s: Array, g: Any, d: Array) -> Array:
@@ -64,25 +57,30 @@ mutant(
     "eps outside the norm's root",
     "sqrt(var) + eps in place of sqrt(var + eps).",
     _FORWARD,
-    {"norm": _eps_outside, "norm_back": _eps_outside_back},
+    {
+        "norm.deviation": _eps_outside,
+        "norm.nu": lambda x, mu, s: F["norm.nu"](x, mu, s[..., :1]),
+        "norm_back": _eps_outside_back,
+    },
 )
 mutant(
     "NORM-EPS-OTHER",
     "another eps in the norm",
     "An eps that is not the one given: 1e-5, 1e-6 and 1e-12 are defaults of different models.",
     _FORWARD,
-    lambda size: {"norm": lambda v, x, g, b, eps: F["norm"](v, x, g, b, size)},
+    lambda size: {"norm.deviation": lambda var, eps: F["norm.deviation"](var, size)},
     sizes=(1e-8, 1e-6, 1e-5, 1e-3, 0.1),
     example=1e-3,
 )
 
 
-def _over_tokens(v: Values, x: Array, g: Any, b: Any, eps: float) -> Normed:
-    if x.ndim == 2:
-        return F["norm"](v, x, g, b, eps)
-    _, (nu, s, _) = F["norm"](v, np.swapaxes(x, 1, 2), 1.0, 0.0, eps)
-    nu = np.swapaxes(nu, 1, 2)
-    return g * nu + b, (nu, np.swapaxes(s, 1, 2), g)
+def _tokens(x: Array) -> int:
+    """Find the axis of the tokens, where there are tokens."""
+    return 1 if x.ndim == 3 else -1
+
+
+def _variance_over_tokens(v: Values, x: Array, mu: Array) -> Array:
+    return np.asarray(((x - mu) ** 2).mean(axis=_tokens(x), keepdims=True))
 
 
 def _over_tokens_back(nu: Array, s: Array, g: Any, d: Array) -> Array:
@@ -97,14 +95,12 @@ mutant(
     "the norm over the tokens",
     "Mean and variance are taken along the wrong axis.",
     "x.mean(-1), x.var(-1): over the width, token by token",
-    {"norm": _over_tokens, "norm_back": _over_tokens_back},
+    {
+        "norm.mean": lambda x: x.mean(axis=_tokens(x), keepdims=True),
+        "norm.variance": _variance_over_tokens,
+        "norm_back": _over_tokens_back,
+    },
 )
-
-
-def _root_mean_square(v: Values, x: Array, g: Any, b: Any, eps: float) -> Normed:
-    s = v.keep("deviation", 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps))
-    nu = v.keep("nu", x * s)
-    return g * nu + b, (nu, s, g)
 
 
 def _no_mean(nu: Array, s: Array, g: Any, d: Array) -> Array:
@@ -116,16 +112,13 @@ mutant(
     "the root mean square in place of the norm",
     "RMSNorm: the mean is not taken out.",
     _FORWARD,
-    {"norm": _root_mean_square, "norm_back": _no_mean},
+    {"norm.mean": lambda x: 0 * F["norm.mean"](x), "norm_back": _no_mean},
 )
 
 
-def _one_pass(v: Values, x: Array, g: Any, b: Any, eps: float) -> Normed:
-    mu = v.keep("mu", x.mean(axis=-1, keepdims=True))
+def _one_pass(v: Values, x: Array, mu: Array) -> Array:
     squares = v.keep("squares", (x * x).mean(axis=-1, keepdims=True))
-    s = v.keep("deviation", 1 / np.sqrt(squares - mu * mu + eps))
-    nu = v.keep("nu", (x - mu) * s)
-    return g * nu + b, (nu, s, g)
+    return np.asarray(squares - mu * mu)
 
 
 mutant(
@@ -133,28 +126,28 @@ mutant(
     "the variance in one pass",
     "mean(x^2) - mean(x)^2 loses its digits where the mean is large.",
     "var = ((x - mean) ** 2).mean(-1)",
-    {"norm": _one_pass},
+    {"norm.variance": _one_pass},
 )
 mutant(
     "NORM-GAIN-MISSING",
     "the norm's gain left out",
     "y = nu + b.",
     _FORWARD,
-    {"norm": lambda v, x, g, b, eps: F["norm"](v, x, 1.0, b, eps)},
+    {"norm.gain": lambda g: 1.0},
 )
 mutant(
     "NORM-SHIFT-MISSING",
     "the norm's shift left out",
     "y = g nu.",
     _FORWARD,
-    {"norm": lambda v, x, g, b, eps: F["norm"](v, x, g, 0.0, eps)},
+    {"norm.shift": lambda b: 0.0},
 )
 mutant(
     "NORM-GAIN-PLUS-ONE",
     "1 + g for the norm's gain",
     "A gain stored as its difference from 1, read from a model that stores it whole.",
     _FORWARD,
-    {"norm": lambda v, x, g, b, eps: F["norm"](v, x, g + (np.ndim(g) > 0), b, eps)},
+    {"norm.gain": lambda g: g + (np.ndim(g) > 0)},
 )
 mutant(
     "NORM-JACOBIAN-NO-GAIN",

@@ -1,0 +1,99 @@
+"""What ``train`` and ``lte`` leave behind: documents, and the checkpoint after an interrupt."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loko_ref import interrupt
+from loko_ref.errors import InputError
+from loko_ref.files import storage
+from loko_ref.files.writing import check_target, check_targets, write_bytes
+
+__all__ = ["begin", "check_outputs", "go_on", "identity", "kept", "write_json"]
+
+_NOTHING = "nothing is kept; give --checkpoint F.npz to go on from where a run was interrupted"
+
+
+def check_outputs(
+    results: Mapping[str, Path | None], checkpoint: Path | None, resume: Path | None
+) -> None:
+    """Raise, before a run, where its files could not be written, or two of them are one.
+
+    Parameters
+    ----------
+    results : mapping of str to path
+        Option -> file; of ``--plot`` the suffix chooses the format.
+    checkpoint, resume : path, optional
+        Which may be the same file.
+    """
+    for option, path in (("--checkpoint", checkpoint), ("--resume", resume)):
+        if path is not None and path.suffix.lower() not in storage.SUFFIXES:
+            raise InputError(
+                option,
+                repr(str(path)),
+                f"a file name that ends in {' or '.join(storage.SUFFIXES)}",
+                "a missing or foreign suffix; or a directory, as 'lte' took in an earlier version: "
+                "use a file F.npz, which holds all heads",
+            )
+    plot = results.get("--plot")
+    if plot is not None:
+        check_target("--plot", plot, ".svg", ".png")
+    check_targets(results, {"--resume": resume})
+    check_targets({"--checkpoint": checkpoint, **results})
+
+
+def begin(checkpoint: Path | None, resume: Path | None) -> None:
+    """Set what an interrupt says before a checkpoint has been written."""
+    interrupt.resumes(resume)
+    if checkpoint is None and resume is None:
+        interrupt.keep(lambda: _NOTHING)
+
+
+def go_on(checkpoint: Path) -> str:
+    """Return the shell command that goes on from a checkpoint."""
+    words = sys.argv[1:]
+    for option in ("--resume", "--stop-after"):
+        words = interrupt.without(words, option)
+    return interrupt.command_line(*words, "--resume", checkpoint)
+
+
+def identity(path: Path | None) -> tuple[int, int] | None:
+    """Return what changes when a file is replaced or written to; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = None if path is None else path.stat()
+        return None if found is None else (found.st_ino, found.st_mtime_ns)
+    return None
+
+
+def kept(
+    checkpoint: Path,
+    standing: str,
+    since: tuple[int, int] | None = None,
+    otherwise: str | None = None,
+) -> None:
+    """Set what an interrupt says from now on: the checkpoint, how far it is, how to go on.
+
+    Parameters
+    ----------
+    checkpoint : path
+        The file.
+    standing : str
+        How far the run is.
+    since, otherwise : (int, int), str, optional
+        The file's :func:`identity` when it was not this run's, and the text as long as it is.
+    """
+    text = f"kept: {checkpoint}, {standing}; go on with: {go_on(checkpoint)}"
+    otherwise = otherwise or f"nothing is kept: {checkpoint} is gone"
+    interrupt.keep(lambda: otherwise if identity(checkpoint) in (None, since) else text)
+
+
+def write_json(option: str, path: Path | None, content: Any) -> None:
+    """Write a document where a path is given."""
+    if path is not None:
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_bytes(path, text.encode(), option)
