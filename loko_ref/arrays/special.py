@@ -27,8 +27,8 @@ def _largest(x: Array) -> Array:
 def softmax_vjp(dy: Array, cache: Array) -> Array:
     """``dx = y (dy - <y, dy>)``.  [LAY-7, BALL-7].
 
-    dy is first taken relative to its entry at the likeliest class, which changes nothing (y sums
-    to 1) but keeps the digits where y saturates.
+    dy is first taken relative to its entry at the most probable class, which changes nothing (y
+    sums to 1) but keeps the digits where y saturates.
     """
     y = cache
     xp = namespace(dy)
@@ -52,7 +52,7 @@ def log_softmax_forward(x: Array) -> tuple[Array, Array]:
 def log_softmax_vjp(dy: Array, cache: Array) -> Array:
     """``dx = dy - y sum dy``, y = softmax(x).  [LAY-8, BALL-7].
 
-    At the likeliest class c, where dy_c (1 - y_c) would lose its digits as y_c nears 1, it is
+    At the most probable class c, where dy_c (1 - y_c) would lose its digits as y_c nears 1, it is
     written ``dy_c sum_(j != c) y_j - y_c sum_(j != c) dy_j``.
     """
     y = cache

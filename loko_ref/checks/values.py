@@ -77,7 +77,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
-    """Refuse an option name that is not one of `allowed`, naming the closest."""
+    """Raise unless an option name is one of `allowed`, naming the closest."""
     names = tuple(allowed)
     if not isinstance(got, str) or got not in names:
         raise unknown_option(argument, got, names)
@@ -92,7 +92,7 @@ def check_range(
     low_open: bool = False,
     high_open: bool = False,
 ) -> None:
-    """Refuse a number outside an interval, or one that is no real number (NumPy scalars are)."""
+    """Raise unless a number is real and within an interval (NumPy scalars are numbers)."""
     required = f"a number in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
     if isinstance(got, bool) or not isinstance(got, Real):
         raise InputError(
@@ -291,7 +291,7 @@ def check_shape(
 
 
 def check_finite(**arrays: Array) -> None:
-    """Refuse NaN and infinity, naming the first offending index."""
+    """Raise on NaN and infinity, naming the first offending index."""
     for name, array in arrays.items():
         xp = namespace(array)
         finite = xp.isfinite(array)
@@ -310,7 +310,7 @@ def check_finite(**arrays: Array) -> None:
 
 
 def check_some(argument: str, array: Array, what: str) -> None:
-    """Refuse an array without entries along its first axis."""
+    """Raise if an array has no entries along its first axis."""
     if array.shape[0] == 0:
         raise InputError(argument, f"no {what}", f"at least one {what}", "an empty batch")
 

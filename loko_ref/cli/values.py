@@ -100,7 +100,7 @@ NAMED: dict[str, Callable[[Any], Any]] = {
 
 
 def read_by_type(app: typer.Typer) -> None:
-    """Give every parameter of every command of an application its reader."""
+    """Attach its reader to every parameter of every command of an application."""
     for group in app.registered_groups:
         if group.typer_instance is not None:
             read_by_type(group.typer_instance)

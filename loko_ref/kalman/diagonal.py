@@ -186,7 +186,7 @@ def glm_update(
     Z : array (m, n)
         Jacobian of the logits, m = batch * C.
     e : array (m,)
-        Innovation y - yhat, summing to 0 over each sample: the likeliest class's entry, which
+        Innovation y - yhat, summing to 0 over each sample: the reference class's entry, which
         1 - yhat may have lost, is minus the sum of the others, and is not read.
     yhat : array (batch, C)
         Class probabilities.

@@ -1,4 +1,4 @@
-"""The heads over MPI ranks: the only room that knows mpi4py.
+"""The heads over MPI ranks: the only module that knows mpi4py.
 
 Shapes: rows (own heads, n); gathered (heads, n).
 
@@ -223,7 +223,7 @@ class MpiTeam:
             self.fail(what)
 
     def fail(self, what: str) -> NoReturn:
-        """Say what happened on which rank at which step, and end the whole job.
+        """Report what happened on which rank at which step, and end the whole job.
 
         Also through the watcher: what a rank prints last, a launcher can lose.
         """

@@ -185,7 +185,7 @@ def _own(config: LteConfig, name: str, value: Array) -> Array:
 
 
 def split_by_head(config: LteConfig, heads: View, name: str, value: Array) -> Array:
-    """Give each head its block of the cotangent of a joint array.  [LTE-2].
+    """Return each head's block of the cotangent of a joint array.  [LTE-2].
 
     Parameters
     ----------

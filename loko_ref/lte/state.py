@@ -95,7 +95,7 @@ def draw_weights(config: LteConfig, dtype: str = "float64") -> dict[str, np.ndar
 
 
 def without_lora(config: LteConfig) -> list[dict[str, Any]]:
-    """Give the spec of the network that is left when all branches are merged."""
+    """Return the spec of the network that is left when all branches are merged."""
     return map_linears(config.spec, lambda layer: {k: v for k, v in layer.items() if k != "lora"})
 
 

@@ -103,7 +103,7 @@ def shard_batch(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple
 
 
 def _one_a_head(config: LteConfig, state: LteState, x: Array) -> bool:
-    """Refuse a batch that the first layer cannot take; tell whether it has an axis of heads."""
+    """Check that the first layer can take a batch; return whether it has an axis of heads."""
     first = config.spec[0]
     if first["kind"] == "patchify":
         each = x.ndim in (3, 5)  # flat, or channels, h, w

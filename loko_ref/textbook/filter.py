@@ -1,6 +1,6 @@
 """Every quantity of the catalogue by its plain formula, replaceable by name.
 
-The oracle's numbers come from the package's own rooms. This second, plainer route exists for two
+The oracle's numbers come from the package's own modules. This second, plainer route exists for two
 purposes: quantities can be disturbed one by one on their way (``tolerance``: how large may a
 rounding error grow?), and one formula can be exchanged for a wrong one (``mutants``: which known
 mistake does this?). A test holds it equal to the oracle. The network's are in ``network``.

@@ -91,7 +91,7 @@ def pack(values: Arrays, names: Sequence[str], head: int) -> Any:
 
 
 def site(values: Arrays, name: str, head: int) -> dict[str, Any]:
-    """Give A, B, bA, bB of one linear and head."""
+    """Return A, B, bA, bB of one linear and head."""
     return {k: values[f"{name}.{k}"][head] for k in FACTORS if f"{name}.{k}" in values}
 
 
@@ -158,7 +158,7 @@ def seen(spec: Sequence[Arrays], weights: Arrays) -> Flow:
 
 
 def _unfolded(spec: Sequence[Arrays]) -> list[dict[str, Any]]:
-    """Give every linear its branch; a norm's gain and shift become a linear of their own."""
+    """Add a branch to every linear; a norm's gain and shift become a linear of their own."""
     branch = {"r": 1, "alpha": 1.0, "bias": True}
     found: list[dict[str, Any]] = []
     for layer in spec:

@@ -35,7 +35,7 @@ BACK = "LAY-9 LAY-10 LORA-4"
 
 
 def projections(layer: Layer) -> dict[str, dict[str, Any]]:
-    """Give the linears q, k, v, o of an attention layer their full names."""
+    """Map the linears q, k, v, o of an attention layer to their full names."""
     return {
         key: {"kind": "linear", **layer[key], "name": f"{layer['name']}.{key}"} for key in "qkvo"
     }

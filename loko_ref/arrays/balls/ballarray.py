@@ -1,7 +1,7 @@
 """Arrays of balls: a midpoint and a radius an entry, the exact number proven to lie between.
 
 :class:`BallArray` is a NumPy array of dtype object whose entries are ``flint.arb``. It answers the
-operators and methods of an array, so the plain code of the other rooms runs on it unchanged; its
+operators and methods of an array, so the plain code of the other packages runs on it unchanged; its
 products go through ``arb_mat``.  [BALL-1]
 
 Two rules: a float array never meets a ball array (a rounded constant would enter an exact
@@ -82,7 +82,7 @@ def inflate(values: Any, u: float) -> BallArray:
 
 
 def is_balls(array: object) -> bool:
-    """Tell whether `array` holds balls (or is one)."""
+    """Return whether `array` holds balls (or is one)."""
     if isinstance(array, np.ndarray):
         return array.dtype == object
     return type(array).__module__.split(".", 1)[0] == "flint"
@@ -144,7 +144,7 @@ def no_counterpart(name: str) -> InputError:
 
 
 def _squares(name: str, inputs: tuple[Any, ...]) -> bool:
-    """Tell a square, which cannot be negative, from a product of two independent balls."""
+    """Distinguish a square, which cannot be negative, from a product of two independent balls."""
     if name == "power":
         return isinstance(inputs[1], int) and inputs[1] == 2
     return name == "multiply" and inputs[0] is inputs[1]

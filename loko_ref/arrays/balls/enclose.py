@@ -202,7 +202,7 @@ def rounded(x: Any, dtype: str = "float64") -> Rounded:
 
 
 def _upward(man: int, exp: int) -> float:
-    """Give a float64 not below ``man 2^exp`` >= 0."""
+    """Return a float64 not below ``man 2^exp`` >= 0."""
     return math.nextafter(_nearest(man, exp, "float64"), math.inf) if man else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What the rooms ask of NumPy, for balls: the namespace ``xp``, and the branches.
+"""What the package asks of NumPy, for balls: the namespace ``xp``, and the branches.
 
 Structural functions are NumPy's own; what has no ball counterpart is refused by name.
 """
@@ -33,7 +33,7 @@ def _ballarray(x: Any) -> Any:
 
 
 class _Namespace:
-    """What the rooms ask of NumPy, for balls; structural functions are NumPy's own."""
+    """What the package asks of NumPy, for balls; structural functions are NumPy's own."""
 
     pi = property(lambda self: flint().arb.pi())
     newaxis = None
@@ -139,7 +139,7 @@ def erfc(x: Any) -> Any:
 
 
 def positive(x: Any) -> Any:
-    """Tell where x > 0; raises where a ball has points on both sides of the kink.  [BALL-3]"""
+    """Return where x > 0; raises where a ball has points on both sides of the kink.  [BALL-3]"""
     mask = np.asarray(view(x) > 0)
     if not np.asarray(mask | (view(x) <= 0)).all():
         raise UndecidedError(
