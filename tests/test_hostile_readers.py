@@ -33,7 +33,7 @@ from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.implementations import python, recording
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.vectors import vectors
-from loko_ref.errors import InputError
+from loko_ref.errors import InputError, printable
 from loko_ref.experiments.data import glue, images, registry
 from loko_ref.files import storage
 from loko_ref.files.strict_json import DEPTH, parse_json
@@ -182,7 +182,7 @@ XFAIL = "# known\nlora.delta/tiny/float64: later\nlora.merge/tiny/float64: too\n
 def plain_xfail(data):
     lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     pairs = [line.partition(":") for line in lines if line and not line.startswith("#")]
-    return {key.strip(): reason.strip() for key, _, reason in pairs}
+    return {key.strip(): printable(reason.strip()) for key, _, reason in pairs}
 
 
 def strict_json(data):

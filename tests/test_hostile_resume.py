@@ -282,7 +282,9 @@ def test_runs_are_ended_then_running_then_waiting(tmp_path):
 def test_no_honest_state_is_refused(tmp_path, observation, noise, dtype):
     data = "diabetes" if observation == "gaussian" else "iris"
     options = {"observation": observation, "noise": noise, "beta": 0.5}
-    given = RunConfig(optimizer="loko", options=options, **SMALL | {"data": data, "dtype": dtype})
+    given = RunConfig(
+        optimizer="loko", options=options, **SMALL | {"data": data, "dtype": dtype, "rank": 1}
+    )
     path = tmp_path / "c.npz"
     runs.run_all([given], checkpoint=path, stop_after=3)
     while runs.run_all(resume=path, checkpoint=path, stop_after=9)[0].status == "running":

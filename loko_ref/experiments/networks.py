@@ -66,7 +66,8 @@ def shape_of(
         If the network cannot read the data, or an option is not one of it.
     """
     kind = kind_of(data)
-    name = network or ("encoder" if kind == "text" else "mlp")
+    default = "encoder" if kind == "text" else "mlp"
+    name = default if network is None else network
     check_choice("network", name, NETWORKS)
     if name not in {"text": ("encoder",), "image": ("mlp", "vit"), "table": ("mlp",)}[kind]:
         required = "'encoder' for a text, 'vit' or 'mlp' for images, 'mlp' for tables"

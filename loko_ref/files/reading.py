@@ -95,7 +95,13 @@ def _cannot(path: str | os.PathLike[str], argument: str | None, error: Exception
 
 
 def is_file_name(name: object) -> bool:
-    """Return whether this is a plain file name: printable, without a folder, not empty."""
+    """Return whether this is a plain file name: printable, without a folder, not empty.
+
+    Examples
+    --------
+    >>> [is_file_name(name) for name in ("a.npz", "", ".", "..", "a/b", "a" + chr(0), 3)]
+    [True, False, False, False, False, False, False]
+    """
     return (
         isinstance(name, str) and name.isprintable() and Path(name).name == name not in ("", "..")
     )

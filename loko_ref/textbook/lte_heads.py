@@ -15,6 +15,7 @@ heads; x (batch, ...); z (batch, C); d (batch, k, C) k cotangents a sample; thet
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -366,6 +367,6 @@ def local_step(o: Arrays, F: Arrays, weights: Arrays) -> Flow:
         *back,
         quantity("Z", "by_theta", "", "dz / dtheta", "LTE-3 LTE-10",
                  rule=lambda v: v.by_theta.reshape(v.y.size, -1)),
-        *(q for q in flow if q.name not in ("z", "Z")),
+        *(replace(q, network=False) for q in flow if q.name not in ("z", "Z")),
         *_loss(o),
     )  # fmt: skip

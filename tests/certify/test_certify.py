@@ -67,7 +67,7 @@ def test_one_case_and_wrong_names(tmp_path):
         assert "required" in str(result.exception)
 
 
-@pytest.mark.sampled(0.4)
+@pytest.mark.sampled(0.25)
 @pytest.mark.parametrize("operation", sorted({case.operation.name for case in SMALL}))
 def test_every_operation_is_contained(operation):
     found, failed = certify.certify(select(operation))

@@ -162,7 +162,7 @@ def schedule(o, steps):
             resets += hit
 
 
-@pytest.mark.sampled(0.08)
+@pytest.mark.sampled(0.04)
 @pytest.mark.parametrize("case", RUNS, ids=lambda c: c.recipe.name)
 def test_each_quantity_of_a_run_from_the_oracles_parents_is_the_oracles(case):
     x, o, right, allowed = case.inputs(), case.options, expected(case), tolerance(case)

@@ -28,7 +28,7 @@ MACHINES = [("SkylakeX", 1), ("Haswell", 2), ("Nehalem", 1)]
 REPORT = """
 import json, sys
 from threadpoolctl import threadpool_info
-from loko_ref.conformance.cases import all_cases
+from loko_ref.conformance.cases.registry import all_cases
 from loko_ref.conformance.implementations.python import load
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.reports.document import as_json

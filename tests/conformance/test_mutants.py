@@ -102,7 +102,7 @@ def test_a_mistake_is_caught_in_float32_by_a_case_that_covers_it(one):
 
 
 @pytest.mark.verdict
-@pytest.mark.sampled(0.06, by=place)
+@pytest.mark.sampled(0.04, by=place)
 @pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
 def test_caught_and_named_first(one):
     # of the long runs, whose units take long, by default those alone in which the mistake acts

@@ -472,3 +472,8 @@ def test_a_batch_goes_to_the_device_once(cupy, monkeypatch):
     after = training.advance(progress, task)
     assert moved == [(1, 4), (1,)]  # x and y
     assert arrays.backend_of(after.state.theta).name == "cupy"
+
+
+def test_an_empty_name_of_a_network_is_refused():
+    with pytest.raises(InputError, match="network: got ''"):
+        RunConfig(data="iris", optimizer="loko", network="")

@@ -77,7 +77,8 @@ EXPLANATION = (
     f"An element's tolerance is {FACTOR:g} sqrt(1 + N/16) units, N the longest axis of an input. "
     f"Its unit is how far it moves (root mean square over {DRAWS} seeded random draws) when every "
     "input and every quantity on the way to it moves by one unit roundoff of the dtype: "
-    "conditioning, cancellation and dtype are in it. In a single step K and what follows it have "
+    "conditioning, cancellation and dtype are in it. In a single step, and in the runs of a few "
+    "steps that have every combination of options, K and what follows it have "
     "at least the unit that the backward error of a stable solve gives them, and what follows K "
     "the one that K off by its unit does. float32 results are judged against float64's."
 )
@@ -255,11 +256,13 @@ def units(case: Case, evaluate: Evaluate, known: Mapping[str, Array] | None = No
         return evaluate(disturb.inputs(inputs, case.exact), disturb)
 
     size = _root_mean_square(case, centre, disturbed)
-    if follows and (case.recipe.name == OWN or not case.operation.stepwise):
+    short = case.operation.stepwise and case.recipe.shared  # a run of a few steps
+    if follows and (case.recipe.name == OWN or short or not case.operation.stepwise):
         solve = _root_mean_square(
             case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm)
         )
-        size |= {name: np.maximum(size[name], solve[name]) for name in follows}
+        after = [name for name in centre if name not in SOLVED_WITH] if short else follows
+        size |= {name: np.maximum(size[name], solve[name]) for name in after}
         how += "; K and what follows it also with the backward error of a stable solve"
     known = {**centre, **(known or {})}
     size = {

@@ -37,7 +37,8 @@ def _nested(value: Array, indent: int) -> str:
     if value.ndim > 1:
         return "[" + f",\n{pad}".join(_nested(row, indent + 1) for row in value) + "]"
     words = ", ".join(map(number, value))
-    lines = textwrap.wrap(words, WIDTH - indent - 4, break_on_hyphens=False, break_long_words=False)
+    width = WIDTH - indent - 8  # closing brackets follow the last line
+    lines = textwrap.wrap(words, width, break_on_hyphens=False, break_long_words=False)
     return "[" + f"\n{pad}".join(lines) + "]"
 
 
