@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -42,7 +42,7 @@ __all__ = [
     "least",
     "tolerance",
     "unit",
-    "units",
+    "widening",
 ]
 
 FACTOR = 32.0
@@ -233,9 +233,20 @@ class Units:
 
 Evaluate = Callable[[Any, Callable[[str, Any], Any]], Mapping[str, Array]]
 
+Moved = Callable[[int, type[_Disturb]], tuple[Any, Callable[[str, Any], Any]]]
+"""Draw and kind of disturbance -> disturbed inputs, and the hook for what comes from them."""
 
-def units(case: Case, evaluate: Evaluate, known: Mapping[str, Array] | None = None) -> Units:
-    """Find the units of error of a route's outputs.  [TOL-1, TOL-4, TOL-5].
+
+def widening(
+    case: Case,
+    evaluate: Evaluate,
+    *,
+    known: Mapping[str, Array] | None = None,
+    inputs: Any = None,
+    moved: Moved | None = None,
+    single: bool = False,
+) -> Iterator[Units]:
+    """Find the units of error of a route's outputs, part by part.  [TOL-1, TOL-4, TOL-5].
 
     Parameters
     ----------
@@ -245,41 +256,58 @@ def units(case: Case, evaluate: Evaluate, known: Mapping[str, Array] | None = No
         ``inputs, keep -> outputs``, `keep` called on each quantity as it arises.
     known : mapping of str to array, optional
         Better values of the outputs than the undisturbed route gives, for their sizes.
+    inputs : mapping, optional
+        Other inputs than the case's.
+    moved : callable, optional
+        Another way to disturb them.
+    single : bool
+        Whether the route is one step of the case's run.
+
+    Yields
+    ------
+    Units
+        Each no smaller than the one before: of a rounding of the result alone; with the draws of
+        TOL-1; with TOL-4, where a gain is on the way; with TOL-5.
     """
-    inputs, seed = _wide(_inputs(case)), zlib.crc32(case.id.encode())
-    centre, u = evaluate(inputs, identity), float(np.finfo(case.dtype).eps) / 2
+    inputs = _wide(_inputs(case)) if inputs is None else inputs
+    seed, u = zlib.crc32(case.id.encode()), float(np.finfo(case.dtype).eps) / 2
+    centre = evaluate(inputs, identity)
+    known = {**centre, **(known or {})}
+    size = {name: least(name, known[name], case.dtype) for name in centre}
+    yield Units(centre=centre, size=size, how="")
     follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
+    step = single or not case.operation.stepwise
     how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
 
     def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> Mapping[str, Array]:
+        if moved is not None:
+            return evaluate(*moved(draw, kind))
         disturb = kind(seed + draw)
         return evaluate(disturb.inputs(inputs, case.exact), disturb)
 
-    size = _root_mean_square(case, centre, disturbed)
-    short = case.operation.stepwise and case.recipe.shared  # a run of a few steps
-    if follows and (case.recipe.name == OWN or short or not case.operation.stepwise):
+    def widened(found: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+        return size | {name: np.maximum(size[name], found[name] * (u / DELTA)) for name in names}
+
+    size = widened(_root_mean_square(case, centre, disturbed), centre)
+    yield Units(centre=centre, size=size, how=how)
+    short = case.recipe.shared and not step  # a run of a few steps
+    if follows and (case.recipe.name == OWN or short or step):
         solve = _root_mean_square(
             case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm)
         )
-        after = [name for name in centre if name not in SOLVED_WITH] if short else follows
-        size |= {name: np.maximum(size[name], solve[name]) for name in after}
+        size = widened(solve, [k for k in centre if k not in SOLVED_WITH] if short else follows)
         how += "; K and what follows it also with the backward error of a stable solve"
-    known = {**centre, **(known or {})}
-    size = {
-        name: np.maximum(value * (u / DELTA), least(name, known[name], case.dtype))
-        for name, value in size.items()
-    }
-    if follows and not case.operation.stepwise:
+        yield Units(centre=centre, size=size, how=how)
+    if follows and step:
 
         def by_gain(draw: int) -> Mapping[str, Array]:
             rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
-            step = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
-            return evaluate(inputs, lambda name, a: a + step if name == "K" else a)
+            move = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
+            return evaluate(inputs, lambda name, a: a + move if name == "K" else a)
 
-        gain = _root_mean_square(case, centre, by_gain)
-        size |= {name: np.maximum(size[name], gain[name] * (u / DELTA)) for name in follows[1:]}
+        size = widened(_root_mean_square(case, centre, by_gain), follows[1:])
         how += "; what follows K also with K off by its unit"
-    return Units(centre=centre, size=size, how=how)
+        yield Units(centre=centre, size=size, how=how)
 
 
 @lru_cache(maxsize=1024)
@@ -293,7 +321,11 @@ def unit(case: Case) -> Mapping[str, Unit]:
     """
     if case.twin is not case:
         return _in_dtype(unit(case.twin), case)
-    found = units(case, lambda inputs, keep: _evaluate(case, inputs, keep), expected(case))
+
+    def evaluate(inputs: Any, keep: Callable[[str, Any], Any]) -> Mapping[str, Array]:
+        return _evaluate(case, inputs, keep)
+
+    *_, found = widening(case, evaluate, known=expected(case))
     return {name: Unit(size=found.size[name], how=found.how) for name in expected(case)}
 
 
