@@ -14,9 +14,10 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from loko_ref.arrays import Array, to_host
-from loko_ref.lte import heads as net
 from loko_ref.lte.config import LteConfig
+from loko_ref.lte.nested import joint_network
 from loko_ref.lte.state import LteState, heads_of
+from loko_ref.network.model import Model, merge_lora
 
 __all__ = [
     "effective_rank",
@@ -32,19 +33,10 @@ def effective_weights(config: LteConfig, state: LteState) -> dict[str, Array]:
 
     LTE: the merged weights. mhlora: W plus the (mean or sum of the) heads' deltas.
     """
-    weights = dict(state.weights)
     if config.mode == "lte":
-        return weights
-    for site in config.layout.sites.values():
-        params, scale = net.mhlora_params(config, heads_of(config, state), site)
-        if "A" in params:
-            weights[f"{site.name}.W"] = params["W"] + scale * (params["B"] @ params["A"])
-            if "bA" in params:
-                shift = params["B"] @ params["bA"] + params["bB"]
-                weights[f"{site.name}.b"] = params["b"] + scale * shift
-        else:
-            weights |= {f"{site.name}.{key}": value for key, value in params.items()}
-    return weights
+        return dict(state.weights)
+    spec, weights = joint_network(config, heads_of(config, state))
+    return dict(merge_lora(Model(spec=spec, weights=weights)).weights)
 
 
 def update_spectrum(W: Array, W_0: Array) -> NDArray[np.float64]:
