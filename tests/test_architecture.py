@@ -62,15 +62,21 @@ HOST = {
 }
 
 
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+
+def dotted(file):
+    return ".".join(file.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
 @cache
 def modules():
     """(dotted name, package, syntax tree) of every module."""
     found = []
-    for file in sorted(ROOT.rglob("*.py")):
+    for file in SOURCES:
         parts = file.relative_to(ROOT.parent).with_suffix("").parts
-        name = ".".join(parts).removesuffix(".__init__")
         package = parts[1] if len(parts) > 1 else "__init__"
-        found.append((name, package, ast.parse(file.read_text(encoding="utf-8"))))
+        found.append((dotted(file), package, ast.parse(file.read_text(encoding="utf-8"))))
     return found
 
 
@@ -333,7 +339,7 @@ def test_importing_a_package_loads_no_extra(package):
     assert not fresh(f"import {package}") & HEAVY
 
 
-PUBLIC = [name for name, _, _ in modules() if not name.endswith("__main__") and ".cli" not in name]
+PUBLIC = [name for name in map(dotted, SOURCES) if "__main__" not in name and ".cli" not in name]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
