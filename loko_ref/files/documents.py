@@ -101,5 +101,4 @@ def load(name: str) -> dict[str, Any]:
     if name not in NAMES:
         raise unknown_option("NAME", name, NAMES)
     place = files("loko_ref.files").joinpath("schemas", f"{name}.json")
-    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-    return found
+    return json.loads(place.read_text(encoding="utf-8"))

@@ -94,8 +94,7 @@ def _times(x: Array, M: Array) -> Array:
         and (M.flags.c_contiguous or M.flags.f_contiguous)
         and _flat_has_the_same_bits(x.shape, M.shape, not M.flags.c_contiguous, x.dtype.str)
     ):
-        y: Array = (x.reshape(-1, x.shape[-1]) @ M).reshape(*x.shape[:-1], M.shape[1])
-        return y
+        return (x.reshape(-1, x.shape[-1]) @ M).reshape(*x.shape[:-1], M.shape[1])
     return x @ M
 
 

@@ -104,8 +104,7 @@ class Layout:
         """View of ``layer.part`` in rows (..., n): shape (..., *shape)."""
         layer, key = name.rsplit(".", 1)
         span, shape = self.sites[layer].parts[key]
-        view: Array = rows[..., span].reshape(*rows.shape[:-1], *shape)
-        return view
+        return rows[..., span].reshape(*rows.shape[:-1], *shape)
 
     def site(self, rows: Array, name: str) -> dict[str, Array]:
         """Return views of all parts of a layer in rows (..., n)."""

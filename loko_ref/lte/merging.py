@@ -70,8 +70,7 @@ def merge_weights(
 
 def _bias(p: Mapping[str, Array]) -> Array:
     """``sum_head(B bA + bB)``, (o,).  [LTE-7]."""
-    total: Array = ((p["B"] @ p["bA"][..., None])[..., 0] + p["bB"]).sum(axis=0)
-    return total
+    return ((p["B"] @ p["bA"][..., None])[..., 0] + p["bB"]).sum(axis=0)
 
 
 @takes(config=LteConfig, state=LteState)
