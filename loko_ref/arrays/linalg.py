@@ -15,16 +15,6 @@ from loko_ref.arrays.backends import Array
 from loko_ref.arrays.seam import asarray, backend_of, epsilon
 from loko_ref.errors import NumericalError, UndecidedError
 
-__all__ = [
-    "cho_solve",
-    "cholesky",
-    "contrast_basis",
-    "eigvalsh",
-    "singular_floor",
-    "solve",
-    "solve_triangular",
-]
-
 
 def singular_floor(S: Array) -> float:
     """Smallest eigenvalue of S's correlation matrix (m, m) that is not rounding: max(m, 8) eps.

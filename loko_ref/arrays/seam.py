@@ -26,32 +26,8 @@ from loko_ref.arrays.backends import (
     Array,
     Backend,
     get_backend,
-    register_backend,
 )
 from loko_ref.errors import InputError
-
-__all__ = [
-    "Array",
-    "Backend",
-    "asarray",
-    "backend_of",
-    "epsilon",
-    "erf",
-    "erfc",
-    "get_backend",
-    "is_numpy",
-    "namespace",
-    "one_minus_power",
-    "peak",
-    "pi",
-    "positive",
-    "register_backend",
-    "root",
-    "scalar",
-    "to_host",
-    "to_scalar",
-    "where_or_zero",
-]
 
 
 def _library(array: object) -> str | None:

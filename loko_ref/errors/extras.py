@@ -9,8 +9,6 @@ from typing import Any
 
 from loko_ref.errors import MissingExtraError
 
-__all__ = ["EXTRAS", "folder", "load"]
-
 EXTRAS = {
     "typer": ("typer", "cli"),
     "rich": ("rich", "cli"),

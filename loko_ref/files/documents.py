@@ -18,8 +18,6 @@ import numpy as np
 from loko_ref import __version__
 from loko_ref.errors import unknown_option
 
-__all__ = ["HEAD", "NAMES", "SCHEMAS", "WRITTEN_BY", "document", "load"]
-
 SCHEMAS = {
     "verify": "loko-ref/verify/2",
     "mutants": "loko-ref/mutants/1",

@@ -30,8 +30,6 @@ from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import check_spec
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 
-__all__ = ["CHOICES", "OPTIMIZERS", "Loko", "LteConfig"]
-
 Mode: TypeAlias = Literal["lte", "mhlora"]
 Realisation: TypeAlias = Literal["shared", "copies"]
 Reset: TypeAlias = Literal["none", "B", "AB"]

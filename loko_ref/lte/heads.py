@@ -30,8 +30,6 @@ from loko_ref.lte.config import LteConfig
 from loko_ref.lte.layout import Layout, Site
 from loko_ref.network.layers.activation import ACTIVATIONS
 
-__all__ = ["Heads", "forward", "gradient", "jacobian", "losses", "vjp"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Heads:

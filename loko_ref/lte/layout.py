@@ -18,8 +18,6 @@ from loko_ref.network import lora
 from loko_ref.network.model import param_shapes
 from loko_ref.network.spec import linears
 
-__all__ = ["Layout", "Site", "stack_heads"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Site:

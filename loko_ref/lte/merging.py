@@ -21,8 +21,6 @@ from loko_ref.lte.layout import Site, stack_heads
 from loko_ref.lte.state import LteState, draw_factors, fresh_copies, fresh_optimizer
 from loko_ref.lte.team import ALONE, Team
 
-__all__ = ["merge", "merge_weights", "reset"]
-
 
 def merge_weights(
     config: LteConfig,

@@ -21,8 +21,6 @@ from loko_ref.lte.layout import stack_heads
 from loko_ref.network.layers import Context, Request, backward, run
 from loko_ref.network.spec import map_linears
 
-__all__ = ["View", "forward", "joint_network", "split_by_head", "vjp"]
-
 
 class View(Protocol):
     """What is read of the heads: see :class:`loko_ref.lte.heads.Heads`."""

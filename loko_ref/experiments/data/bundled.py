@@ -22,17 +22,6 @@ from numpy.typing import NDArray
 from loko_ref.checks.values import FORMATS, check_choice, check_range, check_seed, check_whole
 from loko_ref.errors import InputError, extras
 
-__all__ = [
-    "DATASETS",
-    "SHIFTS",
-    "Dataset",
-    "Request",
-    "Split",
-    "assemble",
-    "load",
-    "shift_features",
-]
-
 DATASETS = ("digits", "breast_cancer", "wine", "iris", "diabetes")
 """scikit-learn's bundled sets; ``diabetes`` is a regression, the others have classes."""
 

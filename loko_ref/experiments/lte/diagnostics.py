@@ -19,14 +19,6 @@ from loko_ref.lte.nested import joint_network
 from loko_ref.lte.state import LteState, heads_of
 from loko_ref.network.model import Model, merge_lora
 
-__all__ = [
-    "effective_rank",
-    "effective_weights",
-    "numerical_rank",
-    "principal_angles",
-    "update_spectrum",
-]
-
 
 def effective_weights(config: LteConfig, state: LteState) -> dict[str, Array]:
     """Every W and b of the one network that a state stands for.  [LTE-2, LTE-5].
