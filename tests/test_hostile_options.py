@@ -280,7 +280,6 @@ def imports():
 
     all_cases()
     all_mutants()
-    sys.modules["sklearn.datasets"].load_iris(return_X_y=True)
     for line in (["loko-ref", "lte", "--heads=x"], ["loko-ref", "schema", "verify"]):
         with (
             contextlib.redirect_stdout(io.StringIO()),

@@ -23,16 +23,6 @@ from numpy.typing import NDArray
 
 from loko_ref.errors import BackendError, unknown_option
 
-__all__ = [
-    "KNOWN",
-    "NUMPY",
-    "Array",
-    "Backend",
-    "get_backend",
-    "keep_freed_memory",
-    "register_backend",
-]
-
 Array: TypeAlias = NDArray[Any]
 """A NumPy array, or an array of a registered backend that stands in for one."""
 

@@ -26,32 +26,8 @@ from loko_ref.arrays.backends import (
     Array,
     Backend,
     get_backend,
-    register_backend,
 )
 from loko_ref.errors import InputError
-
-__all__ = [
-    "Array",
-    "Backend",
-    "asarray",
-    "backend_of",
-    "epsilon",
-    "erf",
-    "erfc",
-    "get_backend",
-    "is_numpy",
-    "namespace",
-    "one_minus_power",
-    "peak",
-    "pi",
-    "positive",
-    "register_backend",
-    "root",
-    "scalar",
-    "to_host",
-    "to_scalar",
-    "where_or_zero",
-]
 
 
 def _library(array: object) -> str | None:
@@ -133,8 +109,7 @@ def asarray(values: object, like: object) -> Array:
     target = backend_of(like)
     if not isinstance(values, np.ndarray) and _library(values) == target.name:
         return values  # type: ignore[return-value]
-    result: Array = target.asarray(np.asarray(values))
-    return result
+    return target.asarray(np.asarray(values))
 
 
 def epsilon(array: Array) -> float:
@@ -200,8 +175,7 @@ def to_scalar(value: Array) -> Any:
 def positive(x: Array) -> Array:
     """Return where x > 0, of the real part; raise where a ball does not decide it.  [BALL-3]."""
     if _library(x) == "balls":
-        mask: Array = importlib.import_module("loko_ref.arrays.balls").positive(x)
-        return mask
+        return importlib.import_module("loko_ref.arrays.balls").positive(x)
     return x.real > 0
 
 
@@ -221,8 +195,7 @@ def where_or_zero(mask: Array, x: Array) -> Array:
     if is_numpy(x) and x.dtype in _WORDS and is_numpy(mask):
         word = _WORDS[x.dtype]
         bits = np.negative(mask, dtype=word, casting="unsafe")  # 0, or all ones
-        kept: Array = (np.ascontiguousarray(x).view(word) & bits).view(x.dtype)
-        return kept
+        return (np.ascontiguousarray(x).view(word) & bits).view(x.dtype)
     xp = namespace(x)
     return xp.where(mask, x, xp.zeros_like(x))
 
@@ -241,19 +214,16 @@ def peak(x: Array, where: Array | None = None) -> Array:
         Shape of x: the entries that count; where none does the result is minus infinity.
     """
     if _library(x) == "balls":
-        top: Array = importlib.import_module("loko_ref.arrays.balls").peak(x, where)
-        return top
+        return importlib.import_module("loko_ref.arrays.balls").peak(x, where)
     real = x.real if where is None else namespace(x).where(where, x.real, -math.inf)
     return real.max(axis=-1, keepdims=True)
 
 
 def erf(x: Array) -> Array:
     """Error function, elementwise; keeps shape and dtype."""
-    y: Array = backend_of(x).erf(x)
-    return y
+    return backend_of(x).erf(x)
 
 
 def erfc(x: Array) -> Array:
     """Complementary error function 1 - erf, elementwise; keeps its digits for large x."""
-    y: Array = backend_of(x).erfc(x)
-    return y
+    return backend_of(x).erfc(x)

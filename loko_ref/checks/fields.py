@@ -20,25 +20,6 @@ import numpy as np
 from loko_ref.arrays import Array, epsilon, to_host
 from loko_ref.errors import InputError, closest
 
-__all__ = [
-    "SHA256",
-    "Choice",
-    "Floats",
-    "Items",
-    "Kind",
-    "Maybe",
-    "Place",
-    "Real",
-    "Record",
-    "Scalar",
-    "Table",
-    "Text",
-    "Whole",
-    "difference",
-    "digest",
-    "seal",
-]
-
 _CAUSE = "a file changed by hand, or put together from several"
 _LARGEST = 2**63 - 1
 _LONGEST = 200  # characters that an error shows of a text

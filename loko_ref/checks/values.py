@@ -17,29 +17,6 @@ from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, name
 from loko_ref.arrays.backends import KNOWN
 from loko_ref.errors import InputError, NumericalError, UndecidedError, shown, unknown_option
 
-__all__ = [
-    "FORMATS",
-    "Format",
-    "check_array",
-    "check_choice",
-    "check_covariance",
-    "check_finite",
-    "check_floats",
-    "check_format",
-    "check_memory",
-    "check_positive",
-    "check_range",
-    "check_seed",
-    "check_shape",
-    "check_some",
-    "check_symmetric",
-    "check_whole",
-    "known_keywords",
-    "read_number",
-    "read_whole",
-]
-
-
 Class = TypeVar("Class", bound=type)
 
 

@@ -49,7 +49,7 @@ def check_needs(
     if html is not None:
         extras.load("jinja2", "the HTML report")
     if data in bundled.DATASETS:
-        extras.load("sklearn.datasets", f"the data set '{data}'")
+        extras.folder("sklearn", f"the data set '{data}'")
     if tokenizer is not None:
         extras.load("tokenizers", "raw text by a tokenizer")
     if plot is not None:

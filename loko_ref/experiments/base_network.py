@@ -25,9 +25,6 @@ from loko_ref.kalman.observation import ObservationModel, innovation, predict
 from loko_ref.network.model import Model, add_lora, forward, init_model, pack, unpack, vjp
 from loko_ref.network.spec import linears
 
-__all__ = ["Task", "check_bounded", "loss_gradient", "observation_of", "prepare", "train_base"]
-
-
 SHAPE = ("network", "hidden", "activation", "size")
 
 

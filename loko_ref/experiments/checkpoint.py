@@ -20,8 +20,6 @@ from loko_ref.checks.fields import SHA256, Choice, Place, difference, seal
 from loko_ref.errors import InputError
 from loko_ref.files import storage
 
-__all__ = ["HOLDS", "SCHEMA", "check_same", "read", "write"]
-
 SCHEMA = "loko-ref/checkpoint/3"
 
 HOLDS = {"p": "positive", "P": "symmetric", "R": "covariance"}

@@ -34,8 +34,6 @@ from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
 
-__all__ = ["BASELINES", "CLASSES", "ROUTES", "RunConfig", "default_options", "default_shift"]
-
 BASELINES: dict[str, type[Any]] = {
     "sgd": optimizers.SGD,
     "adagrad": optimizers.AdaGrad,

@@ -23,6 +23,7 @@ from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.runfile import Entry, pack, read, unpack, write
 from loko_ref.experiments.stream import Progress, Task
 from loko_ref.files import storage
+from loko_ref.files.writing import check_target
 
 __all__ = ["Entry", "read", "run_all", "write"]
 
@@ -71,7 +72,7 @@ def run_all(
         if value is not None and (isinstance(value, bool) or value < 1):
             raise InputError(name, repr(value), "a whole number >= 1", "a zero or negative count")
     if checkpoint is not None:
-        storage.check_target("checkpoint", checkpoint, *storage.SUFFIXES)
+        check_target("checkpoint", checkpoint, *storage.SUFFIXES)
     place = Place(argument="resume", path=str(resume))
     if resume is not None:
         entries = read(resume)

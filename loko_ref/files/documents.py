@@ -18,8 +18,6 @@ import numpy as np
 from loko_ref import __version__
 from loko_ref.errors import unknown_option
 
-__all__ = ["HEAD", "NAMES", "SCHEMAS", "WRITTEN_BY", "document", "load"]
-
 SCHEMAS = {
     "verify": "loko-ref/verify/2",
     "mutants": "loko-ref/mutants/1",
@@ -101,5 +99,4 @@ def load(name: str) -> dict[str, Any]:
     if name not in NAMES:
         raise unknown_option("NAME", name, NAMES)
     place = files("loko_ref.files").joinpath("schemas", f"{name}.json")
-    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-    return found
+    return json.loads(place.read_text(encoding="utf-8"))

@@ -8,8 +8,6 @@ from typing import Any
 
 from loko_ref.interop.fields import Fields, short, unsupported
 
-__all__ = ["BIASES", "REFUSED", "check_config"]
-
 BIASES = ("none", "lora_only", "all")
 """PEFT's ``bias``: which of the base model's biases an adapter holds."""
 

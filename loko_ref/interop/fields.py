@@ -16,8 +16,6 @@ from loko_ref.checks.fields import Real, Whole
 from loko_ref.errors import InputError
 from loko_ref.files import strict_json
 
-__all__ = ["Fields", "read_json", "short", "unsupported"]
-
 LIMIT = 2**31 - 1
 """Largest size that a file may name."""
 

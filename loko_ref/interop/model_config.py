@@ -16,8 +16,6 @@ from loko_ref.network.architectures import bert_spec, vit_spec
 from loko_ref.network.layers.activation import ActivationName
 from loko_ref.network.layers.embedding import Channel
 
-__all__ = ["ACTIVATIONS", "build_spec", "check_classifier", "depth", "family_of", "outputs_of"]
-
 ACTIVATIONS: dict[str, ActivationName] = {
     "gelu": "gelu",
     "gelu_python": "gelu",

@@ -18,7 +18,7 @@ from loko_ref.checks.values import (
     check_whole,
     known_keywords,
 )
-from loko_ref.errors import InputError, unknown_option
+from loko_ref.errors import InputError
 from loko_ref.kalman.diagonal import DiagonalKind
 from loko_ref.kalman.noise import NoiseEstimator, Timing
 from loko_ref.kalman.observation import ObservationModel
@@ -29,8 +29,6 @@ from loko_ref.network.layers.activation import ACTIVATIONS
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import check_spec
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
-
-__all__ = ["CHOICES", "OPTIMIZERS", "Loko", "LteConfig"]
 
 Mode: TypeAlias = Literal["lte", "mhlora"]
 Realisation: TypeAlias = Literal["shared", "copies"]
@@ -242,11 +240,11 @@ class LteConfig:
 
     @cached_property
     def nested(self) -> bool:
-        """Whether the heads are computed one after another, not all at once.  [LTE-12].
+        """Whether whole networks are run: each head's, or mhlora's one.  [LTE-2, LTE-12].
 
-        So for every spec but a flat one whose linears are all trained.
+        The heads of a flat spec whose linears are all trained are computed at once.
         """
-        return not all(
+        return self.mode == "mhlora" or not all(
             layer["kind"] in ACTIVATIONS
             or (layer["kind"] == "linear" and layer["name"] in self.layout.sites)
             for layer in self.spec
@@ -303,17 +301,3 @@ class LteConfig:
                 value = {"kind": kind, **options}
             found[f.name] = value
         return found
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> LteConfig:
-        """Undo :meth:`as_json`."""
-        options = dict(data)
-        known = {f.name for f in fields(LteConfig)}
-        for name in options.keys() - known:
-            raise unknown_option("config", name, known)
-        described = dict(options.pop("optimizer", {"kind": "adamw"}))
-        kind = described.pop("kind", "adamw")
-        check_choice("optimizer", kind, OPTIMIZERS)
-        for name in described.keys() - {f.name for f in fields(OPTIMIZERS[kind])}:
-            raise unknown_option(kind, name, [f.name for f in fields(OPTIMIZERS[kind])])
-        return LteConfig(optimizer=OPTIMIZERS[kind](**described), **options)

@@ -18,8 +18,6 @@ from loko_ref.network import lora
 from loko_ref.network.model import param_shapes
 from loko_ref.network.spec import linears
 
-__all__ = ["Layout", "Site"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -104,10 +102,19 @@ class Layout:
         """View of ``layer.part`` in rows (..., n): shape (..., *shape)."""
         layer, key = name.rsplit(".", 1)
         span, shape = self.sites[layer].parts[key]
-        view: Array = rows[..., span].reshape(*rows.shape[:-1], *shape)
-        return view
+        return rows[..., span].reshape(*rows.shape[:-1], *shape)
 
     def site(self, rows: Array, name: str) -> dict[str, Array]:
         """Return views of all parts of a layer in rows (..., n)."""
         lead, parts = rows.shape[:-1], self.sites[name].parts
         return {key: rows[..., own].reshape(*lead, *shape) for key, (own, shape) in parts.items()}
+
+
+def stack_heads(p: Mapping[str, Array]) -> dict[str, Array]:
+    """All heads' factors of a site as those of one branch of rank heads * r.  [LTE-2, LTE-5].
+
+    ``A = [A[0]; A[1]; ...]``, ``B = [B[0], B[1], ...]``, ``bB = sum bB[head]``.
+    """
+    A, B = p["A"], p["B"]  # (heads, r, i), (heads, o, r)
+    found = {"A": A.reshape(-1, A.shape[-1]), "B": B.swapaxes(0, 1).reshape(B.shape[1], -1)}
+    return found | ({"bA": p["bA"].reshape(-1), "bB": p["bB"].sum(axis=0)} if "bA" in p else {})

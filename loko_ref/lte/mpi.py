@@ -34,8 +34,6 @@ from loko_ref.errors import (
 from loko_ref.lte.team import span
 from loko_ref.lte.watch import Watch, sentry
 
-__all__ = ["MpiTeam", "connect", "launched"]
-
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
 """Where launchers say how many processes they started, the surest first."""
 

@@ -17,11 +17,9 @@ from typing import Any, Protocol
 
 from loko_ref.arrays import Array, namespace
 from loko_ref.lte.config import LteConfig
-from loko_ref.lte.layout import Site
+from loko_ref.lte.layout import stack_heads
 from loko_ref.network.layers import Context, Request, backward, run
 from loko_ref.network.spec import map_linears
-
-__all__ = ["View", "forward", "split_by_head", "stack_heads", "vjp"]
 
 
 class View(Protocol):
@@ -69,34 +67,16 @@ def _alone(config: LteConfig, heads: View, row: int) -> dict[str, Array]:
     return weights
 
 
-def stack_heads(config: LteConfig, heads: View, site: Site) -> dict[str, Array]:
-    """All heads' factors of a site as those of one branch of rank heads * r.  [LTE-2].
-
-    ``A = [A[0]; A[1]; ...]``, ``B = [B[0], B[1], ...]``, ``bB = sum bB[head]``. A replica is one
-    for all: the heads' copies are equal, since they got equal gradients from equal starts.
-    """
-    N, p = heads.theta.shape[0], config.layout.site(heads.theta, site.name)
-    if not site.lora:
-        return {key: value[0] for key, value in p.items()}
-    o, r = p["B"].shape[1:]
-    xp = namespace(heads.theta)
-    found = {
-        "A": p["A"].reshape(N * r, -1),
-        "B": xp.swapaxes(p["B"], 0, 1).reshape(o, N * r),
-    }
-    if "bA" in p:
-        found |= {"bA": p["bA"].reshape(N * r), "bB": p["bB"].sum(axis=0)}
-    return found
-
-
-def _together(config: LteConfig, heads: View) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+def joint_network(config: LteConfig, heads: View) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     """Spec and arrays of the one network of mhlora: rank heads * r, scale by name.  [LTE-2].
 
     ``mean`` is alpha / (heads * r).
     """
     N, weights = heads.theta.shape[0], dict(heads.weights)
     for site in config.layout.sites.values():
-        parts = stack_heads(config, heads, site)
+        p = config.layout.site(heads.theta, site.name)
+        # the heads' replicas are equal: they got equal gradients from equal starts
+        parts = stack_heads(p) if site.lora else {key: value[0] for key, value in p.items()}
         weights |= {f"{site.name}.{key}": value for key, value in parts.items()}
 
     def widen(layer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -123,12 +103,12 @@ def forward(config: LteConfig, heads: View, x: Array) -> tuple[Array, list[Any]]
     -------
     z : array (heads, batch, C); in mhlora (batch, C)
     cache : list
-        One entry a head (mhlora: one), for :func:`vjp`.
+        One entry a head (mhlora: the joint spec, and one), for :func:`vjp`.
     """
     if config.mode == "mhlora":
-        spec, weights = _together(config, heads)
+        spec, weights = joint_network(config, heads)
         z, kept = run(spec, weights, x, Context())
-        return z, [kept]
+        return z, [spec, kept]
     outputs, caches = [], []
     for row in range(heads.theta.shape[0]):
         z, kept = run(config.spec, _alone(config, heads, row), x[row], Context())
@@ -158,8 +138,8 @@ def vjp(
     xp, names = namespace(dz), config.layout.names
     request = Request(frozenset(names), per_sample, need_dx=False)
     if config.mode == "mhlora":
-        spec, _ = _together(config, heads)
-        _, found = backward(spec, dz, cache[0], request)
+        spec, kept = cache
+        _, found = backward(spec, dz, kept, request)
         parts = [split_by_head(config, heads, name, found[name]) for name in names]
         return xp.concatenate(parts, axis=-1)
     lead, rows = dz.shape[:-3], []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, asarray, namespace
 from loko_ref.checks.fields import digest
-from loko_ref.checks.signatures import NoneType, takes
+from loko_ref.checks.signatures import takes
 from loko_ref.checks.values import check_finite, check_floats, check_shape
 from loko_ref.errors import InputError
 from loko_ref.lte.config import Loko, LteConfig
@@ -25,22 +26,6 @@ from loko_ref.lte.team import ALONE, Team, span
 from loko_ref.network import lora
 from loko_ref.network.model import Model, init_model
 from loko_ref.network.spec import linears, map_linears
-
-__all__ = [
-    "LteState",
-    "combine",
-    "draw_factors",
-    "draw_weights",
-    "fingerprint",
-    "fresh_copies",
-    "fresh_optimizer",
-    "head_arrays",
-    "heads_of",
-    "init",
-    "merged_model",
-    "shared_arrays",
-    "without_lora",
-]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

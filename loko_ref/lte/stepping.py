@@ -25,8 +25,6 @@ from loko_ref.lte.team import ALONE, Team
 from loko_ref.network.layers.embedding import channels
 from loko_ref.network.spec import check_input, reads_tokens
 
-__all__ = ["StepRecord", "shard_batch", "step"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepRecord:

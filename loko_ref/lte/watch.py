@@ -28,8 +28,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Watch", "sentry"]
-
 _WATCHER = """
 import os, shutil, sys
 directory, size = sys.argv[1], int(sys.argv[2])

@@ -12,9 +12,10 @@ activation) and ``head.out``. Texts begin with ``emb`` and ``emb.norm``; images 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any, Literal, get_args
 
-from loko_ref.checks.signatures import NoneType, takes
+from loko_ref.checks.signatures import takes
 from loko_ref.checks.values import check_choice, check_whole
 from loko_ref.errors import InputError, shown
 from loko_ref.network.layers.activation import ACTIVATIONS, ActivationName

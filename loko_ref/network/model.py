@@ -172,8 +172,7 @@ def pack(model: Model) -> Array:
             "model", "no trainables", "at least one", "a spec without LoRA sites: use add_lora"
         )
     xp = namespace(*model.weights.values())
-    theta: Array = xp.concatenate([model.weights[k].reshape(-1) for k in model.trainable])
-    return theta
+    return xp.concatenate([model.weights[k].reshape(-1) for k in model.trainable])
 
 
 @takes(model=Model)

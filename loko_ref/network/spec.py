@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from loko_ref.arrays import Array
-from loko_ref.checks.signatures import NoneType, check_type, takes
+from loko_ref.checks.signatures import check_type, takes
 from loko_ref.checks.values import check_choice, check_floats, check_shape, check_whole
 from loko_ref.errors import InputError
 from loko_ref.network.layers import KINDS, Flow, Layer, Layers

@@ -25,8 +25,6 @@ import scipy.special
 from loko_ref.arrays import Array
 from loko_ref.textbook.quantities import Formula, Quantity, Values
 
-__all__ = ["LEAVES", "LEAVES_FORMULAS", "Back", "Kind", "Layer", "Net", "linear"]
-
 Layer = Mapping[str, Any]
 Back = Callable[[str], str]
 Kind = Callable[..., tuple[str, Back]]

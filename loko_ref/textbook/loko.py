@@ -18,21 +18,6 @@ from loko_ref.kalman.noise import combinations
 from loko_ref.textbook.network import BACK, FORWARD, network
 from loko_ref.textbook.quantities import Quantity, in_order, origins, quantity
 
-__all__ = [
-    "SHAPES",
-    "choices",
-    "dataflow",
-    "delta",
-    "merge",
-    "noise",
-    "noise_used",
-    "observation",
-    "output_name",
-    "summary",
-    "time_update",
-    "update",
-]
-
 Options = Mapping[str, Any]
 
 _CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center")

@@ -32,8 +32,8 @@ from loko_ref.textbook.lte_heads import (
     slot_names,
     trained,
 )
+from loko_ref.textbook.lte_state import LTE_FORMULAS as LTE_FORMULAS
 from loko_ref.textbook.lte_state import (
-    LTE_FORMULAS,
     SLOTS,
     accumulated,
     after,
@@ -48,8 +48,6 @@ from loko_ref.textbook.lte_state import (
     with_arrays,
 )
 from loko_ref.textbook.quantities import Formula, Lazy, Quantity, Values, evaluate, quantity
-
-__all__ = ["LTE_FORMULAS", "RUN", "lte_forward", "lte_merge", "lte_run", "merge", "run"]
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]

@@ -17,25 +17,6 @@ import numpy as np
 from loko_ref.textbook.lte_heads import layers, pack, site, slot_names
 from loko_ref.textbook.quantities import Formula, Values
 
-__all__ = [
-    "LTE_FORMULAS",
-    "SLOTS",
-    "accumulated",
-    "after",
-    "array",
-    "copied",
-    "cut",
-    "flat",
-    "fresh",
-    "joined",
-    "kept",
-    "scales",
-    "shared",
-    "start",
-    "whole",
-    "with_arrays",
-]
-
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
 

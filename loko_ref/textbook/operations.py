@@ -16,22 +16,6 @@ from loko_ref.textbook import optimizers as descent
 from loko_ref.textbook.network import arrays, network, ways
 from loko_ref.textbook.quantities import Quantity, Values, evaluate
 
-__all__ = [
-    "delta",
-    "dense_update",
-    "diagonal_update",
-    "loko_run",
-    "loko_step",
-    "measured",
-    "merge",
-    "model_forward",
-    "model_jacobian",
-    "noise_update",
-    "observation",
-    "optimizer",
-    "time_update",
-]
-
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
 Keep = Callable[[str, Any], Any]

@@ -13,8 +13,6 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.textbook.quantities import Quantity, Values, quantity
 
-__all__ = ["DESCENT", "METHODS", "SLOTS", "run"]
-
 METHODS: dict[str, tuple[Quantity, ...]] = {
     "sgd": (
         quantity(

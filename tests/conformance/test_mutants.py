@@ -67,9 +67,9 @@ def test_an_id_is_not_given_twice():
 
 
 def place(one):
-    """Name the file whose formulas a mistake changes (those without one change all formulas)."""
+    """Name the folder whose formulas a mistake changes (those without one change all formulas)."""
     every = "loko_ref.textbook.filter"
-    return next((f.__module__ for f in one.changes(one.example).values()), every)
+    return next((f.__module__ for f in one.changes(one.example).values()), every).split(".")[-2]
 
 
 COVERED = [

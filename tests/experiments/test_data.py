@@ -146,7 +146,7 @@ def test_bad_input_is_named(call, word):
 
 
 def test_a_missing_scikit_learn_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"loko-ref\[data\]"):
         load("digits")
 

@@ -416,7 +416,7 @@ def test_a_base_that_diverges_is_named():
 
 
 def test_a_missing_scikit_learn_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"loko-ref\[data\]"):
         runs.run_all([config("glm")])
 

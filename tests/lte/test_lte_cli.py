@@ -317,35 +317,23 @@ def test_spectra_ranks_and_angles() -> None:
 
 
 def test_the_cost_models_limits() -> None:
-    network = diag.Network(bandwidth=1e9, latency=1e-5, flops=1e12)
+    cost = runpy.run_path(str(ROOT / "examples/lte_cost.py"))
+    network = cost["Network"](bandwidth=1e9, latency=1e-5, flops=1e12)
+    sizes = {"0": (64, 128), "1": (10, 64)}
 
     def at(**changes):
         usual = {"nodes": 8, "heads": 8, "r": 4, "merge_every": 8, "batch": 32}
-        return diag.costs({"0": (64, 128), "1": (128, 10)}, network=network, **(usual | changes))
+        return cost["costs"](sizes, network=network, **(usual | changes))
 
     assert at(nodes=1).lte == at(nodes=1).data_parallel == 0
     assert at(merge_every=16).lte == pytest.approx(at().lte / 2, rel=1e-14)
     # the bytes that leave the wire are those that a run counts, once round the ring
-    per_merge = lte.bytes_per_merge(
-        lte.LteConfig(
-            spec=[
-                {"kind": "linear", "name": "0", "in": 128, "out": 64, "lora": {"r": 4, "alpha": 8}},
-                {"kind": "linear", "name": "1", "in": 64, "out": 10, "lora": {"r": 4, "alpha": 8}},
-            ],
-            heads=8,
-        ),
-        4,
-    )
-    found = diag.costs(
-        {"0": (64, 128), "1": (10, 64)},
-        nodes=8,
-        heads=8,
-        r=4,
-        merge_every=8,
-        batch=32,
-        network=network,
-    )
-    assert found.lte_bytes * 8 == pytest.approx(per_merge * 7 / 8, rel=1e-14)
+    spec = [
+        {"kind": "linear", "name": k, "in": i, "out": o, "lora": {"r": 4, "alpha": 8}}
+        for k, (o, i) in sizes.items()
+    ]
+    per_merge = lte.bytes_per_merge(lte.LteConfig(spec=spec, heads=8), 4)
+    assert at().lte_bytes * 8 == pytest.approx(per_merge * 7 / 8, rel=1e-14)
 
 
 def test_the_example_of_costs_runs(tmp_path, capsys, monkeypatch) -> None:

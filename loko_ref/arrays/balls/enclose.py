@@ -18,8 +18,6 @@ import numpy as np
 from loko_ref.arrays.balls.ballarray import BallArray, balls, precision
 from loko_ref.errors import InputError, UndecidedError
 
-__all__ = ["Enclosed", "Rounded", "enclose", "loose", "radius", "rounded"]
-
 _FORMATS = {"float64": (53, -1074, 1024), "float32": (24, -149, 128)}
 _GONE = -1100  # log2 of a distance far below half the smallest subnormal of float64
 

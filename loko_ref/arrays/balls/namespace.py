@@ -24,8 +24,6 @@ from loko_ref.arrays.balls.ballarray import (
 )
 from loko_ref.errors import UndecidedError
 
-__all__ = ["erf", "erfc", "peak", "positive", "xp"]
-
 
 def _ballarray(x: Any) -> Any:
     """Wrap a single ball, so that a NumPy function finds its way back here."""

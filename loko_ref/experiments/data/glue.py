@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from loko_ref.errors import InputError, MissingExtraError
 from loko_ref.files.reading import read_text
 
-__all__ = ["GLUE", "glue_rows", "number_labels", "read_glue", "tokenize", "tokenizer_ids"]
-
 Labels = NDArray[np.int64]
 
 GLUE = {

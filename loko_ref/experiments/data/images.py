@@ -20,8 +20,6 @@ from loko_ref.checks.values import check_choice
 from loko_ref.errors import InputError
 from loko_ref.files.reading import read_bytes
 
-__all__ = ["read_cifar", "read_idx", "read_mnist"]
-
 Images = NDArray[Any]
 Labels = NDArray[np.int64]
 

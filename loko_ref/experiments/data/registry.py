@@ -37,8 +37,6 @@ from loko_ref.experiments.data import glue, texts
 from loko_ref.experiments.data import images as files
 from loko_ref.experiments.data.bundled import Dataset, Request, Split, assemble, shift_features
 
-__all__ = ["FILES", "kind_of", "load", "regression"]
-
 FILES = {"mnist": "image", "cifar10": "image", "cifar100": "image", "glue": "text"}
 """Sets read from files: the word before the colon -> what a sample is."""
 

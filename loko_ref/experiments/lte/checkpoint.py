@@ -28,8 +28,6 @@ from loko_ref.lte.serial import bytes_per_merge
 from loko_ref.lte.state import LteState, head_arrays, shared_arrays
 from loko_ref.lte.team import Team, span
 
-__all__ = ["load", "save"]
-
 _PROGRESS = ("step", "merges", "optimizer_step", "loss", "evaluations", "sent")
 
 

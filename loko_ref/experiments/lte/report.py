@@ -27,9 +27,6 @@ from loko_ref.lte.state import LteState, fingerprint, init
 from loko_ref.lte.team import Alone, Team
 from loko_ref.network.spec import linears
 
-__all__ = ["execute", "plot", "report", "show"]
-
-
 Result = tuple[dict[str, Any], dict[str, Any]]
 """Of one run that is over: its summary, and its curves and spectra, both as JSON data."""
 

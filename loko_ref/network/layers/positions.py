@@ -11,8 +11,6 @@ from loko_ref.arrays import Array, namespace
 from loko_ref.errors import InputError
 from loko_ref.network.layers.base import Context, Kind, Layer, Params, Request, Shapes
 
-__all__ = ["Positions", "forward", "vjp"]
-
 
 def forward(x: Array, table: Array) -> Array:
     """``y = x + table[:t]``.  [ATT-4]."""
