@@ -24,16 +24,13 @@ def export(
     only: Annotated[str | None, typer.Option("--only", help="Ids that match this glob.")] = None,
 ) -> None:
     """Write inputs, expected outputs and tolerances of the cases."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.vectors import vectors
 
     cases = select(only, argument="--only")
     interrupt.keep(lambda: f"{folder} is incomplete: export into a new or empty folder")
-    err = Console(stderr=True)
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("exporting", total=len(cases))
         manifest = vectors.export(folder, cases, lambda case: bar.advance(task), only=only or "*")
     typer.echo(f"{len(manifest['cases'])} cases of {vectors.VERSION} in {folder}")

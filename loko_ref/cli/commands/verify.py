@@ -102,9 +102,7 @@ def verify(
     something failed; 2: TARGET cannot be used, or nothing ran.
     """
     check_needs(html=html)
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.verification import LONGEST, naming, verify_recording
     from loko_ref.conformance.verification import verify as check
@@ -142,10 +140,9 @@ def verify(
         )
     implementation = str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
     threads = set(threading.enumerate())
-    err = Console(stderr=True)
     options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large")}
     with (
-        Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
+        progress_bar() as bar,
         naming(implementation="TARGET" if cmd is None else "--cmd", **options),
     ):
         task = bar.add_task("verifying", total=None)
