@@ -23,7 +23,7 @@ from loko_ref.conformance.engine import (
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import reproduce
+from loko_ref.conformance.reports.text import command, reproduce
 from loko_ref.errors import extras
 
 __all__ = ["CELLS", "COLOURS", "HeatMap", "as_html", "heat_map"]
@@ -250,7 +250,7 @@ def as_html(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page: str = environment.from_string(source).render(
-        target=target,
+        command=command(target),
         summary=summarise(checks, known),
         notes=notes,
         operations=_operations(checks, known),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import Check, summarise
-from loko_ref.conformance.reports.text import lines
+from loko_ref.conformance.reports.text import command, lines
 from loko_ref.errors import extras
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"loko-ref verify {escape(target)}", title_justify="left")
+    table = Table(title=escape(command(target)), title_justify="left")
     table.add_column("operation", no_wrap=True)
     expecting = ("expected failures", "unexpected passes") if known else ()
     for head in ("ran", "passed", "failed", *expecting, "unsupported", "error/tol."):
@@ -64,4 +64,4 @@ def _print_table(
     if table.row_count:
         console.print(table)
     else:
-        console.print(f"loko-ref verify {escape(target)}", style="italic", soft_wrap=True)
+        console.print(escape(command(target)), style="italic", soft_wrap=True)

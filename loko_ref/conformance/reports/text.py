@@ -25,7 +25,18 @@ from loko_ref.conformance.engine import (
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
 
-__all__ = ["BLOCKS", "PYTHON", "Group", "describe", "failures", "group", "lines", "reproduce"]
+__all__ = [
+    "BLOCKS",
+    "OFFLINE",
+    "PYTHON",
+    "Group",
+    "command",
+    "describe",
+    "failures",
+    "group",
+    "lines",
+    "reproduce",
+]
 
 BLOCKS = 6
 """Kinds of failure that are described in full; the others get one line each."""
@@ -35,6 +46,9 @@ NAMED = 4
 
 PYTHON = "Python: "
 """What the name of a target begins with that only a Python program can give."""
+
+OFFLINE = "vectors judge "
+"""What the name of a target begins with whose outputs were computed elsewhere."""
 
 _VARIES = re.compile(r"0x[0-9a-fA-F]+|\d+")
 """What differs between messages of one kind: numbers and addresses."""
@@ -161,6 +175,14 @@ def _counted(names: Sequence[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in Counter(names).items())
 
 
+def command(target: str) -> str:
+    """Return the command that verifies a target, or what stands for it."""
+    if target.startswith(OFFLINE):
+        return f"loko-ref {target}"
+    ready = target.startswith(("--cmd ", "--trace ", PYTHON))
+    return f"loko-ref verify {target if ready else shlex.quote(target)}"
+
+
 def reproduce(target: str, key: str) -> str:
     """Return what runs one case alone.
 
@@ -171,8 +193,7 @@ def reproduce(target: str, key: str) -> str:
     """
     if target.startswith(PYTHON):
         return f"loko_ref.verify(..., only={key!r})"
-    quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
-    return f"loko-ref verify {quoted} --only {shlex.quote(key)}"
+    return f"{command(target)} --only {shlex.quote(key)}"
 
 
 def describe(one: Group, target: str | None = None, *, again: bool = False) -> list[str]:
