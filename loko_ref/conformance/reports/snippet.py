@@ -201,7 +201,8 @@ if off:
     place = f"{{name}}{{list(map(int, index))}}"
     fail(
         f"{{place}} first: expected {{wanted!r}}, got {{came!r}}, "
-        f"an error of {{ratio[index]:.3g}} times its tolerance  {{labels[name]}}"
+        f"an error of {{ratio[index]:.3g}} times its tolerance "
+        + "".join(f" [{{label}}]" for label in labels[name].split())
     )
 if problem:
     fail(problem)
@@ -296,7 +297,7 @@ def _declinable(case: Case) -> list[str]:
 
 
 def _labels(case: Case, name: str) -> str:
-    return " ".join(f"[{label}]" for label in case.operation.labels(name, case.options))
+    return " ".join(case.operation.labels(name, case.options))
 
 
 # ----------------------------------------------------------------------------------- document
