@@ -27,7 +27,15 @@ from loko_ref.conformance.judge.answer import NOT_OFFERED
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import Group, brief, command, group, reproduce
+from loko_ref.conformance.reports.text import (
+    Group,
+    amplified,
+    brief,
+    command,
+    further,
+    group,
+    reproduce,
+)
 from loko_ref.errors import extras
 
 __all__ = ["CARDS", "CELLS", "COLOURS", "MAPS", "HeatMap", "as_html", "heat_map"]
@@ -148,6 +156,7 @@ def _walk(check: Check) -> list[dict[str, Any]]:
     if first is not None and check.case.operation.stepwise:
         found = {name: ratio[first.index[0]] for name, ratio in found.items()}
     finding = check.finding.quantity if check.finding is not None else None
+    wrong = {d.quantity for d in check.divergences}
     steps = []
     for output in check.case.operation.outputs:
         if output.name not in expected(check.case):
@@ -156,8 +165,11 @@ def _walk(check: Check) -> list[dict[str, Any]]:
         mark = "none"
         text = "not judged" if output.name in check.outputs else "not returned"
         if worst is not None:
-            mark = "off" if worst > 1 else "good"
+            mark = "off" if output.name in wrong or worst > 1 else "good"
             text = f"{worst:.3g} times its tolerance" if math.isfinite(worst) else "is not finite"
+            if worst > 1 and output.name not in wrong:
+                came = "is not judged" if output.name in check.unjudged else "follows"
+                text += f"; {came} from what came before it"
         if finding == output.name:
             mark, text = "first", "its form is wrong"
         elif first is not None and first.quantity == output.name:
@@ -219,7 +231,8 @@ def _card(
         "mistakes": named.get(check.case.id, ()),
         "expected": known.get(check.case.id, ""),
         "again": reproduce(target, check.case.id),
-        "others": [c for c in one.checks if c is not check],
+        "others": [line.strip() for line in further(check)],
+        "more": [c for c in one.checks if c is not check],
     }
 
 
@@ -288,6 +301,7 @@ def as_html(
         brief=brief,
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],
+        amplified=[(c.case.id, amplified(c)) for c in checks if c.amplified is not None],
         known=known,
         colours=COLOURS,
         explanation=EXPLANATION,
