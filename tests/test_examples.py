@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sampling
+from command import loko_ref
 
 from loko_ref import strategies
 
@@ -104,6 +105,22 @@ def test_verification_in_python_needs_no_extra():
     assert "FAILED: 6 of 16; 10 passed" in done.stdout
     assert done.stdout.count("SCALE-ALPHA: delta[") == 6
     assert "PASSED: 4 of 4; " in done.stdout
+
+
+def test_vectors_are_answered_without_the_package(tmp_path):
+    """The example runs where loko_ref cannot be imported, and its answers pass."""
+    example = ROOT / "examples" / "answer_vectors.py"
+    vectors, answers = tmp_path / "vectors", tmp_path / "answers.npz"
+    assert loko_ref("vectors", "export", vectors, "--only", "kalman.time_update").returncode == 0
+    code = (
+        "import runpy, sys; sys.modules['loko_ref'] = None; "
+        f"sys.argv[1:] = [{str(vectors)!r}, {str(answers)!r}]; "
+        f"runpy.run_path({str(example)!r}, run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = loko_ref("vectors", "judge", vectors, answers)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"PASSED: (\d+) of \1; 0 unsupported", done.stdout)
 
 
 WRITERS = {"save", "savez", "savefig", "write_text", "write_bytes", "tofile", "dump", "mkdir"}

@@ -7,6 +7,7 @@ command made cheap by its other options, with one option (sometimes two) set to 
 import contextlib
 import gc
 import io
+import json
 import os
 import random
 import re
@@ -79,7 +80,7 @@ PERHAPS = {
 """Values that some option takes."""
 
 PLACES = {
-    *("folder", "json", "json_file", "python", "junit", "html", "trace", "xfail"),
+    *("folder", "answers", "json", "json_file", "python", "junit", "html", "trace", "xfail"),
     *("plot", "checkpoint", "resume", "details"),
 }
 """Parameters that are paths: a file may have the name of a number."""
@@ -111,6 +112,7 @@ CHEAP = {
     ("protocol",): {},
     ("vectors", "export"): {"folder": "new", "only": "lora.delta/*/float64"},
     ("vectors", "check"): {"folder": "absent"},
+    ("vectors", "judge"): {"folder": "set", "answers": "answers.json"},
     ("vectors", "schema"): {},
     ("train",): {
         "data": "iris",
@@ -227,6 +229,14 @@ def folder(tmp_path_factory):
         patch.setattr(sys, "argv", ["record_trace.py", str(place / "trace.npz")])
         runpy.run_path(str(example))
     imports()
+    from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.judge.tolerance import expected
+    from loko_ref.conformance.vectors import vectors
+
+    cases = select("lora.delta/tiny/float64")
+    vectors.export(place / "set", cases)
+    right = {c.id: {name: a.tolist() for name, a in expected(c).items()} for c in cases}
+    (place / "answers.json").write_text(json.dumps(right))
     return place
 
 

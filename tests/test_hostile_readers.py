@@ -32,6 +32,7 @@ import sampling
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.implementations import python, recording
 from loko_ref.conformance.reports import expected_failures
+from loko_ref.conformance.vectors import answers as offline
 from loko_ref.conformance.vectors import vectors
 from loko_ref.errors import InputError, printable
 from loko_ref.experiments.data import glue, images, registry
@@ -242,6 +243,15 @@ def read_set(path):
     return vectors.read(folder)
 
 
+TINY = "lora.delta/tiny/float64"
+ANSWERS = {TINY: {"delta": [[1.0, 2.5], [3, 4e-5]]}}
+
+
+def read_answers(path):
+    found = offline.read_answers(path, select(TINY))
+    return {f"{key}/{name}": a for key, out in found.items() for name, a in out.items()}
+
+
 def vector_file():
     return next(c for n, c in vector_set().items() if not n.startswith("manifest"))
 
@@ -305,6 +315,23 @@ FORMATS = [
         glue.read_glue,
         plain_glue,
         packed=True,
+    ),
+    Format(
+        "answers.npz",
+        lambda: npz({f"{TINY}/delta.npy": np.ones((2, 3))}),
+        read_answers,
+        lambda data: {key: np.asarray(a) for key, a in plain_npz(data).items()},
+    ),
+    Format(
+        "answers.json",
+        lambda: json.dumps(ANSWERS).encode(),
+        read_answers,
+        lambda data: {
+            f"{key}/{name}": np.asarray(a, "f8")
+            for key, out in strict_json(data).items()
+            for name, a in out.items()
+        },
+        text=ANSWERS,
     ),
     Format("xfail", XFAIL.encode, lambda p: expected_failures.read(p), plain_xfail),
     Format("config.json", lambda: json.dumps(CONFIG).encode(), read_json, strict_json, text=CONFIG),

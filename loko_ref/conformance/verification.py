@@ -12,23 +12,27 @@ from typing import TYPE_CHECKING, Literal
 
 from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_range
+from loko_ref.conformance.cases.globs import matcher, nothing_matches
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.diagnose.naming import name_mistakes
-from loko_ref.conformance.engine import TIMEOUT, Check, run
+from loko_ref.conformance.engine import TIMEOUT, Check, judge, run
 from loko_ref.conformance.implementations import recording
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.python import Implementation, hold, load
+from loko_ref.conformance.judge.answer import Answer
+from loko_ref.conformance.judge.answer import check as check_form
 from loko_ref.conformance.recorded import check as check_recording
 from loko_ref.conformance.recorded import first as first_off
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.reports.report import Report
-from loko_ref.conformance.reports.text import PYTHON
+from loko_ref.conformance.reports.text import OFFLINE, PYTHON
+from loko_ref.conformance.vectors import answers as offline
 from loko_ref.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["LONGEST", "naming", "verify", "verify_recording"]
+__all__ = ["LONGEST", "naming", "verify", "verify_answers", "verify_recording"]
 
 LONGEST = 1e9
 """Seconds that a timer of the system can hold, all but a factor of 9."""
@@ -173,6 +177,69 @@ def verify(
         target=shown,
         checks=tuple(checks),
         notes=(*found.notes, *expected_failures.not_run(statuses, expected)),
+        mistakes=name_mistakes(checks),
+        expected=expected,
+    )
+
+
+def verify_answers(
+    folder: str | os.PathLike[str],
+    answers: str | os.PathLike[str],
+    *,
+    only: str | None = None,
+    xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Judge outputs that were computed elsewhere, as ``loko-ref vectors judge`` does.
+
+    Parameters
+    ----------
+    folder : path-like
+        Golden vectors: what ``loko-ref vectors export`` wrote.
+    answers : path-like
+        The outputs for their inputs: a folder with one ``.npz``, ``.safetensors`` or ``.json`` a
+        case, or one such file of all; :mod:`loko_ref.conformance.vectors.answers` has the forms.
+    only : str, optional
+        Glob of case ids or operations.
+    xfail : path-like or mapping of str to str, optional
+        As for :func:`verify`.
+    progress : callable, optional
+        As for :func:`verify`.
+
+    Returns
+    -------
+    Report
+        A case without an answer is unsupported.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be used, or an answer is to no case of `folder`.
+    """
+    for name, value in {"folder": folder, "answers": answers}.items():
+        check_type(name, value, (str, os.PathLike), "the arrays in place of their file")
+    check_type("only", only, (str, NoneType), "a list of globs in place of one")
+    expected = {} if xfail is None else expected_failures.read(xfail)
+    with naming(DIR="folder", ANSWERS="answers", __only="only"):
+        matches = matcher("--only", only)
+        every = offline.cases_of(os.fspath(folder))
+        cases = [case for case in every if matches(case.id) or matches(case.operation.name)]
+        if not cases:
+            raise nothing_matches("--only", only, [c.id for c in every], "manifest.json of DIR")
+        given = offline.read_answers(os.fspath(answers), every)
+    checks: list[Check] = []
+    for case in cases:
+        answer = Answer(declined="it has no answer")
+        if case.id in given:
+            answer = check_form(given[case.id], case)
+        checks.append(judge(case, answer))
+        if progress is not None:
+            progress(len(checks), len(cases))
+    statuses = [(check.case.id, check.status) for check in checks]
+    return Report(
+        target=f"{OFFLINE}{shlex.join([os.fspath(folder), os.fspath(answers)])}",
+        checks=tuple(checks),
+        notes=tuple(expected_failures.not_run(statuses, expected)),
         mistakes=name_mistakes(checks),
         expected=expected,
     )

@@ -270,10 +270,10 @@ LEAVES: dict[str, Kind] = {
     ),
     "relu": _of_input(
         "relu", lambda v, x: v.F["relu"](x), lambda v, x: v.F["relu_derivative"](x),
-        "max(x, 0)", "LAY-4",
+        "max(x, 0)", "LAY-5",
     ),
     "tanh": _of_output(
-        "tanh", lambda v, y, d: d * v.F["tanh_derivative"](y), "tanh(x)", "(1 - y^2) d", "LAY-5"
+        "tanh", lambda v, y, d: d * v.F["tanh_derivative"](y), "tanh(x)", "(1 - y^2) d", "LAY-4"
     ),
     "softmax": _of_output(
         "softmax", lambda v, y, d: v.F["softmax_back"](y, d), "softmax(x)", "y (d - y' d)", "LAY-7"

@@ -212,6 +212,29 @@ def test_select():
         select(dtype="float16")
 
 
+def test_labels_of_a_case_are_those_of_its_options():
+    """Each is an output's label, or a layer's; what the options rule out is not among them."""
+    for case in select(dtype="float64")[::6]:
+        for output in case.operation.outputs:
+            if output.name not in tolerance.expected(case):
+                continue
+            found = case.operation.labels(output.name, case.options)
+            assert found, (case.id, output.name)
+            if output.name != "z" or case.operation.name.startswith("lte"):
+                assert set(found) <= set(output.labels), (case.id, output.name)
+            if case.operation.name == "lte.run":
+                assert ("LTE-4" in found) <= (case.options["realisation"] == "copies")
+                assert ("LTE-6" in found) <= (case.options["reset"] != "none")
+    for key, name, labels in (
+        ("kalman.diagonal_update/random/float64", "p", ("DIAG-1", "DIAG-4")),
+        ("kalman.diagonal_update/random-variational/float64", "p", ("DIAG-2", "DIAG-4")),
+        ("model.forward/tanh/float64", "z", ("LAY-1", "LAY-2", "LAY-3", "LAY-4")),
+        ("lte.merge/reset/float64", "seen", ("LTE-3", "LTE-5", "LTE-6")),
+    ):
+        (case,) = select(key)
+        assert case.operation.labels(name, case.options) == labels, key
+
+
 def test_labels_are_derivation_labels():
     label = re.compile(r"^[A-Z]+-\d+$")
     for operation in OPERATIONS.values():

@@ -148,7 +148,6 @@ def test_a_failed_report_raises_what_a_test_should_show():
     for part in (
         "FAILED: 2 of 4",
         f"{RANDOM}: first off: S[",
-        "covers: ",
         f"reproduce: loko_ref.verify(..., only={RANDOM!r})",
         "mistake R-JITTER: jitter added to R",
         "correct formula: R enters as it is given",

@@ -271,7 +271,7 @@ def test_cli_by_file():
     assert result.returncode == 0, result.stdout + result.stderr
     result = cli("protocol", "--cmd", harness)
     assert result.returncode == 0, result.stdout
-    assert "ok    tensors by file: kalman.dense_update/tiny/float64 is answered" in result.stdout
+    assert "ok     tensors by file: kalman.dense_update/tiny/float64 is answered" in result.stdout
     for wrong in (("verify", EXAMPLES / "my_loko.py", "--large", "0"), ("verify", "--large", "-1")):
         result = cli(*wrong)
         assert result.returncode == 2

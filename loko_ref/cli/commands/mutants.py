@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,9 +38,7 @@ def mutants(
     those given) are set beside the mistakes', in tolerances; exit code 0 if every correct one
     stays below 1 and every mistake that occurs in the cases is seen in some dtype, else 1.
     """
-    from rich.console import Console
-    from rich.progress import track
-
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.assessment import score as scoring
     from loko_ref.conformance.cases.globs import matcher, nothing_matches
     from loko_ref.conformance.cases.registry import select
@@ -79,12 +76,9 @@ def mutants(
             write_json(json, document("mutants", {"mutants": listing}))
         return
     cases = select(dtype="float64")
-    outcomes = [
-        scoring.outcome(m, cases)
-        for m in track(
-            chosen, description="verifying mutants", console=Console(stderr=True), transient=True
-        )
-    ]
+    with progress_bar() as bar:
+        tracked = bar.track(chosen, description="verifying mutants")
+        outcomes = [scoring.outcome(m, cases) for m in tracked]
     found = scoring.as_json(outcomes)
     for o in outcomes:
         mark = "named" if o.first == o.id else f"NOT NAMED (first: {o.first})"
@@ -102,10 +96,8 @@ def mutants(
 
 
 def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Path | None) -> bool:
-    """Measure, print the table and write it; tell whether right and wrong stand apart."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    """Measure, print the table and write it; return whether right and wrong stand apart."""
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.assessment import calibration
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.implementations.python import load
@@ -115,15 +107,7 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
     cases = select(glob, argument="--case")
     targets = [*calibration.built_in(), *(load(target) for target in correct)]
     right, wrong = [], []
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("correct code", total=len(cases) * len(targets))
         for target in targets:
             measured = calibration.of_correct(target, cases, progress=lambda: bar.advance(task))

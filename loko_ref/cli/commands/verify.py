@@ -18,7 +18,7 @@ from loko_ref.errors import InputError
 if TYPE_CHECKING:
     from loko_ref.conformance.reports.report import Report
 
-__all__ = ["verify"]
+__all__ = ["publish", "verify"]
 
 LEAVING = 5.0
 """Seconds that threads of the code under test have to end, once the report is written."""
@@ -102,9 +102,7 @@ def verify(
     something failed; 2: TARGET cannot be used, or nothing ran.
     """
     check_needs(html=html)
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.verification import LONGEST, naming, verify_recording
     from loko_ref.conformance.verification import verify as check
@@ -125,7 +123,7 @@ def verify(
                 raise InputError(name, value, "not beside --trace", "a recording has no cases")
         with naming(path="--trace", options="--option", only="--only"):
             report = verify_recording(trace, option or [], only=only)
-        raise typer.Exit(_publish(report, json, junit, html))
+        raise typer.Exit(publish(report, json, junit, html))
     if option:
         raise InputError("--option", option[0], "--trace F beside it", "--trace was left out")
     if list_:
@@ -142,10 +140,9 @@ def verify(
         )
     implementation = str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
     threads = set(threading.enumerate())
-    err = Console(stderr=True)
     options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large")}
     with (
-        Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
+        progress_bar() as bar,
         naming(implementation="TARGET" if cmd is None else "--cmd", **options),
     ):
         task = bar.add_task("verifying", total=None)
@@ -158,13 +155,13 @@ def verify(
             large=large,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    code = _publish(report, json, junit, html)
+    code = publish(report, json, junit, html)
     if any(not thread.daemon for thread in set(threading.enumerate()) - threads):
         _end_within(LEAVING, code)
     raise typer.Exit(code)
 
 
-def _publish(report: Report, json: Path | None, junit: Path | None, html: Path | None) -> int:
+def publish(report: Report, json: Path | None, junit: Path | None, html: Path | None) -> int:
     """Write and print every report; return the exit code."""
     from loko_ref.conformance.verification import naming
 

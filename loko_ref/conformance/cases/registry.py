@@ -146,7 +146,11 @@ class Case:
         """Case of float64 with the same inputs: itself, unless inputs are shared."""
         if self.dtype == "float64" or not self.recipe.shared:
             return self
-        return next(case for case in _by_recipe()[self.recipe] if case.dtype == "float64")
+        for case in _by_recipe().get(self.recipe, ()):
+            if case.dtype == "float64":
+                return case
+        key = f"{self.id.rsplit('/', 1)[0]}/float64"  # of a recipe with the inputs of a file
+        return Case(id=key, recipe=self.recipe, dtype="float64")
 
 
 def _cast(value: Any, dtype: str) -> Any:

@@ -14,7 +14,8 @@ from loko_ref.kalman.observation import OBSERVATIONS
 from loko_ref.loko import COVARIANCES
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.loko import dataflow, output_name, summary
-from loko_ref.textbook.network import BACK, FORWARD
+from loko_ref.textbook.network import BACK, FORWARD, ways
+from loko_ref.textbook.quantities import in_order
 
 __all__ = ["DIAGONAL", "MODEL"]
 
@@ -132,8 +133,18 @@ _LOKO_OUTPUTS = (
 )
 
 
+def network_labels(quantity: str, o: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the labels of z by the layers that there are, those of Z as the table has them."""
+    if quantity != "z":
+        return tuple(BACK.split())
+    found = {label for q in ways(o["spec"])[0] if q.name != "z" for label in q.labels}
+    return tuple(in_order(found - {"LORA-4"}))  # which packs theta
+
+
 def _labels(quantity: str, o: Mapping[str, Any]) -> tuple[str, ...]:
-    """Find the labels of an output under the options in force."""
+    """Return the labels of an output under the options in force."""
+    if quantity in ("z", "Z"):
+        return network_labels(quantity, o)
     return next((q.labels for q in dataflow(o) if output_name(q.name, o) == quantity), ())
 
 
@@ -182,6 +193,7 @@ MODEL = (
         outputs=_network("x weights")[:1],
         oracle=oracle.model_forward,
         plain=plain.model_forward,
+        narrow=network_labels,
     ),
     Operation(
         name="model.jacobian",
@@ -191,6 +203,7 @@ MODEL = (
         outputs=_network("x weights"),
         oracle=oracle.model_jacobian,
         plain=plain.model_jacobian,
+        narrow=network_labels,
     ),
     _loko("loko.step", "one step of LoKO on a batch stacked into one observation", "", False),
     _loko("loko.run", "LoKO on a stream: a step for each leading entry of x, y", "steps, ", True),

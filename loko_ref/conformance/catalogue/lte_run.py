@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from loko_ref.conformance.catalogue.entry import Operation, Output, gives, option, takes
-from loko_ref.conformance.catalogue.lte import FACTORS, HEADS, MODE, RESET, SCALING, SPEC, WEIGHTS
+from loko_ref.conformance.catalogue.lte import (
+    FACTORS,
+    HEADS,
+    MODE,
+    RESET,
+    SCALING,
+    SPEC,
+    WEIGHTS,
+    narrow,
+)
 from loko_ref.conformance.oracle import lte as lte_oracle
 from loko_ref.kalman.diagonal import DIAGONALS
 from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
@@ -273,5 +282,6 @@ RUN = Operation(
     oracle=lte_oracle.run,
     plain=table.lte_run,
     stepwise=True,
+    narrow=lambda name, o: narrow(next(q.labels for q in table.RUN if q.name == name), o),
 )
 """The entry."""

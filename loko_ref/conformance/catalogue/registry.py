@@ -68,6 +68,19 @@ def _outputs(
     )
 
 
+def _narrow(
+    flow: Callable[[Mapping[str, Any]], Iterable[Quantity]], **fixed: Any
+) -> Callable[[str, Mapping[str, Any]], tuple[str, ...]]:
+    """Return the labels of an output under the options, as a function."""
+
+    def labels(name: str, o: Mapping[str, Any]) -> tuple[str, ...]:
+        chosen = {**o, **fixed}
+        own = (q for q in flow(chosen) if table.output_name(q.name, chosen) == name)
+        return tuple(k for q in own for k in q.labels if not k.startswith("LOKO"))
+
+    return labels
+
+
 _UPDATE = {
     "S": ("(m, m)", "H P H' + R"),
     "K": ("(n, m)", "P H' S^-1"),
@@ -176,6 +189,7 @@ _ALL = (
         ),
         oracle=oracle.diagonal_update,
         plain=plain.diagonal_update,
+        narrow=_narrow(table.update, observation="gaussian", covariance="diagonal"),
     ),
     Operation(
         name="kalman.time_update",
@@ -215,6 +229,7 @@ _ALL = (
         ),
         oracle=oracle.noise_update,
         plain=plain.noise_update,
+        narrow=_narrow(table.noise),
     ),
     Operation(
         name="lora.delta",

@@ -22,7 +22,7 @@ from loko_ref.conformance.implementations import protocol
 from loko_ref.conformance.implementations.child import Child, Ended
 from loko_ref.conformance.implementations.protocol import ProtocolError
 from loko_ref.conformance.implementations.target import unknown_operations
-from loko_ref.conformance.judge.answer import Answer, Finding, check
+from loko_ref.conformance.judge.answer import NOT_OFFERED, Answer, Finding, check
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
 
@@ -218,7 +218,7 @@ class Command:
     def run(self, case: Case, timeout: float | None = None) -> Answer:
         """Run one case; any failure is returned as its finding."""
         if case.operation.name not in self.operations:
-            return Answer(declined="the implementation has no such operation")
+            return Answer(declined=NOT_OFFERED)
         if case.dtype not in self.dtypes:
             return Answer(declined=f"the implementation does not offer {case.dtype}")
         self._number += 1

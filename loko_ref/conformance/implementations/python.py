@@ -28,7 +28,7 @@ import numpy as np
 
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.implementations.target import check_place, collect
-from loko_ref.conformance.judge.answer import Answer, Finding, check, describe, words
+from loko_ref.conformance.judge.answer import NOT_OFFERED, Answer, Finding, check, describe, words
 from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
 
@@ -71,7 +71,7 @@ class Implementation:
         """Call the function of the case's operation on new copies of the inputs."""
         function = self.functions.get(case.operation.name)
         if function is None:
-            return Answer(declined="the implementation has no such operation")
+            return Answer(declined=NOT_OFFERED)
         return call(function, case, timeout)
 
 

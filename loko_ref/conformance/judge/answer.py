@@ -20,8 +20,10 @@ from loko_ref.conformance.judge.layout import arranged
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import closest, printable
 
-__all__ = ["Answer", "Finding", "check", "describe", "words"]
+__all__ = ["NOT_OFFERED", "Answer", "Finding", "check", "describe", "words"]
 
+NOT_OFFERED = "the implementation has no such operation"
+"""Why a case is declined whose operation is not offered at all."""
 
 TEXT = 2000
 """Most characters of a message."""

@@ -28,6 +28,7 @@ __all__ = [
     "merge",
     "model_forward",
     "model_jacobian",
+    "network_input",
     "noise_update",
     "observation",
     "optimizer",
@@ -80,19 +81,19 @@ def merge(x: Arrays, o: Arrays) -> Out:
     return {"W": lora.merge(x["W"], x["A"], x["B"], o["alpha"])}
 
 
-def _read(x: Arrays, o: Arrays) -> Array:
-    """Return the network's input; token ids, which come as floats, as whole numbers."""
-    return x["x"].astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x["x"]
+def network_input(x: Any, o: Arrays) -> Any:
+    """Return inputs as the network takes them: token ids, which come as floats, whole numbers."""
+    return x.astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x
 
 
 def model_forward(x: Arrays, o: Arrays) -> Out:
     """Run the network: z.  [LAY-1, LAY-2, ATT-1, ATT-2]."""
-    return {"z": forward(Model(spec=o["spec"], weights=x["weights"]), _read(x, o))[0]}
+    return {"z": forward(Model(spec=o["spec"], weights=x["weights"]), network_input(x["x"], o))[0]}
 
 
 def model_jacobian(x: Arrays, o: Arrays) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
-    z, Z = jacobian(Model(spec=o["spec"], weights=x["weights"]), _read(x, o))
+    z, Z = jacobian(Model(spec=o["spec"], weights=x["weights"]), network_input(x["x"], o))
     return {"z": z, "Z": Z}
 
 
@@ -135,7 +136,7 @@ def loko_step(x: Arrays, o: Arrays) -> Out:
     """One step of LoKO.  [LOKO-1, LOKO-2]."""
     from loko_ref.network.model import unpack
 
-    (config, state), batch = _config(x, o), _read(x, o)
+    (config, state), batch = _config(x, o), network_input(x["x"], o)
     _, out = _step(state, batch, x["y"], config)
     out["Z"] = jacobian(unpack(config.model, x["theta"]), batch)[1]
     return out
@@ -147,7 +148,7 @@ def loko_run(x: Arrays, o: Arrays) -> Out:
 
     config, state = _config(x, o)
     rows = []
-    for batch, y in zip(_read(x, o), x["y"], strict=True):
+    for batch, y in zip(network_input(x["x"], o), x["y"], strict=True):
         Z = jacobian(unpack(config.model, state.theta), batch)[1]
         state, out = _step(state, batch, y, config)
         rows.append(out | {"Z": Z})

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref import lte
+from loko_ref.conformance.oracle.loko import network_input
 from loko_ref.lte import heads as net
 from loko_ref.lte.config import Merging
 from loko_ref.lte.state import heads_of
@@ -69,11 +70,6 @@ def _state(config: lte.LteConfig, state: lte.LteState) -> Out:
     return out | {"merged": np.concatenate(rows, axis=1)}
 
 
-def _read(x: Any, o: Arrays) -> Any:
-    """Return the network's inputs; token ids, which come as floats, as whole numbers."""
-    return x.astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x
-
-
 def run(x: Arrays, o: Arrays, merging: Merging = "incremental") -> Out:
     """Compute the expected numbers of ``lte.run``, by :mod:`loko_ref.lte`."""
     config, state = _package(x, o, merging)
@@ -81,7 +77,7 @@ def run(x: Arrays, o: Arrays, merging: Merging = "incremental") -> Out:
     drawn: Callable[[int], Out] | None = None
     if redraws is not None:
         drawn = partial(_redraw, redraws)
-    given = list(zip(_read(x["x"], o), x["y"], strict=True))
+    given = list(zip(network_input(x["x"], o), x["y"], strict=True))
     rows: list[Out] = []
     ends: list[lte.LteState] = []
     for event in lte.iterate(
@@ -109,7 +105,7 @@ def run(x: Arrays, o: Arrays, merging: Merging = "incremental") -> Out:
         if o["mode"] == "lte":
             out["seen"] = _seen(config, end)
         if "evaluation" in x:
-            out |= _evaluated(config, end, _read(x["evaluation"], o))
+            out |= _evaluated(config, end, network_input(x["evaluation"], o))
     sorted_rows = [{q.name: row[q.name] for q in RUN if q.name in row} for row in rows]
     return {name: np.stack([row[name] for row in sorted_rows]) for name in sorted_rows[0]}
 
@@ -174,7 +170,7 @@ def forward(x: Arrays, o: Arrays) -> Out:
 
     old = rows(x["merged"]) if "merged" in x else None
     view = net.Heads(theta=rows(x["factors"]), merged=old, weights=x["weights"])
-    return {"z": net.forward(config, view, _read(x["x"], o))[0]}
+    return {"z": net.forward(config, view, network_input(x["x"], o))[0]}
 
 
 def merge(x: Arrays, o: Arrays) -> Out:

@@ -17,7 +17,7 @@ from loko_ref.conformance.engine import (
     summarise,
 )
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import amplified, describe, group
+from loko_ref.conformance.reports.text import amplified, command, describe, group
 
 __all__ = ["as_xml"]
 
@@ -41,7 +41,7 @@ def as_xml(
     Declined checks and expected failures are skipped ones, unexpected passes are failures. A run
     in which nothing ran has one test case more, which is an error.
     """
-    suite = ElementTree.Element("testsuite", name=_text(f"loko-ref verify {target}"))
+    suite = ElementTree.Element("testsuite", name=_text(command(target)))
     summary = summarise(checks, expected)
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in (("verdict", summary.text), *(("note", note) for note in notes)):

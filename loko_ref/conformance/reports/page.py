@@ -1,4 +1,7 @@
-"""The report as one self-contained HTML page: no network, no script."""
+"""The report as one self-contained HTML page: no network, no script.
+
+A kind of failure has one card, on the check that the terminal shows; the others are folded below.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,31 @@ from loko_ref.conformance.engine import (
     outcome,
     summarise,
 )
+from loko_ref.conformance.judge.answer import NOT_OFFERED
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import amplified, further, reproduce
+from loko_ref.conformance.reports.text import (
+    Group,
+    amplified,
+    brief,
+    command,
+    further,
+    group,
+    reproduce,
+)
 from loko_ref.errors import extras
 
-__all__ = ["CELLS", "COLOURS", "HeatMap", "as_html", "heat_map"]
+__all__ = ["CARDS", "CELLS", "COLOURS", "MAPS", "HeatMap", "as_html", "heat_map"]
+
+CARDS = 12
+"""Kinds of failure that have a card; the others are folded, a line each."""
 
 CELLS = 64
 """Cells a side of a heat map at most; beyond, a cell shows the worst of a block."""
+
+MAPS = 120_000
+"""Characters of all heat maps; cards beyond have none."""
 
 COLOURS = (
     (-3.0, "#2c5f8a", "below 0.001"),
@@ -182,18 +200,40 @@ def _element(check: Check) -> dict[str, str] | None:
 
 
 def _operations(checks: Sequence[Check], known: Mapping[str, str]) -> list[dict[str, Any]]:
-    table = []
+    table, anything = [], summarise(checks, known).ran
     for name in dict.fromkeys(check.case.operation.name for check in checks):
         part = [check for check in checks if check.case.operation.name == name]
         counts = summarise(part, known)
         worst = max((c.worst for c in part if c.status != "unsupported"), default=0.0)
         reasons = dict.fromkeys(str(c.reason) for c in part if c.status == "unsupported")
+        if set(reasons) == {NOT_OFFERED} and not counts.ran and anything:
+            continue
         marks = {"failed": "off", "as expected": "off", "passed": "good"}
         mark = marks.get(counts.verdict, "none")
         shown = f"{worst:.2g}" if counts.ran else ""
         row = {"name": name, "counts": counts, "worst": shown, "mark": mark}
         table.append({**row, "reasons": list(reasons)})
     return table
+
+
+def _card(
+    one: Group, target: str, named: Mapping[str, Sequence[Mistake]], known: Mapping[str, str]
+) -> dict[str, Any]:
+    """Collect what the card of a kind of failure shows."""
+    check = one.shown
+    return {
+        "check": check,
+        "text": failure(check),
+        "walk": _walk(check),
+        "element": _element(check),
+        "map": heat_map(check),
+        "forced": "" if check.forced is None else check.forced.text,
+        "mistakes": named.get(check.case.id, ()),
+        "expected": known.get(check.case.id, ""),
+        "again": reproduce(target, check.case.id),
+        "others": [line.strip() for line in further(check)],
+        "more": [c for c in one.checks if c is not check],
+    }
 
 
 def as_html(
@@ -225,23 +265,18 @@ def as_html(
     """
     jinja2 = extras.load("jinja2", "the HTML report")
     named, known = mistakes or {}, known or {}
-    failures: list[dict[str, Any]] = [
-        {
-            "check": check,
-            "outcome": outcome(check.case.id, check.status, known),
-            "text": failure(check),
-            "walk": _walk(check),
-            "element": _element(check),
-            "map": heat_map(check),
-            "others": [line.strip() for line in further(check)],
-            "forced": "" if check.forced is None else check.forced.text,
-            "mistakes": named.get(check.case.id, ()),
-            "expected": known.get(check.case.id, ""),
-            "again": reproduce(target, check.case.id),
-        }
-        for check in checks
-        if check.status == "failed"
-    ]
+
+    def section(kind: str) -> tuple[list[dict[str, Any]], list[Check]]:
+        """Return the cards of the failures of a kind, and what is left beyond CARDS."""
+        some = [c for c in checks if outcome(c.case.id, c.status, known) == kind]
+        groups = group(some, named)
+        cards = [_card(one, target, named, known) for one in groups[:CARDS]]
+        drawn = 0
+        for card in cards:
+            drawn += 0 if card["map"] is None else sum(len(d) for _, d in card["map"].paths)
+            card["map"] = card["map"] if drawn <= MAPS else None
+        return cards, [check for one in groups[CARDS:] for check in one.checks]
+
     leading: dict[str, Mistake] = {}
     for fits in named.values():
         if fits:
@@ -255,14 +290,15 @@ def as_html(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page: str = environment.from_string(source).render(
-        target=target,
+        command=command(target),
         summary=summarise(checks, known),
         notes=notes,
         operations=_operations(checks, known),
         sections=[
-            (heading, [f for f in failures if f["outcome"] == kind])
+            (heading, *section(kind))
             for heading, kind in (("Failures", FAILED), ("Expected failures", EXPECTED_FAILURE))
         ],
+        brief=brief,
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],
         amplified=[(c.case.id, amplified(c)) for c in checks if c.amplified is not None],

@@ -221,7 +221,7 @@ class Report:
 
     @property
     def text(self) -> str:
-        """The whole report in words, as the command prints it below its table."""
+        """The whole report in words, as the command prints it around its table."""
         return "\n".join(head + rest for _, head, rest in lines(*self._content))
 
     @property
@@ -284,7 +284,7 @@ class Report:
             write_bytes(html, page, "html")
 
     def print(self, console: Console | None = None) -> None:
-        """Print the report as the command does: a table by operation, and :attr:`text`.
+        """Print the report as the command does: :attr:`text`, and a table by operation.
 
         Parameters
         ----------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import Check, summarise
-from loko_ref.conformance.reports.text import lines
+from loko_ref.conformance.reports.text import command, failed, group, rest
 from loko_ref.errors import extras
 
 if TYPE_CHECKING:
@@ -24,25 +24,30 @@ def print_report(
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     known: Mapping[str, str] | None = None,
 ) -> None:
-    """Print a table by operation, the kinds of failure, what was declined, and the verdict.
+    """Print the kinds of failure, a table by operation, what was declined, and the verdict.
 
     Expected failures (`known`: id -> reason) are listed with their reasons, apart from the others.
     """
     text = extras.load("rich.text", "the report on the terminal")
-    _print_table(console, target, checks, known or {})
-    for style, head, rest in lines(target, checks, notes, mistakes, known):
-        line = text.Text.assemble((head, style), rest)
-        console.print(line, soft_wrap=style != "dim", highlight=False)
+    known, mistakes = known or {}, mistakes or {}
+
+    def write(lines: Iterable[tuple[str, str, str]]) -> None:
+        for style, head, more in lines:
+            line = text.Text.assemble((head, style), more)
+            console.print(line, soft_wrap=style != "dim", highlight=False)
+
+    groups = group([check for check in checks if check.case.id not in known], mistakes)
+    write([("italic", command(target), "")])
+    write(failed(target, groups, mistakes, known))
+    _print_table(console, checks, known)
+    write(rest(target, checks, notes, groups, known))
 
 
-def _print_table(
-    console: Console, target: str, checks: Sequence[Check], known: Mapping[str, str]
-) -> None:
+def _print_table(console: Console, checks: Sequence[Check], known: Mapping[str, str]) -> None:
     """Count by operation; those of which nothing ran have no row."""
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"loko-ref verify {escape(target)}", title_justify="left")
+    table = Table()
     table.add_column("operation", no_wrap=True)
     expecting = ("expected failures", "unexpected passes") if known else ()
     for head in ("ran", "passed", "failed", *expecting, "unsupported", "error/tol."):
@@ -63,5 +68,3 @@ def _print_table(
         )
     if table.row_count:
         console.print(table)
-    else:
-        console.print(f"loko-ref verify {escape(target)}", style="italic", soft_wrap=True)

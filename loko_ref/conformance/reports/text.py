@@ -1,12 +1,13 @@
 """The report in words, for every output that is plain text.
 
-Failures are of one kind where the same quantity is off first and the same known mistake reproduces
-it; of those that no mistake reproduces, each operation has kinds of its own. The JSON report lists
-every check.
+Failures are of one kind where the same known mistake reproduces them; of those that none
+reproduces, where the same quantity is off first in operations that compute it alike. The JSON
+report lists every check.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections import Counter
@@ -22,30 +23,45 @@ from loko_ref.conformance.engine import (
     outcome,
     summarise,
 )
+from loko_ref.conformance.judge.answer import NOT_OFFERED
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure, written
 
 __all__ = [
     "BLOCKS",
+    "OFFLINE",
     "PYTHON",
     "Group",
     "amplified",
+    "brief",
+    "command",
     "describe",
+    "failed",
     "failures",
     "further",
     "group",
     "lines",
     "reproduce",
+    "rest",
 ]
 
 BLOCKS = 6
 """Kinds of failure that are described in full; the others get one line each."""
+
+FILTER = ("kalman", "observation", "noise")
+"""Operations whose quantities are LoKO's."""
 
 NAMED = 4
 """Ids that a description names beside the one that it shows."""
 
 PYTHON = "Python: "
 """What the name of a target begins with that only a Python program can give."""
+
+BRIEF = 160
+"""Characters of a message that stands for a failure in a few words."""
+
+OFFLINE = "vectors judge "
+"""What the name of a target begins with whose outputs were computed elsewhere."""
 
 _VARIES = re.compile(r"0x[0-9a-fA-F]+|\d+")
 """What differs between messages of one kind: numbers and addresses."""
@@ -64,7 +80,8 @@ class Group:
     checks : tuple of Check
         All of them, in the order run.
     shown : Check
-        The one to describe: of the smallest inputs, float64 before float32, a step before a run.
+        The one to describe: float64 before float32, a step before a run, a case that is there for
+        a known mistake before one of a combination of options, then the one of smallest inputs.
     """
 
     what: str
@@ -75,13 +92,15 @@ class Group:
 
 def _kind(check: Check, mistake: Mistake | None) -> tuple[str, ...]:
     """Return what makes a failure equal to another."""
-    operation = check.case.operation.name
-    finding = check.finding
+    if mistake is not None:
+        return ("mistake", mistake.mutant.id)
+    finding, (area, _, name) = check.finding, check.case.operation.name.partition(".")
+    area = name if area == "optimizer" else "loko" if area in FILTER else area
     if finding is None:
         assert check.divergence is not None
-        return ("off", check.divergence.quantity, mistake.mutant.id if mistake else operation)
+        return ("off", check.divergence.quantity, area)
     if finding.quantity is not None:
-        return (finding.kind, finding.quantity, mistake.mutant.id if mistake else operation)
+        return (finding.kind, finding.quantity, area)
     return (finding.kind, _VARIES.sub("#", finding.message))
 
 
@@ -108,9 +127,11 @@ def _elements(value: Any) -> int:
     return sum(map(_elements, value.values())) if isinstance(value, Mapping) else int(value.size)
 
 
-def _size(check: Check) -> tuple[bool, bool, int]:
+def _size(check: Check) -> tuple[bool, bool, bool, int]:
     case = check.case
-    return case.dtype != "float64", case.operation.stepwise, _elements(case.inputs())
+    combination = not case.recipe.covers
+    size = _elements(case.inputs())
+    return case.dtype != "float64", case.operation.stepwise, combination, size
 
 
 def _absent(check: Check) -> list[str]:
@@ -120,6 +141,16 @@ def _absent(check: Check) -> list[str]:
     names = list(expected(check.case))
     before = names[: names.index(check.divergence.quantity)]
     return [name for name in before if name not in check.outputs]
+
+
+def brief(check: Check) -> str:
+    """Return a failure in a few words: the quantity that is off first, and how far."""
+    d = check.divergence
+    if d is None:
+        assert check.finding is not None
+        return check.finding.message if len(check.finding.message) < BRIEF else _what(check)
+    off = "is not finite" if not math.isfinite(d.ratio) else f"{d.ratio:.3g} times its tolerance"
+    return f"{d.quantity}{list(d.index) if d.index else ''}: {off}"
 
 
 def further(check: Check) -> list[str]:
@@ -176,21 +207,25 @@ def group(
         m = one.mistake
         return (True, 0, "") if m is None else (False, m.contradicted - m.explained, m.mutant.id)
 
-    groups = [
-        Group(
-            what=_what(some[0]),
-            mistake=leading[key],
-            checks=tuple(some),
-            shown=min(some, key=_size),
-        )
-        for key, some in found.items()
-    ]
+    groups = []
+    for key, some in found.items():
+        shown = min(some, key=_size)
+        one = Group(what=_what(shown), mistake=leading[key], checks=tuple(some), shown=shown)
+        groups.append(one)
     return sorted(groups, key=rank)
 
 
 def _counted(names: Sequence[str]) -> str:
     """Each name with how often it occurs, in the order of first occurrence."""
     return ", ".join(f"{name} {count}" for name, count in Counter(names).items())
+
+
+def command(target: str) -> str:
+    """Return the command that verifies a target, or what stands for it."""
+    if target.startswith(OFFLINE):
+        return f"loko-ref {target}"
+    ready = target.startswith(("--cmd ", "--trace ", PYTHON))
+    return f"loko-ref verify {target if ready else shlex.quote(target)}"
 
 
 def reproduce(target: str, key: str) -> str:
@@ -203,11 +238,10 @@ def reproduce(target: str, key: str) -> str:
     """
     if target.startswith(PYTHON):
         return f"loko_ref.verify(..., only={key!r})"
-    quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
-    return f"loko-ref verify {quoted} --only {shlex.quote(key)}"
+    return f"{command(target)} --only {shlex.quote(key)}"
 
 
-def describe(one: Group, target: str | None = None, *, again: bool = False) -> list[str]:
+def describe(one: Group, target: str | None = None) -> list[str]:
     """Describe failures of one kind by one of them.
 
     Parameters
@@ -216,8 +250,6 @@ def describe(one: Group, target: str | None = None, *, again: bool = False) -> l
         The failures.
     target : str, optional
         What was verified, to name what reproduces the failure.
-    again : bool
-        Whether its mistake was described before.
     """
     check = one.shown
     found = [f"  {check.case.id}: {failure(check)}"]
@@ -229,7 +261,8 @@ def describe(one: Group, target: str | None = None, *, again: bool = False) -> l
     absent = _absent(check)
     if absent:
         found.append(f"  not returned, and before it in the dataflow: {', '.join(absent)}")
-    found.append(f"  covers: {check.case.covers}")
+    if one.mistake is None:
+        found.append(f"  covers: {check.case.covers}")
     if target is not None:
         found.append(f"  reproduce: {reproduce(target, check.case.id)}")
     others = [c.case.id for c in one.checks if c is not check]
@@ -239,8 +272,6 @@ def describe(one: Group, target: str | None = None, *, again: bool = False) -> l
     if one.mistake is None:
         return found
     m = one.mistake.mutant
-    if again:
-        return [*found, f"  mistake {m.id}, described above"]
     fits = f"it reproduces {one.mistake.explained} of {one.mistake.failed} wrong results"
     if one.mistake.contradicted:
         fits += f" ({one.mistake.contradicted} that passed would have failed with it)"
@@ -255,18 +286,15 @@ def failures(
     target: str, groups: Sequence[Group], style: str = "red"
 ) -> Iterator[tuple[str, str, str]]:
     """List the kinds of failure as :func:`lines` does, the first ``BLOCKS`` in full."""
-    described: set[str] = set()
     for number, one in enumerate(groups):
         count = len(one.checks)
         if number >= BLOCKS:
             named = f", as by {one.mistake.mutant.id}" if one.mistake is not None else ""
             yield style, "FAILED", f" {count}: {one.what}{named}, such as {one.shown.case.id}"
             continue
-        key = None if one.mistake is None else one.mistake.mutant.id
         yield "", "", ""
         yield style, "FAILED", f" {count} {'check' if count == 1 else 'checks'}: {one.what}"
-        yield from (("", "", text) for text in describe(one, target, again=key in described))
-        described |= {key} if key is not None else set()
+        yield from (("", "", text) for text in describe(one, target))
 
 
 def lines(
@@ -276,7 +304,7 @@ def lines(
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     known: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, str, str]]:
-    """Write the whole report but for its table.
+    """Write the whole report but for its table: what failed, then :func:`rest`.
 
     Yields
     ------
@@ -284,15 +312,36 @@ def lines(
         Of each line a style, what is to be shown in that style, and the rest.
     """
     known, mistakes = known or {}, mistakes or {}
-    summary = summarise(checks, known)
-    yield from (("yellow", "note", f" {note}") for note in notes)
     groups = group([check for check in checks if check.case.id not in known], mistakes)
+    yield from failed(target, groups, mistakes, known)
+    yield from rest(target, checks, notes, groups, known)
+
+
+def failed(
+    target: str,
+    groups: Sequence[Group],
+    mistakes: Mapping[str, Sequence[Mistake]],
+    known: Mapping[str, str],
+) -> Iterator[tuple[str, str, str]]:
+    """List what failed, as :func:`lines` does."""
     yield from failures(target, groups)
     unnamed = sum(not fits for key, fits in mistakes.items() if key not in known)
     if unnamed:
         yield "", "", f"\nNo known mistake reproduces {unnamed} of the wrong results."
-    if len(groups) > 1 or summary.failed > 1:
-        yield "dim", "--json F lists every check, --html F draws each failure", ""
+    if sum(len(one.checks) for one in groups) > 1:
+        yield "dim", "--json F lists every check, --html F draws each kind of failure", ""
+
+
+def rest(
+    target: str,
+    checks: Sequence[Check],
+    notes: Sequence[str],
+    groups: Sequence[Group],
+    known: Mapping[str, str],
+) -> Iterator[tuple[str, str, str]]:
+    """List all else, as :func:`lines` does: at the end the verdict and what to type next."""
+    summary = summarise(checks, known)
+    yield from (("yellow", "note", f" {note}") for note in notes)
     for check in checks:
         key = check.case.id
         found = outcome(key, check.status, known)
@@ -305,7 +354,7 @@ def lines(
     )
     declined: dict[str, list[str]] = {}
     for check in checks:
-        if check.status == "unsupported":
+        if check.status == "unsupported" and (check.reason != NOT_OFFERED or not summary.ran):
             declined.setdefault(str(check.reason), []).append(check.case.operation.name)
     for reason, names in sorted(declined.items(), key=lambda item: len(item[1])):
         yield "yellow", "unsupported", f" {reason} ({len(names)}): {_counted(names)}"
@@ -313,3 +362,5 @@ def lines(
         yield "dim", f"\n{EXPLANATION}", ""
     style = {"failed": "red", "passed": "green"}.get(summary.verdict, "yellow")
     yield f"bold {style}", summary.headline, summary.text.removeprefix(summary.headline)
+    if groups:
+        yield "", "", f"next: {reproduce(target, groups[0].shown.case.id)}"
