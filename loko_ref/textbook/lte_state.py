@@ -287,6 +287,7 @@ LTE_FORMULAS: dict[str, Formula] = {
     "lte.p_reset": lambda p, prior, hit, how: np.where(hit, prior, p) if how == "prior" else p,
     # the networks that are evaluated: all arrays as last merged, as a merge now would have them
     "lte.main": lambda W, before, now: W,
+    "lte.copy": lambda copies: copies[0],  # a layer without LoRA, by the authors' evaluation
     "lte.now": lambda W, seen, deltas: sum(seen) / len(seen),
 }
 """Name -> plain formula."""

@@ -64,8 +64,10 @@ def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
 
 
 def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
-    """p_pred.  [KAL-1]."""
-    return {"p_pred": _put(x, o, F, keep, table.time_update()).p_pred}
+    """p_pred, or P_pred of a dense covariance.  [KAL-1]."""
+    o = {**o, "covariance": "dense" if "P" in x else "diagonal"}
+    v = _put({"p": x.get("P", x.get("p"))}, o, F, keep, table.time_update(o))
+    return {table.output_name("p_pred", o): v.p_pred}
 
 
 def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
@@ -99,7 +101,8 @@ def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
 
 def model_jacobian(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
-    v = _put(x, o, F, keep, network(F["layers"](o["spec"]), packed=False))
+    flow = network(F["layers"](o["spec"]), packed=False, train=o["train"])
+    v = _put(x, o, F, keep, flow)
     return {"z": v.z, "Z": v.Z}
 
 

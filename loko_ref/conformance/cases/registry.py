@@ -130,6 +130,10 @@ class Case:
         defaults = {o.name: o.default for o in self.operation.options}
         return {**defaults, **self.recipe.options}
 
+    def newer(self, version: int) -> list[str]:
+        """Name the inputs it gives, and the options it sets, that came after a catalogue's."""
+        return self.operation.newer(self.inputs(), self.options, version)
+
     @property
     def exact(self) -> tuple[str, ...]:
         """Inputs that are whole numbers and have no roundoff: token ids."""
@@ -208,7 +212,7 @@ def _by_recipe() -> dict[Recipe, list[Case]]:
 @cache
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the catalogue, float64 before float32."""
-    for part in ("filter", "model", "attention", "combinations", "lte"):
+    for part in ("filter", "model", "attention", "combinations", "edges", "lte"):
         import_module(f"loko_ref.conformance.cases.{part}")  # which registers its own
 
     def generate() -> Iterator[Case]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +13,30 @@ Arrays = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """An input array: name, shape, meaning; `optional` ones are given only where they belong."""
+    """An input array: name, shape, meaning; `optional` ones are given only where they belong.
+
+    `since` is the version of the catalogue that it came with.
+    """
 
     name: str
     shape: str
     text: str
     optional: str = ""
+    since: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """An option: name, default (None: always given), choices where it is a name, meaning."""
+    """An option: name, default (None: always given), choices where it is a name, meaning.
+
+    `since` is the version of the catalogue that it came with.
+    """
 
     name: str
     default: Any
     text: str
     choices: tuple[str, ...] = ()
+    since: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +86,31 @@ class Operation:
             return self.narrow(quantity, options)
         return next((o.labels for o in self.outputs if o.name == quantity), ())
 
+    def newer(self, inputs: Iterable[str], options: Arrays, version: int) -> list[str]:
+        """Name the inputs given, and the options set, that came after a version."""
+        given = [i.name for i in self.inputs if i.since > version and i.name in inputs]
+        return given + [
+            o.name
+            for o in self.options
+            if o.since > version and options.get(o.name, o.default) != o.default
+        ]
 
-def takes(name: str, shape: str, text: str, optional: str = "") -> Input:
+    def known(self, options: Arrays, version: int) -> dict[str, Any]:
+        """Return the options that a version of the catalogue had."""
+        since = {o.name: o.since for o in self.options}
+        return {name: value for name, value in options.items() if since[name] <= version}
+
+
+def takes(name: str, shape: str, text: str, optional: str = "", since: int = 1) -> Input:
     """Write an input."""
-    return Input(name=name, shape=shape, text=text, optional=optional)
+    return Input(name=name, shape=shape, text=text, optional=optional, since=since)
 
 
-def option(name: str, default: Any, text: str, choices: tuple[str, ...] = ()) -> Option:
+def option(
+    name: str, default: Any, text: str, choices: tuple[str, ...] = (), since: int = 1
+) -> Option:
     """Write an option."""
-    return Option(name=name, default=default, text=text, choices=choices)
+    return Option(name=name, default=default, text=text, choices=choices, since=since)
 
 
 def gives(name: str, shape: str, formula: str, labels: str, feeds: str) -> Output:

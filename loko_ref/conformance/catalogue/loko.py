@@ -12,6 +12,7 @@ from loko_ref.kalman.diagonal import DIAGONALS
 from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
 from loko_ref.kalman.observation import OBSERVATIONS
 from loko_ref.loko import COVARIANCES
+from loko_ref.network.spec import TRAINED
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.loko import dataflow, output_name, summary
 from loko_ref.textbook.network import BACK, FORWARD
@@ -41,7 +42,18 @@ _FROZEN = takes(
     "mapping",
     'a mapping of name to the frozen arrays alone: "0.W" (o, i), "0.b" (o,), and so on; the LoRA '
     "factors are in theta: linear by linear in the spec's order, A then B (then bA, bB), each "
-    "row-major; an attention's linears are its q, k, v, o. Norms and tables are frozen",
+    "row-major; an attention's linears are its q, k, v, o. Norms and tables are frozen. With "
+    'train="weights" theta holds every other array, and these are LoRA\'s factors alone: a mapping '
+    "without entries where the spec has no LoRA",
+)
+_TRAIN = option(
+    "train",
+    "factors",
+    "what Z, and theta, goes by. factors: LoRA's; weights: every array of the network but these "
+    "(an extended Kalman filter without LoRA), layer by layer in the spec's order, of a linear W, "
+    "b, of a norm g, b, of tables token, position, type, each row-major",
+    TRAINED,
+    since=2,
 )
 
 
@@ -52,7 +64,8 @@ def _network(feeds: str) -> tuple[Output, Output]:
             "Z",
             "(m, n)",
             "dz/dtheta, row b*C + j for output j of sample b; columns in packing order: linear by "
-            "linear (an attention's q, k, v, o), A then B (then bA, bB), each row-major",
+            "linear (an attention's q, k, v, o), A then B (then bA, bB), each row-major; with "
+            "train=weights as there",
             BACK,
             feeds,
         ),
@@ -96,6 +109,7 @@ _LOKO_OPTIONS = (
     option("lam", 1.0, "forgetting: p_pred = p / lam + q"),
     option("q", 0.0, "process noise"),
     option("center", False, "for logits: centre H over each sample's classes"),
+    _TRAIN,
 )
 
 
@@ -185,9 +199,9 @@ MODEL = (
     ),
     Operation(
         name="model.jacobian",
-        text="outputs and their Jacobian with respect to every LoRA factor",
+        text="outputs and their Jacobian with respect to every LoRA factor, or every weight",
         inputs=(_X, _WEIGHTS),
-        options=(_SPEC,),
+        options=(_SPEC, _TRAIN),
         outputs=_network("x weights"),
         oracle=oracle.model_jacobian,
         plain=plain.model_jacobian,

@@ -21,7 +21,11 @@ from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.implementations import protocol
 from loko_ref.conformance.implementations.child import Child, Ended
 from loko_ref.conformance.implementations.protocol import ProtocolError
-from loko_ref.conformance.implementations.target import unknown_operations
+from loko_ref.conformance.implementations.target import (
+    stated_catalogue,
+    too_new,
+    unknown_operations,
+)
 from loko_ref.conformance.judge.answer import Answer, Finding, check
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
@@ -54,6 +58,8 @@ class Command:
         What it offers.
     files : bool
         Whether it reads tensors from files.
+    catalogue : int
+        Version of the catalogue that it states that it was written for; 1 if it states none.
     folder : path
         Where these lie during a request.
     notes : tuple of str
@@ -93,6 +99,7 @@ class Command:
         self.operations: list[str] = []
         self.dtypes: list[str] = []
         self.files = False
+        self.catalogue = 1
         try:
             self._start(self._timeout, time.monotonic() + self._timeout)
         except (Ended, ValueError, OSError) as error:  # ValueError: of the protocol, or a NUL
@@ -127,7 +134,8 @@ class Command:
         answer, _ = self._exchange(child, message, timeout, deadline, " hello")
         try:
             self.operations, self.dtypes, self.files = protocol.check_hello(answer, self.folder)
-        except ProtocolError as error:
+            self.catalogue = stated_catalogue("catalogue", answer.get("catalogue"))
+        except (ProtocolError, InputError) as error:
             raise ProtocolError(f"{error}{self._drop()}") from None
         return child
 
@@ -221,6 +229,9 @@ class Command:
             return Answer(declined="the implementation has no such operation")
         if case.dtype not in self.dtypes:
             return Answer(declined=f"the implementation does not offer {case.dtype}")
+        newer = case.newer(self.catalogue)
+        if newer:
+            return Answer(declined=too_new(newer, self.catalogue))
         self._number += 1
         number = self._number
         try:
@@ -228,7 +239,7 @@ class Command:
                 number,
                 case.operation.name,
                 case.inputs(),
-                case.options,
+                case.operation.known(case.options, self.catalogue),
                 self.folder if self.files else None,
                 self._large,
             )

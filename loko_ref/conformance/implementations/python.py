@@ -27,7 +27,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.implementations.target import check_place, collect
+from loko_ref.conformance.catalogue.registry import VERSION
+from loko_ref.conformance.implementations.target import (
+    check_place,
+    collect,
+    stated_catalogue,
+    too_new,
+)
 from loko_ref.conformance.judge.answer import Answer, Finding, check, describe, words
 from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
@@ -61,18 +67,21 @@ class Implementation:
         Operation name -> function.
     notes : tuple of str
         Remarks on names that are not operations.
+    catalogue : int
+        Version of the catalogue that it states that it was written for.
     """
 
     target: str
     functions: Mapping[str, Callable[..., Any]]
     notes: tuple[str, ...] = ()
+    catalogue: int = VERSION
 
     def run(self, case: Case, timeout: float | None = None) -> Answer:
         """Call the function of the case's operation on new copies of the inputs."""
         function = self.functions.get(case.operation.name)
         if function is None:
             return Answer(declined="the implementation has no such operation")
-        return call(function, case, timeout)
+        return call(function, case, timeout, self.catalogue)
 
 
 class _TimeOutError(BaseException):
@@ -209,10 +218,11 @@ def load(target: str, timeout: float | None = None) -> Implementation:
 def hold(holder: object, target: str, attribute: str = "IMPLEMENTATION") -> Implementation:
     """Make an implementation of what :func:`collect` finds in a mapping, module or object."""
     functions, notes = collect(holder, target, attribute)
-    return Implementation(target=target, functions=functions, notes=notes)
+    catalogue = stated_catalogue("CATALOGUE", getattr(holder, "CATALOGUE", None))
+    return Implementation(target=target, functions=functions, notes=notes, catalogue=catalogue)
 
 
-def _keywords(function: Callable[..., Any], case: Case) -> dict[str, Any] | Answer:
+def _keywords(function: Callable[..., Any], case: Case, catalogue: int) -> dict[str, Any] | Answer:
     """Return the keywords of the call, without defaults for which it has no parameter."""
     operation = case.operation
     given: dict[str, Any] = {**case.inputs(), **copy.deepcopy(case.options)}
@@ -220,9 +230,14 @@ def _keywords(function: Callable[..., Any], case: Case) -> dict[str, Any] | Answ
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return given
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return given
     taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        newer = [name for name in case.newer(catalogue) if name not in taken]
+        if newer:
+            return Answer(declined=too_new(newer, catalogue))
+        known = operation.known(case.options, catalogue)
+        gone = case.options.keys() - known.keys() - taken
+        return {name: value for name, value in given.items() if name not in gone}
     optional = {i.name for i in operation.inputs if i.optional}
     defaults = {o.name: o.default for o in operation.options}
     for name in [name for name in given if name not in taken]:
@@ -280,7 +295,12 @@ def _plain(result: Any) -> Any:
     return plain
 
 
-def call(function: Callable[..., Any], case: Case, timeout: float | None = None) -> Answer:
+def call(
+    function: Callable[..., Any],
+    case: Case,
+    timeout: float | None = None,
+    catalogue: int = VERSION,
+) -> Answer:
     """Call a function on a case's inputs and check the form of what it returns.
 
     Whatever it raises is a finding, SystemExit and KeyboardInterrupt too. It runs in this process:
@@ -295,8 +315,11 @@ def call(function: Callable[..., Any], case: Case, timeout: float | None = None)
         The case.
     timeout : float, optional
         Seconds after which it is interrupted (Python code, main thread, POSIX).
+    catalogue : int
+        Version of the catalogue that it was written for: what came later is passed to parameters
+        of its own alone, never to ``**keywords``.
     """
-    keywords = _keywords(function, case)
+    keywords = _keywords(function, case, catalogue)
     if isinstance(keywords, Answer):
         return keywords
     given = dict(keywords)

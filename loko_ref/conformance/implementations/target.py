@@ -8,11 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, VERSION
 from loko_ref.conformance.judge.answer import describe
 from loko_ref.errors import InputError, closest, shown
 
-__all__ = ["INTERPRETERS", "SOURCES", "check_place", "collect", "unknown_operations"]
+__all__ = [
+    "INTERPRETERS",
+    "SOURCES",
+    "check_place",
+    "collect",
+    "stated_catalogue",
+    "too_new",
+    "unknown_operations",
+]
 
 INTERPRETERS = {
     ".js": "node {}",
@@ -86,6 +94,34 @@ def unknown_operations(names: Iterable[object]) -> tuple[str, ...]:
             hint = f"; the closest is '{near}'" if near else ""
             notes.append(f"{name!r} is no operation of the catalogue and was not run{hint}")
     return tuple(notes)
+
+
+def stated_catalogue(argument: str, value: object) -> int:
+    """Return the version of the catalogue that code states that it was written for; 1 if none.
+
+    Parameters
+    ----------
+    argument : str
+        What the statement is called, for the error.
+    value : object
+        ``operations/N``, or None.
+    """
+    if value is None:
+        return 1
+    known = [f"operations/{version}" for version in range(1, VERSION + 1)]
+    if value not in known:
+        cause = "a later version of loko_ref, or a typing error"
+        raise InputError(argument, f"{value!r:.80}", f"one of {', '.join(known)}", cause)
+    return known.index(str(value)) + 1
+
+
+def too_new(names: Iterable[str], catalogue: int) -> str:
+    """Return why code is not given inputs and options that came after it."""
+    return (
+        f"it may not know {', '.join(names)}, which came after operations/{catalogue}: give the "
+        f"function a parameter of that name, or state CATALOGUE = '{CATALOGUE}' beside "
+        f'IMPLEMENTATION (of a command: "catalogue": "{CATALOGUE}" in hello)'
+    )
 
 
 def collect(
