@@ -152,6 +152,8 @@ def judge(case: Case, answer: Answer) -> Check:
     """Turn an answer into a check."""
     if answer.declined is not None:
         return Check(case=case, status="unsupported", reason=answer.declined)
+    off = answer.finding.quantity if answer.finding is not None else None
+    case = case.holding([*answer.outputs, *answer.returned, *([off] if off else [])])
     divergence, worst = compare(case, answer.outputs)
     judged = tuple(name for name in answer.outputs if tolerance(case)[name] is not None)
     if divergence is not None:  # numbers before a later output's form: dataflow order

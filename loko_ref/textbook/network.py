@@ -33,6 +33,7 @@ __all__ = [
     "packing",
     "projections",
     "ways",
+    "within",
 ]
 
 FORWARD = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
@@ -272,6 +273,11 @@ def network(spec: Sequence[Layer], packed: bool, train: str = "factors") -> tupl
         *back,
         quantity("Z", parts, "stack", "dz / dtheta", BACK, rule=stacked, shape="(m, n)"),
     )  # fmt: skip
+
+
+def within(name: str) -> bool:
+    """Return whether a quantity is a layer's output, or an attention's scores or weights."""
+    return name.startswith(("z.", "scores.", "weights."))
 
 
 # ---------------------------------------------------------------------------- theta  [LORA-4]

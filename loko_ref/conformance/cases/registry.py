@@ -11,9 +11,9 @@ Shapes as in ``operations``.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -108,16 +108,32 @@ class Case:
         Where it comes from.
     dtype : str
         float64 or float32.
+    inside : bool
+        Whether the outputs of the network's layers are judged too.
     """
 
     id: str
     recipe: Recipe
     dtype: str
+    inside: bool = False
 
-    @property
+    @cached_property
     def operation(self) -> Operation:
-        """Entry of the catalogue."""
-        return OPERATIONS[self.recipe.operation]
+        """Entry of the catalogue; with `inside`, the network's layers are among its outputs."""
+        entry = OPERATIONS[self.recipe.operation]
+        return entry.detailed(self.options) if self.inside else entry
+
+    @cached_property
+    def _detailed(self) -> Case:
+        return replace(self, inside=True)
+
+    def holding(self, names: Iterable[object]) -> Case:
+        """Return the case as answered by outputs of these names: with its layers where they are."""
+        more = set(names).difference(o.name for o in self.operation.outputs)
+        if self.inside or self.operation.inside is None or not more:
+            return self
+        known = {o.name for o in self._detailed.operation.outputs}
+        return self._detailed if more & known else self
 
     @property
     def covers(self) -> str:
@@ -127,7 +143,7 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """All options, defaults included."""
-        defaults = {o.name: o.default for o in self.operation.options}
+        defaults = {o.name: o.default for o in OPERATIONS[self.recipe.operation].options}
         return {**defaults, **self.recipe.options}
 
     def newer(self, version: int) -> list[str]:
@@ -150,7 +166,8 @@ class Case:
         """Case of float64 with the same inputs: itself, unless inputs are shared."""
         if self.dtype == "float64" or not self.recipe.shared:
             return self
-        return next(case for case in _by_recipe()[self.recipe] if case.dtype == "float64")
+        wide = next(case for case in _by_recipe()[self.recipe] if case.dtype == "float64")
+        return wide._detailed if self.inside else wide
 
 
 def _cast(value: Any, dtype: str) -> Any:

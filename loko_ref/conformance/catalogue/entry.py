@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
 
 __all__ = ["Input", "Operation", "Option", "Output", "gives", "option", "takes"]
 
@@ -68,6 +72,8 @@ class Operation:
         Whether the leading axis of every output counts steps.
     narrow : callable, optional
         ``(output, options) -> labels``, where options choose among an output's formulas.
+    inside : callable, optional
+        ``options -> outputs`` of the network's layers, which may be returned too.
     """
 
     name: str
@@ -79,12 +85,31 @@ class Operation:
     plain: Callable[..., dict[str, Any]]
     stepwise: bool = False
     narrow: Callable[[str, Arrays], tuple[str, ...]] | None = None
+    inside: Callable[[Arrays], tuple[Output, ...]] | None = None
 
     def labels(self, quantity: str, options: Arrays) -> tuple[str, ...]:
         """Return the derivation labels of an output, of those that hold under the options."""
         if self.narrow is not None:
             return self.narrow(quantity, options)
         return next((o.labels for o in self.outputs if o.name == quantity), ())
+
+    def detailed(self, options: Arrays) -> Operation:
+        """Return the operation with its network's layers among the outputs, before z."""
+        if self.inside is None:
+            return self
+        more, plain = self.inside(options), partial(self.plain, inside=True)
+
+        def oracle(x: Arrays, o: Arrays) -> dict[str, Any]:
+            layers = plain(x, o, FORMULA_TABLE, identity)
+            found: dict[str, Any] = {}
+            for name, value in self.oracle(x, o).items():
+                found |= {q.name: layers[q.name] for q in more} if name == "z" else {}
+                found[name] = value
+            return found
+
+        at = [q.name for q in self.outputs].index("z")
+        outputs = (*self.outputs[:at], *more, *self.outputs[at:])
+        return replace(self, outputs=outputs, oracle=oracle, plain=plain)
 
     def newer(self, inputs: Iterable[str], options: Arrays, version: int) -> list[str]:
         """Name the inputs given, and the options set, that came after a version."""

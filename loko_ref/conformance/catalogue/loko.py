@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from loko_ref.conformance.catalogue.entry import Operation, Option, Output, gives, option, takes
@@ -15,7 +16,7 @@ from loko_ref.loko import COVARIANCES
 from loko_ref.network.spec import TRAINED
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.loko import dataflow, output_name, summary
-from loko_ref.textbook.network import BACK, FORWARD
+from loko_ref.textbook.network import BACK, FORWARD, ways, within
 
 __all__ = ["DIAGONAL", "MODEL"]
 
@@ -151,6 +152,21 @@ def _labels(quantity: str, o: Mapping[str, Any]) -> tuple[str, ...]:
     return next((q.labels for q in dataflow(o) if output_name(q.name, o) == quantity), ())
 
 
+def _inside(lead: str, o: Mapping[str, Any]) -> tuple[Output, ...]:
+    """List a network's layers as outputs: what each gives, an attention's scores and weights."""
+    return tuple(
+        gives(
+            q.name,
+            f"({lead}{q.shape.removeprefix('(') or 'batch, ...)'}",
+            q.equation,
+            " ".join(q.labels),
+            "x weights",
+        )
+        for q in ways(o["spec"])[0]
+        if within(q.name)
+    )
+
+
 def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
     def grow(shape: str) -> str:
         return f"({lead}{shape[1:]}"
@@ -184,6 +200,7 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
         plain=plain.loko_run if run else plain.loko_step,
         stepwise=run,
         narrow=_labels,
+        inside=partial(_inside, lead),
     )
 
 
@@ -196,6 +213,7 @@ MODEL = (
         outputs=_network("x weights")[:1],
         oracle=oracle.model_forward,
         plain=plain.model_forward,
+        inside=partial(_inside, ""),
     ),
     Operation(
         name="model.jacobian",
@@ -205,6 +223,7 @@ MODEL = (
         outputs=_network("x weights"),
         oracle=oracle.model_jacobian,
         plain=plain.model_jacobian,
+        inside=partial(_inside, ""),
     ),
     _loko("loko.step", "one step of LoKO on a batch stacked into one observation", "", False),
     _loko("loko.run", "LoKO on a stream: a step for each leading entry of x, y", "steps, ", True),

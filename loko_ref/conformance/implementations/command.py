@@ -273,6 +273,7 @@ class Command:
             raise ProtocolError(
                 f"an answer that is not result, unsupported or error: {protocol.quote(line)}"
             )
+        case = case.holding(outputs)
         known = {output.name for output in case.operation.outputs}
         if not set(outputs) <= known:  # `check` names the unknown one; no tensor is decoded
             return check(dict.fromkeys(outputs), case)

@@ -98,6 +98,7 @@ def check(result: Any, case: Case) -> Answer:
     if not isinstance(result, Mapping):
         message = f"returned {type(result).__name__} in place of a mapping of named arrays"
         return Answer(finding=Finding(kind="result", message=message))
+    case = case.holding(result)
     wanted = expected(case)
     known = [output.name for output in case.operation.outputs]
     outputs: dict[str, Array] = {}
