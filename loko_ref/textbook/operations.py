@@ -102,7 +102,7 @@ def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = Fal
 
 def model_jacobian(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
-    flow = network(F["layers"](o["spec"]), packed=False, train=o["train"])
+    flow = network(F["layers"](o["spec"]), packed=False, train=o.get("train", "factors"))
     return _shown(_put(x, o, F, keep, flow), flow, inside)
 
 

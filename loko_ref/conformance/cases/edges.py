@@ -53,16 +53,16 @@ for _diagonal, _covers in (("decoupled", "P-FLOOR P-VARIATIONAL"), ("variational
         }
 
 
-for _name, _more in (("no-decay", {}), ("no-decay-eps", {"eps": 0.1})):
+for _name, _eps in (("no-decay", 1e-8), ("no-decay-eps", 0.1)):
 
     @define(
         "optimizer.adamw",
         _name,
-        f"ADAMW-DECAY-DEFAULT ADAMW-EPS-{'EARLY' if _more else 'INSIDE'}",
+        "ADAMW-DECAY-DEFAULT ADAMW-UNCORRECTED",
         lr=0.1,
         beta2=0.9,  # 1 - beta2^t with one near 1 has few digits to judge
         weight_decay=0.0,
-        **_more,
+        eps=_eps,
     )
     def _(draw: Draw, dtype: str) -> Inputs:
         return {"theta": draw(7), "gradient": draw(6, 7)}

@@ -22,7 +22,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.checks.values import FORMATS, check_choice
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
-from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation
+from loko_ref.conformance.catalogue.registry import OPERATIONS, VERSION, Operation
 
 __all__ = ["DTYPES", "OWN", "RETIRED", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
 
@@ -110,12 +110,15 @@ class Case:
         float64 or float32.
     inside : bool
         Whether the outputs of the network's layers are judged too.
+    version : int
+        Of the catalogue: later options are left out, which are at their defaults.
     """
 
     id: str
     recipe: Recipe
     dtype: str
     inside: bool = False
+    version: int = VERSION
 
     @cached_property
     def operation(self) -> Operation:
@@ -143,7 +146,8 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """All options, defaults included."""
-        defaults = {o.name: o.default for o in OPERATIONS[self.recipe.operation].options}
+        entry = OPERATIONS[self.recipe.operation]
+        defaults = {o.name: o.default for o in entry.options if o.since <= self.version}
         return {**defaults, **self.recipe.options}
 
     def newer(self, version: int) -> list[str]:
@@ -161,13 +165,15 @@ class Case:
         made = self.recipe.build(Draw(self.id.rsplit("/", 1)[0]), self.dtype)
         return _cast(_cast(made, "float32") if self.recipe.shared else made, self.dtype)
 
-    @property
+    @cached_property
     def twin(self) -> Case:
         """Case of float64 with the same inputs: itself, unless inputs are shared."""
         if self.dtype == "float64" or not self.recipe.shared:
             return self
-        wide = next(case for case in _by_recipe()[self.recipe] if case.dtype == "float64")
-        return wide._detailed if self.inside else wide
+        for case in _by_recipe().get(self.recipe, ()):
+            if case.dtype == "float64":
+                return case._detailed if self.inside else case
+        return replace(self, id=f"{self.id.removesuffix(self.dtype)}float64", dtype="float64")
 
 
 def _cast(value: Any, dtype: str) -> Any:

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from loko_ref.conformance.implementations.child import Child, Ended
 from loko_ref.conformance.implementations.protocol import ProtocolError
 from loko_ref.conformance.implementations.target import (
     stated_catalogue,
+    stated_options,
     too_new,
     unknown_operations,
 )
@@ -60,6 +62,8 @@ class Command:
         Whether it reads tensors from files.
     catalogue : int
         Version of the catalogue that it states that it was written for; 1 if it states none.
+    options : dict
+        The one value that it states that it has of an option: it is sent no other cases.
     folder : path
         Where these lie during a request.
     notes : tuple of str
@@ -100,6 +104,7 @@ class Command:
         self.dtypes: list[str] = []
         self.files = False
         self.catalogue = 1
+        self.options: dict[str, Any] = {}
         try:
             self._start(self._timeout, time.monotonic() + self._timeout)
         except (Ended, ValueError, OSError) as error:  # ValueError: of the protocol, or a NUL
@@ -135,6 +140,7 @@ class Command:
         try:
             self.operations, self.dtypes, self.files = protocol.check_hello(answer, self.folder)
             self.catalogue = stated_catalogue("catalogue", answer.get("catalogue"))
+            self.options = stated_options("options", answer.get("options"))
         except (ProtocolError, InputError) as error:
             raise ProtocolError(f"{error}{self._drop()}") from None
         return child
@@ -181,6 +187,11 @@ class Command:
             self._drop()
         self._folder.cleanup()
         return code
+
+    def having(self, options: Mapping[str, Any]) -> Command:
+        """Return it with more options that it has one value of."""
+        self.options = {**self.options, **options}
+        return self
 
     def ready(self, timeout: float) -> None:
         """Start it, within `timeout` seconds, unless it is running; raises as `ask` does."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loko_ref.conformance.cases.chosen import read_options
 from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, VERSION
 from loko_ref.conformance.judge.answer import describe
 from loko_ref.errors import InputError, closest, shown
@@ -18,6 +19,7 @@ __all__ = [
     "check_place",
     "collect",
     "stated_catalogue",
+    "stated_options",
     "too_new",
     "unknown_operations",
 ]
@@ -113,6 +115,16 @@ def stated_catalogue(argument: str, value: object) -> int:
         cause = "a later version of loko_ref, or a typing error"
         raise InputError(argument, f"{value!r:.80}", f"one of {', '.join(known)}", cause)
     return known.index(str(value)) + 1
+
+
+def stated_options(argument: str, value: object) -> dict[str, Any]:
+    """Return the options of which code states that it has one value; none if it states nothing."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        required = "a mapping of option name to value: OPTIONS = {'observation': 'softmax'}"
+        raise InputError(argument, f"a {type(value).__name__}", required, "another form")
+    return read_options(argument, value)
 
 
 def too_new(names: Iterable[str], catalogue: int) -> str:

@@ -60,13 +60,15 @@ class Answer:
     """The answer for one case: outputs, or the reason why it was declined, or a finding.
 
     ``returned`` holds all outputs where one has a wrong shape that no reordering of the expected
-    values explains.
+    values explains; ``lacking`` names the options for which a function that declines has no
+    parameter.
     """
 
     outputs: Mapping[str, Array] = field(default_factory=dict)
     returned: Mapping[str, Array] = field(default_factory=dict)
     declined: str | None = None
     finding: Finding | None = None
+    lacking: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.declined is not None:

@@ -97,7 +97,7 @@ def model_forward(x: Arrays, o: Arrays) -> Out:
 
 def model_jacobian(x: Arrays, o: Arrays) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
-    model = Model(spec=o["spec"], weights=x["weights"], trainable=o["train"])
+    model = Model(spec=o["spec"], weights=x["weights"], trainable=o.get("train", "factors"))
     z, Z = jacobian(model, _read(x, o))
     return {"z": z, "Z": Z}
 
@@ -109,7 +109,7 @@ def _config(x: Arrays, o: Arrays) -> tuple[loko.LokoConfig, loko.LokoState]:
         zeros = np.zeros(shape, x["theta"].dtype)
         weights.setdefault(name, asarray(zeros, x["theta"]))
     named = {k: v for k, v in o.items() if k not in ("spec", "train")}
-    model = Model(spec=o["spec"], weights=weights, trainable=o["train"])
+    model = Model(spec=o["spec"], weights=weights, trainable=o.get("train", "factors"))
     config = loko.LokoConfig(model=model, **named)
     state = loko.LokoState(theta=x["theta"], p=x.get("p"), P=x.get("P"), R=x.get("R"))
     return config, state

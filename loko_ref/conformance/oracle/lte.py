@@ -134,7 +134,7 @@ def _evaluated(config: lte.LteConfig, state: lte.LteState, x: Any) -> Out:
         "z_main": model.forward(lte.merged_model(config, state.weights), x)[0],
         "z_now": model.forward(lte.merged_model(config, now), x)[0],
     }
-    view, first = heads_of(config, state), {}
+    view, first = heads_of(config, state), dict[str, Any]()
     for name, site in config.layout.sites.items():
         if not site.lora:
             copies = config.layout.site(view.theta, name)

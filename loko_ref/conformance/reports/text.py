@@ -169,10 +169,12 @@ def reproduce(target: str, key: str) -> str:
     >>> reproduce("my loko.py", "lora.delta/tiny/float64")
     "loko-ref verify 'my loko.py' --only lora.delta/tiny/float64"
     """
+    head, *words = target.split(" --option ")
     if target.startswith(PYTHON):
-        return f"loko_ref.verify(..., only={key!r})"
-    quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
-    return f"loko-ref verify {quoted} --only {shlex.quote(key)}"
+        options = f", options={words}" if words else ""
+        return f"loko_ref.verify(..., only={key!r}{options})"
+    head = head if target.startswith(("--cmd ", "--trace ")) else shlex.quote(head)
+    return f"loko-ref verify {' --option '.join([head, *words])} --only {shlex.quote(key)}"
 
 
 def describe(one: Group, target: str | None = None, *, again: bool = False) -> list[str]:

@@ -60,7 +60,7 @@ mutant(
 mutant(
     "TIME-Q-EVERYWHERE",
     "q added to every entry of P",
-    "A number added to a matrix goes to all its entries: every two parameters get the covariance q.",
+    "A number added to a matrix goes to all its entries: any two parameters get the covariance q.",
     "P_pred = P / lam + q * np.eye(n)",
     {"p_pred": lambda v: v.p / v.lam + v.q},
 )
