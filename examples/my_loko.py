@@ -699,14 +699,16 @@ def step(x, y, theta, P, R, frozen, o):
     return out
 
 
-def loko_step(x, y, theta, weights, p=None, P=None, R=None, **options):
+def loko_step(x, y, theta, weights, p=None, P=None, R=None, train="factors", **options):
     state = (p if P is None else P).tolist()
     noise = None if R is None else R.tolist()
+    options |= {"train": train}
     out = step(x.tolist(), y.tolist(), theta.tolist(), state, noise, lists(weights), options)
     return arrays(theta, **out)
 
 
-def loko_run(x, y, theta, weights, p=None, P=None, R=None, **options):
+def loko_run(x, y, theta, weights, p=None, P=None, R=None, train="factors", **options):
+    options |= {"train": train}
     like, frozen = theta, lists(weights)
     theta, P = theta.tolist(), (p if P is None else P).tolist()
     R = None if R is None else R.tolist()
@@ -772,7 +774,7 @@ def optimizer_adamw(theta, gradient, lr, beta1, beta2, eps, weight_decay):
     return arrays(like, theta=path, exp_avg=first, exp_avg_sq=second)
 
 
-CATALOGUE = "operations/2"  # what loko_step's **options have been read in
+CATALOGUE = "operations/2"  # that it was written for, as 'loko-ref operations' prints it
 IMPLEMENTATION = {
     "kalman.dense_update": kalman_dense_update,
     "kalman.diagonal_update": kalman_diagonal_update,

@@ -319,10 +319,9 @@ def _factors(layer: Layer) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _sites(spec: Sequence[Layer], train: str = "factors") -> list[Layer]:
-    """Layers that hold what is trained as they stand in the spec: linears with LoRA, or all."""
-    found = layers(spec)
-    return [layer for layer in found if layer.get("lora")] if train == "factors" else found
+def _sites(spec: Sequence[Layer]) -> list[Layer]:
+    """Linears with LoRA as they stand in the spec, an attention's q, k, v, o in this order."""
+    return [layer for layer in layers(spec) if layer.get("lora")]
 
 
 def packing(
@@ -339,11 +338,11 @@ def packing(
     train : {"factors", "weights"}
         LoRA's factors, or all arrays but these.
     """
-    order, arrays = ("order", _factors) if train == "factors" else ("order.weights", own)
+    kind, arrays = ("", _factors) if train == "factors" else (".weights", own)
     return {
         f"{layer['name']}.{key}": arrays(layer)[key]
-        for layer in F["sites"](spec, train)
-        for key in F[order](list(arrays(layer)))
+        for layer in F[f"sites{kind}"](spec)
+        for key in F[f"order{kind}"](list(arrays(layer)))
     }
 
 
@@ -382,6 +381,7 @@ NETWORK: dict[str, Formula] = {
     "layers": lambda spec: spec,
     "named": lambda weights: weights,
     "sites": _sites,
+    "sites.weights": layers,
     "order": lambda names: names,
     "order.weights": lambda names: names,
     "flatten": lambda a: a.reshape(*a.shape[:2], -1),

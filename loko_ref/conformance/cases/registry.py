@@ -146,7 +146,7 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """All options, defaults included."""
-        entry = OPERATIONS[self.recipe.operation]
+        entry = OPERATIONS[self.recipe.operation] if self.inside else self.operation
         defaults = {o.name: o.default for o in entry.options if o.since <= self.version}
         return {**defaults, **self.recipe.options}
 

@@ -216,12 +216,15 @@ mutant(
     "sites in the order of their names",
     "Sorted, as JAX orders a dict's leaves: an attention's k, o, q, v.",
     "theta: linears in the order of the spec, an attention's q, k, v, o",
-    {"sites": lambda *spec: sorted(F["sites"](*spec), key=lambda layer: str(layer["name"]))},
+    {
+        key: lambda spec, key=key: sorted(F[key](spec), key=lambda layer: str(layer["name"]))
+        for key in ("sites", "sites.weights")
+    },
 )
 
 
-def _keys_first(*spec: Any) -> Layers:
-    found = list(F["sites"](*spec))
+def _keys_first(spec: Layers) -> Layers:
+    found = list(F["sites"](spec))
     for j in range(len(found) - 1):
         one, two = found[j], found[j + 1]
         if (one["name"], two["name"]) == (f"{one['name'][:-1]}q", f"{one['name'][:-1]}k"):
