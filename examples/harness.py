@@ -110,7 +110,7 @@ def call(function, inputs, options):
     return function(**{name: value for name, value in everything.items() if name in names})
 
 
-def answer(message, implementation, folder=None):
+def answer(message, implementation, folder=None, catalogue="operations/1"):
     kind = message.get("type")
     if kind == "hello":
         return {
@@ -120,6 +120,7 @@ def answer(message, implementation, folder=None):
             "dtypes": list(FORMATS),
             "canary": {name: encode(decode(t)) for name, t in message["canary"].items()},
             "files": True,
+            "catalogue": catalogue,  # the version that the functions were written for
         }
     if kind != "run":
         return {"type": "error", "id": None, "message": f"unknown type {kind!r}"}
@@ -151,7 +152,8 @@ def main():
                 return
             if message.get("type") == "hello":
                 folder = message.get("folder")
-            reply = answer(message, module.IMPLEMENTATION, folder)
+            catalogue = getattr(module, "CATALOGUE", "operations/1")
+            reply = answer(message, module.IMPLEMENTATION, folder, catalogue)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reply = {"type": "error", "id": None, "message": f"{type(error).__name__}: {error}"}
         stdout.write(json.dumps(reply) + "\n")

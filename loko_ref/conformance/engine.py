@@ -62,6 +62,8 @@ class Check:
         For a failed one: what is wrong other than a number.
     reason : str or None
         For an unsupported one: why.
+    lacking : tuple of str
+        For an unsupported one: the options that the function takes no parameter for.
     worst : float
         The largest ratio of error to tolerance.
     quantities : tuple of str
@@ -81,6 +83,7 @@ class Check:
     amplified: Divergence | None = None
     finding: Finding | None = None
     reason: str | None = None
+    lacking: tuple[str, ...] = ()
     worst: float = 0.0
     quantities: tuple[str, ...] = ()
     outputs: Mapping[str, Array] = field(default_factory=dict)
@@ -165,7 +168,10 @@ def _counted(number: int, name: str, plural: str) -> str:
 def judge(case: Case, answer: Answer) -> Check:
     """Turn an answer into a check."""
     if answer.declined is not None:
-        return Check(case=case, status="unsupported", reason=answer.declined)
+        reason, lacking = answer.declined, answer.lacking
+        return Check(case=case, status="unsupported", reason=reason, lacking=lacking)
+    off = answer.finding.quantity if answer.finding is not None else None
+    case = case.holding([*answer.outputs, *answer.returned, *([off] if off else [])])
     first, worst = compare(case, answer.outputs)
     judged = tuple(name for name in answer.outputs if tolerance(case)[name] is not None)
     found = Judgement() if first is None else judge_given_parents(case, answer.outputs, first)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_range
+from loko_ref.conformance.cases.chosen import choose, in_the_way, read_options, written
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
-from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.diagnose.naming import name_mistakes
-from loko_ref.conformance.engine import TIMEOUT, Check, judge, run
+from loko_ref.conformance.engine import TIMEOUT, Check, judge, run, summarise
 from loko_ref.conformance.implementations import recording
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.python import Implementation, hold, load
@@ -102,6 +102,7 @@ def verify(
     *,
     only: str | None = None,
     dtype: Literal["float64", "float32"] | None = None,
+    options: Mapping[str, str | float | bool] | Sequence[str] = (),
     timeout: float | None = TIMEOUT,
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
     large: int | None = None,
@@ -124,6 +125,10 @@ def verify(
         Glob of case ids or operations.
     dtype : {"float64", "float32"}, optional
         Both by default.
+    options : mapping or sequence of str
+        What the implementation has one value of, name -> value or ``NAME=VALUE``: cases with these
+        options are selected, or built where no case has a number; its functions need no parameter
+        for them. An attribute ``OPTIONS`` of the implementation, a mapping, states them once.
     timeout : float or None
         Seconds in (0, 1e9] for each check, for the import of a file, and for a command's first
         answer; None for no limit.
@@ -159,7 +164,9 @@ def verify(
         check_type("large", large, int, "a text in place of a number")
         if large < 0 or not (text or isinstance(implementation, list | tuple)):
             raise InputError("large", large, "bytes >= 0, with a command", "no other reads files")
-    cases = select(only, dtype)
+    check_type("options", options, (Mapping, list, tuple), "one option in place of several")
+    given = read_options("options", options)
+    cases = choose(given, only, dtype)  # raises before code that is not ours is run
     expected = {} if xfail is None else expected_failures.read(xfail)
     checks: list[Check] = []
 
@@ -170,13 +177,20 @@ def verify(
 
     with naming(TARGET="implementation", __cmd="implementation"):
         found, shown = _open(implementation, timeout, large)
+    found = found.having(given)
+    cases = choose(found.options, only, dtype)
     with found if isinstance(found, Command) else contextlib.nullcontext():
         run(found, cases, timeout=timeout, progress=count)
     statuses = [(check.case.id, check.status) for check in checks]
+    notes = [*found.notes, *expected_failures.not_run(statuses, expected)]
+    if not summarise(checks).ran:
+        has = found.operations if isinstance(found, Command) else found.functions
+        way = in_the_way((c.case, c.lacking) for c in checks if c.case.operation.name in has)
+        notes += [way] if way else []
     return Report(
-        target=shown,
+        target=" ".join([shown, *(f"--option {word}" for word in written(given))]),
         checks=tuple(checks),
-        notes=(*found.notes, *expected_failures.not_run(statuses, expected)),
+        notes=tuple(notes),
         mistakes=name_mistakes(checks),
         expected=expected,
     )

@@ -20,7 +20,7 @@ from loko_ref.textbook.quantities import Quantity, in_order, origins, quantity
 
 Options = Mapping[str, Any]
 
-_CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center")
+_CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center", "train")
 """Options that change the dataflow."""
 
 _FLOWS: dict[tuple[Any, ...], tuple[Quantity, ...]] = {}
@@ -56,7 +56,7 @@ def _prior(o: Options) -> tuple[Quantity, ...]:
 def _run(o: Options) -> tuple[Quantity, ...]:
     """List z and Z: layer by layer where the network is among the options."""
     if "spec" in o:
-        return network(o["spec"], packed=True)
+        return network(o["spec"], packed=True, train=o.get("train", "factors"))
     return (
         quantity("z", "x weights theta", "", "f(x; theta)", FORWARD, exact=True, network=True),
         quantity("Z", "x weights theta", "", "dz / dtheta", BACK, network=True),
@@ -117,9 +117,9 @@ def _refresh(name: str, o: Options) -> tuple[Quantity, ...]:
     return (*reads, quantity(name, parents, f"R.{o['noise']}", equation, f"{label} NOISE-5"))
 
 
-def time_update() -> tuple[Quantity, ...]:
-    """List p_pred, of a diagonal covariance.  [KAL-1]."""
-    return _prior({"covariance": "diagonal"})
+def time_update(o: Options) -> tuple[Quantity, ...]:
+    """List p_pred, of either ``covariance``.  [KAL-1]."""
+    return _prior(o)
 
 
 def noise(o: Options) -> tuple[Quantity, ...]:

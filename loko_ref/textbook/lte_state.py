@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.textbook.lte_heads import layers, pack, site, slot_names
+from loko_ref.textbook.lte_heads import pack, site, slot_names
+from loko_ref.textbook.network import layers
 from loko_ref.textbook.quantities import Formula, Values
 
 Arrays = Mapping[str, Any]
@@ -268,6 +269,7 @@ LTE_FORMULAS: dict[str, Formula] = {
     "lte.p_reset": lambda p, prior, hit, how: np.where(hit, prior, p) if how == "prior" else p,
     # the networks that are evaluated: all arrays as last merged, as a merge now would have them
     "lte.main": lambda W, before, now: W,
+    "lte.copy": lambda copies: copies[0],  # a layer without LoRA, by the authors' evaluation
     "lte.now": lambda W, seen, deltas: sum(seen) / len(seen),
 }
 """Name -> plain formula."""

@@ -25,7 +25,7 @@ def of(case):
 
 
 def test_names():
-    assert CATALOGUE == "operations/1"
+    assert CATALOGUE == "operations/2"
     kinds = ("gaussian", "softmax", "logits", "glm")
     assert set(OPERATIONS) >= {
         "kalman.dense_update",

@@ -102,7 +102,7 @@ def test_compiled_harness(language, tmp_path):
     path = build(language, tmp_path)
     with Command(shlex.quote(path)) as command:
         checks = run(command, select("kalman.*") + select("noise.*") + select("lora.*"))
-    assert {c.status for c in checks} == {"passed"}
+    assert {c.status for c in checks if not c.case.newer(command.catalogue)} == {"passed"}
     result = cli("protocol", "--cmd", shlex.quote(path))
     assert result.returncode == 0, result.stdout
     assert "WRONG" not in result.stdout
@@ -116,7 +116,7 @@ def test_javascript_harness():
         offered = [c for name in command.operations for c in flat(name)]
         checks = run(command, offered)
     assert any(c.case.operation.name == "loko.step" for c in checks)
-    assert {c.status for c in checks} == {"passed"}
+    assert {c.status for c in checks if not c.case.newer(command.catalogue)} == {"passed"}
     result = cli("protocol", "--cmd", path)
     assert result.returncode == 0, result.stdout
     assert "WRONG" not in result.stdout

@@ -53,8 +53,10 @@ def verify(
         list[str] | None,
         typer.Option(
             "--option",
-            help="For --trace: NAME=VALUE, an option of loko.step (observation is gaussian and "
-            "noise fixed by default); or JSON in the file, array or metadata 'options'.",
+            help="NAME=VALUE, repeatable: what the implementation has one value of, such as "
+            "observation=softmax; its cases are selected, or built for a number that none has. "
+            "For --trace an option of loko.step (observation is gaussian and noise fixed by "
+            "default; or JSON in the file, array or metadata 'options').",
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
@@ -103,7 +105,7 @@ def verify(
     """
     check_needs(html=html)
     from loko_ref.cli.progress import progress_bar
-    from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.cases.chosen import choose, read_options
     from loko_ref.conformance.verification import LONGEST, naming, verify_recording
     from loko_ref.conformance.verification import verify as check
     from loko_ref.files.writing import check_targets
@@ -124,10 +126,10 @@ def verify(
         with naming(path="--trace", options="--option", only="--only"):
             report = verify_recording(trace, option or [], only=only)
         raise typer.Exit(publish(report, json, junit, html))
-    if option:
-        raise InputError("--option", option[0], "--trace F beside it", "--trace was left out")
     if list_:
-        for case in select(only, dtype, argument="--only"):
+        with naming(options="--option", only="--only", dtype="--dtype"):
+            listed = choose(read_options("options", option or []), only, dtype)
+        for case in listed:
             typer.echo(f"{case.id}\t{case.covers}")
         return
     if (target is None) == (cmd is None):
@@ -141,6 +143,7 @@ def verify(
     implementation = str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
     threads = set(threading.enumerate())
     options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large")}
+    options["options"] = "--option"
     with (
         progress_bar() as bar,
         naming(implementation="TARGET" if cmd is None else "--cmd", **options),
@@ -150,6 +153,7 @@ def verify(
             implementation,
             only=only,
             dtype=cast("Literal['float64', 'float32']", dtype),  # verify checks it
+            options=option or [],
             timeout=timeout,
             xfail=xfail,
             large=large,

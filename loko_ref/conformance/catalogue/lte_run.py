@@ -271,6 +271,13 @@ _OUTPUTS = (
         "would give: W + mean over heads of (delta - delta'), means of the copies of layers "
         "without LoRA; for mhlora the one network's",
     ),
+    _out(
+        "z_first",
+        "(steps, samples, C)",
+        "with evaluation, where layers without LoRA are trained, after step, merge and reset: "
+        "outputs of the network of W whose layers without LoRA are the first head's copies, as the "
+        "authors' code evaluates; not for mhlora",
+    ),
 )
 
 RUN = Operation(

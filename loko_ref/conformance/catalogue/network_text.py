@@ -95,6 +95,16 @@ layers of a spec
     cls: the first token; mean: the mean of the tokens that count by the mask (one at least does)
     [ATT-6]
 
+  more outputs, of model.forward, model.jacobian, loko.step and loko.run (behind the steps there);
+  those that are returned are judged, before z, so that a fault is found in its layer
+    z.NAME            what a layer gives in the forward pass, at the prior theta: (batch, width) or
+                      (batch, t, width); of an attention behind its o, of its linears z.NAME.q,
+                      z.NAME.k, z.NAME.v. A layer without a name is called by its place in its list,
+                      0, 1, ..., behind the branch's name and a dot inside a residual (z.1.0); where
+                      a named layer is called so, by place:kind (z.1:tanh)
+    scores.NAME       an attention's q k' / sqrt c, (batch, heads, t, t), before anything is masked
+    weights.NAME      its softmax over the keys seen, (batch, heads, t, t); 0 for a key not seen
+
   theta: the factors A, B (then bA, bB) of one linear, each row-major, then the next linear's, in
   the order of the spec; an attention's are q, k, v, o; a residual's layers stand where it
   stands  [LORA-4]

@@ -62,13 +62,15 @@ class Answer:
     """The answer for one case: outputs, or the reason why it was declined, or a finding.
 
     ``returned`` holds all outputs where one has a wrong shape that no reordering of the expected
-    values explains.
+    values explains; ``lacking`` names the options for which a function that declines has no
+    parameter.
     """
 
     outputs: Mapping[str, Array] = field(default_factory=dict)
     returned: Mapping[str, Array] = field(default_factory=dict)
     declined: str | None = None
     finding: Finding | None = None
+    lacking: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.declined is not None:
@@ -100,6 +102,7 @@ def check(result: Any, case: Case) -> Answer:
     if not isinstance(result, Mapping):
         message = f"returned {type(result).__name__} in place of a mapping of named arrays"
         return Answer(finding=Finding(kind="result", message=message))
+    case = case.holding(result)
     wanted = expected(case)
     known = [output.name for output in case.operation.outputs]
     outputs: dict[str, Array] = {}

@@ -11,7 +11,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.tolerance import canonical, expected, tolerance
-from loko_ref.textbook.network import NETWORK, factors
+from loko_ref.textbook.network import NETWORK, packing
 
 __all__ = ["Divergence", "compare", "diverging", "in_theta", "ratios", "worst_of"]
 
@@ -84,14 +84,14 @@ def in_theta(
     axis = -1 - axes[::-1].index("n")
     at, lines = index[axis], np.moveaxis(off, axis, 0).reshape(off.shape[axis], -1)
     entry, wrong, start = "", [], 0
-    for layer in NETWORK["sites"](case.options["spec"]):
-        for key, shape in factors(layer).items():
-            name, stop = f"{layer['name']}.{key}", start + math.prod(shape)
-            if start <= at < stop:
-                entry = f"{name}{list(map(int, np.unravel_index(at - start, shape)))}"
-            if lines[start:stop].any():
-                wrong.append(name)
-            start = stop
+    train = case.options.get("train", "factors")
+    for name, shape in packing(NETWORK, case.options["spec"], train).items():
+        stop = start + math.prod(shape)
+        if start <= at < stop:
+            entry = f"{name}{list(map(int, np.unravel_index(at - start, shape)))}"
+        if lines[start:stop].any():
+            wrong.append(name)
+        start = stop
     return entry, tuple(wrong)
 
 

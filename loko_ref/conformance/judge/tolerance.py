@@ -195,10 +195,13 @@ def _root_mean_square(
 ) -> dict[str, Array]:
     """Return the root mean square distance of DRAWS evaluations from the unperturbed one."""
     total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
+    # squares of what is below 1e-154 would be 0: powers of two take it nearer to 1, and no bit else
+    power = {name: np.maximum(np.frexp(value)[1], -500) for name, value in centre.items()}
     for draw in range(DRAWS):
         for name, value in moved(draw).items():
-            total[name] += canonical(case, name, value - centre[name]) ** 2
-    return {name: np.sqrt(square / DRAWS) for name, square in total.items()}
+            off = canonical(case, name, value - centre[name])
+            total[name] += np.ldexp(off, -power[name]) ** 2
+    return {name: np.ldexp(np.sqrt(a / DRAWS), power[name]) for name, a in total.items()}
 
 
 def least(name: str, value: Array, dtype: str) -> Array:

@@ -77,6 +77,7 @@ _PARTS = (
     *(f"kalman.{part}" for part in ("filter", "time", "observation", "batch", "noise")),
     *("lte", "lte_run"),
     *(f"network.{part}" for part in ("norm", "attention", "block", "ends", "model")),
+    "edges",
 )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, asarray, namespace
+from loko_ref.errors import InputError
 from loko_ref.kalman import dense, diagonal, noise, time
 from loko_ref.kalman import observation as obs
 from loko_ref.network import lora
@@ -52,8 +53,12 @@ def diagonal_update(x: Arrays, o: Arrays) -> Out:
 
 
 def time_update(x: Arrays, o: Arrays) -> Out:
-    """p_pred.  [KAL-1]."""
-    return {"p_pred": time.update(x["p"], o["lam"], o["q"])}
+    """p_pred, or P_pred of a dense covariance.  [KAL-1]."""
+    if len(x) != 1:
+        got, cause = " and ".join(sorted(x)) or "neither", "a diagonal stored beside the matrix"
+        raise InputError("p", got, "p (n,) or P (n, n), one of them", cause)
+    ((name, prior),) = x.items()
+    return {f"{name}_pred": time.update(prior, o["lam"], o["q"])}
 
 
 def observation(kind: obs.ObservationModel, x: Arrays, o: Arrays) -> Out:
@@ -93,18 +98,20 @@ def model_forward(x: Arrays, o: Arrays) -> Out:
 
 def model_jacobian(x: Arrays, o: Arrays) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
-    z, Z = jacobian(Model(spec=o["spec"], weights=x["weights"]), network_input(x["x"], o))
+    model = Model(spec=o["spec"], weights=x["weights"], trainable=o.get("train", "factors"))
+    z, Z = jacobian(model, network_input(x["x"], o))
     return {"z": z, "Z": Z}
 
 
 def _config(x: Arrays, o: Arrays) -> tuple[loko.LokoConfig, loko.LokoState]:
-    """Build configuration and first state; the factors' values come from theta alone."""
+    """Build configuration and first state; the values of what is trained come from theta."""
     weights = dict(x["weights"])
     for name, shape in param_shapes(o["spec"]).items():
         zeros = np.zeros(shape, x["theta"].dtype)
         weights.setdefault(name, asarray(zeros, x["theta"]))
-    named = {k: v for k, v in o.items() if k != "spec"}
-    config = loko.LokoConfig(model=Model(spec=o["spec"], weights=weights), **named)
+    named = {k: v for k, v in o.items() if k not in ("spec", "train")}
+    model = Model(spec=o["spec"], weights=weights, trainable=o.get("train", "factors"))
+    config = loko.LokoConfig(model=model, **named)
     state = loko.LokoState(theta=x["theta"], p=x.get("p"), P=x.get("P"), R=x.get("R"))
     return config, state
 

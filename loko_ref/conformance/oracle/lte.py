@@ -126,10 +126,19 @@ def _evaluated(config: lte.LteConfig, state: lte.LteState, x: Any) -> Out:
     if config.mode == "mhlora":
         return {"z_now": net.forward(config, heads_of(config, state), x)[0]}
     now = lte.merge(config, state).weights
-    return {
+    out = {
         "z_main": model.forward(lte.merged_model(config, state.weights), x)[0],
         "z_now": model.forward(lte.merged_model(config, now), x)[0],
     }
+    view, first = heads_of(config, state), dict[str, Any]()
+    for name, site in config.layout.sites.items():
+        if not site.lora:
+            copies = config.layout.site(view.theta, name)
+            first |= {f"{name}.{key}": array[0] for key, array in copies.items()}
+    if first:
+        main = lte.merged_model(config, {**state.weights, **first})
+        out["z_first"] = model.forward(main, x)[0]
+    return out
 
 
 def _optimizer(x: Arrays, o: Arrays) -> Any:

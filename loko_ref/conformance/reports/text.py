@@ -224,8 +224,9 @@ def command(target: str) -> str:
     """Return the command that verifies a target, or what stands for it."""
     if target.startswith(OFFLINE):
         return f"loko-ref {target}"
+    head, *options = target.split(" --option ")
     ready = target.startswith(("--cmd ", "--trace ", PYTHON))
-    return f"loko-ref verify {target if ready else shlex.quote(target)}"
+    return f"loko-ref verify {' --option '.join([head if ready else shlex.quote(head), *options])}"
 
 
 def reproduce(target: str, key: str) -> str:
@@ -237,7 +238,9 @@ def reproduce(target: str, key: str) -> str:
     "loko-ref verify 'my loko.py' --only lora.delta/tiny/float64"
     """
     if target.startswith(PYTHON):
-        return f"loko_ref.verify(..., only={key!r})"
+        options = target.split(" --option ")[1:]
+        more = f", options={options}" if options else ""
+        return f"loko_ref.verify(..., only={key!r}{more})"
     return f"{command(target)} --only {shlex.quote(key)}"
 
 
