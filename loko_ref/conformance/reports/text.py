@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loko_ref.conformance.cases.registry import OWN
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
@@ -169,10 +170,11 @@ def reproduce(target: str, key: str) -> str:
     >>> reproduce("my loko.py", "lora.delta/tiny/float64")
     "loko-ref verify 'my loko.py' --only lora.delta/tiny/float64"
     """
+    own = f"/{OWN}/" in key
     if target.startswith(PYTHON):
-        return f"loko_ref.verify(..., only={key!r})"
+        return f"loko_ref.verify(..., {'case=FILE' if own else f'only={key!r}'})"
     quoted = target if target.startswith(("--cmd ", "--trace ")) else shlex.quote(target)
-    return f"loko-ref verify {quoted} --only {shlex.quote(key)}"
+    return f"loko-ref verify {quoted} {'--case FILE' if own else f'--only {shlex.quote(key)}'}"
 
 
 def describe(one: Group, target: str | None = None, *, again: bool = False) -> list[str]:
