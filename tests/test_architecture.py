@@ -30,6 +30,7 @@ FLOORS = [
     {"lte", "fast", "textbook", "interop"},
     {"experiments", "conformance"},
     {"explain", "strategies"},
+    {"properties"},
     {"cli"},
     {"__main__"},
 ]
@@ -44,7 +45,8 @@ PARTS = [
     {"engine"},
     {"recorded", "diagnose"},
     {"reports", "assessment"},
-    {"user_inputs", "verification"},
+    {"user_inputs"},
+    {"verification"},
     {"pytest_plugin"},
 ]
 FLOOR = {package: k for k, packages in enumerate(FLOORS) for package in packages}
@@ -126,8 +128,8 @@ def part_of(name):
 
 
 def test_no_folder_is_full():
-    """At most 18 packages and modules at the top, 12 files in a folder, 400 lines in a file."""
-    assert len(set(FLOOR) - {"__main__"}) <= 18
+    """At most 19 packages and modules at the top, 12 files in a folder, 400 lines in a file."""
+    assert len(set(FLOOR) - {"__main__"}) <= 19
     for folder in {file.parent for file in ROOT.rglob("*.py")}:
         files = [file for file in folder.iterdir() if file.is_file()]
         assert len(files) <= 12, f"{folder.relative_to(ROOT)}: {len(files)} files"

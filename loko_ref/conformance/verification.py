@@ -26,13 +26,21 @@ from loko_ref.conformance.recorded import first as first_off
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.reports.report import Report
 from loko_ref.conformance.reports.text import OFFLINE, PYTHON
+from loko_ref.conformance.user_inputs import read_case
 from loko_ref.conformance.vectors import answers as offline
 from loko_ref.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["LONGEST", "naming", "verify", "verify_answers", "verify_recording"]
+__all__ = [
+    "LONGEST",
+    "naming",
+    "open_implementation",
+    "verify",
+    "verify_answers",
+    "verify_recording",
+]
 
 LONGEST = 1e9
 """Seconds that a timer of the system can hold, all but a factor of 9."""
@@ -58,7 +66,7 @@ def naming(**names: str) -> Iterator[None]:
         raise
 
 
-def _open(
+def open_implementation(
     implementation: object, timeout: float | None, large: int | None
 ) -> tuple[Implementation | Command, str]:
     """Find what is to be verified; return it with its name on the command line."""
@@ -106,6 +114,7 @@ def verify(
     timeout: float | None = TIMEOUT,
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
     large: int | None = None,
+    case: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check an implementation against the oracle, as ``loko-ref verify`` does.
@@ -136,6 +145,9 @@ def verify(
         Expected failures: a file with one ``id: reason`` per line, or id -> reason.
     large : int, optional
         Of a command: bytes >= 0 from which an array goes by file.
+    case : path-like, optional
+        In place of the catalogue's cases: one that
+        :func:`loko_ref.conformance.user_inputs.save_case` has written.
     progress : callable, optional
         Called after each check with the number done and that of all.
 
@@ -166,7 +178,11 @@ def verify(
             raise InputError("large", large, "bytes >= 0, with a command", "no other reads files")
     check_type("options", options, (Mapping, list, tuple), "one option in place of several")
     given = read_options("options", options)
-    cases = choose(given, only, dtype)  # raises before code that is not ours is run
+    if case is not None and (given or only is not None or dtype is not None):
+        required = "without only, dtype and options"
+        raise InputError("case", case, required, "a file holds one case")
+    # raises before code that is not ours is run
+    cases = choose(given, only, dtype) if case is None else [read_case(case, "case")]
     expected = {} if xfail is None else expected_failures.read(xfail)
     checks: list[Check] = []
 
@@ -176,9 +192,10 @@ def verify(
             progress(len(checks), len(cases))
 
     with naming(TARGET="implementation", __cmd="implementation"):
-        found, shown = _open(implementation, timeout, large)
-    found = found.having(given)
-    cases = choose(found.options, only, dtype)
+        found, shown = open_implementation(implementation, timeout, large)
+    if case is None:
+        found = found.having(given)
+        cases = choose(found.options, only, dtype)
     with found if isinstance(found, Command) else contextlib.nullcontext():
         run(found, cases, timeout=timeout, progress=count)
     statuses = [(check.case.id, check.status) for check in checks]

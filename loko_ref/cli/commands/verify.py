@@ -79,6 +79,12 @@ def verify(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float64 or float32; both by default.")
     ] = None,
+    case: Annotated[
+        Path | None,
+        typer.Option(
+            "--case", help="Run this case alone, which 'loko-ref properties --save' has written."
+        ),
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
     timeout: Annotated[
         float,
@@ -113,14 +119,15 @@ def verify(
     check_range("--timeout", timeout, low=0, low_open=True, high=LONGEST)
     check_targets(
         {"--json": json, "--junit": junit, "--html": html},
-        {"TARGET": target, "--trace": trace, "--xfail": xfail},
+        {"TARGET": target, "--trace": trace, "--xfail": xfail, "--case": case},
     )
     if large is not None and (cmd is None or large < 0):
         raise InputError("--large", large, "bytes >= 0, with --cmd", "only a command reads files")
     if trace is not None:
         if target is not None or cmd is not None:
             raise InputError("--trace", "TARGET or --cmd too", "one of them", "two ways to verify")
-        for name, value in {"--xfail": xfail, "--dtype": dtype, "--list": list_ or None}.items():
+        others = {"--xfail": xfail, "--dtype": dtype, "--list": list_ or None, "--case": case}
+        for name, value in others.items():
             if value is not None:
                 raise InputError(name, value, "not beside --trace", "a recording has no cases")
         with naming(path="--trace", options="--option", only="--only"):
@@ -129,8 +136,8 @@ def verify(
     if list_:
         with naming(options="--option", only="--only", dtype="--dtype"):
             listed = choose(read_options("options", option or []), only, dtype)
-        for case in listed:
-            typer.echo(f"{case.id}\t{case.covers}")
+        for one in listed:
+            typer.echo(f"{one.id}\t{one.covers}")
         return
     if (target is None) == (cmd is None):
         got = "nothing" if target is None else "both TARGET and --cmd"
@@ -142,7 +149,7 @@ def verify(
         )
     implementation = str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
     threads = set(threading.enumerate())
-    options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large")}
+    options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large", "case")}
     options["options"] = "--option"
     with (
         progress_bar() as bar,
@@ -157,6 +164,7 @@ def verify(
             timeout=timeout,
             xfail=xfail,
             large=large,
+            case=case,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     code = publish(report, json, junit, html)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loko_ref.conformance.cases.registry import OWN
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
@@ -237,11 +238,12 @@ def reproduce(target: str, key: str) -> str:
     >>> reproduce("my loko.py", "lora.delta/tiny/float64")
     "loko-ref verify 'my loko.py' --only lora.delta/tiny/float64"
     """
+    own = f"/{OWN}/" in key
     if target.startswith(PYTHON):
         options = target.split(" --option ")[1:]
         more = f", options={options}" if options else ""
-        return f"loko_ref.verify(..., only={key!r}{more})"
-    return f"{command(target)} --only {shlex.quote(key)}"
+        return f"loko_ref.verify(..., {'case=FILE' if own else f'only={key!r}'}{more})"
+    return f"{command(target)} {'--case FILE' if own else f'--only {shlex.quote(key)}'}"
 
 
 def describe(one: Group, target: str | None = None) -> list[str]:
