@@ -23,6 +23,7 @@ __all__ = ["HEAD", "NAMES", "SCHEMAS", "WRITTEN_BY", "document", "load"]
 SCHEMAS = {
     "verify": "loko-ref/verify/2",
     "mutants": "loko-ref/mutants/1",
+    "generated": "loko-ref/generated/1",
     "calibration": "loko-ref/calibration/2",
     "vectors": "loko-ref/vectors/3",
     "case": "loko-ref/case/1",
@@ -38,6 +39,7 @@ SCHEMAS = {
 WRITTEN_BY = {
     "verify": "verify --json",
     "mutants": "mutants --json, with --score or without",
+    "generated": "mutants --generated --json",
     "calibration": "mutants --calibration --json",
     "vectors": "vectors export: manifest.json",
     "case": "case ID --json",
