@@ -24,7 +24,7 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.assessment.fresh import Fresh, fresh
 from loko_ref.conformance.assessment.reach import Reach, few
 from loko_ref.conformance.assessment.syntax import Change, drawn
-from loko_ref.conformance.cases.registry import Case
+from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.conformance.catalogue.registry import Operation
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.engine import FAILED, Check, run
@@ -39,16 +39,19 @@ __all__ = ["FORMS", "Mistake", "agree", "evaluated", "mistakes", "outcome", "res
 FORMS = ("everything", "results")
 """What an implementation returns: every output, or its results alone."""
 
-INPUTS = 24
-"""Fresh inputs that a name is held against, over the operations that bear it; at least 4 of each.
-"""
+INPUTS, LEAST = 32, 4
+"""Fresh inputs that a name is held against, over the operations that bear it, at least 4 of each;
+how few of them may be well conditioned in the mistaken program: of the others nothing follows."""
+
+NOISE = 2.0**-43
+"""Relative size of the disturbance that tells which those are."""
 
 RELATIVE, OF_LARGEST = 1e-7, 1e-11
 """Two results agree where they differ by no more than this part of an element, and of the largest:
 rounding on the fresh inputs, which are well conditioned, stays below a tenth of it."""
 
 APART = {"timeout", "raised", "shape", "result", "output"}
-"""Findings that show themselves: a mistake with one of them counts apart."""
+"""Findings that show themselves: a mistake with one of them in most of its checks counts apart."""
 
 TIMEOUT = 20.0
 """Seconds that one check may take."""
@@ -115,13 +118,17 @@ def results(operation: str, names: Sequence[str] | Mapping[str, Any]) -> tuple[s
 
 
 def _plain(
-    operation: Operation, inputs: Any, options: Mapping[str, Any], table: Mapping[str, Any]
+    operation: Operation,
+    inputs: Any,
+    options: Mapping[str, Any],
+    table: Mapping[str, Any],
+    keep: Callable[[str, Any], Any] = identity,
 ) -> dict[str, Array] | None:
     """Run the plain route; None where a formula raises."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            out = operation.plain(inputs, dict(options), table, identity)
+            out = operation.plain(inputs, dict(options), table, keep)
             return {name: np.asarray(value, dtype=np.float64) for name, value in out.items()}
         except _RAISED:
             return None
@@ -133,11 +140,18 @@ def _right(one: Fresh) -> dict[str, Array]:
     return out
 
 
-def evaluated(mistake: Mistake, one: Fresh) -> dict[str, Array] | None:
+def evaluated(
+    mistake: Mistake, one: Fresh, keep: Callable[[str, Any], Any] = identity
+) -> dict[str, Array] | None:
     """Compute the mistaken program's outputs; None where it raises."""
     with mistake.in_place():
         table = {**FORMULA_TABLE, **mistake.table}
-        return _plain(one.operation, one.inputs, one.options, table)
+        return _plain(one.operation, one.inputs, one.options, table, keep)
+
+
+def _moved(name: str, value: Any) -> Any:
+    """Move a quantity by a thousand roundoffs: what changes much by that can name nothing."""
+    return value * (1 + NOISE * Draw(name)(*np.shape(value)))
 
 
 def agree(a: Mapping[str, Array] | None, b: Mapping[str, Array] | None, names: Any) -> bool:
@@ -175,15 +189,16 @@ def _inputs(cases: Sequence[Case]) -> list[Fresh]:
 
 
 def _differs(mistake: Mistake, cases: Sequence[Case]) -> dict[str, bool] | None:
-    """Return by form whether fresh inputs show a difference; None where it raises."""
-    found = dict.fromkeys(FORMS, False)
-    for one in _inputs(cases):
+    """Return by form whether fresh inputs show a difference; None where most raise."""
+    found, raised, inputs = dict.fromkeys(FORMS, False), 0, _inputs(cases)
+    for one in inputs:
         right, wrong = _right(one), evaluated(mistake, one)
         if wrong is None or any(wrong[name].shape != a.shape for name, a in right.items()):
-            return None
+            raised += 1
+            continue
         for form in FORMS:
             found[form] |= not agree(right, wrong, _names(form, one, right))
-    return found
+    return None if 2 * raised > len(inputs) else found
 
 
 # --------------------------------------------------------------------------------- verdict
@@ -212,24 +227,28 @@ def _is(candidates: Sequence[Any], mistake: Mistake, cases: Sequence[Case], form
     table = dict(FORMULA_TABLE)
     for candidate in candidates:
         table |= _table(candidate)
+    compared = 0
     for one in _inputs(cases):
-        wrong, named = (
-            evaluated(mistake, one),
-            _plain(one.operation, one.inputs, one.options, table),
-        )
-        if wrong is None or not agree(wrong, named, _names(form, one, wrong)):
-            return False
-    return True
+        wrong, moved = evaluated(mistake, one), evaluated(mistake, one, _moved)
+        if wrong is None:  # S without R, of more outputs than parameters, is singular
+            continue
+        names = _names(form, one, wrong)
+        if agree(wrong, moved, names):
+            compared += 1
+            named = _plain(one.operation, one.inputs, one.options, table)
+            if not agree(wrong, named, names):
+                return False
+    return compared >= LEAST
 
 
 def _judged(mistake: Mistake, cases: Sequence[Case], form: str) -> dict[str, Any]:
     """Verify one form: is it caught, is it named, is the name right?"""
     checks = run(mistake.implementation(form), cases, timeout=TIMEOUT)
     failed = [check for check in checks if check.status == FAILED]
-    kinds = {check.finding.kind for check in failed if check.finding is not None}
+    apart = [c.finding.kind for c in failed if c.finding is not None and c.finding.kind in APART]
     found: dict[str, Any] = {"checks": len(checks), "failed": len(failed), "names": []}
-    if kinds & APART:
-        return found | {"verdict": min(kinds & APART)}
+    if 2 * len(apart) > len(checks):
+        return found | {"verdict": apart[0]}
     if not failed:
         return found | {"verdict": "missed"}
     first = _first_names(checks)
@@ -302,7 +321,7 @@ def _key(mistake: Mistake) -> int:
 def mistakes(seed: int, double: bool, reach: Reach) -> Iterator[Mistake]:
     """Draw mistakes, single or double; the two of a double one share a case."""
     alone: list[Change] = []
-    for change in drawn(seed):
+    for change in drawn(seed, lambda formula: formula in reach):
         ids = {case.id for case in reach.cases(change)}
         if not ids:
             continue

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.conformance.assessment.syntax import MODULES, Change
+from loko_ref.conformance.assessment.syntax import MODULES, Change, Formula
 from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import identity
@@ -34,6 +34,7 @@ class Reach:
     def __init__(self, cases: Sequence[Case]) -> None:
         modules = [sys.modules[f"loko_ref.textbook.{part}"] for part in MODULES]
         files = {inspect.getsourcefile(module) for module in modules}
+        self._all = cases
         self._of: dict[tuple[str, int], list[Case]] = defaultdict(list)
         for case in cases:
             seen: set[tuple[str, int]] = set()
@@ -64,8 +65,14 @@ class Reach:
         file = inspect.getsourcefile(change.formula.module)
         assert file is not None
         _, first, last = change.scope
-        found = {c.id: c for line in range(first, last + 1) for c in self._of[file, line]}
-        return list(found.values())
+        found = {c.id for line in range(first, last + 1) for c in self._of.get((file, line), ())}
+        return [case for case in self._all if case.id in found]
+
+    def __contains__(self, formula: Formula) -> bool:
+        """Return whether a case runs one of its lines."""
+        file = inspect.getsourcefile(formula.module)
+        lines = range(formula.node.lineno, (formula.node.end_lineno or 0) + 1)
+        return any((file, line) in self._of for line in lines)
 
 
 def _formula(frame: FrameType) -> bool:

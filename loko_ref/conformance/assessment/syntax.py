@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
 import difflib
 import inspect
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -75,19 +76,19 @@ class Change:
         One of ``replacements.KINDS``.
     scope : tuple of int
         First and last line of the innermost function that it is in, and of its statement.
-    node : syntax tree
-        Of the changed function.
+    text : str
+        The changed function.
     """
 
     formula: Formula
     kind: str
     scope: tuple[int, int, int]
-    node: Scope
+    text: str
 
     @property
     def diff(self) -> str:
         """The lines that differ, in the style of ``diff``."""
-        old, new = (ast.unparse(node).splitlines() for node in (self.formula.node, self.node))
+        old, new = (text.splitlines() for text in (ast.unparse(self.formula.node), self.text))
         lines = list(difflib.unified_diff(old, new, lineterm="", n=0))[2:]
         return "\n".join(line for line in lines if not line.startswith("@@"))
 
@@ -117,11 +118,11 @@ class Change:
             function.__code__ = right
 
     def _made(self) -> FunctionType:
-        node, name = copy.deepcopy(self.node), "made"
-        made: ast.stmt = ast.Assign([ast.Name(name, ast.Store())], node)  # type: ignore[arg-type]
+        node, name = self.formula.node, "made"
+        text = f"{name} = {self.text}"
         if isinstance(node, ast.FunctionDef):
-            made, name = node, node.name
-        program = ast.fix_missing_locations(ast.Module([_FUTURE, made], []))
+            text, name = self.text, node.name
+        program = f"from __future__ import annotations\n{text}"
         found: dict[str, Any] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a string that is indexed by a name
@@ -129,9 +130,6 @@ class Change:
         exec(code, vars(self.formula.module), found)
         function: FunctionType = found[name]
         return function
-
-
-_FUTURE = ast.parse("from __future__ import annotations").body[0]
 
 
 # ------------------------------------------------------------------------ what may be changed
@@ -142,12 +140,17 @@ def _takes_values(node: Scope) -> bool:
 
 
 @cache
+def _tree(module: ModuleType) -> ast.Module:
+    return ast.parse(inspect.getsource(module))
+
+
+@cache
 def formulas() -> tuple[Formula, ...]:
     """List the entries of the table of formulas, and the functions that hold rules."""
     found = []
     for part in MODULES:
         module = import_module(f"loko_ref.textbook.{part}")
-        tree = ast.parse(inspect.getsource(module))
+        tree = _tree(module)
         defs = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
         entries: dict[Scope, list[str]] = {}
         for one in tree.body:
@@ -166,12 +169,12 @@ def formulas() -> tuple[Formula, ...]:
     return tuple(found)
 
 
-def _scopes(formula: Formula) -> Iterator[tuple[ast.AST, ast.AST | None, Scope, ast.stmt | Scope]]:
+def _scopes(formula: Formula) -> Iterator[tuple[ast.AST, ast.AST, Scope, Any]]:
     """Yield every expression that may be changed, its parent, its function and its statement."""
 
     def walk(
-        node: ast.AST, parent: ast.AST | None, scope: Scope | None, statement: Any
-    ) -> Iterator[tuple[ast.AST, ast.AST | None, Scope, Any]]:
+        node: ast.AST, parent: ast.AST, scope: Scope | None, statement: Any
+    ) -> Iterator[tuple[ast.AST, ast.AST, Scope, Any]]:
         if isinstance(node, Scope):
             inside = node if formula.keys or scope is not None or _takes_values(node) else None
             for one in node.body if isinstance(node, ast.FunctionDef) else [node.body]:
@@ -186,7 +189,7 @@ def _scopes(formula: Formula) -> Iterator[tuple[ast.AST, ast.AST | None, Scope, 
         for child in ast.iter_child_nodes(node):
             yield from walk(child, node, scope, statement)
 
-    yield from walk(formula.node, None, None, formula.node)
+    yield from walk(formula.node, formula.node, None, formula.node)
 
 
 # --------------------------------------------------------------------------------- the changes
@@ -195,7 +198,7 @@ def _scopes(formula: Formula) -> Iterator[tuple[ast.AST, ast.AST | None, Scope, 
 def _operands(formula: Formula) -> list[ast.expr]:
     """List arguments of a function, and members of v that are used in it or in its module."""
     found: dict[str, ast.expr] = {}
-    tree = ast.parse(inspect.getsource(formula.module)) if formula.keys else formula.node
+    tree = _tree(formula.module) if formula.keys else formula.node
     methods = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "v":  # noqa: SIM102
@@ -209,56 +212,71 @@ def _operands(formula: Formula) -> list[ast.expr]:
     return list(found.values())
 
 
-def _exchanged(root: Scope, at: int, new: ast.AST) -> Scope:
-    """Copy a tree with one node exchanged."""
-    tree = copy.deepcopy(root)
-    old = list(ast.walk(tree))[at]
-    for node in ast.walk(tree):
-        for name, value in ast.iter_fields(node):
-            if value is old:
-                setattr(node, name, copy.deepcopy(new))
-                return tree
-            if isinstance(value, list) and any(one is old for one in value):
-                k = next(k for k, one in enumerate(value) if one is old)
-                value[k] = copy.deepcopy(new)
-                return tree
-    raise AssertionError("the tree itself")
+def _exchanged(root: Scope, parent: ast.AST, old: ast.AST, new: ast.AST) -> str:
+    """Write a function with one node exchanged."""
+    for name, value in ast.iter_fields(parent):
+        if value is old:
+            setattr(parent, name, new)
+            text = ast.unparse(root)
+            setattr(parent, name, old)
+            return text
+        if isinstance(value, list) and any(one is old for one in value):
+            at = next(k for k, one in enumerate(value) if one is old)
+            value[at] = new
+            text = ast.unparse(root)
+            value[at] = old
+            return text
+    raise AssertionError("no child of its parent")
 
 
 @cache
 def changes_of(formula: Formula) -> tuple[Change, ...]:
     """List every change of one formula; each differs in text from it and from the others."""
-    numbers = {node: k for k, node in enumerate(ast.walk(formula.node))}
-    operands, found = _operands(formula), {ast.unparse(formula.node): None}
+    operands, found = _operands(formula), {ast.unparse(formula.node)}
     made = []
-    for node, parent, scope, statement in _scopes(formula):
-        for kind, new in replacements(node, parent, operands):
-            tree = _exchanged(formula.node, numbers[node], new)
-            text = ast.unparse(tree)
+    for node, parent, scope, statement in list(_scopes(formula)):
+        for kind, new in list(replacements(node, parent, operands)):
+            text = _exchanged(formula.node, parent, node, new)
             if text not in found:
-                found[text] = None
-                at = node if isinstance(statement, Scope) else statement
-                lines = (scope.lineno, at.lineno, at.end_lineno or at.lineno)  # type: ignore[attr-defined]
-                made.append(Change(formula, kind, lines, tree))
+                found.add(text)
+                at: Any = node if isinstance(statement, Scope) else statement
+                lines = (scope.lineno, at.lineno, at.end_lineno)
+                made.append(Change(formula, kind, lines, text))
     return tuple(made)
 
 
-def drawn(seed: int) -> Iterator[Change]:
-    """Yield every change once, one of each formula in turn, in an order that the seed decides."""
-    rng = np.random.Generator(np.random.PCG64(seed))
+def drawn(seed: int, wanted: Callable[[Formula], bool] = lambda _: True) -> Iterator[Change]:
+    """Yield every change once, one of each formula in turn, in an order that the seed decides.
 
-    def shuffled(items: Sequence[Any]) -> list[Any]:
-        return [items[k] for k in np.argsort(rng.random(len(items)))]
+    Parameters
+    ----------
+    seed : int
+        Of the order.
+    wanted : callable
+        Whether a formula is changed at all.
+    """
+    chosen = [formula for formula in formulas() if wanted(formula)]
+    left: dict[Formula, list[Change]] = {}
+    for turn in itertools.count():
+        for at in np.argsort(_random(f"{seed}", len(chosen))):
+            if chosen[at] not in left:
+                left[chosen[at]] = _by_kind(chosen[at], seed)
+            if turn < len(left[chosen[at]]):
+                yield left[chosen[at]][turn]
+        if turn >= max(map(len, left.values()), default=0):
+            return
 
-    def by_kind(formula: Formula) -> list[Change]:
-        """Each kind's in turn: what has many operands is no more than one kind."""
-        rank: dict[str, int] = {}
-        ranked = []
-        for one in shuffled(changes_of(formula)):
-            rank[one.kind] = rank.get(one.kind, 0) + 1
-            ranked.append((rank[one.kind], one))
-        return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
 
-    left = {formula: by_kind(formula) for formula in shuffled(formulas())}
-    for turn in range(max(map(len, left.values()))):
-        yield from (changes[turn] for changes in left.values() if turn < len(changes))
+def _random(seed: str, count: int) -> Any:
+    return np.random.Generator(np.random.PCG64(zlib.crc32(seed.encode()))).random(count)
+
+
+def _by_kind(formula: Formula, seed: int) -> list[Change]:
+    """Shuffle the changes of a formula, one of each kind in turn: most are of few kinds."""
+    rank: dict[str, int] = {}
+    ranked = []
+    for k in np.argsort(_random(f"{seed} {formula.name}", len(changes_of(formula)))):
+        one = changes_of(formula)[k]
+        rank[one.kind] = rank.get(one.kind, 0) + 1
+        ranked.append((rank[one.kind], one))
+    return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
