@@ -100,7 +100,8 @@ class Quantity:
     def compute(self, v: Values, formula: str = "") -> Any:
         """Compute it from the values, by the formula of its name or another; kept by the hook."""
         value = self.rule(v) if self.rule else v.F[formula or self.formula](v)
-        return value if self.exact else v.keep(self.name, value)
+        keep = getattr(v.keep, "exact", identity) if self.exact else v.keep
+        return keep(self.name, value)
 
 
 def quantity(

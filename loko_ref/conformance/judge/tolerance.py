@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
     "EXPLANATION",
     "FACTOR",
     "Unit",
+    "Units",
     "canonical",
     "expected",
     "factor",
@@ -41,6 +42,7 @@ __all__ = [
     "least",
     "tolerance",
     "unit",
+    "widening",
 ]
 
 FACTOR = 32.0
@@ -210,6 +212,104 @@ def least(name: str, value: Array, dtype: str) -> Array:
     return np.maximum(size, float(info.tiny))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Units:
+    """Units of error of every output along one route.
+
+    Attributes
+    ----------
+    centre : mapping of str to array
+        The outputs undisturbed; the gain leads where it is on the way and no output.
+    size : mapping of str to array
+        One number per element, > 0.
+    how : str
+        How they were found.
+    """
+
+    centre: Mapping[str, Array]
+    size: Mapping[str, Array]
+    how: str
+
+
+Evaluate = Callable[[Any, Callable[[str, Any], Any]], Mapping[str, Array]]
+
+Moved = Callable[[int, type[_Disturb]], tuple[Any, Callable[[str, Any], Any]]]
+"""Draw and kind of disturbance -> disturbed inputs, and the hook for what comes from them."""
+
+
+def widening(
+    case: Case,
+    evaluate: Evaluate,
+    *,
+    known: Mapping[str, Array] | None = None,
+    inputs: Any = None,
+    moved: Moved | None = None,
+    single: bool = False,
+) -> Iterator[Units]:
+    """Find the units of error of a route's outputs, part by part.  [TOL-1, TOL-4, TOL-5].
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    evaluate : callable
+        ``inputs, keep -> outputs``, `keep` called on each quantity as it arises.
+    known : mapping of str to array, optional
+        Better values of the outputs than the undisturbed route gives, for their sizes.
+    inputs : mapping, optional
+        Other inputs than the case's.
+    moved : callable, optional
+        Another way to disturb them.
+    single : bool
+        Whether the route is one step of the case's run.
+
+    Yields
+    ------
+    Units
+        Each no smaller than the one before: of a rounding of the result alone; with the draws of
+        TOL-1; with TOL-4, where a gain is on the way; with TOL-5.
+    """
+    inputs = _wide(_inputs(case)) if inputs is None else inputs
+    seed, u = zlib.crc32(case.id.encode()), float(np.finfo(case.dtype).eps) / 2
+    centre = evaluate(inputs, identity)
+    known = {**centre, **(known or {})}
+    size = {name: least(name, known[name], case.dtype) for name in centre}
+    yield Units(centre=centre, size=size, how="")
+    follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
+    step = single or not case.operation.stepwise
+    how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
+
+    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> Mapping[str, Array]:
+        if moved is not None:
+            return evaluate(*moved(draw, kind))
+        disturb = kind(seed + draw)
+        return evaluate(disturb.inputs(inputs, case.exact), disturb)
+
+    def widened(found: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+        return size | {name: np.maximum(size[name], found[name] * (u / DELTA)) for name in names}
+
+    size = widened(_root_mean_square(case, centre, disturbed), centre)
+    yield Units(centre=centre, size=size, how=how)
+    short = case.recipe.shared and not step  # a run of a few steps
+    if follows and (case.recipe.name == OWN or short or step):
+        solve = _root_mean_square(
+            case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm)
+        )
+        size = widened(solve, [k for k in centre if k not in SOLVED_WITH] if short else follows)
+        how += "; K and what follows it also with the backward error of a stable solve"
+        yield Units(centre=centre, size=size, how=how)
+    if follows and step:
+
+        def by_gain(draw: int) -> Mapping[str, Array]:
+            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
+            move = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
+            return evaluate(inputs, lambda name, a: a + move if name == "K" else a)
+
+        size = widened(_root_mean_square(case, centre, by_gain), follows[1:])
+        how += "; what follows K also with K off by its unit"
+        yield Units(centre=centre, size=size, how=how)
+
+
 @lru_cache(maxsize=1024)
 def unit(case: Case) -> Mapping[str, Unit]:
     """Return the unit of error of every output of a case.  [TOL-1, TOL-4, TOL-5].
@@ -221,40 +321,12 @@ def unit(case: Case) -> Mapping[str, Unit]:
     """
     if case.twin is not case:
         return _in_dtype(unit(case.twin), case)
-    inputs, seed = _wide(_inputs(case)), zlib.crc32(case.id.encode())
-    centre, u = _evaluate(case, inputs), float(np.finfo(case.dtype).eps) / 2
-    follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
-    how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
 
-    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> dict[str, Array]:
-        disturb = kind(seed + draw)
-        return _evaluate(case, disturb.inputs(inputs, case.exact), disturb)
+    def evaluate(inputs: Any, keep: Callable[[str, Any], Any]) -> Mapping[str, Array]:
+        return _evaluate(case, inputs, keep)
 
-    size = _root_mean_square(case, centre, disturbed)
-    short = case.operation.stepwise and case.recipe.shared  # a run of a few steps
-    if follows and (case.recipe.name == OWN or short or not case.operation.stepwise):
-        solve = _root_mean_square(
-            case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm)
-        )
-        after = [name for name in centre if name not in SOLVED_WITH] if short else follows
-        size |= {name: np.maximum(size[name], solve[name]) for name in after}
-        how += "; K and what follows it also with the backward error of a stable solve"
-    known = {**centre, **expected(case)}
-    size = {
-        name: np.maximum(value * (u / DELTA), least(name, known[name], case.dtype))
-        for name, value in size.items()
-    }
-    if follows and not case.operation.stepwise:
-
-        def by_gain(draw: int) -> dict[str, Array]:
-            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
-            step = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
-            return _evaluate(case, inputs, lambda name, a: a + step if name == "K" else a)
-
-        gain = _root_mean_square(case, centre, by_gain)
-        size |= {name: np.maximum(size[name], gain[name] * (u / DELTA)) for name in follows[1:]}
-        how += "; what follows K also with K off by its unit"
-    return {name: Unit(size=size[name], how=how) for name in expected(case)}
+    *_, found = widening(case, evaluate, known=expected(case))
+    return {name: Unit(size=found.size[name], how=found.how) for name in expected(case)}
 
 
 def _in_dtype(units: Mapping[str, Unit], case: Case) -> dict[str, Unit]:
