@@ -21,6 +21,7 @@ from loko_ref.errors import unknown_option
 SCHEMAS = {
     "verify": "loko-ref/verify/2",
     "mutants": "loko-ref/mutants/1",
+    "generated": "loko-ref/generated/1",
     "calibration": "loko-ref/calibration/2",
     "vectors": "loko-ref/vectors/3",
     "case": "loko-ref/case/1",
@@ -36,6 +37,7 @@ SCHEMAS = {
 WRITTEN_BY = {
     "verify": "verify --json",
     "mutants": "mutants --json, with --score or without",
+    "generated": "mutants --generated --json",
     "calibration": "mutants --calibration --json",
     "vectors": "vectors export: manifest.json",
     "case": "case ID --json",
