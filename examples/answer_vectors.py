@@ -29,8 +29,10 @@ def tensors(path):
     }
 
 
-def time_update(p, lam, q):
-    return {"p_pred": (p / lam + q).astype(p.dtype)}
+def time_update(lam, q, p=None, P=None):
+    if P is None:
+        return {"p_pred": (p / lam + q).astype(p.dtype)}
+    return {"P_pred": (P / lam + q * np.eye(len(P))).astype(P.dtype)}
 
 
 OPERATIONS = {"kalman.time_update": time_update}

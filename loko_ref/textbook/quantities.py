@@ -20,6 +20,12 @@ def identity(name: str, value: Any) -> Any:
     return value
 
 
+def scalar(v: Values, name: str, value: float) -> float:
+    """Return a number computed from options alone; a hook may move it.  [TOL-7]."""
+    moved: float = getattr(v.keep, "scalar", identity)(name, value)
+    return moved
+
+
 class Values(dict[str, Any]):
     """Named inputs, options and quantities of one evaluation; ``v.S`` reads ``v["S"]``.
 
