@@ -103,7 +103,10 @@ def _(draw: Draw, dtype: str) -> Inputs:
 
 
 @define(
-    "model.jacobian", "relu-at-zero", "RELU-ONE-AT-ZERO RELU-HALF-AT-ZERO SCALE-SINGLE", spec=_KINK
+    "model.jacobian",
+    "relu-at-zero",
+    "RELU-JACOBIAN-ONE-AT-ZERO RELU-JACOBIAN-HALF-AT-ZERO SCALE-SINGLE",
+    spec=_KINK,
 )
 def _(draw: Draw, dtype: str) -> Inputs:
     return {"x": draw(2, 4), "weights": _at_kink(network_weights(draw, _KINK))}
@@ -156,7 +159,7 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
     ),
     "glm-small-p": ("P-FLOOR", _NET, {}, 1),
     "glm-relu-at-zero": (
-        "RELU-ONE-AT-ZERO RELU-HALF-AT-ZERO SCALE-SINGLE",
+        "RELU-JACOBIAN-ONE-AT-ZERO RELU-JACOBIAN-HALF-AT-ZERO SCALE-SINGLE",
         _KINK,
         {},
         1,

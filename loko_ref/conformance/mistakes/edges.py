@@ -18,14 +18,14 @@ __all__: list[str] = []
 
 
 mutant(
-    "RELU-ONE-AT-ZERO",
+    "RELU-JACOBIAN-ONE-AT-ZERO",
     "ReLU's derivative at 0 is 1",
     "x >= 0 in place of x > 0: a unit at exactly 0 sends its cotangent on.",
     "d = dy * (x > 0)",
     {"relu_derivative": lambda x: (x >= 0).astype(x.dtype)},
 )
 mutant(
-    "RELU-HALF-AT-ZERO",
+    "RELU-JACOBIAN-HALF-AT-ZERO",
     "ReLU's derivative at 0 is 1/2",
     "The maximum of two equal numbers sends half to each (jnp.maximum(x, 0), torch.maximum); "
     "relu's derivative at 0 is 0.",
