@@ -256,6 +256,11 @@ def vector_file():
     return next(c for n, c in vector_set().items() if not n.startswith("manifest"))
 
 
+def read_glue(path):
+    texts, names = glue.glue_rows(path)
+    return texts, glue.number_labels(names)
+
+
 def mnist(path):
     """Read a whole data set, of which one file is this one."""
     folder = path.parent / "set"
@@ -305,14 +310,14 @@ FORMATS = [
     Format(
         "cifar",
         lambda: (b"\3" + bytes(3072)) * 2,
-        lambda p: images.read_cifar([p], 10, "uint8"),
+        lambda p: images.read_cifar([p], 10),
         plain_cifar,
         packed=True,
     ),
     Format(
         "train.tsv",
         lambda: b"sentence\tlabel\nit is fine\t1\nno\t0\n",
-        glue.read_glue,
+        read_glue,
         plain_glue,
         packed=True,
     ),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref import loko, optimizers
+from loko_ref import loko
 from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import (
     check_choice,
@@ -33,12 +33,9 @@ from loko_ref.network.layers.activation import ActivationName
 from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
+from loko_ref.optimizers import METHODS
 
-BASELINES: dict[str, type[Any]] = {
-    "sgd": optimizers.SGD,
-    "adagrad": optimizers.AdaGrad,
-    "adamw": optimizers.AdamW,
-}
+BASELINES: dict[str, type[Any]] = dict(METHODS)
 
 CLASSES: dict[str, type[Any]] = {"loko": loko.LokoConfig, **BASELINES}
 """Optimizer -> the class whose fields are its options."""

@@ -28,7 +28,7 @@ from loko_ref.network import lora
 from loko_ref.network.layers.activation import ACTIVATIONS
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import check_spec
-from loko_ref.optimizers import SGD, AdaGrad, AdamW
+from loko_ref.optimizers import METHODS, SGD, AdaGrad, AdamW
 
 Mode: TypeAlias = Literal["lte", "mhlora"]
 Realisation: TypeAlias = Literal["shared", "copies"]
@@ -80,7 +80,7 @@ class Loko:
     center: bool = False
 
 
-OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adagrad": AdaGrad, "adamw": AdamW, "loko": Loko}
+OPTIMIZERS: dict[str, type] = {**METHODS, "loko": Loko}
 """Name -> its configuration."""
 
 

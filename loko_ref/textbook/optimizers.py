@@ -148,17 +148,14 @@ DESCENT: dict[str, Callable[..., Any]] = {
 
 def run(method: str, v: Values) -> dict[str, Array]:
     """Take a step for each row of the gradient from a fresh state; stack theta and the slots."""
-    n, start = v.theta.shape[0], v.get("initial_accumulator_value", 0.0)
-    v["slot"] = {name: np.full(n, start) for name in SLOTS[method]}
-    *slots, theta = METHODS[method]
-    wanted = slots if method != "sgd" or v.momentum else []
-    rows: dict[str, list[Array]] = {q.name: [] for q in (*wanted, theta)}
+    flow = METHODS[method] if method != "sgd" or v.momentum else METHODS[method][-1:]
+    start = v.get("initial_accumulator_value", 0.0)
+    v["slot"] = {name: np.full(v.theta.shape[0], start) for name in SLOTS[method]}
+    rows: list[dict[str, Array]] = []
     for t, g in enumerate(v.gradient, start=1):
-        v["t"], v["g"], v["new"] = t, g, {}
-        for q in wanted:
+        v |= {"t": t, "g": g, "new": {}}
+        for q in flow:
             v.new[q.name] = v.keep(q.name, v.F[q.formula](v))
-            rows[q.name].append(v.new[q.name])
-        v["theta"] = v.keep("theta", v.F[theta.formula](v))
-        v["slot"] = v.new
-        rows["theta"].append(v.theta)
-    return {name: np.stack(values) for name, values in rows.items()}
+        v |= {"slot": v.new, "theta": v.new["theta"]}
+        rows.append(v.new)
+    return {q.name: np.stack([row[q.name] for row in rows]) for q in flow}

@@ -165,7 +165,7 @@ def _mnist(folder: Path) -> list[Part]:
             stems = [f"{part}-{what}{sign}idx{dims}-ubyte" for sign in "-."]
             names = [stem + end for stem in stems for end in ("", ".gz")]
             pair.append(_find(folder, names, "another directory, or a file not yet there"))
-        parts.append(files.read_mnist(pair[0], pair[1], "uint8"))
+        parts.append(files.read_mnist(*pair))
     return parts
 
 
@@ -179,7 +179,7 @@ def _cifar(folder: Path, classes: int) -> list[Part]:
             "test": ["test_batch.bin"],
         }
     return [
-        files.read_cifar([_find(folder, [name], cause) for name in some], classes, "uint8")
+        files.read_cifar([_find(folder, [name], cause) for name in some], classes)
         for some in names.values()
     ]
 
