@@ -107,7 +107,7 @@ class Step:
         """Run the network; z and Z then take the place of what it is made of."""
         o = self.case.options
         v = Values(inputs, **o, F=FORMULA_TABLE, keep=disturb)
-        evaluate(v, network(o["spec"], packed=True))
+        evaluate(v, network(o["spec"], packed=True, train=o.get("train", "factors")))
         again = ("weights", "x") if o["noise"] != "ema_residual_hph" else ()
         return {k: a for k, a in inputs.items() if k not in again} | {"z.own": v.z, "Z.own": v.Z}
 
