@@ -1,4 +1,4 @@
-"""Cases at an edge: dense forgetting, kinks, queries without keys, small variances, whole weights."""
+"""Cases at an edge: dense forgetting, kinks, queries without keys, small p, whole weights."""
 
 from pathlib import Path
 
