@@ -22,7 +22,6 @@ from loko_ref.errors import InputError, closest
 
 _CAUSE = "a file changed by hand, or put together from several"
 _LARGEST = 2**63 - 1
-_LONGEST = 200  # characters that an error shows of a text
 
 
 def _is_whole(value: object) -> bool:
@@ -179,8 +178,6 @@ class Place:
 
     def error(self, name: str, got: object, required: str, cause: str = _CAUSE) -> InputError:
         """Build the error of one field."""
-        if isinstance(got, str) and len(got) > _LONGEST:
-            got = f"{got[: _LONGEST // 2]}...{got[-_LONGEST // 2 :]}"
         return InputError(f"{self.argument} {self.path!r}: {name}", got, required, cause)
 
     def check(self, name: str, value: Any, kind: Kind) -> None:
