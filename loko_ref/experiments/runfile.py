@@ -39,8 +39,7 @@ from loko_ref.checks.fields import (
     whole,
 )
 from loko_ref.errors import InputError
-from loko_ref.experiments import checkpoint
-from loko_ref.experiments import stream as training
+from loko_ref.experiments import checkpoint, stream
 from loko_ref.experiments.config import BASELINES, RunConfig
 from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.stream import Point, Progress, Task
@@ -101,7 +100,7 @@ class Entry:
         if self.status != "done":
             return None
         steps, seconds = self.progress["step"], self.progress["seconds"]
-        return training.result(self.config, steps, seconds, self.curve[-1])
+        return stream.result(self.config, steps, seconds, self.curve[-1])
 
     @property
     def curve(self) -> list[Point]:
@@ -148,7 +147,7 @@ def unpack(entry: Entry, k: int, place: Place) -> tuple[Task, Progress]:
     """
     weights = _under(entry.arrays, "weights/")
     try:
-        task = training.prepare(entry.config, weights)
+        task = stream.prepare(entry.config, weights)
     except InputError as error:
         if error.argument in _CONFIG:
             where = f"runs[{k}].config.{error.argument}"
@@ -169,7 +168,7 @@ def unpack(entry: Entry, k: int, place: Place) -> tuple[Task, Progress]:
     place.check(f"runs[{k}].progress.step", step, whole(0, task.steps))
     _check_curve(place, f"runs[{k}].progress.curve", entry, step, task.steps)
     try:
-        fresh = training.begin(task)
+        fresh = stream.begin(task)
     except InputError as error:  # one p0 a layer, and other layers
         where = f"runs[{k}].config.options.{error.argument}"
         raise place.error(where, error.got, error.required, error.cause) from error
@@ -310,13 +309,13 @@ def _check_progress(place: Place, name: str, found: Any, config: RunConfig) -> N
         for k, value in enumerate(values, 1):
             place.check(f"{name}.curve[{j}][{k}]", value, real(0, math.inf if rmse else 1))
     if before and before == samples:
-        mean = training.mean(found["score"], samples, rmse)
+        mean = stream.mean(found["score"], samples, rmse)
         place.same(f"{name}.curve[{len(found['curve']) - 1}][1]", found["curve"][-1][1], mean)
 
 
 def _check_curve(place: Place, name: str, entry: Entry, step: int, steps: int) -> None:
     """Require the evaluations that a run of `steps` steps has done by `step`."""
-    due = training.evaluated(steps, entry.config)
+    due = stream.evaluated(steps, entry.config)
     count = len(due[: bisect.bisect_right(due, step)]) + (step == steps)
     place.check(name, entry.progress["curve"], Items(_CURVE.of, length=count))
     want = [*due[:count], *([steps] if step == steps else [])]
