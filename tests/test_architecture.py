@@ -117,10 +117,10 @@ def test_readme_prints_these_floors():
     readme = (ROOT.parent / "README.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| (\d+) \| (.*) \|$", readme, re.MULTILINE)
     printed = {
-        int(floor): set(re.findall(r"`([a-z_]+)/?`", re.sub(r"\(.*?\)", "", rooms)))
-        for floor, rooms in table
+        int(floor): set(re.findall(r"`([a-z_]+)/?`", re.sub(r"\(.*?\)", "", packages)))
+        for floor, packages in table
     }
-    assert printed == {k + 1: rooms for k, rooms in enumerate(FLOORS[:-1])}
+    assert printed == {k + 1: packages for k, packages in enumerate(FLOORS[:-1])}
 
 
 def part_of(name):
@@ -205,7 +205,7 @@ def test_the_core_names_no_array_library():
 
 def test_no_package_uses_what_another_keeps_private():
     """`_name` of a module is read in its own package alone: an unchecked core has a public name."""
-    for name, room, tree in modules():
+    for name, package, tree in modules():
         aliases = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("loko_ref"):
@@ -213,13 +213,13 @@ def test_no_package_uses_what_another_keeps_private():
                     full = f"{node.module}.{alias.name}"
                     aliases[alias.asname or alias.name] = full
                     private = alias.name.startswith("_") and not alias.name.startswith("__")
-                    assert not private or full.split(".")[1] == room, f"{name} imports {full}"
+                    assert not private or full.split(".")[1] == package, f"{name} imports {full}"
         for node in ast.walk(tree):
             if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
                 continue
             source = aliases.get(node.value.id, "")
             if node.attr.startswith("_") and not node.attr.startswith("__") and source:
-                assert source.split(".")[1] == room, f"{name} uses {source}.{node.attr}"
+                assert source.split(".")[1] == package, f"{name} uses {source}.{node.attr}"
 
 
 def test_the_seam_and_the_checks():

@@ -10,7 +10,7 @@ from sampling import count
 
 from loko_ref import loko
 from loko_ref.arrays import contrast_basis
-from loko_ref.experiments import stream as training
+from loko_ref.experiments import stream
 from loko_ref.experiments.config import RunConfig
 from loko_ref.kalman.simplex import to_contrast
 
@@ -25,9 +25,9 @@ def soak(steps, **changed):
     """
     options = {"observation": "softmax", "beta": 0.9}
     config = RunConfig(optimizer="loko", options=options, label_noise=0.1, **changed)
-    task = training.prepare(config)
+    task = stream.prepare(config)
     learner = task.learner
-    batches = [training.stream_batch(task, k) for k in range(task.steps)]
+    batches = [stream.stream_batch(task, k) for k in range(task.steps)]
     state = loko.init(learner)
     C = task.dataset.outputs
     worst = dict.fromkeys("eHR", 0.0)

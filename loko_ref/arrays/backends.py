@@ -98,7 +98,7 @@ def _cupy() -> Backend:
         )
     try:
         cp = importlib.import_module("cupy")
-    except Exception as error:  # an import can fail in any way; each one is told, none is passed
+    except Exception as error:  # an import can fail in any way; each failure is reported
         raise BackendError(
             "cupy",
             "import fails",

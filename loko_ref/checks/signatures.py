@@ -35,7 +35,7 @@ def check_type(argument: str, got: object, kind: type | tuple[type, ...], hint: 
 def takes(
     **kinds: type | tuple[type, ...],
 ) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Let a function raise an InputError for arguments of other classes than those named.
+    """Make a function raise an InputError for arguments of other classes than those named.
 
     Examples
     --------

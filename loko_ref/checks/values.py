@@ -21,7 +21,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def known_keywords(cls: Class) -> Class:
-    """Let a dataclass refuse a keyword that it has no field for, naming the closest.
+    """Make a dataclass raise for a keyword that it has no field for, naming the closest.
 
     Examples
     --------

@@ -24,9 +24,7 @@ from loko_ref.checks.values import (
     known_keywords,
 )
 from loko_ref.errors import InputError, unknown_option
-from loko_ref.experiments.data import bundled as data
-from loko_ref.experiments.data import registry as sources
-from loko_ref.experiments.data import texts
+from loko_ref.experiments.data import bundled, registry, texts
 from loko_ref.experiments.defaults import FINE_TUNING
 from loko_ref.experiments.networks import full_alpha, shape_of
 from loko_ref.network.layers.activation import ActivationName
@@ -49,7 +47,7 @@ def default_shift(name: str) -> str:
 
     ``rotate90`` for images, ``noise`` for a text, else ``invert``.
     """
-    return {"image": "rotate90", "text": "noise", "table": "invert"}[sources.kind_of(name)]
+    return {"image": "rotate90", "text": "noise", "table": "invert"}[registry.kind_of(name)]
 
 
 def default_options(
@@ -173,7 +171,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Fill in what depends on the data set, and check what no lower module checks."""
-        kind = sources.kind_of(self.data)
+        kind = registry.kind_of(self.data)
         self._set(**shape_of(self.data, self.network, self.hidden, self.activation, self.size))
         self._set(alpha=full_alpha(FINE_TUNING, self.rank, self.alpha))
         if self.targets is not None:
@@ -185,19 +183,19 @@ class RunConfig:
             self._set(shift=default_shift(self.data))
         if self.tokenizer is not None:  # a path becomes JSON
             self._set(tokenizer=str(self.tokenizer))
-        sources.check_options(self.data, str(self.shift), self.tokenizer, self.length)
+        registry.check_options(self.data, str(self.shift), self.tokenizer, self.length)
         for name in ("batch", "epochs", "base_batch", "evaluations", "limit", "length"):
             value = getattr(self, name)
             if value is not None or name not in ("limit", "length"):
                 check_whole(name, value)
         check_seed("seed", self.seed)
         check_format("dtype", self.dtype)
-        check_choice("shift", self.shift, texts.SHIFTS if kind == "text" else data.SHIFTS)
+        check_choice("shift", self.shift, texts.SHIFTS if kind == "text" else bundled.SHIFTS)
         check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
         check_choice("init", self.init, INITS)
         check_choice("backend", self.backend, ("numpy", "cupy"))  # balls enclose, and do not train
         check_range("base_lr", self.base_lr, low=0, high_open=True)
-        real = sources.regression(self.data)
+        real = registry.regression(self.data)
         options = default_options(self.optimizer, real, self.options)
         self._set(options=options)
         if self.optimizer != "loko":

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loko_ref.checks.fields import Real, Whole
+from loko_ref.checks.fields import Leaf, real, whole
 from loko_ref.errors import InputError
 from loko_ref.files import strict_json
 
@@ -128,15 +128,15 @@ class Fields:
     @staticmethod
     def check_whole(where: str, value: Any, *, low: int = 1) -> int:
         """Return the value, if it is a whole number in [low, 2^31 - 1]."""
-        return int(_check(where, value, Whole(low, LIMIT)))
+        return int(_check(where, value, whole(low, LIMIT)))
 
     @staticmethod
     def check_real(where: str, value: Any, *, low: float = -math.inf) -> float:
         """Return the value as a float, if it is a finite number >= low."""
-        return float(_check(where, value, Real(low)))
+        return float(_check(where, value, real(low)))
 
 
-def _check(where: str, value: Any, kind: Whole | Real) -> Any:
+def _check(where: str, value: Any, kind: Leaf) -> Any:
     if not kind.fits(value):
-        raise InputError(where, short(value), str(kind), "a damaged file")
+        raise InputError(where, short(value), kind.meaning, "a damaged file")
     return value

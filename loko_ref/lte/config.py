@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -41,22 +41,6 @@ Reduction: TypeAlias = Literal["all", "own"]
 Loss: TypeAlias = Literal["cross_entropy", "mse"]
 FilterMerge: TypeAlias = Literal["keep", "shrink", "prior"]
 Replicas: TypeAlias = Literal["train", "frozen"]
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "mode": get_args(Mode),
-    "realisation": get_args(Realisation),
-    "reset": get_args(Reset),
-    "optimizer_state": get_args(OptimizerState),
-    "merging": get_args(Merging),
-    "scaling": get_args(Scaling),
-    "data": get_args(Data),
-    "reduction": get_args(Reduction),
-    "loss": get_args(Loss),
-    "filter_merge": get_args(FilterMerge),
-    "replicas": get_args(Replicas),
-    "init": lora.INITS,
-}
-"""Option of :class:`LteConfig` -> its names."""
 
 
 @known_keywords
@@ -301,3 +285,11 @@ class LteConfig:
                 value = {"kind": kind, **options}
             found[f.name] = value
         return found
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: get_args(hint)
+    for name, hint in get_type_hints(LteConfig).items()
+    if get_origin(hint) is Literal
+}
+"""Option of :class:`LteConfig` -> its names."""

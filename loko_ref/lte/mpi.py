@@ -181,7 +181,7 @@ class MpiTeam:
         Raises
         ------
         SystemExit
-            With code 2, after rank 0 has said what is wrong, and on which rank.
+            With code 2, after rank 0 has printed what is wrong, and on which rank.
         """
         result, message = None, None
         try:

@@ -110,21 +110,6 @@ def draw_factors(
     return drawn
 
 
-def _checked(config: LteConfig, weights: Mapping[str, Array]) -> None:
-    shapes = {k: config.template.weights[k].shape for k in config.frozen}
-    if weights.keys() != shapes.keys():
-        raise InputError(
-            "weights",
-            f"{sorted(weights)}",
-            f"exactly {sorted(shapes)}",
-            "factors among the weights, or a spec with another naming",
-        )
-    check_floats(**weights)
-    for name, shape in shapes.items():
-        check_shape(name, weights[name], shape)
-    check_finite(**weights)
-
-
 @takes(config=LteConfig, weights=(Mapping, NoneType), factors=(Mapping, NoneType))
 def init(
     config: LteConfig,
@@ -172,7 +157,7 @@ def init(
     held = dict(weights if weights is not None else draw_weights(config, dtype))
     if weights is None and like is not None:
         held = {name: asarray(value, like) for name, value in held.items()}
-    _checked(config, held)
+    merged_model(config, held)  # checks names, shapes and numbers
     like = next(iter(held.values()))
     xp = namespace(like)
     layout = config.layout

@@ -217,14 +217,9 @@ def bert_spec(
         "width": width,
         "positions": positions,
     }
-    if types:
-        embedding["types"] = types
-    if pad is not None:
-        embedding["pad"] = pad
-    if start is not None:
-        embedding["start"] = start
-    if tuple(inputs) != ("ids",):
-        embedding["inputs"] = list(inputs)
+    channels = None if tuple(inputs) == ("ids",) else list(inputs)
+    given = {"types": types or None, "pad": pad, "start": start, "inputs": channels}
+    embedding |= {key: value for key, value in given.items() if value is not None}
     encoder = encoder_spec(
         layers=layers,
         width=width,

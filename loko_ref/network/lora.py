@@ -156,13 +156,11 @@ def delta_bias(B: Array, bA: Array, bB: Array, alpha: float) -> Array:
 
 def merge(W: Array, A: Array, B: Array, alpha: float) -> Array:
     """``W + (alpha / r) B A``, a new array.  [LORA-3]."""
-    check_floats(W=W)
-    _check_factors(A, B, W)
-    return W + delta(A, B, alpha)
+    r = _check_factors(A, B, W)
+    return W + scale(alpha, r, A) * (B @ A)
 
 
 def unmerge(W: Array, A: Array, B: Array, alpha: float) -> Array:
     """``W - (alpha / r) B A``: undoes :func:`merge` up to rounding.  [LORA-3]."""
-    check_floats(W=W)
-    _check_factors(A, B, W)
-    return W - delta(A, B, alpha)
+    r = _check_factors(A, B, W)
+    return W - scale(alpha, r, A) * (B @ A)

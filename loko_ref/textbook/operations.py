@@ -11,9 +11,14 @@ from typing import Any
 
 import numpy as np
 
+<<<<<<< HEAD
 from loko_ref.textbook import loko as table
 from loko_ref.textbook import optimizers as descent
 from loko_ref.textbook.network import arrays, network, ways, within
+=======
+from loko_ref.textbook import loko, optimizers
+from loko_ref.textbook.network import arrays, network, ways
+>>>>>>> less
 from loko_ref.textbook.quantities import Quantity, Values, evaluate
 
 Arrays = Mapping[str, Any]
@@ -36,45 +41,50 @@ def _put(x: Arrays, o: Arrays, F: Table, keep: Keep, flow: Iterable[Quantity]) -
 def dense_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, P.  [KAL-2]."""
     o = {**o, "observation": "gaussian", "covariance": "dense"}
-    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, table.update(o))
+    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, loko.update(o))
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "P": v.p_post}
 
 
 def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, p.  [DIAG-1, DIAG-2]."""
     o = {**o, "observation": "gaussian", "covariance": "diagonal"}
-    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, table.update(o))
+    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, loko.update(o))
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "p": v.p_post}
 
 
 def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+<<<<<<< HEAD
     """p_pred, or P_pred of a dense covariance.  [KAL-1]."""
     o = {**o, "covariance": "dense" if "P" in x else "diagonal"}
     v = _put({"p": x.get("P", x.get("p"))}, o, F, keep, table.time_update(o))
     return {table.output_name("p_pred", o): v.p_pred}
+=======
+    """p_pred.  [KAL-1]."""
+    return {"p_pred": _put(x, o, F, keep, loko.time_update()).p_pred}
+>>>>>>> less
 
 
 def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """yhat, e, H, and R for glm.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
     o = {"center": False, **o, "observation": kind}
-    v = _put(x, o, F, keep, table.observation(o))
+    v = _put(x, o, F, keep, loko.observation(o))
     out = {"yhat": v.yhat.reshape(-1), "e": v.e, "H": v.H}
-    return out | ({"R": evaluate(v, table.noise_used(o))["R_used"]} if kind == "glm" else {})
+    return out | ({"R": evaluate(v, loko.noise_used(o))["R_used"]} if kind == "glm" else {})
 
 
 def noise_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """R.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4]."""
-    return {"R": _put(x, o, F, keep, table.noise(o)).R_post}
+    return {"R": _put(x, o, F, keep, loko.noise(o)).R_post}
 
 
 def delta(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return what LoRA adds.  [LORA-2]."""
-    return {"delta": _put(x, o, F, keep, table.delta()).delta}
+    return {"delta": _put(x, o, F, keep, loko.delta()).delta}
 
 
 def merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return the merged weight.  [LORA-3]."""
-    return {"W": _put(x, o, F, keep, table.merge()).W_post}
+    return {"W": _put(x, o, F, keep, loko.merge()).W_post}
 
 
 def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) -> Out:
@@ -109,11 +119,15 @@ def measured(v: Values, spec: Any = None, inside: bool = False) -> Out:
     [LOKO-1]
     """
     o = {k: a for k, a in v.items() if k != "spec"} | {"timing": v.F["timing"](v)}
-    flow = table.dataflow(o if spec is None else {**o, "spec": spec})
+    flow = loko.dataflow(o if spec is None else {**o, "spec": spec})
     found = {q.name: v[q.name] for q in flow if q.network and q.name in v}
     found |= evaluate(v, (q for q in flow if q.name not in found))
+<<<<<<< HEAD
     shown = [q for q in flow if not q.hidden or (inside and within(q.name))]
     out = {table.output_name(q.name, v): found[q.name] for q in shown}
+=======
+    out = {loko.output_name(q.name, v): found[q.name] for q in flow if not q.hidden}
+>>>>>>> less
     return out | {"yhat": v.yhat.reshape(-1)}
 
 
@@ -131,4 +145,4 @@ def loko_run(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) -
 
 def optimizer(name: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Theta and slots after each step.  [OPT-1, OPT-2, OPT-3]."""
-    return descent.run(name, _values(x, o, F, keep))
+    return optimizers.run(name, _values(x, o, F, keep))

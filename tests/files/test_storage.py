@@ -86,7 +86,7 @@ def test_a_file_of_before_there_was_a_digest_is_refused_and_the_reason_given(tmp
 
 
 def seal(path):
-    """Give a file the digest of what is in it now, as its forger would."""
+    """Write into a file the digest of what is in it now, as its forger would."""
     whole = bytearray(path.read_bytes())
     at, _ = storage._digest_place(path, len(whole))
     whole[at : at + 64] = b"0" * 64

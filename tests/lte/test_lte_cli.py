@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from loko_ref import lte
 from loko_ref.cli.app import app
 from loko_ref.errors import InputError, NumericalError
-from loko_ref.experiments.lte import diagnostics as diag
+from loko_ref.experiments.lte import diagnostics
 from loko_ref.network.spec import linears
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -303,16 +303,16 @@ def test_spectra_ranks_and_angles() -> None:
     rng = np.random.default_rng(0)
     W_0 = rng.standard_normal((20, 30))
     B, A = rng.standard_normal((20, 3)), rng.standard_normal((3, 30))
-    assert diag.numerical_rank(W_0 + B @ A, W_0) == 3
-    assert diag.numerical_rank(W_0, W_0) == 0
-    assert diag.numerical_rank((W_0 + B @ A).astype("f"), W_0.astype("f")) == 3
-    s = diag.update_spectrum(W_0 + B @ A, W_0)
+    assert diagnostics.numerical_rank(W_0 + B @ A, W_0) == 3
+    assert diagnostics.numerical_rank(W_0, W_0) == 0
+    assert diagnostics.numerical_rank((W_0 + B @ A).astype("f"), W_0.astype("f")) == 3
+    s = diagnostics.update_spectrum(W_0 + B @ A, W_0)
     np.testing.assert_allclose(s[:3], np.linalg.svd(B @ A, compute_uv=False)[:3], rtol=1e-12)
-    assert diag.effective_rank(np.ones(7)) == pytest.approx(7, rel=1e-14)
-    assert diag.effective_rank(np.zeros(7)) == 0
+    assert diagnostics.effective_rank(np.ones(7)) == pytest.approx(7, rel=1e-14)
+    assert diagnostics.effective_rank(np.zeros(7)) == 0
     Q = np.eye(6)
     turned = np.stack([Q[:2], Q[2:4], np.stack([(Q[0] + Q[4]) / 2**0.5, Q[1]])])
-    angles = diag.principal_angles(turned)
+    angles = diagnostics.principal_angles(turned)
     np.testing.assert_allclose(angles, [[90, 90], [45, 0], [90, 90]], atol=1e-12)
 
 

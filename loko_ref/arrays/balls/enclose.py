@@ -3,7 +3,7 @@
 :func:`enclose` evaluates a function of exact inputs at 128, 256, ... bits until every output's
 ball is narrow enough to be rounded, or a bound is hit, and then says which are not.
 :func:`rounded` gives the float nearest to the exact number, with a proven bound on its distance,
-or says that the ball does not decide it.
+or that the ball does not decide it.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 
 def rounded(x: Any, dtype: str = "float64") -> Rounded:
-    """Round a ball correctly, or say that it is too wide to.
+    """Round a ball correctly, or return that it is too wide to.
 
     Parameters
     ----------

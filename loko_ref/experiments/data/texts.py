@@ -97,7 +97,7 @@ def encode_samples(
     Raises
     ------
     InputError
-        If there is no room for a word.
+        If the length leaves no token for a word.
 
     Examples
     --------
