@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import sys
@@ -14,8 +15,8 @@ from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_range
 from loko_ref.conformance.cases.chosen import choose, in_the_way, read_options, written
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
-from loko_ref.conformance.diagnose.naming import name_mistakes
-from loko_ref.conformance.engine import TIMEOUT, Check, judge, run, summarise
+from loko_ref.conformance.diagnose.naming import Mistake, name_mistakes
+from loko_ref.conformance.engine import TIMEOUT, Check, judge, run, settle, summarise
 from loko_ref.conformance.implementations import recording
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.python import Implementation, hold, load
@@ -115,6 +116,7 @@ def verify(
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
     large: int | None = None,
     case: str | os.PathLike[str] | None = None,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check an implementation against the oracle, as ``loko-ref verify`` does.
@@ -148,6 +150,8 @@ def verify(
     case : path-like, optional
         In place of the catalogue's cases: one that
         :func:`loko_ref.conformance.user_inputs.save_case` has written.
+    strict : bool
+        Whether results that are imprecise (right, by an algorithm that loses digits) fail.
     progress : callable, optional
         Called after each check with the number done and that of all.
 
@@ -186,12 +190,11 @@ def verify(
     if case is None and "+" not in (only or ""):  # no case that the code's own options build
         choose(given, only, dtype)
     expected = {} if xfail is None else expected_failures.read(xfail)
-    checks: list[Check] = []
+    done = itertools.count(1)
 
     def count(check: Check) -> None:
-        checks.append(check)
         if progress is not None:
-            progress(len(checks), len(cases))
+            progress(next(done), len(cases))
 
     with naming(TARGET="implementation", __cmd="implementation"):
         found, shown = open_implementation(implementation, timeout, large)
@@ -199,7 +202,8 @@ def verify(
         found = found.having(given)
         cases = choose(found.options, only, dtype)
     with found if isinstance(found, Command) else contextlib.nullcontext():
-        run(found, cases, timeout=timeout, progress=count)
+        checks = run(found, cases, timeout=timeout, progress=count, again=True)
+    checks, mistakes = _named(checks, strict)
     statuses = [(check.case.id, check.status) for check in checks]
     notes = [*found.notes, *expected_failures.not_run(statuses, expected)]
     if not summarise(checks).ran:
@@ -210,9 +214,18 @@ def verify(
         target=" ".join([shown, *(f"--option {word}" for word in written(given))]),
         checks=tuple(checks),
         notes=tuple(notes),
-        mistakes=name_mistakes(checks),
+        mistakes=mistakes,
         expected=expected,
     )
+
+
+def _named(
+    checks: Sequence[Check], strict: bool
+) -> tuple[list[Check], Mapping[str, list[Mistake]]]:
+    """Name mistakes, and settle what is imprecise in the light of the whole run."""
+    mistakes = name_mistakes(checks)
+    named = {key for key, fits in mistakes.items() if any(one.sharp for one in fits)}
+    return settle(checks, named=named, strict=strict), mistakes
 
 
 def verify_answers(
@@ -221,6 +234,7 @@ def verify_answers(
     *,
     only: str | None = None,
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Judge outputs that were computed elsewhere, as ``loko-ref vectors judge`` does.
@@ -235,6 +249,7 @@ def verify_answers(
     only : str, optional
         Glob of case ids or operations.
     xfail : path-like or mapping of str to str, optional
+    strict : bool
         As for :func:`verify`.
     progress : callable, optional
         As for :func:`verify`.
@@ -268,12 +283,13 @@ def verify_answers(
         checks.append(judge(case, answer))
         if progress is not None:
             progress(len(checks), len(cases))
+    checks, mistakes = _named(checks, strict)
     statuses = [(check.case.id, check.status) for check in checks]
     return Report(
         target=f"{OFFLINE}{shlex.join([os.fspath(folder), os.fspath(answers)])}",
         checks=tuple(checks),
         notes=tuple(expected_failures.not_run(statuses, expected)),
-        mistakes=name_mistakes(checks),
+        mistakes=mistakes,
         expected=expected,
     )
 

@@ -11,14 +11,8 @@ from typing import Any
 
 import numpy as np
 
-<<<<<<< HEAD
-from loko_ref.textbook import loko as table
-from loko_ref.textbook import optimizers as descent
-from loko_ref.textbook.network import arrays, network, ways, within
-=======
 from loko_ref.textbook import loko, optimizers
-from loko_ref.textbook.network import arrays, network, ways
->>>>>>> less
+from loko_ref.textbook.network import arrays, network, ways, within
 from loko_ref.textbook.quantities import Quantity, Values, evaluate
 
 Arrays = Mapping[str, Any]
@@ -53,15 +47,10 @@ def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
 
 
 def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
-<<<<<<< HEAD
     """p_pred, or P_pred of a dense covariance.  [KAL-1]."""
     o = {**o, "covariance": "dense" if "P" in x else "diagonal"}
-    v = _put({"p": x.get("P", x.get("p"))}, o, F, keep, table.time_update(o))
-    return {table.output_name("p_pred", o): v.p_pred}
-=======
-    """p_pred.  [KAL-1]."""
-    return {"p_pred": _put(x, o, F, keep, loko.time_update()).p_pred}
->>>>>>> less
+    v = _put({"p": x.get("P", x.get("p"))}, o, F, keep, loko.time_update(o))
+    return {loko.output_name("p_pred", o): v.p_pred}
 
 
 def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
@@ -122,12 +111,8 @@ def measured(v: Values, spec: Any = None, inside: bool = False) -> Out:
     flow = loko.dataflow(o if spec is None else {**o, "spec": spec})
     found = {q.name: v[q.name] for q in flow if q.network and q.name in v}
     found |= evaluate(v, (q for q in flow if q.name not in found))
-<<<<<<< HEAD
     shown = [q for q in flow if not q.hidden or (inside and within(q.name))]
-    out = {table.output_name(q.name, v): found[q.name] for q in shown}
-=======
-    out = {loko.output_name(q.name, v): found[q.name] for q in flow if not q.hidden}
->>>>>>> less
+    out = {loko.output_name(q.name, v): found[q.name] for q in shown}
     return out | {"yhat": v.yhat.reshape(-1)}
 
 

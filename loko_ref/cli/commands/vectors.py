@@ -83,6 +83,9 @@ def judge(
     only: Annotated[
         str | None, typer.Option("--only", help="Judge ids or operations that match this glob.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Let imprecise results fail, as in 'verify'.")
+    ] = False,
 ) -> None:
     """Judge outputs computed elsewhere on the inputs of DIR, as 'loko-ref verify' does.
 
@@ -109,6 +112,7 @@ def judge(
             answers,
             only=only,
             xfail=xfail,
+            strict=strict,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     raise typer.Exit(publish(report, json, junit, html))

@@ -18,6 +18,7 @@ from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
     FAILED,
+    IMPRECISE,
     UNEXPECTED_PASS,
     Check,
     outcome,
@@ -231,6 +232,7 @@ def _card(
         "mistakes": named.get(check.case.id, ()),
         "expected": known.get(check.case.id, ""),
         "again": reproduce(target, check.case.id),
+        "imprecise": "" if check.imprecise is None else check.imprecise.text,
         "others": [line.strip() for line in further(check)],
         "more": [c for c in one.checks if c is not check],
     }
@@ -296,7 +298,11 @@ def as_html(
         operations=_operations(checks, known),
         sections=[
             (heading, *section(kind))
-            for heading, kind in (("Failures", FAILED), ("Expected failures", EXPECTED_FAILURE))
+            for heading, kind in (
+                ("Failures", FAILED),
+                ("Imprecise", IMPRECISE),
+                ("Expected failures", EXPECTED_FAILURE),
+            )
         ],
         brief=brief,
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),

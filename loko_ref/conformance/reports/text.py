@@ -19,6 +19,8 @@ from loko_ref.conformance.cases.registry import OWN
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
+    FAILED,
+    IMPRECISE,
     UNEXPECTED_PASS,
     Check,
     outcome,
@@ -41,6 +43,7 @@ __all__ = [
     "failures",
     "further",
     "group",
+    "imprecise",
     "lines",
     "reproduce",
     "rest",
@@ -121,6 +124,7 @@ def _what(check: Check) -> str:
         "mutated": "an input changed in place",
         "crashed": "the command ended",
         "protocol": "an answer against the protocol",
+        "not repeatable": "answers that differ when the same call is made again",
     }.get(check.finding.kind, check.finding.kind)
 
 
@@ -162,6 +166,12 @@ def further(check: Check) -> list[str]:
         names = ", ".join(check.unjudged)
         found.append(f"  not judged, since what they are computed from is wrong: {names}")
     return found
+
+
+def imprecise(check: Check) -> str:
+    """Describe an imprecise check: the algorithm, the digits lost, and what is off first."""
+    assert check.imprecise is not None
+    return f"{check.imprecise.text}; {failure(check)}"
 
 
 def amplified(check: Check) -> str:
@@ -260,6 +270,8 @@ def describe(one: Group, target: str | None = None) -> list[str]:
     found = [f"  {check.case.id}: {failure(check)}"]
     if len(one.checks) > 1:
         found.insert(0, "  in: " + _counted([c.case.operation.name for c in one.checks]))
+    if check.imprecise is not None:
+        found.append(f"  imprecise: {check.imprecise.text}")
     found += further(check)
     if check.forced is not None:
         found.append(f"  {check.forced.text}")
@@ -330,7 +342,8 @@ def failed(
 ) -> Iterator[tuple[str, str, str]]:
     """List what failed, as :func:`lines` does."""
     yield from failures(target, groups)
-    unnamed = sum(not fits for key, fits in mistakes.items() if key not in known)
+    failed = {c.case.id for one in groups for c in one.checks if c.status == FAILED} - set(known)
+    unnamed = sum(not fits for key, fits in mistakes.items() if key in failed)
     if unnamed:
         yield "", "", f"\nNo known mistake reproduces {unnamed} of the wrong results."
     if sum(len(one.checks) for one in groups) > 1:
@@ -354,6 +367,14 @@ def rest(
             yield "red", "UNEXPECTED PASS", f" {key}: was expected to fail: {known[key]}"
         elif found == EXPECTED_FAILURE:
             yield "yellow", "expected failure", f" {key}: {known[key]}"
+    lost: dict[str, list[Check]] = {}
+    for check in checks:
+        if outcome(check.case.id, check.status, known) == IMPRECISE and check.imprecise is not None:
+            lost.setdefault(check.imprecise.algorithm, []).append(check)
+    for some in lost.values():
+        worst = max(some, key=lambda check: check.worst)
+        what = f"{len(some)} {'check' if len(some) == 1 else 'checks'}"
+        yield "yellow", "imprecise", f" {what}, such as {worst.case.id}: {imprecise(worst)}"
     yield from (
         ("yellow", "amplified", f" {c.case.id}: {amplified(c)}") for c in checks if c.amplified
     )
