@@ -110,7 +110,7 @@ def call(function, inputs, options):
     return function(**{name: value for name, value in everything.items() if name in names})
 
 
-def answer(message, implementation, folder=None, catalogue="operations/1"):
+def answer(message, implementation, folder=None, catalogue="operations/1", options=None):
     kind = message.get("type")
     if kind == "hello":
         return {
@@ -121,6 +121,7 @@ def answer(message, implementation, folder=None, catalogue="operations/1"):
             "canary": {name: encode(decode(t)) for name, t in message["canary"].items()},
             "files": True,
             "catalogue": catalogue,  # the version that the functions were written for
+            "options": options or {},  # of which they have one value
         }
     if kind != "run":
         return {"type": "error", "id": None, "message": f"unknown type {kind!r}"}
@@ -153,7 +154,8 @@ def main():
             if message.get("type") == "hello":
                 folder = message.get("folder")
             catalogue = getattr(module, "CATALOGUE", "operations/1")
-            reply = answer(message, module.IMPLEMENTATION, folder, catalogue)
+            options = getattr(module, "OPTIONS", None)
+            reply = answer(message, module.IMPLEMENTATION, folder, catalogue, options)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reply = {"type": "error", "id": None, "message": f"{type(error).__name__}: {error}"}
         stdout.write(json.dumps(reply) + "\n")

@@ -1,6 +1,7 @@
 """Cases by options: for code that makes one choice of each, selected or built."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,9 @@ def test_an_adapter_states_its_options_once(plain, tmp_path):
     assert result.returncode == 0, result.stdout
     ran = [c for c in json.loads(out.read_text())["checks"] if c["status"] == "passed"]
     assert len(ran) == 5
+    harness = Path(__file__).parents[2] / "examples" / "harness.py"
+    command = [sys.executable, str(harness), str(plain)]
+    assert verify(command, dtype="float64", only="loko.step/*+gelu/*").passed
     # what is typed counts more
     only = ("--only", "loko.step/*+relu/float64")
     result = loko_ref("verify", plain, "--option", "noise=fixed", *only)

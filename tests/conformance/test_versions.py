@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 from sampling import sample
 
+from loko_ref.conformance.cases import registry
 from loko_ref.conformance.cases.registry import all_cases, select
 from loko_ref.conformance.catalogue.registry import CATALOGUE, VERSION
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.python import call, hold, load
 from loko_ref.conformance.pytest_plugin import assert_correct, parametrize
+from loko_ref.conformance.reports import expected_failures
 from loko_ref.errors import InputError
 
 HERE = Path(__file__).parent
@@ -94,6 +96,14 @@ def test_a_test_of_a_version_has_the_options_of_its_own():
     assert set(marked[0].options) == {"spec"}
     (marked,) = parametrize("model.jacobian/weights*", catalogue=CATALOGUE).args[1:]
     assert {c.options["train"] for c in marked} == {"weights"}
+
+
+def test_a_renamed_case_is_found_by_its_old_name(monkeypatch):
+    monkeypatch.setitem(registry.ALIASES, "lora.delta/small", "lora.delta/tiny")
+    assert [c.id for c in select("lora.delta/small/float32")] == ["lora.delta/tiny/float32"]
+    assert len(select("lora.delta/small")) == 2
+    listed = expected_failures.read({"lora.delta/small/float64": "why"})
+    assert listed == {"lora.delta/tiny/float64": "why"}
 
 
 def test_every_id_of_before_is_there():

@@ -24,7 +24,19 @@ from loko_ref.checks.values import FORMATS, check_choice
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
 from loko_ref.conformance.catalogue.registry import OPERATIONS, VERSION, Operation
 
-__all__ = ["DTYPES", "OWN", "RETIRED", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
+__all__ = [
+    "ALIASES",
+    "DTYPES",
+    "OWN",
+    "RETIRED",
+    "Case",
+    "Draw",
+    "Recipe",
+    "all_cases",
+    "current",
+    "define",
+    "select",
+]
 
 DTYPES = FORMATS
 
@@ -33,6 +45,9 @@ OWN = "own"
 
 RETIRED = ("lora.delta/untrained",)
 """Operation and name of cases that were withdrawn: never given to another one."""
+
+ALIASES: dict[str, str] = {}
+"""Operation and name that a case once had -> those that it has; none has been renamed yet."""
 
 
 class Draw:
@@ -250,6 +265,12 @@ def all_cases() -> tuple[Case, ...]:
     return tuple(generate())
 
 
+def current(key: str) -> str:
+    """Return the id of a case by one that it once had; any other text as it is."""
+    stem, slash, dtype = key.rpartition("/")
+    return f"{ALIASES[stem]}{slash}{dtype}" if stem in ALIASES else ALIASES.get(key, key)
+
+
 def select(
     only: str | None = None, dtype: str | None = None, *, argument: str = "only"
 ) -> list[Case]:
@@ -271,7 +292,7 @@ def select(
     """
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
-    chosen = matcher(argument, only)
+    chosen = matcher(argument, current(only) if isinstance(only, str) else only)
     found = [
         case
         for case in all_cases()
