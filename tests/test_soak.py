@@ -58,7 +58,7 @@ def check(worst, C=10):
 
 @pytest.mark.parametrize("shift", ["rotate90", "none"])
 def test_contrast_space_holds(shift):
-    check(soak(count(400, 2000), shift=shift))
+    check(soak(count(250, 2000), shift=shift))
 
 
 @pytest.mark.slow
