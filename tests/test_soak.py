@@ -14,8 +14,6 @@ from loko_ref.experiments import stream
 from loko_ref.experiments.config import RunConfig
 from loko_ref.kalman.simplex import to_contrast
 
-pytest.importorskip("sklearn", reason="the digits come with scikit-learn (extra 'data')")
-
 
 def soak(steps, **changed):
     """Take the steps; return the worst departure from the contrast space of e, H and R.
