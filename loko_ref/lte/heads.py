@@ -27,28 +27,9 @@ from loko_ref.arrays import Array, namespace
 from loko_ref.arrays.special import log_softmax_forward
 from loko_ref.lte import nested
 from loko_ref.lte.config import LteConfig
+from loko_ref.lte.layout import Heads as Heads
 from loko_ref.lte.layout import Layout, Site
 from loko_ref.network.layers.activation import ACTIVATIONS
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Heads:
-    """What the forward pass of some heads reads.
-
-    Attributes
-    ----------
-    theta : array (heads, n)
-        Trainables; in ``mhlora`` of all heads.
-    merged : array (heads, n) or None
-        With a shared weight: the trainables last merged (0 at first, and after a reset).
-    weights : mapping of str to array
-        Shared ``layer.W`` (o, i), ``layer.b`` (o,) and so on; or with copies (heads, o, i),
-        (heads, o).
-    """
-
-    theta: Array
-    merged: Array | None
-    weights: Mapping[str, Array]
 
 
 def _t(a: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The packing of one head's trainables.
+"""The packing of one head's trainables, and what is read of the heads.
 
 Shapes: one head's trainables are a row theta[head] (n,): layer by layer in model order, a LoRA
 site's A (r, i), B (o, r), bA (r,), bB (o,), or the replicas of a layer without LoRA: W (o, i) and
@@ -108,6 +108,26 @@ class Layout:
         """Return views of all parts of a layer in rows (..., n)."""
         lead, parts = rows.shape[:-1], self.sites[name].parts
         return {key: rows[..., own].reshape(*lead, *shape) for key, (own, shape) in parts.items()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heads:
+    """What the forward pass of some heads reads.
+
+    Attributes
+    ----------
+    theta : array (heads, n)
+        Trainables; in ``mhlora`` of all heads.
+    merged : array (heads, n) or None
+        With a shared weight: the trainables last merged (0 at first, and after a reset).
+    weights : mapping of str to array
+        Shared ``layer.W`` (o, i), ``layer.b`` (o,) and so on; or with copies (heads, o, i),
+        (heads, o).
+    """
+
+    theta: Array
+    merged: Array | None
+    weights: Mapping[str, Array]
 
 
 def stack_heads(p: Mapping[str, Array]) -> dict[str, Array]:

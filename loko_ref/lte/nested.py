@@ -13,32 +13,16 @@ alone.  [LTE-12]
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from loko_ref.arrays import Array, namespace
 from loko_ref.lte.config import LteConfig
-from loko_ref.lte.layout import stack_heads
+from loko_ref.lte.layout import Heads, stack_heads
 from loko_ref.network.layers import Context, Request, backward, run
 from loko_ref.network.spec import map_linears
 
 
-class View(Protocol):
-    """What is read of the heads: see :class:`loko_ref.lte.heads.Heads`."""
-
-    @property
-    def theta(self) -> Array:
-        """Trainables (heads, n)."""
-
-    @property
-    def merged(self) -> Array | None:
-        """Trainables last merged (heads, n)."""
-
-    @property
-    def weights(self) -> Mapping[str, Array]:
-        """Weights that no head trains."""
-
-
-def _alone(config: LteConfig, heads: View, row: int) -> dict[str, Array]:
+def _alone(config: LteConfig, heads: Heads, row: int) -> dict[str, Array]:
     """Every array of one head's network.  [LTE-3, LTE-4, LTE-7].
 
     With a shared weight ``A = [A; A']``, ``B = [B, -B']``, ``bA = [bA; bA']``, ``bB = bB - bB'``.
@@ -67,7 +51,7 @@ def _alone(config: LteConfig, heads: View, row: int) -> dict[str, Array]:
     return weights
 
 
-def joint_network(config: LteConfig, heads: View) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+def joint_network(config: LteConfig, heads: Heads) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     """Spec and arrays of the one network of mhlora: rank heads * r, scale by name.  [LTE-2].
 
     ``mean`` is alpha / (heads * r).
@@ -87,23 +71,10 @@ def joint_network(config: LteConfig, heads: View) -> tuple[list[dict[str, Any]],
     return map_linears(config.spec, widen), weights
 
 
-def forward(config: LteConfig, heads: View, x: Array) -> tuple[Array, list[Any]]:
-    """Compute every head's outputs; as :func:`loko_ref.lte.heads.forward`.  [LTE-12].
+def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]]:
+    """Compute what :func:`loko_ref.lte.heads.forward` does.  [LTE-12].
 
-    Parameters
-    ----------
-    config : LteConfig
-        The choices.
-    heads : Heads
-        Weights and factors.
-    x : array (heads, batch, ...); in mhlora (batch, ...)
-        Inputs, as the first layer takes them.
-
-    Returns
-    -------
-    z : array (heads, batch, C); in mhlora (batch, C)
-    cache : list
-        One entry a head (mhlora: the joint spec, and one), for :func:`vjp`.
+    The cache has one entry a head; in mhlora the joint spec, and one.
     """
     if config.mode == "mhlora":
         spec, weights = joint_network(config, heads)
@@ -118,23 +89,9 @@ def forward(config: LteConfig, heads: View, x: Array) -> tuple[Array, list[Any]]
 
 
 def vjp(
-    config: LteConfig, heads: View, dz: Array, cache: list[Any], *, per_sample: bool = False
+    config: LteConfig, heads: Heads, dz: Array, cache: list[Any], *, per_sample: bool = False
 ) -> Array:
-    """Pull cotangents back to every head's trainables.  [LAY-9, LTE-12].
-
-    Parameters
-    ----------
-    config, heads, cache
-        As for :func:`forward`.
-    dz : array (k..., heads, batch, C); in mhlora (k, batch, C)
-        Cotangents of the outputs.
-    per_sample : bool
-        Whether to keep the batch axis.
-
-    Returns
-    -------
-    array (k..., heads, n), or (k..., heads, batch, n) with `per_sample`
-    """
+    """Compute what :func:`loko_ref.lte.heads.vjp` does.  [LAY-9, LTE-12]."""
     xp, names = namespace(dz), config.layout.names
     request = Request(frozenset(names), per_sample, need_dx=False)
     if config.mode == "mhlora":
@@ -164,7 +121,7 @@ def _own(config: LteConfig, name: str, value: Array) -> Array:
     return value.reshape(*value.shape[: -len(shape)], -1)
 
 
-def split_by_head(config: LteConfig, heads: View, name: str, value: Array) -> Array:
+def split_by_head(config: LteConfig, heads: Heads, name: str, value: Array) -> Array:
     """Return each head's block of the cotangent of a joint array.  [LTE-2].
 
     Parameters

@@ -16,8 +16,6 @@ from loko_ref.experiments.stream import Point
 from loko_ref.experiments.terminal import progress_bars
 from loko_ref.files import documents
 
-pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
-
 
 @pytest.fixture
 def cli(monkeypatch, capsys):

@@ -10,8 +10,6 @@ from loko_ref.experiments.data import bundled
 from loko_ref.experiments.data.bundled import Split, shift_features
 from loko_ref.experiments.data.registry import load
 
-pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
-
 
 def test_digits_are_split_900_600_rest_and_lose_no_image():
     from sklearn.datasets import load_digits

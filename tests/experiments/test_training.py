@@ -26,8 +26,6 @@ from loko_ref.files import storage
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import unpack
 
-pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
-
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"data": "iris", "epochs": 2, "hidden": (16, 16), "evaluations": 4}
 

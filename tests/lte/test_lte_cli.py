@@ -345,9 +345,12 @@ def test_the_example_of_costs_runs(tmp_path, capsys, monkeypatch) -> None:
     assert "<svg" in drawn.read_text(encoding="utf-8")
 
 
-@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
-    ("flags", "said"), [([], "9 steps agree"), (["--fault"], "reproduced by LTE-RESET-FORGETS")]
+    ("flags", "said"),
+    [
+        ([], "9 steps agree"),
+        pytest.param(["--fault"], "reproduced by LTE-RESET-FORGETS", marks=pytest.mark.larger),
+    ],
 )
 def test_the_example_of_a_replay_runs(flags, said, tmp_path) -> None:
     ended = subprocess.run(
