@@ -14,6 +14,7 @@ from loko_ref.conformance.assessment.reach import Reach
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.errors import InputError
 from loko_ref.files.documents import document
+from loko_ref.files.reading import hash_file
 from loko_ref.files.strict_json import read_json
 
 __all__ = ["as_json", "good", "known", "lines", "run_of", "scored", "summary"]
@@ -144,7 +145,7 @@ def run_of(seed: int, double: bool, cases: Sequence[Case]) -> dict[str, Any]:
     digest = hashlib.sha256("\n".join(case.id for case in cases).encode())
     for part in ("textbook", "conformance"):
         for file in sorted((root / part).rglob("*.py")):
-            digest.update(file.read_bytes())
+            digest.update(hash_file(file).encode())
     return {"seed": seed, "double": double, "cases": len(cases), "code": digest.hexdigest()[:16]}
 
 
