@@ -6,12 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.implementations.python import Runnable
 from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.judge.compare import Divergence, compare
+from loko_ref.conformance.judge.conditional import Judgement, judge_given_parents
 from loko_ref.conformance.judge.tolerance import tolerance
 from loko_ref.conformance.teacher_forcing import Forced, force
 
@@ -49,8 +51,13 @@ class Check:
         The case.
     status : {"passed", "failed", "unsupported"}
         Its outcome.
-    divergence : Divergence or None
-        For a failed one: the first quantity that is off.
+    divergences : tuple of Divergence
+        For a failed one: every quantity that is wrong given its parents, in dataflow order.
+    unjudged : tuple of str
+        What cannot be judged since its parents are wrong; never counted as right.
+    amplified : Divergence or None
+        Where every quantity follows from its parents, and the first one along the whole route is
+        off all the same: the case amplifies rounding, which is no failure.
     finding : Finding or None
         For a failed one: what is wrong other than a number.
     reason : str or None
@@ -69,7 +76,9 @@ class Check:
 
     case: Case
     status: str
-    divergence: Divergence | None = None
+    divergences: tuple[Divergence, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    amplified: Divergence | None = None
     finding: Finding | None = None
     reason: str | None = None
     worst: float = 0.0
@@ -77,6 +86,11 @@ class Check:
     outputs: Mapping[str, Array] = field(default_factory=dict)
     returned: Mapping[str, Array] = field(default_factory=dict)
     forced: Forced | None = None
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """The first wrong quantity in dataflow order, where there is one."""
+        return self.divergences[0] if self.divergences else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,17 +166,17 @@ def judge(case: Case, answer: Answer) -> Check:
     """Turn an answer into a check."""
     if answer.declined is not None:
         return Check(case=case, status="unsupported", reason=answer.declined)
-    divergence, worst = compare(case, answer.outputs)
+    first, worst = compare(case, answer.outputs)
     judged = tuple(name for name in answer.outputs if tolerance(case)[name] is not None)
-    if divergence is not None:  # numbers before a later output's form: dataflow order
-        return Check(
-            case=case,
-            status="failed",
-            divergence=divergence,
-            worst=worst,
-            quantities=judged,
-            outputs=answer.outputs,
-        )
+    found = Judgement() if first is None else judge_given_parents(case, answer.outputs, first)
+    common: dict[str, Any] = {
+        "case": case,
+        "worst": worst,
+        "quantities": judged,
+        "outputs": answer.outputs,
+    }
+    if found.wrong:  # numbers before a later output's form: dataflow order
+        return Check(**common, status="failed", divergences=found.wrong, unjudged=found.unjudged)
     if answer.finding is not None:
         return Check(
             case=case,
@@ -174,7 +188,7 @@ def judge(case: Case, answer: Answer) -> Check:
     if not judged:
         reason = "no output of this case can be judged in this dtype"
         return Check(case=case, status="unsupported", reason=reason, outputs=answer.outputs)
-    return Check(case=case, status="passed", worst=worst, quantities=judged, outputs=answer.outputs)
+    return Check(**common, status="passed", amplified=first)
 
 
 def run(

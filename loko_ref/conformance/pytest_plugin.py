@@ -197,6 +197,7 @@ class LokoItem(pytest.Item):
     def runtest(self) -> None:
         """Run the check."""
         from loko_ref.conformance.engine import TIMEOUT, run
+        from loko_ref.conformance.reports.text import amplified
 
         (check,) = run(self.implementation, [self.case], timeout=TIMEOUT)
         self.status = check.status
@@ -204,6 +205,8 @@ class LokoItem(pytest.Item):
             pytest.skip(str(check.reason))
         if check.status == "failed":
             raise _CheckFailed(_report(check))
+        if check.amplified is not None:
+            self.user_properties.append(("amplified", amplified(check)))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show the report, not a traceback through this package."""

@@ -169,7 +169,7 @@ def test_a_map_has_at_most_64_cells_a_side_and_loses_no_error():
     plane[130, 2999] = 5e2
     case = select(f"{OP}/random/float64")[0]
     check = off_by(case, "S", (1, 2), 5.0)
-    check = replace(check, divergence=replace(check.divergence, index=(130, 2999)))
+    check = replace(check, divergences=(replace(check.divergence, index=(130, 2999)),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "ratios", lambda case, outputs: {"S": plane})
         drawn = page.heat_map(check)

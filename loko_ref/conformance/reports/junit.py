@@ -17,7 +17,7 @@ from loko_ref.conformance.engine import (
     summarise,
 )
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import describe, group
+from loko_ref.conformance.reports.text import amplified, describe, group
 
 __all__ = ["as_xml"]
 
@@ -69,6 +69,8 @@ def as_xml(
             counts["failures"] += 1
             message = _text(f"passed, but was expected to fail: {reason}")
             ElementTree.SubElement(case, "failure", message=message)
+        if check.amplified is not None:
+            ElementTree.SubElement(case, "system-out").text = _text(amplified(check))
     if not summary.ran:
         counts |= {"tests": len(checks) + 1, "errors": 1}
         case = ElementTree.SubElement(suite, "testcase", classname="loko-ref", name="verify")

@@ -23,7 +23,7 @@ from loko_ref.conformance.engine import (
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import reproduce
+from loko_ref.conformance.reports.text import amplified, further, reproduce
 from loko_ref.errors import extras
 
 __all__ = ["CELLS", "COLOURS", "HeatMap", "as_html", "heat_map"]
@@ -138,6 +138,7 @@ def _walk(check: Check) -> list[dict[str, Any]]:
     if first is not None and check.case.operation.stepwise:
         found = {name: ratio[first.index[0]] for name, ratio in found.items()}
     finding = check.finding.quantity if check.finding is not None else None
+    wrong = {d.quantity for d in check.divergences}
     steps = []
     for output in check.case.operation.outputs:
         if output.name not in expected(check.case):
@@ -146,8 +147,11 @@ def _walk(check: Check) -> list[dict[str, Any]]:
         mark = "none"
         text = "not judged" if output.name in check.outputs else "not returned"
         if worst is not None:
-            mark = "off" if worst > 1 else "good"
+            mark = "off" if output.name in wrong or worst > 1 else "good"
             text = f"{worst:.3g} times its tolerance" if math.isfinite(worst) else "is not finite"
+            if worst > 1 and output.name not in wrong:
+                came = "is not judged" if output.name in check.unjudged else "follows"
+                text += f"; {came} from what came before it"
         if finding == output.name:
             mark, text = "first", "its form is wrong"
         elif first is not None and first.quantity == output.name:
@@ -229,6 +233,7 @@ def as_html(
             "walk": _walk(check),
             "element": _element(check),
             "map": heat_map(check),
+            "others": [line.strip() for line in further(check)],
             "forced": "" if check.forced is None else check.forced.text,
             "mistakes": named.get(check.case.id, ()),
             "expected": known.get(check.case.id, ""),
@@ -260,6 +265,7 @@ def as_html(
         ],
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],
+        amplified=[(c.case.id, amplified(c)) for c in checks if c.amplified is not None],
         known=known,
         colours=COLOURS,
         explanation=EXPLANATION,

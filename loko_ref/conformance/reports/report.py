@@ -55,6 +55,8 @@ class Failure:
         Its first wrong element; of a run the step comes first.
     expected, got : float, str or None
         The element's values; of a wrong form its shape or dtype.
+    wrong : tuple of str
+        Every output that is wrong given those before it, in dataflow order.
     ratio : float or None
         Error over tolerance of the element, infinite where it is not finite.
     mistake : str or None
@@ -71,6 +73,7 @@ class Failure:
     ratio: float | None
     mistake: str | None
     text: str
+    wrong: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.case}: {self.text}"
@@ -134,6 +137,7 @@ class Report:
             got=None if first is None else first.got,
             ratio=None if check.divergence is None else check.divergence.ratio,
             mistake=named[0].mutant.id if named else None,
+            wrong=tuple(d.quantity for d in check.divergences),
             text=failure(check)
             if found == FAILED
             else f"passed, but was expected to fail: {self.expected[key]}",

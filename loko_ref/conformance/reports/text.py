@@ -23,9 +23,20 @@ from loko_ref.conformance.engine import (
     summarise,
 )
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
-from loko_ref.conformance.reports.document import failure
+from loko_ref.conformance.reports.document import failure, written
 
-__all__ = ["BLOCKS", "PYTHON", "Group", "describe", "failures", "group", "lines", "reproduce"]
+__all__ = [
+    "BLOCKS",
+    "PYTHON",
+    "Group",
+    "amplified",
+    "describe",
+    "failures",
+    "further",
+    "group",
+    "lines",
+    "reproduce",
+]
 
 BLOCKS = 6
 """Kinds of failure that are described in full; the others get one line each."""
@@ -111,6 +122,27 @@ def _absent(check: Check) -> list[str]:
     return [name for name in before if name not in check.outputs]
 
 
+def further(check: Check) -> list[str]:
+    """List what else of a failed check is wrong given its parents, and what was not judged."""
+    rest = check.divergences[1:]
+    found = [f"  also wrong, given what came before it: {written(check.case, d)}" for d in rest]
+    if check.unjudged:
+        names = ", ".join(check.unjudged)
+        found.append(f"  not judged, since what they are computed from is wrong: {names}")
+    return found
+
+
+def amplified(check: Check) -> str:
+    """Describe a passed check that is off along the whole route; empty for the others."""
+    d = check.amplified
+    if d is None:
+        return ""
+    return (
+        f"every quantity follows from those before it; {written(check.case, d)} of the whole "
+        "case: it amplifies rounding, which is no failure"
+    )
+
+
 def group(
     checks: Sequence[Check], mistakes: Mapping[str, Sequence[Mistake]] | None = None
 ) -> list[Group]:
@@ -191,6 +223,7 @@ def describe(one: Group, target: str | None = None, *, again: bool = False) -> l
     found = [f"  {check.case.id}: {failure(check)}"]
     if len(one.checks) > 1:
         found.insert(0, "  in: " + _counted([c.case.operation.name for c in one.checks]))
+    found += further(check)
     if check.forced is not None:
         found.append(f"  {check.forced.text}")
     absent = _absent(check)
@@ -267,6 +300,9 @@ def lines(
             yield "red", "UNEXPECTED PASS", f" {key}: was expected to fail: {known[key]}"
         elif found == EXPECTED_FAILURE:
             yield "yellow", "expected failure", f" {key}: {known[key]}"
+    yield from (
+        ("yellow", "amplified", f" {c.case.id}: {amplified(c)}") for c in checks if c.amplified
+    )
     declined: dict[str, list[str]] = {}
     for check in checks:
         if check.status == "unsupported":
