@@ -6,13 +6,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from loko_ref.conformance.diagnose.equations import equation
-from loko_ref.conformance.diagnose.problems import failing, passing
+from loko_ref.conformance.diagnose.problems import failing, of_check, passing
 from loko_ref.conformance.diagnose.search.candidates import Candidate, grouped
 from loko_ref.conformance.diagnose.search.confirm import Named, search
-from loko_ref.conformance.diagnose.search.problem import Problem, cut
+from loko_ref.conformance.diagnose.search.problem import Problem
 from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.tolerance import tolerance
 from loko_ref.conformance.mistakes.registry import Changes, Mutant
@@ -105,38 +103,25 @@ def _explained(
 ) -> Iterator[str]:
     """Yield the checks that a formula explains: those searched, then the others."""
     looked = {p.check for p in own}
-    yield from (p.check for p in own if _gives(one, p))
+    yield from (p.check for p in own if _gives(one, p, closely=True))
     for check in unnamed:
         if check.case.id in looked or check.case.operation.name != operation:
             continue
-        if check.divergence is not None and check.divergence.quantity == quantity:
-            problem = _cheap(check, quantity)
-            if problem is not None and _gives(one, problem):
-                yield check.case.id
+        for problem in of_check(check):
+            if problem.quantity == quantity:
+                bound = tolerance(check.case)[quantity]
+                if bound is not None:
+                    run = check.case.operation.name == "loko.run"
+                    problem.__dict__["bound"] = bound[0] if run else bound
+                    if _gives(one, problem):
+                        yield check.case.id
 
 
-def _gives(one: Named, problem: Problem) -> bool:
-    value = problem.value(one.candidate.changes())
-    scope = one.candidate.scope
+def _gives(one: Named, problem: Problem, *, closely: bool = False) -> bool:
+    scope, changes = one.candidate.scope, one.candidate.changes()
     if scope and problem.case.options.get(scope[0]) not in scope[1]:
         return False
-    return (
-        problem.far(value) <= 1
-        or problem.mostly(value)
-        or ("bound" not in problem.__dict__ and problem.fits(one.candidate.changes(), value))
-    )
-
-
-def _cheap(check: Check, quantity: str) -> Problem | None:
-    """Return a problem that is judged by the whole route's tolerances."""
-    case, outputs, bound = check.case, dict(check.outputs), tolerance(check.case)[quantity]
-    if bound is None or not all(np.isfinite(a).all() for a in outputs.values()):
-        return None
-    if case.operation.name == "loko.run" and check.divergence is not None:
-        step = check.divergence.index[0]
-        case, outputs = cut(case, outputs, step)
-        bound = bound[step]
-    problem = Problem(case=case, quantity=quantity, outputs=outputs, check=check.case.id,
-                      taken=frozenset(outputs))  # fmt: skip
-    problem.__dict__["bound"] = bound
-    return problem
+    value = problem.value(changes)
+    if problem.mostly(value) or problem.far(value) <= 1:
+        return True
+    return closely and value is not None and problem.fits(changes, value)

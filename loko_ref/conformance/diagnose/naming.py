@@ -286,7 +286,9 @@ def _doubtful(
     for name, own in operations.items():
         first = {c.case.id: next(iter(named.get(c.case.id, ())), None) for c in own}
         for one in {m.mutant.id: m.mutant for m in first.values() if m is not None}.values():
-            shown = {c.divergence and c.divergence.quantity for c in own if _leads(one, first[c.case.id])}
+            shown = {
+                c.divergence and c.divergence.quantity for c in own if _leads(one, first[c.case.id])
+            }
             acts = [
                 c
                 for c in own

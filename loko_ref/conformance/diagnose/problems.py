@@ -7,17 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose.search.problem import Problem, cut
 from loko_ref.conformance.engine import Check
-from loko_ref.conformance.judge.conditional import wrong_given_parents
 
 __all__ = ["failing", "passing"]
 
 CHECKS = 8
 """Failed checks of an operation whose quantities are judged by their parents."""
-
-RUNS = 2
-"""The same of runs of LTE, the shortest."""
 
 RIGHT = 6
 """Passed checks of an operation that a formula may not contradict."""
@@ -46,13 +44,12 @@ def _spread(checks: Sequence[Check], most: int) -> list[Check]:
 
 def failing(checks: Sequence[Check]) -> list[Problem]:
     """List what is wrong given its parents, in dataflow order of each check."""
-    found: list[Problem] = []
-    for operation, own in _by_operation(checks).items():
-        if operation == "lte.run":
-            own = sorted(own, key=lambda c: sum(a.size for a in c.outputs.values()))[:RUNS]
-        for check in _spread(own, CHECKS):
-            found += of_check(check)
-    return found
+    return [
+        problem
+        for own in _by_operation(checks).values()
+        for check in _spread(own, CHECKS)
+        for problem in of_check(check)
+    ]
 
 
 def _by_operation(checks: Sequence[Check]) -> dict[str, list[Check]]:
@@ -65,21 +62,27 @@ def _by_operation(checks: Sequence[Check]) -> dict[str, list[Check]]:
 
 def of_check(check: Check) -> list[Problem]:
     """List the quantities of a check that are wrong given their parents."""
-    case, outputs = check.case, dict(check.outputs)
-    if not all(np.isfinite(value).all() for value in outputs.values()):
+    if not all(np.isfinite(value).all() for value in check.outputs.values()):
         return []
-    if case.operation.name == "loko.run" and check.divergence is not None:
-        case, outputs = cut(case, outputs, check.divergence.index[0])
+    parts: dict[int | None, tuple[Case, dict[str, Array]]] = {}
     found = []
-    for name, (conditional, ratio) in wrong_given_parents(case, outputs).items():
-        if name in outputs:
-            one = Problem(case=case, quantity=name, outputs=outputs, check=check.case.id,
-                          taken=frozenset(outputs))  # fmt: skip
-            with np.errstate(all="ignore"):
-                bound = np.abs(one.got - conditional) / ratio
-            if np.isfinite(bound).all() and (bound > 0).all():
-                one.__dict__["bound"] = bound  # no need to be found again
-            found.append(one)
+    for divergence in check.divergences:
+        case, step = check.case, None
+        if case.operation.name == "loko.run":
+            step = divergence.index[0]
+        if step not in parts:
+            outputs = dict(check.outputs)
+            parts[step] = (case, outputs) if step is None else cut(case, outputs, step)
+        case, outputs = parts[step]
+        found.append(
+            Problem(
+                case=case,
+                quantity=divergence.quantity,
+                outputs=outputs,
+                check=check.case.id,
+                taken=frozenset(outputs),
+            )
+        )
     return found
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case, Recipe
-from loko_ref.conformance.judge.conditional import Given
-from loko_ref.conformance.judge.tolerance import _inputs, _wide, canonical, factor, tolerance, units
+from loko_ref.conformance.judge.given import LEVELS, Reading, Step
+from loko_ref.conformance.judge.hook import Given
+from loko_ref.conformance.judge.tolerance import _inputs, _wide, canonical, factor, tolerance
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow, output_name
 from loko_ref.textbook.operations import measured
@@ -100,7 +101,7 @@ class Problem:
             return None
         if self.quantity in ("z", "Z"):
             return None
-        v = Values(self.inputs, **o, F=FORMULA_TABLE, keep=Given(case, self.came))
+        v = Values(self.inputs, **o, F=FORMULA_TABLE, keep=Given(case, self.came, False))
         v["p"] = v["P" if v.covariance == "dense" else "p"]
         v["z"] = self.came["z"].reshape(-1, self.inputs["y"].shape[-1])
         v["Z"] = self.came["Z"]
@@ -148,7 +149,7 @@ class Problem:
                 return self._at_once(formula, self._direct[root] or [])
         self.spent += self._walk
         table = watch({**FORMULA_TABLE, **changes})
-        hook = Given(self.case, self.came)
+        hook = Given(self.case, self.came, self.case.operation.stepwise)
         plain, o = self.case.operation.plain, self.case.options
         try:
             with np.errstate(all="ignore"):
@@ -225,26 +226,30 @@ class Problem:
         assert found is not None
         return found
 
+    @cached_property
+    def _judged(self) -> Step:
+        return Step(
+            self.case,
+            self.inputs,
+            {name: np.asarray(a, dtype=np.float64) for name, a in self.outputs.items()},
+            {},
+            {},
+        )
+
     def units(self, changes: Table) -> Array | None:
         """Return tolerances of the quantity by changed formulas."""
-        table = {**FORMULA_TABLE, **changes}
-        centre = Given(self.case, self.came)
-        wrong = frozenset({self.quantity})
-
-        def evaluate(inputs: Any, disturb: Any) -> Mapping[str, Any]:
-            still = disturb is identity
-            hook = centre if still else Given(self.case, self.came, disturb, centre, wrong)
-            out = dict(self.case.operation.plain(inputs, self.case.options, table, hook))
-            if "K" in hook.noted and "K" not in out:
-                out = {"K": hook.noted["K"][0], **out}
-            return hook.outputs(out)
-
+        step, wrong = self._judged, frozenset({self.quantity})
+        forms = step.forms
+        step.forms = (*forms, changes)
         try:
+            reading = Reading(step, self.taken, wrong, len(forms), full=True)
             with np.errstate(all="ignore"):
-                size = units(self.case, evaluate).size[self.quantity]
+                size = reading.units(LEVELS).size.get(self.quantity)
         except ERRORS:
             return None
-        return factor(self.case) * size
+        finally:
+            step.forms = forms
+        return None if size is None else factor(self.case) * size
 
     @cached_property
     def bound(self) -> Array:
