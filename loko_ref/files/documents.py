@@ -22,7 +22,7 @@ SCHEMAS = {
     "verify": "loko-ref/verify/2",
     "mutants": "loko-ref/mutants/1",
     "generated": "loko-ref/generated/1",
-    "calibration": "loko-ref/calibration/2",
+    "calibration": "loko-ref/calibration/3",
     "vectors": "loko-ref/vectors/3",
     "case": "loko-ref/case/1",
     "certify": "loko-ref/certify/1",

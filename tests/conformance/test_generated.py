@@ -132,10 +132,17 @@ def test_lines_are_reached_where_they_run():
         "kalman.diagonal_update",
     }
     assert BY_NAME["softmax"] not in reach
-    drawn_few = few(reach.cases(NO_R), "a")
-    assert 4 <= len(drawn_few) <= 8
-    assert [c.id for c in drawn_few] == [c.id for c in few(reach.cases(NO_R), "a")]
-    assert [c.id for c in drawn_few] != [c.id for c in few(reach.cases(NO_R), "b")]
+    cases = reach.cases(NO_R)
+
+    def some(seed):
+        return [c.id for c in few(cases, seed, lambda case: "tiny" in case.id)]
+
+    assert some("a") == some("a") != some("b")
+    assert len(some("a")) == 8
+    shown = [c.id for c in cases if "tiny" in c.id]
+    dense = [c.id for c in few(cases, "a", lambda case: "dense" in case.id)]
+    assert len([key for key in dense if "dense" in key]) == 4
+    assert len(shown) == 3
 
 
 RIGHT = {"S": lambda v: (v.H * v.p_pred) @ v.H.T}

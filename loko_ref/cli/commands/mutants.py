@@ -52,8 +52,9 @@ def mutants(
     and named first (or their group is stated), else 1.
 
     With --calibration the largest errors of correct implementations (two that are built in, and
-    those given) are set beside the mistakes', in tolerances; exit code 0 if every correct one
-    stays below 1 and every mistake that occurs in the cases is seen in some dtype, else 1.
+    those given) are set beside the mistakes', in tolerances; exit code 0 if, given the parents,
+    every correct one stays below 1 and every mistake that occurs in the cases is seen in some
+    dtype, else 1.
 
     With --generated and --json F, a run that was interrupted goes on from F; exit code 0 if enough
     are caught and named (README), else 1.
@@ -167,8 +168,8 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
         write_json(json, found)
     for line in calibration.lines(found):
         typer.echo(line)
-    unseen = {one.name for one in wrong} - {one.name for one in wrong if one.worst > 1}
-    return all(one.worst <= 1 for one in right) and not unseen
+    unseen = {one.name for one in wrong} - {one.name for one in wrong if one.given > 1}
+    return all(one.given <= 1 for one in right) and not unseen
 
 
 def _generate(count: int, seed: int, double: bool, glob: str | None, json: Path | None) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.assessment.fresh import Fresh, fresh
-from loko_ref.conformance.assessment.reach import Reach, few
+from loko_ref.conformance.assessment.reach import Reach, few, float64
 from loko_ref.conformance.assessment.syntax import Change, drawn
 from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.conformance.catalogue.registry import Operation
@@ -298,7 +298,7 @@ def outcome(mistake: Mistake, reach: Reach, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"changes": described, "status": "raised", "forms": {}}
     common = [{case.id for case in reach.cases(change)} for change in mistake.changes]
     shared = [c for c in reach.cases(mistake.changes[0]) if all(c.id in ids for ids in common)]
-    cases = few(shared, f"{seed} {_key(mistake)}")
+    cases = _few(mistake, shared, seed)
     differs = _differs(mistake, cases)
     if differs is None:
         return found
@@ -317,6 +317,22 @@ def outcome(mistake: Mistake, reach: Reach, seed: int) -> dict[str, Any]:
 def _all_are_results(case: Case) -> bool:
     names = tuple(expected(case))
     return results(case.operation.name, names) == names
+
+
+def _few(mistake: Mistake, cases: Sequence[Case], seed: int) -> list[Case]:
+    """Draw a few of the cases for a mistake."""
+
+    def shows(case: Case) -> bool:
+        one = _given(case)
+        return not agree(evaluated(mistake, one), right := _right(one), right)
+
+    return few(cases, f"{seed} {_key(mistake)}", shows)
+
+
+@lru_cache(maxsize=4096)
+def _given(case: Case) -> Fresh:
+    inputs = float64(case.inputs())
+    return Fresh(operation=case.operation, inputs=inputs, options=case.options)
 
 
 def _key(mistake: Mistake) -> int:
@@ -346,6 +362,5 @@ def mistakes(seed: int, double: bool, reach: Reach) -> Iterator[Mistake]:
 
 def _shows(mistake: Mistake, reach: Reach) -> bool:
     """Return whether one change changes a number, and raises nothing."""
-    cases = few(reach.cases(mistake.changes[0]), f"alone {_key(mistake)}")
-    differs = _differs(mistake, cases)
+    differs = _differs(mistake, _few(mistake, reach.cases(mistake.changes[0]), 0))
     return differs is not None and all(differs.values())

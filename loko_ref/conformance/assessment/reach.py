@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice, zip_longest
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,9 @@ __all__ = ["MOST", "WHOLE", "Reach", "few", "float64"]
 
 MOST, WHOLE = 4, 8
 """Most cases of an operation that a mistake runs on, and of all operations."""
+
+TRIED = 12
+"""Cases of an operation among which those that show a mistake are looked for."""
 
 
 class Reach:
@@ -81,16 +85,33 @@ def _formula(frame: FrameType) -> bool:
     return "v" in names or not {"net", "spec", "o", "layer"} & set(names)
 
 
-def few(cases: Sequence[Case], seed: str) -> list[Case]:
-    """Draw a few cases, of each operation in turn; in the order of the catalogue."""
+def few(cases: Sequence[Case], seed: str, shows: Callable[[Case], bool]) -> list[Case]:
+    """Draw a few cases, of each operation in turn; in the order of the catalogue.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+        To draw from.
+    seed : str
+        Of the draw.
+    shows : callable
+        Whether a case shows the mistake: of each operation all but one of those that are drawn do,
+        if there are such. Who verifies runs them all.
+    """
     groups: dict[str, list[Case]] = defaultdict(list)
-    draw, found = Draw(seed), []
-    for k in np.argsort(draw(len(cases))):
+    for k in np.argsort(Draw(seed)(len(cases))):
         groups[cases[k].operation.name].append(cases[k])
-    for turn in range(MOST):
-        found += [group[turn] for group in groups.values() if turn < len(group)]
-    kept = {case.id for case in found[:WHOLE]}
-    return [case for case in cases if case.id in kept]
+    drawn = []
+    for group in groups.values():
+        kept: dict[bool, list[Case]] = {True: [], False: []}
+        for case in group[:TRIED]:
+            if len(kept[True]) < MOST:
+                kept[shows(case)].append(case)
+        first, others = kept[True], kept[False]
+        drawn.append([*first[: MOST - 1], *others[:1], *first[MOST - 1 :], *others[1:]][:MOST])
+    turns = (case for turn in zip_longest(*drawn) for case in turn if case is not None)
+    found = {case.id for case in islice(turns, WHOLE)}
+    return [case for case in cases if case.id in found]
 
 
 def float64(value: Any) -> Any:

@@ -36,6 +36,9 @@ MODULES = (
 )
 """Modules of the textbook that hold formulas and rules."""
 
+_AT_IMPORT = {"_of_input", "_of_output"}
+"""Functions whose rules are made once, when the textbook is imported."""
+
 _NO_OPERANDS = {"F", "keep", "o", "spec", "slot", "slots", "new", "given", "names"}
 """Members of the values that are no numbers."""
 
@@ -164,7 +167,8 @@ def formulas() -> tuple[Formula, ...]:
         found += [Formula(keys[0], tuple(keys), module, node) for node, keys in entries.items()]
         for node in defs.values():
             rules = any(_takes_values(n) for n in ast.walk(node) if isinstance(n, Scope))
-            if rules and node not in entries and not node.decorator_list:
+            called = node.name in _AT_IMPORT or bool(node.decorator_list)
+            if rules and node not in entries and not called:
                 found.append(Formula(f"{part}.{node.name}", (), module, node))
     return tuple(found)
 
