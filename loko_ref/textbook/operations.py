@@ -101,6 +101,13 @@ def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) 
     return measured(v, F["layers"](o["spec"]), inside)
 
 
+def loko_from_outputs(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """One step of LoKO whose network has run: z and Z are among the inputs.  [LOKO-1]."""
+    v = _values(x, o, F, keep)
+    v["p"] = v["P" if v.covariance == "dense" else "p"]
+    return measured(v)
+
+
 def measured(v: Values, spec: Any = None, inside: bool = False) -> Out:
     """Evaluate a step, and name it as outputs; without a network's spec z and Z are there.
 
