@@ -396,7 +396,7 @@ def test_cli_mutants(tmp_path, monkeypatch):
     result = cli("mutants", "--score", "--only", "TIME-Q-*", "--json", out)
     assert result.returncode == 0, result.stdout
     document = json.loads(out.read_text())
-    assert (document["mutants"], document["caught"], document["named_first"]) == (4, 4, 4)
+    assert (document["mutants"], document["caught"], document["named_first"]) == (5, 5, 5)
     assert document["indistinguishable"] == []
-    assert "mutants 4, caught 4, named first 4" in result.stdout
+    assert "mutants 5, caught 5, named first 5" in result.stdout
     assert cli("mutants", "--only", "nothing").returncode == 2
