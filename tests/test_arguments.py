@@ -68,6 +68,7 @@ CALLS = {
     spec.check_spec: {"spec": SPEC},
     spec.param_shapes: {"spec": SPEC},
     spec.factor_shapes: {"spec": SPEC},
+    spec.trained_shapes: {"spec": SPEC, "train": "weights"},
     spec.width_out: {"spec": SPEC},
     spec.linears: {"spec": SPEC},
     spec.reads_tokens: {"spec": SPEC},
