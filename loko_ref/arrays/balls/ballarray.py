@@ -1,4 +1,4 @@
-"""Arrays of balls: a midpoint and a radius an entry, the exact number proven to lie between.
+"""Arrays of balls: a midpoint and a radius per entry, the exact number proven to lie between.
 
 :class:`BallArray` is a NumPy array of dtype object whose entries are ``flint.arb``. It answers the
 operators and methods of an array, so the plain code of the other packages runs on it unchanged; its
