@@ -5,9 +5,9 @@ cotangents; theta (heads, n); W (o, i) shared or (heads, o, i) a copy each; A (h
 B (heads, o, r); bA (heads, r); bB (heads, o). ``heads`` is the number that this process holds.
 
 Every product is a stacked ``matmul``, which calls BLAS once per head: the bits of a head's results
-do not depend on how many others stand beside it. Flattening the heads into one product is quicker for
-a large shared weight, and changes the bits with the split for some shapes: it is taken only where a
-probe shows that it gives the stacked product's bits.  [LTE-9]
+do not depend on how many others stand beside it. Flattening the heads into one product is quicker
+for a large shared weight, and changes the bits with the split for some shapes: it is taken only
+where a probe shows that it gives the stacked product's bits.  [LTE-9]
 
 That is for the heads of flat networks. On others (:attr:`loko_ref.lte.config.LteConfig.nested`)
 they are computed one after another, and in mhlora as one network, by :mod:`loko_ref.lte.nested`; x
