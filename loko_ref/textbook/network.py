@@ -4,7 +4,7 @@ A layer that holds others (attention its projections, a residual branch its laye
 the network writes its own; those that hold none are in ``layers`` and ``tokens``.
 
 Shapes: x (batch, ..., width), q, k, v (batch, heads, t, c); scores, weights (batch, heads, t, t);
-mask (batch, t) of bool or None. Cotangents, one per output of the network, stand behind the batch:
+mask (batch, t) of bool or None. Cotangents, one an output of the network, stand behind the batch:
 d, dx (batch, C, ..., width); a factor's derivative (batch, C, *shape); z (batch, C);
 Z (batch * C, n).
 """
@@ -21,6 +21,8 @@ from loko_ref.arrays import Array
 from loko_ref.textbook.layers import LEAVES, LEAVES_FORMULAS, Back, Kind, Layer, Net, linear
 from loko_ref.textbook.quantities import Formula, Quantity, Values, quantity
 from loko_ref.textbook.tokens import ENDS, ENDS_FORMULAS
+
+__all__ = ["BACK", "FORWARD", "NETWORK", "arrays", "factors", "network", "projections", "ways"]
 
 FORWARD = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
 """Labels of the outputs z."""
@@ -254,7 +256,7 @@ def network(spec: Sequence[Layer], packed: bool) -> tuple[Quantity, ...]:
     return (
         arrays(spec, packed),
         *ahead,
-        quantity("d", "z", "", "I, one cotangent per output", "LAY-9", rule=each, exact=True,
+        quantity("d", "z", "", "I, one cotangent an output", "LAY-9", rule=each, exact=True,
                  hidden=True),
         *back,
         quantity("Z", own, "stack", "dz / dtheta", BACK, rule=stacked, shape="(m, n)"),

@@ -11,9 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.textbook import loko, optimizers
+from loko_ref.textbook import loko as table
+from loko_ref.textbook import optimizers as descent
 from loko_ref.textbook.network import arrays, network, ways
 from loko_ref.textbook.quantities import Quantity, Values, evaluate
+
+__all__ = [
+    "delta",
+    "dense_update",
+    "diagonal_update",
+    "loko_run",
+    "loko_step",
+    "measured",
+    "merge",
+    "model_forward",
+    "model_jacobian",
+    "noise_update",
+    "observation",
+    "optimizer",
+    "time_update",
+]
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -35,43 +52,43 @@ def _put(x: Arrays, o: Arrays, F: Table, keep: Keep, flow: Iterable[Quantity]) -
 def dense_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, P.  [KAL-2]."""
     o = {**o, "observation": "gaussian", "covariance": "dense"}
-    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, loko.update(o))
+    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, table.update(o))
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "P": v.p_post}
 
 
 def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, p.  [DIAG-1, DIAG-2]."""
     o = {**o, "observation": "gaussian", "covariance": "diagonal"}
-    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, loko.update(o))
+    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, table.update(o))
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "p": v.p_post}
 
 
 def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """p_pred.  [KAL-1]."""
-    return {"p_pred": _put(x, o, F, keep, loko.time_update()).p_pred}
+    return {"p_pred": _put(x, o, F, keep, table.time_update()).p_pred}
 
 
 def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """yhat, e, H, and R for glm.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
     o = {"center": False, **o, "observation": kind}
-    v = _put(x, o, F, keep, loko.observation(o))
+    v = _put(x, o, F, keep, table.observation(o))
     out = {"yhat": v.yhat.reshape(-1), "e": v.e, "H": v.H}
-    return out | ({"R": evaluate(v, loko.noise_used(o))["R_used"]} if kind == "glm" else {})
+    return out | ({"R": evaluate(v, table.noise_used(o))["R_used"]} if kind == "glm" else {})
 
 
 def noise_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """R.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4]."""
-    return {"R": _put(x, o, F, keep, loko.noise(o)).R_post}
+    return {"R": _put(x, o, F, keep, table.noise(o)).R_post}
 
 
 def delta(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return what LoRA adds.  [LORA-2]."""
-    return {"delta": _put(x, o, F, keep, loko.delta()).delta}
+    return {"delta": _put(x, o, F, keep, table.delta()).delta}
 
 
 def merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return the merged weight.  [LORA-3]."""
-    return {"W": _put(x, o, F, keep, loko.merge()).W_post}
+    return {"W": _put(x, o, F, keep, table.merge()).W_post}
 
 
 def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
@@ -99,10 +116,10 @@ def measured(v: Values, spec: Any = None) -> Out:
     Its timing is asked for, as a known mistake changes it.  [LOKO-1]
     """
     o = {k: a for k, a in v.items() if k != "spec"} | {"timing": v.F["timing"](v)}
-    flow = loko.dataflow(o if spec is None else {**o, "spec": spec})
+    flow = table.dataflow(o if spec is None else {**o, "spec": spec})
     found = {q.name: v[q.name] for q in flow if q.network and q.name in v}
     found |= evaluate(v, (q for q in flow if q.name not in found))
-    out = {loko.output_name(q.name, v): found[q.name] for q in flow if not q.hidden}
+    out = {table.output_name(q.name, v): found[q.name] for q in flow if not q.hidden}
     return out | {"yhat": v.yhat.reshape(-1)}
 
 
@@ -120,4 +137,4 @@ def loko_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
 
 def optimizer(name: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Theta and slots after each step.  [OPT-1, OPT-2, OPT-3]."""
-    return optimizers.run(name, _values(x, o, F, keep))
+    return descent.run(name, _values(x, o, F, keep))

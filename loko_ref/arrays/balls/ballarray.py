@@ -1,4 +1,4 @@
-"""Arrays of balls: a midpoint and a radius per entry, the exact number proven to lie between.
+"""Arrays of balls: a midpoint and a radius an entry, the exact number proven to lie between.
 
 :class:`BallArray` is a NumPy array of dtype object whose entries are ``flint.arb``. It answers the
 operators and methods of an array, so the plain code of the other packages runs on it unchanged; its
@@ -18,6 +18,25 @@ from typing import Any
 import numpy as np
 
 from loko_ref.errors import InputError, extras
+
+__all__ = [
+    "ARITHMETIC",
+    "BallArray",
+    "balls",
+    "elementwise",
+    "flint",
+    "from_mat",
+    "inflate",
+    "is_balls",
+    "matmul",
+    "no_counterpart",
+    "one_ball",
+    "precision",
+    "to_host",
+    "to_mat",
+    "view",
+    "wrap",
+]
 
 
 @cache
