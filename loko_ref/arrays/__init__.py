@@ -1,6 +1,5 @@
 """Arrays of NumPy, CuPy and balls behind one seam: :mod:`~loko_ref.arrays.seam` and its linalg."""
 
-from loko_ref.arrays.backends import Array, Backend, get_backend, register_backend
 from loko_ref.arrays.linalg import (
     cho_solve,
     cholesky,
@@ -11,17 +10,21 @@ from loko_ref.arrays.linalg import (
     solve_triangular,
 )
 from loko_ref.arrays.seam import (
+    Array,
+    Backend,
     asarray,
     backend_of,
     epsilon,
     erf,
     erfc,
+    get_backend,
     is_numpy,
     namespace,
     one_minus_power,
     peak,
     pi,
     positive,
+    register_backend,
     root,
     scalar,
     to_host,

@@ -141,7 +141,7 @@ def contrast_basis(C: int, like: Array) -> Array:
     Returns
     -------
     array (C - 1, C)
-        The Helmert contrasts, one a row.
+        The Helmert contrasts, one per row.
 
     Examples
     --------

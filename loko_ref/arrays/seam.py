@@ -26,8 +26,32 @@ from loko_ref.arrays.backends import (
     Array,
     Backend,
     get_backend,
+    register_backend,
 )
 from loko_ref.errors import InputError
+
+__all__ = [
+    "Array",
+    "Backend",
+    "asarray",
+    "backend_of",
+    "epsilon",
+    "erf",
+    "erfc",
+    "get_backend",
+    "is_numpy",
+    "namespace",
+    "one_minus_power",
+    "peak",
+    "pi",
+    "positive",
+    "register_backend",
+    "root",
+    "scalar",
+    "to_host",
+    "to_scalar",
+    "where_or_zero",
+]
 
 
 def _library(array: object) -> str | None:
@@ -109,7 +133,8 @@ def asarray(values: object, like: object) -> Array:
     target = backend_of(like)
     if not isinstance(values, np.ndarray) and _library(values) == target.name:
         return values  # type: ignore[return-value]
-    return target.asarray(np.asarray(values))
+    result: Array = target.asarray(np.asarray(values))
+    return result
 
 
 def epsilon(array: Array) -> float:
@@ -175,7 +200,8 @@ def to_scalar(value: Array) -> Any:
 def positive(x: Array) -> Array:
     """Return where x > 0, of the real part; raise where a ball does not decide it.  [BALL-3]."""
     if _library(x) == "balls":
-        return importlib.import_module("loko_ref.arrays.balls").positive(x)
+        mask: Array = importlib.import_module("loko_ref.arrays.balls").positive(x)
+        return mask
     return x.real > 0
 
 
@@ -195,7 +221,8 @@ def where_or_zero(mask: Array, x: Array) -> Array:
     if is_numpy(x) and x.dtype in _WORDS and is_numpy(mask):
         word = _WORDS[x.dtype]
         bits = np.negative(mask, dtype=word, casting="unsafe")  # 0, or all ones
-        return (np.ascontiguousarray(x).view(word) & bits).view(x.dtype)
+        kept: Array = (np.ascontiguousarray(x).view(word) & bits).view(x.dtype)
+        return kept
     xp = namespace(x)
     return xp.where(mask, x, xp.zeros_like(x))
 
@@ -214,16 +241,19 @@ def peak(x: Array, where: Array | None = None) -> Array:
         Shape of x: the entries that count; where none does the result is minus infinity.
     """
     if _library(x) == "balls":
-        return importlib.import_module("loko_ref.arrays.balls").peak(x, where)
+        top: Array = importlib.import_module("loko_ref.arrays.balls").peak(x, where)
+        return top
     real = x.real if where is None else namespace(x).where(where, x.real, -math.inf)
     return real.max(axis=-1, keepdims=True)
 
 
 def erf(x: Array) -> Array:
     """Error function, elementwise; keeps shape and dtype."""
-    return backend_of(x).erf(x)
+    y: Array = backend_of(x).erf(x)
+    return y
 
 
 def erfc(x: Array) -> Array:
     """Complementary error function 1 - erf, elementwise; keeps its digits for large x."""
-    return backend_of(x).erfc(x)
+    y: Array = backend_of(x).erfc(x)
+    return y

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref import loko
+from loko_ref import loko, optimizers
 from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import (
     check_choice,
@@ -24,16 +24,19 @@ from loko_ref.checks.values import (
     known_keywords,
 )
 from loko_ref.errors import InputError, unknown_option
-from loko_ref.experiments.data import bundled, registry, texts
+from loko_ref.experiments.data import bundled as data
+from loko_ref.experiments.data import registry as sources
+from loko_ref.experiments.data import texts
 from loko_ref.experiments.defaults import FINE_TUNING
 from loko_ref.experiments.networks import full_alpha, shape_of
 from loko_ref.network.layers.activation import ActivationName
 from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import mlp_spec
-from loko_ref.optimizers import METHODS
 
-BASELINES: dict[str, type[Any]] = dict(METHODS)
+__all__ = ["BASELINES", "CLASSES", "ROUTES", "RunConfig", "default_options", "default_shift"]
+
+BASELINES: dict[str, type[Any]] = dict(optimizers.METHODS)
 
 CLASSES: dict[str, type[Any]] = {"loko": loko.LokoConfig, **BASELINES}
 """Optimizer -> the class whose fields are its options."""
@@ -47,7 +50,7 @@ def default_shift(name: str) -> str:
 
     ``rotate90`` for images, ``noise`` for a text, else ``invert``.
     """
-    return {"image": "rotate90", "text": "noise", "table": "invert"}[registry.kind_of(name)]
+    return {"image": "rotate90", "text": "noise", "table": "invert"}[sources.kind_of(name)]
 
 
 def default_options(
@@ -171,7 +174,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Fill in what depends on the data set, and check what no lower module checks."""
-        kind = registry.kind_of(self.data)
+        kind = sources.kind_of(self.data)
         self._set(**shape_of(self.data, self.network, self.hidden, self.activation, self.size))
         self._set(alpha=full_alpha(FINE_TUNING, self.rank, self.alpha))
         if self.targets is not None:
@@ -183,19 +186,19 @@ class RunConfig:
             self._set(shift=default_shift(self.data))
         if self.tokenizer is not None:  # a path becomes JSON
             self._set(tokenizer=str(self.tokenizer))
-        registry.check_options(self.data, str(self.shift), self.tokenizer, self.length)
+        sources.check_options(self.data, str(self.shift), self.tokenizer, self.length)
         for name in ("batch", "epochs", "base_batch", "evaluations", "limit", "length"):
             value = getattr(self, name)
             if value is not None or name not in ("limit", "length"):
                 check_whole(name, value)
         check_seed("seed", self.seed)
         check_format("dtype", self.dtype)
-        check_choice("shift", self.shift, texts.SHIFTS if kind == "text" else bundled.SHIFTS)
+        check_choice("shift", self.shift, texts.SHIFTS if kind == "text" else data.SHIFTS)
         check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
         check_choice("init", self.init, INITS)
         check_choice("backend", self.backend, ("numpy", "cupy"))  # balls enclose, and do not train
         check_range("base_lr", self.base_lr, low=0, high_open=True)
-        real = registry.regression(self.data)
+        real = sources.regression(self.data)
         options = default_options(self.optimizer, real, self.options)
         self._set(options=options)
         if self.optimizer != "loko":

@@ -20,6 +20,8 @@ from loko_ref.lte.config import Loko
 from loko_ref.network.lora import Init
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 
+__all__ = ["FINE_TUNING", "FROM_SCRATCH", "HIDDEN", "Defaults"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:

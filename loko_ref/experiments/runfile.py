@@ -44,6 +44,8 @@ from loko_ref.experiments.config import BASELINES, RunConfig
 from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.stream import Point, Progress, Task
 
+__all__ = ["Entry", "pack", "read", "unpack", "write"]
+
 _STATE = ("theta", "p", "P", "R")
 
 
@@ -169,7 +171,7 @@ def unpack(entry: Entry, k: int, place: Place) -> tuple[Task, Progress]:
     _check_curve(place, f"runs[{k}].progress.curve", entry, step, task.steps)
     try:
         fresh = stream.begin(task)
-    except InputError as error:  # one p0 a layer, and other layers
+    except InputError as error:  # one p0 per layer, and other layers
         where = f"runs[{k}].config.options.{error.argument}"
         raise place.error(where, error.got, error.required, error.cause) from error
     wanted = pack(fresh, task, entry.digest, "running").arrays
@@ -277,7 +279,7 @@ def _config(place: Place, name: str, found: Any) -> RunConfig:
     """Check a run's configuration: its own description, word for word."""
     place.names(name, found, tuple(_CONFIG))
     options, kinds = found["options"], dict(_CONFIG)
-    if isinstance(options, dict) and isinstance(options.get("p0"), dict):  # one number a layer
+    if isinstance(options, dict) and isinstance(options.get("p0"), dict):  # one number per layer
         kinds["options"] = Record(dict.fromkeys(options, SCALAR) | {"p0": Table(real(0))})
     place.check(name, found, Record(kinds))
     try:

@@ -85,7 +85,7 @@ class LteConfig:
     spec : sequence of mapping
         The network (:mod:`loko_ref.network.model`). Linears with ``lora``, those of an attention
         too, are the low-rank sites; layers without (norms, tables, the other linears) are replica
-        layers, one trainable copy a head, averaged at a merge.  [LTE-7]
+        layers, one trainable copy per head, averaged at a merge.  [LTE-7]
     heads : int
         Number of heads, >= 1.
     merge_every : int
@@ -93,7 +93,7 @@ class LteConfig:
     mode : {"lte", "mhlora"}
         LTE, or multi-head LoRA without merging.  [LTE-2, LTE-3]
     realisation : {"shared", "copies"}
-        One shared weight and the factors last merged, or one weight copy a head.  [LTE-3, LTE-4]
+        One shared weight and the factors last merged, or one weight copy per head.  [LTE-3, LTE-4]
     reset : {"none", "B", "AB"}
         What is reset after a merge: nothing; B = 0; B = 0 and A redrawn.  [LTE-6]
     optimizer_state : {"keep", "reset"}

@@ -1,13 +1,13 @@
-"""The heads' networks: forward and vjp of all heads at once, one matrix product a head.
+"""The heads' networks: forward and vjp of all heads at once, one matrix product per head.
 
 Shapes: x (heads, batch, i); z (heads, batch, C); dz (k..., heads, batch, C), any leading axes of
 cotangents; theta (heads, n); W (o, i) shared or (heads, o, i) a copy each; A (heads, r, i);
 B (heads, o, r); bA (heads, r); bB (heads, o). ``heads`` is the number that this process holds.
 
-Every product is a stacked ``matmul``, which calls BLAS once a head: the bits of a head's results do
-not depend on how many others stand beside it. Flattening the heads into one product is quicker for
-a large shared weight, and changes the bits with the split for some shapes: it is taken only where a
-probe shows that it gives the stacked product's bits.  [LTE-9]
+Every product is a stacked ``matmul``, which calls BLAS once per head: the bits of a head's results
+do not depend on how many others stand beside it. Flattening the heads into one product is quicker
+for a large shared weight, and changes the bits with the split for some shapes: it is taken only
+where a probe shows that it gives the stacked product's bits.  [LTE-9]
 
 That is for the heads of flat networks. On others (:attr:`loko_ref.lte.config.LteConfig.nested`)
 they are computed one after another, and in mhlora as one network, by :mod:`loko_ref.lte.nested`; x
@@ -49,7 +49,7 @@ _LARGE = 2**16
 def _flat_has_the_same_bits(
     shape: tuple[int, ...], other: tuple[int, int], transposed: bool, dtype: str
 ) -> bool:
-    """Probe: does one product of all heads' rows give the bits of a product a head?  [LTE-9].
+    """Probe: does one product of all heads' rows give the bits of a product per head?  [LTE-9].
 
     The order in which BLAS sums depends on the shapes, not on the numbers; over the thousands of
     entries of a large product, another order shows in the bits of random numbers.
@@ -86,7 +86,7 @@ class _Kept:
     x : array (heads, batch, i)
         Its input.
     p, old : mapping of str to array (heads, ...)
-        Its trainables; those last merged (None: 0, or a weight copy a head, or no LoRA).
+        Its trainables; those last merged (None: 0, or a weight copy per head, or no LoRA).
     u : array (heads, batch, r) or None
         ``scale(A x + bA)``; None without LoRA.
     """
@@ -204,7 +204,7 @@ def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]
     -------
     z : array (heads, batch, C); in mhlora (batch, C)
     cache : list
-        One entry a layer, for :func:`vjp`.
+        One entry per layer, for :func:`vjp`.
     """
     if config.nested:
         return nested.forward(config, heads, x)  # [LTE-2, LTE-12]

@@ -2,7 +2,7 @@
 
 Shapes: rows (own heads, n); gathered (heads, n).
 
-One Allgather of factors a merge, into the same array in head order on every rank. A rank that
+One Allgather of factors per merge, into the same array in head order on every rank. A rank that
 raises or leaves early takes the whole job down, naming itself and its step; a launcher whose
 processes do not see each other is refused.  [LTE-9]
 """

@@ -74,7 +74,7 @@ def joint_network(config: LteConfig, heads: Heads) -> tuple[list[dict[str, Any]]
 def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]]:
     """Compute what :func:`loko_ref.lte.heads.forward` does.  [LTE-12].
 
-    The cache has one entry a head; in mhlora the joint spec, and one.
+    The cache has one entry per head; in mhlora the joint spec, and one.
     """
     if config.mode == "mhlora":
         spec, weights = joint_network(config, heads)

@@ -18,10 +18,9 @@ import scipy.linalg
 
 from loko_ref.arrays import Array
 from loko_ref.textbook.network import NETWORK, arrays, ways
-from loko_ref.textbook.quantities import Formula as Formula
-from loko_ref.textbook.quantities import Values as Values
-from loko_ref.textbook.quantities import evaluate
-from loko_ref.textbook.quantities import identity as identity
+from loko_ref.textbook.quantities import Formula, Values, evaluate, identity
+
+__all__ = ["FORMULAS", "Formula", "Values", "identity", "predicted_covariance"]
 
 
 @cache

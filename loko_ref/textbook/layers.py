@@ -9,7 +9,7 @@ cotangent of a layer's input, ``D.name.A`` the derivative by a factor, ``G.name.
 A place is a layer's name, or its number where it has none.
 
 Shapes: x, z (batch, ..., width), with an axis of t tokens in between where there are tokens; mask
-(batch, t) of bool or None. Cotangents, one an output of the network, stand behind the batch: d, dx
+(batch, t) of bool or None. Cotangents, one per output of the network, stand behind the batch: d, dx
 (batch, C, ..., width); a factor's derivative (batch, C, *shape).
 """
 

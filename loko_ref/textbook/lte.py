@@ -177,7 +177,7 @@ def _moved(v: Values, S: Values, w: Values, theta: Any) -> Any:
 
 
 def _shown(v: Values) -> Any:
-    """Return the weights that each head sees, of linears with LoRA or a copy a head."""
+    """Return the weights that each head sees, of linears with LoRA or a copy per head."""
     names = [f"{k['name']}.W" for k in layers(v.o.spec) if k.get("lora") or _copy(v, k)]
     every = all_seen(v, v.state)
     return np.stack([np.concatenate([dense[k].reshape(-1) for k in names]) for dense in every])

@@ -88,7 +88,7 @@ def fresh(v: Values, S: Values) -> Out:
 def start(v: Values) -> Values:
     """Begin: weights, all heads' trainables, copies, optimizer."""
     x, factors = v.given, {}
-    for name in v.names:  # a layer without LoRA: a copy a head  [LTE-7]
+    for name in v.names:  # a layer without LoRA: a copy per head  [LTE-7]
         copies = [x["weights"][name]] * v.o.heads if name in x["weights"] else x["factors"][name]
         factors[name] = np.stack(copies)
     S = Values(weights=dict(x["weights"]), factors=factors, merged=None, copies=None)

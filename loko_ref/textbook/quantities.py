@@ -12,6 +12,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+__all__ = [
+    "Formula",
+    "Lazy",
+    "Quantity",
+    "Values",
+    "evaluate",
+    "identity",
+    "in_order",
+    "missing",
+    "origins",
+    "quantity",
+]
+
 Formula = Callable[..., Any]
 
 

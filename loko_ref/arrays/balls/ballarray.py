@@ -19,6 +19,25 @@ import numpy as np
 
 from loko_ref.errors import InputError, extras
 
+__all__ = [
+    "ARITHMETIC",
+    "BallArray",
+    "balls",
+    "elementwise",
+    "flint",
+    "from_mat",
+    "inflate",
+    "is_balls",
+    "matmul",
+    "no_counterpart",
+    "one_ball",
+    "precision",
+    "to_host",
+    "to_mat",
+    "view",
+    "wrap",
+]
+
 
 @cache
 def flint() -> Any:

@@ -29,7 +29,7 @@ class Enclosed:
     Attributes
     ----------
     outputs : mapping of str to BallArray
-        A proven enclosure an element.
+        A proven enclosure per element.
     bits : int
         Precision of the last evaluation.
     loose : mapping of str to int

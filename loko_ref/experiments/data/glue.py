@@ -138,7 +138,7 @@ def number_labels(names: Sequence[str]) -> Labels:
             raise InputError(
                 "label",
                 f"{name:.40}" + ("..." if len(name) > 40 else ""),
-                f"below {CLASSES}: the network has an output a class",
+                f"below {CLASSES}: the network has one output per class",
                 "a column of ids, or a damaged line",
             )
     return np.array([int(name) for name in names], dtype=np.int64)
@@ -211,7 +211,7 @@ def _tokenizer(tokenizer: str | Path) -> tuple[Any, str, tuple[int, ...]]:
             "tokenizer",
             f"{path}: an id {rows - 1} among {len(known)} tokens",
             f"ids below {2 * len(known) + HOLES}",
-            "a damaged vocabulary: the table of tokens has a row an id",
+            "a damaged vocabulary: the table of tokens has one row per id",
         )
     pad = next((t for t in ("<pad>", "[PAD]") if made.token_to_id(t) is not None), None)
     if pad is None:

@@ -240,7 +240,9 @@ def _glue(request: Request, path: Path, tokenizer: str | None, length: int) -> D
     y = glue.number_labels([name for _, some in both for name in some])
     _check_classes(request, y)
     if len({len(sample) for sample in samples}) > 1:
-        raise InputError(request.name, "one text and two texts a sample", "one task", "mixed files")
+        raise InputError(
+            request.name, "one text and two texts per sample", "one task", "mixed files"
+        )
     parts = [pick[: request.limit] for pick in picks]
     chosen = np.concatenate(parts)
     check_memory("length", length, len(chosen) * length)
