@@ -30,13 +30,14 @@ import pytest
 import sampling
 
 from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose import baseline
 from loko_ref.conformance.implementations import python, recording
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.vectors import answers as offline
 from loko_ref.conformance.vectors import vectors
 from loko_ref.errors import InputError, printable
 from loko_ref.experiments.data import glue, images, registry
-from loko_ref.files import storage
+from loko_ref.files import documents, storage
 from loko_ref.files.strict_json import DEPTH, parse_json
 from loko_ref.interop import read_tensors
 from loko_ref.interop.fields import read_json
@@ -252,6 +253,15 @@ def read_answers(path):
     return {f"{key}/{name}": a for key, out in found.items() for name, a in out.items()}
 
 
+REPORT = {
+    "schema": documents.SCHEMAS["verify"],
+    "checks": [
+        {"id": TINY, "status": "failed", "first_divergence": {"quantity": "delta"}, "mistakes": []},
+        {"id": "lora.merge/tiny/float64", "status": "passed", "first_divergence": None},
+    ],
+}
+
+
 def vector_file():
     return next(c for n, c in vector_set().items() if not n.startswith("manifest"))
 
@@ -332,6 +342,13 @@ FORMATS = [
             for name, a in out.items()
         },
         text=ANSWERS,
+    ),
+    Format(
+        "baseline.json",
+        lambda: json.dumps(REPORT).encode(),
+        baseline.read,
+        strict_json,
+        text=REPORT,
     ),
     Format("xfail", XFAIL.encode, lambda p: expected_failures.read(p), plain_xfail),
     Format("config.json", lambda: json.dumps(CONFIG).encode(), read_json, strict_json, text=CONFIG),

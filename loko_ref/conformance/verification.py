@@ -8,12 +8,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_range
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
 from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose.baseline import compare
+from loko_ref.conformance.diagnose.baseline import read as read_baseline
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.engine import TIMEOUT, Check, judge, run
 from loko_ref.conformance.implementations import recording
@@ -92,6 +94,14 @@ def _command(words: str | Sequence[object]) -> str:
     return text
 
 
+def _read_baseline(
+    path: str | os.PathLike[str] | None,
+) -> tuple[str | os.PathLike[str], dict[str, Any]] | None:
+    """Read an earlier report; return it with its name."""
+    check_type("baseline", path, (str, os.PathLike, NoneType), "a report in place of its file")
+    return None if path is None else (path, read_baseline(path))
+
+
 def verify(
     implementation: Mapping[str, Callable[..., Mapping[str, ArrayLike]]]
     | ModuleType
@@ -105,6 +115,7 @@ def verify(
     timeout: float | None = TIMEOUT,
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
     large: int | None = None,
+    baseline: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check an implementation against the oracle, as ``loko-ref verify`` does.
@@ -131,6 +142,8 @@ def verify(
         Expected failures: a file with one ``id: reason`` per line, or id -> reason.
     large : int, optional
         Of a command: bytes >= 0 from which an array goes by file.
+    baseline : path-like, optional
+        An earlier report, as JSON: the report says what changed since.
     progress : callable, optional
         Called after each check with the number done and that of all.
 
@@ -159,7 +172,7 @@ def verify(
         check_type("large", large, int, "a text in place of a number")
         if large < 0 or not (text or isinstance(implementation, list | tuple)):
             raise InputError("large", large, "bytes >= 0, with a command", "no other reads files")
-    cases = select(only, dtype)
+    cases, old = select(only, dtype), _read_baseline(baseline)
     expected = {} if xfail is None else expected_failures.read(xfail)
     checks: list[Check] = []
 
@@ -177,8 +190,9 @@ def verify(
         target=shown,
         checks=tuple(checks),
         notes=(*found.notes, *expected_failures.not_run(statuses, expected)),
-        mistakes=name_mistakes(checks),
+        mistakes=(mistakes := name_mistakes(checks)),
         expected=expected,
+        changes=None if old is None else compare(*old, checks, mistakes),
     )
 
 
@@ -188,6 +202,7 @@ def verify_answers(
     *,
     only: str | None = None,
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    baseline: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Judge outputs that were computed elsewhere, as ``loko-ref vectors judge`` does.
@@ -202,6 +217,8 @@ def verify_answers(
     only : str, optional
         Glob of case ids or operations.
     xfail : path-like or mapping of str to str, optional
+        As for :func:`verify`.
+    baseline : path-like, optional
         As for :func:`verify`.
     progress : callable, optional
         As for :func:`verify`.
@@ -219,6 +236,7 @@ def verify_answers(
     for name, value in {"folder": folder, "answers": answers}.items():
         check_type(name, value, (str, os.PathLike), "the arrays in place of their file")
     check_type("only", only, (str, NoneType), "a list of globs in place of one")
+    old = _read_baseline(baseline)
     expected = {} if xfail is None else expected_failures.read(xfail)
     with naming(DIR="folder", ANSWERS="answers", __only="only"):
         matches = matcher("--only", only)
@@ -240,8 +258,9 @@ def verify_answers(
         target=f"{OFFLINE}{shlex.join([os.fspath(folder), os.fspath(answers)])}",
         checks=tuple(checks),
         notes=tuple(expected_failures.not_run(statuses, expected)),
-        mistakes=name_mistakes(checks),
+        mistakes=(mistakes := name_mistakes(checks)),
         expected=expected,
+        changes=None if old is None else compare(*old, checks, mistakes),
     )
 
 
@@ -250,6 +269,7 @@ def verify_recording(
     options: Mapping[str, str | float | bool] | Sequence[str] = (),
     *,
     only: str | None = None,
+    baseline: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Check a recording of a run quantity by quantity, as ``loko-ref verify --trace`` does.
 
@@ -261,6 +281,8 @@ def verify_recording(
         Options of ``loko.step`` that the run had, name -> value or ``NAME=VALUE``.
     only : str, optional
         Glob of ids (``trace/3/S``) or quantities (``trace.S``).
+    baseline : path-like, optional
+        As for :func:`verify`.
 
     Returns
     -------
@@ -275,6 +297,7 @@ def verify_recording(
     check_type("options", options, (Mapping, list, tuple), "one option in place of several")
     pairs = options.items() if isinstance(options, Mapping) else None
     words = [f"{name}={value}" for name, value in pairs] if pairs is not None else list(options)
+    old = _read_baseline(baseline)
     with naming(__trace="path", __option="options", __only="only"):
         read = recording.read(os.fspath(path), words)
         checks = check_recording(read, only)
@@ -285,5 +308,6 @@ def verify_recording(
         target=shown,
         checks=tuple(checks),
         notes=(*read.notes, *([] if first is None else [first])),
-        mistakes=name_mistakes(checks),
+        mistakes=(mistakes := name_mistakes(checks)),
+        changes=None if old is None else compare(*old, checks, mistakes),
     )

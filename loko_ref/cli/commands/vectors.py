@@ -80,6 +80,10 @@ def judge(
         Path | None,
         typer.Option("--xfail", help="Expected failures, one 'id: reason' a line."),
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="An earlier report (--json): say what changed since."),
+    ] = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Judge ids or operations that match this glob.")
     ] = None,
@@ -97,11 +101,12 @@ def judge(
 
     check_targets(
         {"--json": json, "--junit": junit, "--html": html},
-        {"DIR": folder, "ANSWERS": answers, "--xfail": xfail},
+        {"DIR": folder, "ANSWERS": answers, "--xfail": xfail, "--baseline": baseline},
     )
     with (
         progress_bar() as bar,
-        naming(folder="DIR", answers="ANSWERS", only="--only", xfail="--xfail"),
+        naming(folder="DIR", answers="ANSWERS", **{k: f"--{k}" for k in ("only", "xfail")}),
+        naming(baseline="--baseline"),
     ):
         task = bar.add_task("judging", total=None)
         report = verify_answers(
@@ -109,6 +114,7 @@ def judge(
             answers,
             only=only,
             xfail=xfail,
+            baseline=baseline,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     raise typer.Exit(publish(report, json, junit, html))

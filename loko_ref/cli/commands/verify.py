@@ -71,6 +71,10 @@ def verify(
             help="Expected failures, one 'id: reason' a line; one that passes is an error.",
         ),
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="An earlier report (--json): say what changed since."),
+    ] = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Run the ids or operations that match this glob.")
     ] = None,
@@ -111,7 +115,7 @@ def verify(
     check_range("--timeout", timeout, low=0, low_open=True, high=LONGEST)
     check_targets(
         {"--json": json, "--junit": junit, "--html": html},
-        {"TARGET": target, "--trace": trace, "--xfail": xfail},
+        {"TARGET": target, "--trace": trace, "--xfail": xfail, "--baseline": baseline},
     )
     if large is not None and (cmd is None or large < 0):
         raise InputError("--large", large, "bytes >= 0, with --cmd", "only a command reads files")
@@ -121,8 +125,8 @@ def verify(
         for name, value in {"--xfail": xfail, "--dtype": dtype, "--list": list_ or None}.items():
             if value is not None:
                 raise InputError(name, value, "not beside --trace", "a recording has no cases")
-        with naming(path="--trace", options="--option", only="--only"):
-            report = verify_recording(trace, option or [], only=only)
+        with naming(path="--trace", options="--option", only="--only", baseline="--baseline"):
+            report = verify_recording(trace, option or [], only=only, baseline=baseline)
         raise typer.Exit(publish(report, json, junit, html))
     if option:
         raise InputError("--option", option[0], "--trace F beside it", "--trace was left out")
@@ -140,7 +144,7 @@ def verify(
         )
     implementation = str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
     threads = set(threading.enumerate())
-    options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large")}
+    options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large", "baseline")}
     with (
         progress_bar() as bar,
         naming(implementation="TARGET" if cmd is None else "--cmd", **options),
@@ -153,6 +157,7 @@ def verify(
             timeout=timeout,
             xfail=xfail,
             large=large,
+            baseline=baseline,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     code = publish(report, json, junit, html)

@@ -242,6 +242,7 @@ def as_html(
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     known: Mapping[str, str] | None = None,
+    closing: Sequence[str] = (),
 ) -> str:
     """Build the page.
 
@@ -257,6 +258,8 @@ def as_html(
         Check id -> known mistakes that reproduce it.
     known : mapping, optional
         Check id -> why it was expected to fail.
+    closing : sequence of str
+        Lines on the run as a whole: what changed, what it could not reveal, what to cite.
 
     Raises
     ------
@@ -293,6 +296,7 @@ def as_html(
         command=command(target),
         summary=summarise(checks, known),
         notes=notes,
+        closing=closing,
         operations=_operations(checks, known),
         sections=[
             (heading, *section(kind))

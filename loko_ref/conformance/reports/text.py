@@ -303,6 +303,7 @@ def lines(
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     known: Mapping[str, str] | None = None,
+    closing: Sequence[str] = (),
 ) -> Iterator[tuple[str, str, str]]:
     """Write the whole report but for its table: what failed, then :func:`rest`.
 
@@ -314,7 +315,7 @@ def lines(
     known, mistakes = known or {}, mistakes or {}
     groups = group([check for check in checks if check.case.id not in known], mistakes)
     yield from failed(target, groups, mistakes, known)
-    yield from rest(target, checks, notes, groups, known)
+    yield from rest(target, checks, notes, groups, known, closing)
 
 
 def failed(
@@ -338,8 +339,12 @@ def rest(
     notes: Sequence[str],
     groups: Sequence[Group],
     known: Mapping[str, str],
+    closing: Sequence[str] = (),
 ) -> Iterator[tuple[str, str, str]]:
-    """List all else, as :func:`lines` does: at the end the verdict and what to type next."""
+    """List all else, as :func:`lines` does: at the end the verdict and what to type next.
+
+    `closing` has lines that stand before the verdict: what changed, what could not be revealed.
+    """
     summary = summarise(checks, known)
     yield from (("yellow", "note", f" {note}") for note in notes)
     for check in checks:
@@ -360,6 +365,7 @@ def rest(
         yield "yellow", "unsupported", f" {reason} ({len(names)}): {_counted(names)}"
     if summary.ran:
         yield "dim", f"\n{EXPLANATION}", ""
+    yield from (("", "", line) for line in closing)
     style = {"failed": "red", "passed": "green"}.get(summary.verdict, "yellow")
     yield f"bold {style}", summary.headline, summary.text.removeprefix(summary.headline)
     if groups:
