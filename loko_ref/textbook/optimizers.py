@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.textbook.quantities import Quantity, Values, quantity
+from loko_ref.textbook.quantities import Quantity, Values, quantity, scalar
 
 __all__ = ["DESCENT", "METHODS", "SLOTS", "run"]
 
@@ -106,7 +106,7 @@ def _adagrad_sum(v: Values) -> Array:
 
 
 def _adagrad_theta(v: Values) -> Array:
-    lr = v.lr / (1 + (v.t - 1) * v.lr_decay)
+    lr = scalar(v, "rate", v.lr / (1 + (v.t - 1) * v.lr_decay))
     return v.theta - lr * v.F["adagrad.decay"](v) / (np.sqrt(v.new["sum"]) + v.eps)
 
 
@@ -120,8 +120,10 @@ def _adamw_exp_avg_sq(v: Values) -> Array:
 
 
 def _adamw_hats(v: Values) -> tuple[Array, Array]:
-    t = v.t
-    return v.new["exp_avg"] / (1 - v.beta1**t), v.new["exp_avg_sq"] / (1 - v.beta2**t)
+    """Divide by 1 - beta^t, each of the two computed literally.  [TOL-7]."""
+    of = [1 - scalar(v, "power", beta**v.t) for beta in (v.beta1, v.beta2)]
+    m, s = (scalar(v, "correction", one) for one in of)
+    return v.new["exp_avg"] / m, v.new["exp_avg_sq"] / s
 
 
 def _adamw_theta(v: Values) -> Array:

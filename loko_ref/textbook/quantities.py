@@ -23,6 +23,7 @@ __all__ = [
     "missing",
     "origins",
     "quantity",
+    "scalar",
 ]
 
 Formula = Callable[..., Any]
@@ -31,6 +32,12 @@ Formula = Callable[..., Any]
 def identity(name: str, value: Any) -> Any:
     """Keep a quantity as it is."""
     return value
+
+
+def scalar(v: Values, name: str, value: float) -> float:
+    """Return a number computed from options alone; a hook may move it.  [TOL-7]."""
+    moved: float = getattr(v.keep, "scalar", identity)(name, value)
+    return moved
 
 
 class Values(dict[str, Any]):

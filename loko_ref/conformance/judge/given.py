@@ -11,7 +11,6 @@ no whole state, or where there is no network, the whole run is one walk.
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -20,6 +19,8 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
+from loko_ref.conformance.judge.disturb import Disturb, Still
+from loko_ref.conformance.judge.hook import Given, Hook
 from loko_ref.conformance.judge.tolerance import (
     Units,
     _inputs,
@@ -37,7 +38,7 @@ from loko_ref.textbook.quantities import Values, evaluate, identity
 
 __all__ = ["LEVELS", "Reading", "Step", "steps"]
 
-LEVELS = 4
+LEVELS = 5
 """Parts of a unit of error, from the cheapest to all of it."""
 
 FAR = 1e3
@@ -50,7 +51,6 @@ than a mistake there."""
 SIZE = 2.0**-8
 """Part of a quantity's size: a tolerance as wide as this judges nothing.  [TOL-3]"""
 
-Hook = Callable[[str, Any], Any]
 Table = Mapping[str, Callable[..., Any]]
 
 FORMS: dict[str, tuple[Table, ...]] = {
@@ -58,92 +58,6 @@ FORMS: dict[str, tuple[Table, ...]] = {
     "softmax": ({}, {"K.softmax": FORMULA_TABLE["K"]}),
 }
 """Observation -> forms of the gain that are equal in the domain, and differ at a wrong S."""
-
-
-class Given:
-    """The hook: notes what is computed, passes on what was returned.
-
-    Parameters
-    ----------
-    case : Case
-        The case.
-    returned : mapping of str to array
-        Outputs that take the place of what is computed.
-    rows : bool
-        Whether they are rows of a run, one a step.
-    disturb : callable
-        Moves each quantity by a roundoff; the identity for the centre.
-    centre : Given, optional
-        The undisturbed walk. What is not in `wrong` then moves as it does in the whole route.
-    wrong : collection of str
-        Outputs found wrong: used as they came, and moved by a roundoff alone.
-    """
-
-    def __init__(
-        self,
-        case: Case,
-        returned: Mapping[str, Array],
-        rows: bool,
-        disturb: Hook = identity,
-        centre: Given | None = None,
-        wrong: frozenset[str] = frozenset(),
-    ) -> None:
-        self._returned, self._rows, self._disturb = returned, rows, disturb
-        self._centre, self._wrong = centre, wrong
-        self._outputs = set(expected(case))
-        self._seen: Counter[str] = Counter()
-        self.noted: dict[str, list[Array]] = {}
-
-    def exact(self, name: str, value: Any) -> Any:
-        """Pass on what was returned in place of a copy, which has no rounding error of its own."""
-        if self._output(name) is None:
-            return value
-        disturb, self._disturb = self._disturb, identity
-        passed = self(name, value)
-        self._disturb = disturb
-        return passed
-
-    def _output(self, name: str) -> str | None:
-        """Return the output that a quantity is."""
-        name = name.removesuffix("_post")
-        capital = {"p": "P", "p_pred": "P_pred"}.get(name, name)
-        known = [one for one in (name, capital) if one in self._outputs]
-        return known[0] if known else ("K" if name == "K" else None)
-
-    def __call__(self, name: str, value: Any) -> Any:
-        output = self._output(name)
-        if output is None:
-            return self._disturb(name, value)
-        at, moved = self._seen[output], np.asarray(self._disturb(name, value))
-        self._seen[output] += 1
-        self.noted.setdefault(output, []).append(moved)
-        came = self._came(output, at, np.shape(value))
-        if came is None:
-            return moved
-        if output in self._wrong or self._centre is None:
-            return self._disturb(name, came)
-        return came + (moved - self._centre.noted[output][at])
-
-    def _came(self, output: str, at: int, shape: tuple[int, ...]) -> Array | None:
-        value = self._returned.get(output)
-        if value is None or (at and not self._rows):
-            return None
-        if self._rows:
-            value = value[at]
-        return value.reshape(shape)
-
-    def outputs(self, out: Mapping[str, Array]) -> dict[str, Array]:
-        """Return every output as it was computed, before what came took its place."""
-        found = {}
-        for name, value in out.items():
-            rows = self.noted.get(name)
-            if rows is None:
-                found[name] = np.asarray(value)
-            elif self._rows:
-                found[name] = np.stack(rows).reshape(np.shape(value))
-            else:
-                found[name] = rows[0].reshape(np.shape(value))
-        return found
 
 
 class Step:
@@ -197,7 +111,7 @@ class Step:
         again = ("weights", "x") if o["noise"] != "ema_residual_hph" else ()
         return {k: a for k, a in inputs.items() if k not in again} | {"z.own": v.z, "Z.own": v.Z}
 
-    def moved(self, draw: int, kind: type) -> tuple[Any, Hook]:
+    def moved(self, draw: int, kind: type[Disturb]) -> tuple[Any, Hook]:
         """Disturb the inputs; the network's part is kept for the next choice of parents."""
         seed = zlib.crc32(f"{self.case.id}#{self.at}".encode()) + draw
         disturb = kind(seed)
@@ -286,8 +200,8 @@ class Reading:
         networked = step.networked
 
         def walk(inputs: Any, disturb: Hook) -> dict[str, Array]:
-            if disturb is identity:
-                hook = centre
+            if isinstance(disturb, Still):
+                hook = centre.watched(disturb)
             else:
                 hook = Given(case, came, step.rows, disturb, centre if full else None, wrong)
             return step.walk(step.forms[form], inputs, hook, full=full)
