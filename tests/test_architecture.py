@@ -43,7 +43,7 @@ PARTS = [
     {"teacher_forcing", "vectors"},
     {"engine"},
     {"recorded", "diagnose"},
-    {"reports", "assessment"},
+    {"reports", "assessment", "recorded_runs"},
     {"user_inputs", "verification"},
     {"pytest_plugin"},
 ]

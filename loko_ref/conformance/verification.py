@@ -18,13 +18,15 @@ from loko_ref.conformance.diagnose.baseline import compare
 from loko_ref.conformance.diagnose.baseline import read as read_baseline
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.engine import TIMEOUT, Check, judge, run
-from loko_ref.conformance.implementations import recording
+from loko_ref.conformance.implementations import recording_runs
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.python import Implementation, hold, load
+from loko_ref.conformance.implementations.recording import Recording
 from loko_ref.conformance.judge.answer import Answer
 from loko_ref.conformance.judge.answer import check as check_form
 from loko_ref.conformance.recorded import check as check_recording
 from loko_ref.conformance.recorded import first as first_off
+from loko_ref.conformance.recorded_runs import check as check_run
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.reports.report import Report
 from loko_ref.conformance.reports.text import OFFLINE, PYTHON
@@ -276,9 +278,12 @@ def verify_recording(
     Parameters
     ----------
     path : path-like
-        ``.npz`` or ``.safetensors`` with arrays ``k/name``: quantity `name` of step k.
+        ``.npz`` or ``.safetensors`` with arrays ``k/name``: quantity `name` of step k. Those of
+        LTE and of the optimizers are laid out as
+        :mod:`loko_ref.conformance.implementations.recording_runs` says.
     options : mapping or sequence of str
-        Options of ``loko.step`` that the run had, name -> value or ``NAME=VALUE``.
+        Options that the run had, name -> value or ``NAME=VALUE``: of ``loko.step``, or of the
+        operation that the option ``operation`` names.
     only : str, optional
         Glob of ids (``trace/3/S``) or quantities (``trace.S``).
     baseline : path-like, optional
@@ -299,8 +304,11 @@ def verify_recording(
     words = [f"{name}={value}" for name, value in pairs] if pairs is not None else list(options)
     old = _read_baseline(baseline)
     with naming(__trace="path", __option="options", __only="only"):
-        read = recording.read(os.fspath(path), words)
-        checks = check_recording(read, only)
+        read = recording_runs.read(os.fspath(path), words)
+        if isinstance(read, Recording):
+            checks = check_recording(read, only)
+        else:
+            checks = check_run(read, only)
     first = first_off(checks)
     shown = f"--trace {shlex.quote(str(path))}"
     shown += "".join(f" --option {shlex.quote(word)}" for word in words)

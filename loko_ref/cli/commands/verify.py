@@ -46,15 +46,19 @@ def verify(
             "is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state before "
             "step k (its posteriors are k+1/theta, k+1/p, k+1/R), and whatever there is of k/y, "
             "k/z, k/Z, k/p_pred, k/yhat, k/e, k/H, k/R_used (the R in S), k/S, k/K, "
-            "k/r (y - h(theta+)): see 'loko-ref operations loko.step'.",
+            "k/r (y - h(theta+)): see 'loko-ref operations loko.step'. With the option operation="
+            "lte.run, optimizer.sgd, optimizer.adagrad or optimizer.adamw: that operation's inputs "
+            "and outputs, the state before step k under k/ (LTE: W, theta, p, R, merged, copies; "
+            "A drawn by a reset after step k is k/redraws.0.A).",
         ),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
             "--option",
-            help="For --trace: NAME=VALUE, an option of loko.step (observation is gaussian and "
-            "noise fixed by default); or JSON in the file, array or metadata 'options'.",
+            help="For --trace: NAME=VALUE, an option of what was recorded (loko.step by default; "
+            "there observation is gaussian and noise fixed), or operation=NAME; or JSON in the "
+            "file, array or metadata 'options'.",
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
