@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import sys
@@ -16,8 +17,8 @@ from loko_ref.conformance.cases.globs import matcher, nothing_matches
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.diagnose.baseline import compare
 from loko_ref.conformance.diagnose.baseline import read as read_baseline
-from loko_ref.conformance.diagnose.naming import name_mistakes
-from loko_ref.conformance.engine import TIMEOUT, Check, judge, run
+from loko_ref.conformance.diagnose.naming import Mistake, name_mistakes
+from loko_ref.conformance.engine import TIMEOUT, Check, judge, run, settle
 from loko_ref.conformance.implementations import recording_runs
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.python import Implementation, hold, load
@@ -104,6 +105,15 @@ def _read_baseline(
     return None if path is None else (path, read_baseline(path))
 
 
+def _settled(
+    checks: Sequence[Check], strict: bool = False
+) -> tuple[list[Check], dict[str, list[Mistake]]]:
+    """Name the mistakes of a run, and settle what is imprecise in their light."""
+    mistakes = name_mistakes(checks)
+    named = {key for key, fits in mistakes.items() if any(one.sharp for one in fits)}
+    return settle(checks, named=named, strict=strict), mistakes
+
+
 def verify(
     implementation: Mapping[str, Callable[..., Mapping[str, ArrayLike]]]
     | ModuleType
@@ -118,6 +128,7 @@ def verify(
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
     large: int | None = None,
     baseline: str | os.PathLike[str] | None = None,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check an implementation against the oracle, as ``loko-ref verify`` does.
@@ -146,6 +157,8 @@ def verify(
         Of a command: bytes >= 0 from which an array goes by file.
     baseline : path-like, optional
         An earlier report, as JSON: the report says what changed since.
+    strict : bool
+        Whether results that are imprecise (right, by an algorithm that loses digits) fail.
     progress : callable, optional
         Called after each check with the number done and that of all.
 
@@ -176,23 +189,23 @@ def verify(
             raise InputError("large", large, "bytes >= 0, with a command", "no other reads files")
     cases, old = select(only, dtype), _read_baseline(baseline)
     expected = {} if xfail is None else expected_failures.read(xfail)
-    checks: list[Check] = []
+    done = itertools.count(1)
 
     def count(check: Check) -> None:
-        checks.append(check)
         if progress is not None:
-            progress(len(checks), len(cases))
+            progress(next(done), len(cases))
 
     with naming(TARGET="implementation", __cmd="implementation"):
         found, shown = _open(implementation, timeout, large)
     with found if isinstance(found, Command) else contextlib.nullcontext():
-        run(found, cases, timeout=timeout, progress=count)
+        checks = run(found, cases, timeout=timeout, progress=count, again=True)
+    checks, mistakes = _settled(checks, strict)
     statuses = [(check.case.id, check.status) for check in checks]
     return Report(
         target=shown,
         checks=tuple(checks),
         notes=(*found.notes, *expected_failures.not_run(statuses, expected)),
-        mistakes=(mistakes := name_mistakes(checks)),
+        mistakes=mistakes,
         expected=expected,
         changes=None if old is None else compare(*old, checks, mistakes),
     )
@@ -205,6 +218,7 @@ def verify_answers(
     only: str | None = None,
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
     baseline: str | os.PathLike[str] | None = None,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Judge outputs that were computed elsewhere, as ``loko-ref vectors judge`` does.
@@ -221,6 +235,8 @@ def verify_answers(
     xfail : path-like or mapping of str to str, optional
         As for :func:`verify`.
     baseline : path-like, optional
+        As for :func:`verify`.
+    strict : bool
         As for :func:`verify`.
     progress : callable, optional
         As for :func:`verify`.
@@ -247,20 +263,21 @@ def verify_answers(
         if not cases:
             raise nothing_matches("--only", only, [c.id for c in every], "manifest.json of DIR")
         given = offline.read_answers(os.fspath(answers), every)
-    checks: list[Check] = []
+    judged: list[Check] = []
     for case in cases:
         answer = Answer(declined="it has no answer")
         if case.id in given:
             answer = check_form(given[case.id], case)
-        checks.append(judge(case, answer))
+        judged.append(judge(case, answer))
         if progress is not None:
-            progress(len(checks), len(cases))
+            progress(len(judged), len(cases))
+    checks, mistakes = _settled(judged, strict)
     statuses = [(check.case.id, check.status) for check in checks]
     return Report(
         target=f"{OFFLINE}{shlex.join([os.fspath(folder), os.fspath(answers)])}",
         checks=tuple(checks),
         notes=tuple(expected_failures.not_run(statuses, expected)),
-        mistakes=(mistakes := name_mistakes(checks)),
+        mistakes=mistakes,
         expected=expected,
         changes=None if old is None else compare(*old, checks, mistakes),
     )

@@ -205,6 +205,7 @@ HUGE = [{"kind": "linear", "name": "0", "in": 2**30, "out": 2**20, "lora": {"r":
         (changed("0/gradient", lambda a: a[:, 1:]), "--trace, 0/gradient: got shape"),
         (changed("0/z", lambda a: a * np.nan), "--trace, 0/z: got nan"),
         (changed("0/z", lambda a: a.astype("f4")), "one dtype, float64 or float32"),
+        (changed("0/z", lambda a: a[0, 0, 0]), "--trace, 0/z: got shape ()"),
     ],
 )
 def test_a_faulty_recording_is_refused(tmp_path, change, words):

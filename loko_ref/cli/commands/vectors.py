@@ -87,12 +87,19 @@ def judge(
     only: Annotated[
         str | None, typer.Option("--only", help="Judge ids or operations that match this glob.")
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Let imprecise results fail: right formulas by an algorithm that loses digits.",
+        ),
+    ] = False,
 ) -> None:
     """Judge outputs computed elsewhere on the inputs of DIR, as 'loko-ref verify' does.
 
-    A case without an answer counts as unsupported. Exit code 0: all that was judged passed, or
-    failed as expected (--xfail); 1: something failed; 2: DIR or ANSWERS cannot be used, or nothing
-    was judged.
+    A case without an answer counts as unsupported. Exit code 0: all that was judged passed, is
+    imprecise (without --strict), or failed as expected (--xfail); 1: something failed; 2: DIR or
+    ANSWERS cannot be used, or nothing was judged.
     """
     check_needs(html=html)
     from loko_ref.cli.progress import progress_bar
@@ -115,6 +122,7 @@ def judge(
             only=only,
             xfail=xfail,
             baseline=baseline,
+            strict=strict,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     raise typer.Exit(publish(report, json, junit, html))

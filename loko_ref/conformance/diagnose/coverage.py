@@ -18,7 +18,7 @@ from loko_ref.conformance.cases.combinations import named
 from loko_ref.conformance.cases.digest import catalogue_digest
 from loko_ref.conformance.cases.registry import Case, all_cases
 from loko_ref.conformance.catalogue.registry import CATALOGUE
-from loko_ref.conformance.engine import FAILED, PASSED, Check, Summary
+from loko_ref.conformance.engine import PASSED, UNSUPPORTED, Check, Summary
 from loko_ref.conformance.judge.tolerance import canonical, expected, tolerance
 from loko_ref.conformance.mistakes.registry import Mutant, all_mutants, evaluate
 from loko_ref.textbook.loko import choices
@@ -146,7 +146,7 @@ def coverage(checks: Sequence[Check]) -> Coverage:
         The outcomes of cases of the catalogue; others are passed over.
     """
     known = {case.id for case in all_cases()}
-    ran = [c for c in checks if c.status in (PASSED, FAILED) and c.case.id in known]
+    ran = [c for c in checks if c.status != UNSUPPORTED and c.case.id in known]
     mutants = {one.id: one for one in all_mutants()}
     covered = {key for case in all_cases() for key in case.recipe.covers}
     visible: set[str] = set()

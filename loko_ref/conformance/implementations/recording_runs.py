@@ -250,7 +250,9 @@ def _wanted(
     first = start(template(recording))
     own = Values(o=Values(o), F={"lte.filter_of": int}, names=trained(o, recording.weights))
     n = array(own, first, "theta").shape[1]
-    m: int | None = next((a.shape[-1] for k, a in one.items() if k in ("R", "R_step")), None)
+    m: int | None = next(
+        (a.shape[-1] for k, a in one.items() if a.ndim and k in ("R", "R_step")), None
+    )
     samples = (one["y"].shape[0] // share, one["y"].shape[1]) if "y" in one else None
     m = m if samples is None else math.prod(samples)
     square: tuple[int, ...] | None = None if m is None else (heads, m, m)

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.conformance.diagnose.groups import Group, brief, group
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
     FAILED,
+    IMPRECISE,
     UNEXPECTED_PASS,
     Check,
     outcome,
@@ -28,12 +30,9 @@ from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
 from loko_ref.conformance.reports.text import (
-    Group,
     amplified,
-    brief,
     command,
     further,
-    group,
     reproduce,
 )
 from loko_ref.errors import extras
@@ -231,6 +230,7 @@ def _card(
         "mistakes": named.get(check.case.id, ()),
         "expected": known.get(check.case.id, ""),
         "again": reproduce(target, check.case.id),
+        "imprecise": "" if check.imprecise is None else check.imprecise.text,
         "others": [line.strip() for line in further(check)],
         "more": [c for c in one.checks if c is not check],
     }
@@ -272,7 +272,7 @@ def as_html(
     def section(kind: str) -> tuple[list[dict[str, Any]], list[Check]]:
         """Return the cards of the failures of a kind, and what is left beyond CARDS."""
         some = [c for c in checks if outcome(c.case.id, c.status, known) == kind]
-        groups = group(some, named)
+        groups = group(some, named, (FAILED, IMPRECISE))
         cards = [_card(one, target, named, known) for one in groups[:CARDS]]
         drawn = 0
         for card in cards:
@@ -300,7 +300,11 @@ def as_html(
         operations=_operations(checks, known),
         sections=[
             (heading, *section(kind))
-            for heading, kind in (("Failures", FAILED), ("Expected failures", EXPECTED_FAILURE))
+            for heading, kind in (
+                ("Failures", FAILED),
+                ("Imprecise", IMPRECISE),
+                ("Expected failures", EXPECTED_FAILURE),
+            )
         ],
         brief=brief,
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),

@@ -40,7 +40,7 @@ def print_report(
 
     groups = group([check for check in checks if check.case.id not in known], mistakes)
     write([("italic", command(target), "")])
-    write(failed(target, groups, mistakes, known))
+    write(failed(target, groups, mistakes))
     _print_table(console, checks, known)
     write(rest(target, checks, notes, groups, known, closing))
 
@@ -52,7 +52,8 @@ def _print_table(console: Console, checks: Sequence[Check], known: Mapping[str, 
     table = Table()
     table.add_column("operation", no_wrap=True)
     expecting = ("expected failures", "unexpected passes") if known else ()
-    for head in ("ran", "passed", "failed", *expecting, "unsupported", "error/tol."):
+    lossy = ("imprecise",) if summarise(checks, known).imprecise else ()
+    for head in ("ran", "passed", *lossy, "failed", *expecting, "unsupported", "error/tol."):
         table.add_column(head, justify="right")
     for name in dict.fromkeys(check.case.operation.name for check in checks):
         part = [check for check in checks if check.case.operation.name == name]
@@ -62,7 +63,8 @@ def _print_table(console: Console, checks: Sequence[Check], known: Mapping[str, 
         worst = max(c.worst for c in part if c.status != "unsupported")
         mark = {"failed": "red", "as expected": "yellow"}.get(counts.verdict, "green")
         apart = (counts.expected_failures, counts.unexpected_passes) if known else ()
-        numbers = (counts.ran, counts.passed, counts.failed, *apart, counts.unsupported)
+        lost = (counts.imprecise,) if lossy else ()
+        numbers = (counts.ran, counts.passed, *lost, counts.failed, *apart, counts.unsupported)
         table.add_row(
             f"[{mark}]{name}[/]",
             *map(str, numbers),
