@@ -41,7 +41,8 @@ class Group:
         All of them, in the order run.
     shown : Check
         The one to describe: float64 before float32, a step before a run, a case that is there for
-        a known mistake before one of a combination of options, then the one of smallest inputs.
+        a known mistake before one of a combination of options, then the one of fewest words and
+        smallest inputs.
     """
 
     what: str
@@ -88,11 +89,11 @@ def _elements(value: Any) -> int:
     return sum(map(_elements, value.values())) if isinstance(value, Mapping) else int(value.size)
 
 
-def _size(check: Check) -> tuple[bool, bool, bool, int]:
+def _size(check: Check) -> tuple[bool, bool, bool, int, int]:
     case = check.case
     combination = not case.recipe.covers
-    size = _elements(case.inputs())
-    return case.dtype != "float64", case.operation.stepwise, combination, size
+    words, size = case.recipe.name.count("-"), _elements(case.inputs())
+    return case.dtype != "float64", case.operation.stepwise, combination, words, size
 
 
 def brief(check: Check) -> str:
