@@ -77,7 +77,7 @@ LTE = select("lte.run")
 DESCENTS = select("optimizer")
 
 
-@pytest.mark.sampled(0.02)
+@pytest.mark.sampled(0.01)
 @pytest.mark.parametrize("case", LTE, ids=lambda c: c.id)
 def test_a_right_run_of_lte_passes(tmp_path, case):
     report = verified(tmp_path / "t.npz", upto(run_of(case), 2, first=1))  # where a merge is due
@@ -88,6 +88,7 @@ def test_a_right_run_of_lte_passes(tmp_path, case):
     assert {"trace.z", "trace.loss", "trace.theta"} <= judged
 
 
+@pytest.mark.sampled(0.3)
 @pytest.mark.parametrize("case", DESCENTS, ids=lambda c: c.id)
 def test_a_right_run_of_an_optimizer_passes(tmp_path, case):
     report = verified(tmp_path / "t.npz", upto(descent_of(case), 2))
@@ -99,6 +100,7 @@ def test_a_right_run_of_an_optimizer_passes(tmp_path, case):
 MUTANTS = {one.id: one for one in all_mutants()}
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.parametrize(
     ("key", "case", "first", "drop"),
     [
@@ -115,7 +117,7 @@ def test_a_planted_mistake_is_found_where_it_is_made(tmp_path, key, case, first,
     one = MUTANTS[key]
     outputs = evaluate(one, case, one.example)
     make = run_of if case.operation.name == "lte.run" else descent_of
-    record, options = upto(make(case, outputs), 3)
+    record, options = upto(make(case, outputs), 2)
     record = {k: a for k, a in record.items() if k.split("/")[1] not in drop}
     report = verified(tmp_path / "t.npz", (record, options))
     assert report.failures[0].case == first
@@ -187,6 +189,7 @@ def option(**given):
 HUGE = [{"kind": "linear", "name": "0", "in": 2**30, "out": 2**20, "lora": {"r": 1, "alpha": 1.0}}]
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -232,6 +235,7 @@ def test_a_faulty_recording_of_an_optimizer_is_refused(tmp_path):
         assert words in str(error.value)
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.parametrize("name", ["record_adamw.py", "lte_replay.py"])
 def test_the_examples(tmp_path, name):
     words = [str(ROOT / "examples" / name)]
