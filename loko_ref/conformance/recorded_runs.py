@@ -47,6 +47,10 @@ LAST = "last."
 """What the name of a state begins with that a step starts from."""
 
 
+NAMED = {"prior": "p of step 0"}
+"""What is called by another name in a reason."""
+
+
 def schedule(o: Mapping[str, Any], before: int) -> dict[str, int]:
     """Count what there was of a run of LTE before a step.
 
@@ -161,9 +165,13 @@ def _descent(recording: RunRecording, k: int) -> tuple[list[Quantity], dict[str,
 def _round(recording: RunRecording, k: int) -> tuple[list[Quantity], dict[str, Any], Judge]:
     """Return the quantities of a step of LTE, what there is of it, and how one is judged."""
     o, here, after = recording.options, recording.steps[k], recording.steps.get(k + 1, {})
-    states, counts = set(recording.state), schedule(o, k)
-    anew = schedule(o, k + 1)["resets"] > counts["resets"] and o["reset"] == "AB"
-    flow = [_whole(q, recording, anew) for q in run(o, "evaluation" in here)]
+    states, counts, then = set(recording.state), schedule(o, k), schedule(o, k + 1)
+    read: dict[str, list[str]] = {}  # beside the state, where a merge or a reset is due
+    if o["optimizer"] == "loko" and then["merges"] > counts["merges"]:
+        read["joined"] = ["prior"]
+    if o["reset"] == "AB" and then["resets"] > counts["resets"]:
+        read["after"] = drawn_names(o)
+    flow = [_whole(q, recording, read) for q in run(o, "evaluation" in here)]
     have: dict[str, Any] = {f"{LAST}{name}": here[name] for name in states if name in here}
     have |= {name: a for name, a in here.items() if name not in states}
     have |= {name: after[name] for name in states if name in after}
@@ -196,18 +204,14 @@ def _round(recording: RunRecording, k: int) -> tuple[list[Quantity], dict[str, A
         lacking = missing(q.name, [*given, "counts"], flow)
         place = k + 1 if q.name in states else k
         case = _case(recording, k, f"{place}/{q.name}", q, plain_of(q), given)
-        return _judged(case, q.name, have.get(q.name), [k.removeprefix(LAST) for k in lacking])
+        names = [NAMED.get(name, name.removeprefix(LAST)) for name in lacking]
+        return _judged(case, q.name, have.get(q.name), names)
 
     return flow, have, one
 
 
-def _whole(q: Quantity, recording: RunRecording, anew: bool) -> Quantity:
-    """Let a quantity's parents be all that its rule reads: the state that it is taken from.
-
-    Where a reset draws A `anew`, what was drawn is read too.
-    """
-    if q.name == "after" and anew:
-        return replace(q, parents=(*q.parents, *drawn_names(recording.options)))
+def _whole(q: Quantity, recording: RunRecording, read: Mapping[str, list[str]]) -> Quantity:
+    """Let a quantity's parents be all that its rule reads: the state that it is taken from."""
     state = recording.state
     own = (k for k in q.parents if not k.startswith(LAST) or k.removeprefix(LAST) in state)
     last = q.name.rpartition("_")[2]
@@ -216,7 +220,8 @@ def _whole(q: Quantity, recording: RunRecording, anew: bool) -> Quantity:
     place |= dict.fromkeys(("theta", "p", "R", "merged", "copies"), "after")
     place |= {"z_now": "evaluated"}
     more = {"step": "heads", "merge": "joined"}.get(last) or place.get(q.name)
-    return replace(q, parents=(*own, *([more] if more and not q.hidden else [])))
+    further = [more] if more and not q.hidden else read.get(q.name, [])
+    return replace(q, parents=(*own, *further))
 
 
 def _begun(recording: RunRecording, x: Have, name: str) -> Array:

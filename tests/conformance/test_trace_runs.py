@@ -164,6 +164,12 @@ def test_what_is_absent_is_unchecked(tmp_path):
     assert reasons["trace/1/z"] == "unchecked: it needs x, not in the recording"
     assert "redraws.0.A" in reasons["trace/2/theta"]
     assert report.passed
+    (case,) = select("lte.run/loko-prior/float64")
+    record, options = upto(run_of(case), 2)
+    less = {k: a for k, a in record.items() if k not in ("0/p", "0/z", "0/Z", "0/loss")}
+    report = verified(tmp_path / "t.npz", (less, options), only="trace/2/[pR]")
+    reasons = {check.case.id: check.reason for check in report.checks if check.reason}
+    assert reasons["trace/2/p"] == "unchecked: it needs p of step 0, not in the recording"
     (case,) = select("optimizer.adamw/decay/float64")
     record, options = upto(descent_of(case), 2)
     less = {k: a for k, a in record.items() if k != "1/exp_avg"}
@@ -199,6 +205,7 @@ HUGE = [{"kind": "linear", "name": "0", "in": 2**30, "out": 2**20, "lora": {"r":
         (option(spec=HUGE), "required (3, 1074790400)"),
         (option(spec="x"), "--option spec"),
         (option(colour=1), "--option"),
+        (option(rates=[0.1]), "--option rates: got 1 rates; required one for each of 2 steps"),
         (lambda record, options: options.pop("heads"), "--option heads: got nothing"),
         (option(mode="mhlora", realisation="copies"), "--option "),
         (changed("0/theta", np.transpose), "--trace, 0/theta: got shape"),

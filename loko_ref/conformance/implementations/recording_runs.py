@@ -204,8 +204,10 @@ def _lte(recording: RunRecording) -> RunRecording:
                 cause = "an array of another spec, or packed in another way"
                 raise InputError(f"--trace, {k}/{name}", f"shape {shape}", f"{wanted}", cause)
     _named(configured, {"p": np.ones(sizes["theta"][1])}, o)
-    if o["rates"] and max(steps) > len(o["rates"]):
-        got, required = f"{len(o['rates'])} rates", f"one for each of {max(steps)} steps"
+    taken = max((k + 1 for k, one in steps.items() if set(one) - set(recording.state)), default=0)
+    taken = max(taken, max(steps))
+    if o["rates"] and taken > len(o["rates"]):
+        got, required = f"{len(o['rates'])} rates", f"one for each of {taken} steps"
         raise InputError("--option rates", got, required, "rates of a part of the run")
     found = RunRecording(**{**vars(recording), "weights": weights})
     for k, one in steps.items():
