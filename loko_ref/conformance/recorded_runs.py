@@ -220,7 +220,7 @@ def _whole(q: Quantity, recording: RunRecording, read: Mapping[str, list[str]]) 
     place |= dict.fromkeys(("theta", "p", "R", "merged", "copies"), "after")
     place |= {"z_now": "evaluated"}
     more = {"step": "heads", "merge": "joined"}.get(last) or place.get(q.name)
-    further = [more] if more and not q.hidden else read.get(q.name, [])
+    further = [more] if more and q.name not in HIDDEN else read.get(q.name, [])
     return replace(q, parents=(*own, *further))
 
 

@@ -227,6 +227,33 @@ def test_a_faulty_recording_is_refused(tmp_path, change, words):
     assert words.replace("--trace", "path").replace("--option", "options") in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (changed("1/R", lambda a: a[0, 0, 0]), "path, 1/R: got shape ()"),
+        (changed("0/R", lambda a: a[:, :-1, :-1]), "path, 0/R: got shape"),
+        (lambda record, o: [record.pop(f"{k}/y") for k in (0, 1)], "path, 0/x: got x of"),
+    ],
+)
+def test_a_faulty_R_is_refused(tmp_path, change, words):
+    (case,) = select("lte.run/loko-shrink/float64")
+    record, options = upto(run_of(case), 2)
+    change(record, options)
+    with pytest.raises(InputError) as error:
+        verified(tmp_path / "t.npz", (record, options))
+    assert words in str(error.value)
+
+
+def test_what_needs_x_without_it_is_unchecked(tmp_path):
+    (case,) = select("lte.run/mhlora/float64")
+    record, options = upto(run_of(case), 1)
+    del record["0/x"]
+    report = verified(tmp_path / "t.npz", (record, options))
+    assert {check.reason for check in report.checks if check.reason} == {
+        "unchecked: it needs x, not in the recording"
+    }
+
+
 def test_a_faulty_recording_of_an_optimizer_is_refused(tmp_path):
     (case,) = select("optimizer.adamw/eps/float64")
     for change, words in (

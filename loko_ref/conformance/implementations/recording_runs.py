@@ -210,9 +210,31 @@ def _lte(recording: RunRecording) -> RunRecording:
         got, required = f"{len(o['rates'])} rates", f"one for each of {taken} steps"
         raise InputError("--option rates", got, required, "rates of a part of the run")
     found = RunRecording(**{**vars(recording), "weights": weights})
+    m = _size_of_R(found)
     for k, one in steps.items():
-        _step(found, k, one, shapes)
+        _step(found, k, one, shapes, m)
     return found
+
+
+def _share(o: Mapping[str, Any]) -> int:
+    """Return into how many parts the heads divide a batch."""
+    return 1 if o["mode"] == "mhlora" or o["data"] == "replicated" else int(o["heads"])
+
+
+def _size_of_R(recording: RunRecording) -> int:
+    """Return the rows of R, which are those of all steps' observations; 0 where there is no R."""
+    if "R" not in recording.state:
+        return 0
+    share, steps = _share(recording.options), recording.steps.items()
+    rows = {k: one["y"].size // share for k, one in steps if "y" in one}
+    if not rows:
+        rows = {k: one["R"].shape[1] for k, one in steps if "R" in one and one["R"].ndim > 1}
+    first = next(iter(rows.values()), 0)
+    for k, size in rows.items():
+        if size != first:
+            got, cause = f"{size} rows of y for a head", "batches of different sizes"
+            raise InputError(f"--trace, {k}/y", got, f"{first}, as of the step before", cause)
+    return first
 
 
 def _step(
@@ -220,22 +242,21 @@ def _step(
     k: int,
     one: Mapping[str, Array],
     shapes: Mapping[str, tuple[int, ...]],
+    m: int,
 ) -> None:
-    """Check the shapes of a step of LTE."""
+    """Check the shapes of a step of LTE; `m` are the rows of R."""
     o, entry, heads = recording.options, get("lte.run"), recording.options["heads"]
     place = f"--trace, {k}/"
     given = {name: one[name][None] for name in ("x", "y") if name in one}
     given |= {"evaluation": one["evaluation"]} if "evaluation" in one else {}
     _named(check_arguments, entry, given, o, place=place)
-    whole = o["mode"] == "mhlora" or o["data"] == "replicated"
-    share = 1 if whole else heads
     if "x" in one and ("y" not in one or one["x"].shape[0] != one["y"].shape[0]):
         got = f"x of {one['x'].shape[0]} samples without y of as many"
         raise InputError(f"{place}x", got, "x and y of one batch", "arrays of different steps")
-    if "y" in one and one["y"].shape[0] % share:
+    if "y" in one and one["y"].shape[0] % _share(o):
         got, required = f"{one['y'].shape[0]} samples", f"a multiple of {heads} heads"
         raise InputError(f"{place}y", got, required, "one head's samples alone")
-    for name, wanted in _wanted(recording, one, shapes, share).items():
+    for name, wanted in _wanted(recording, one, shapes, m).items():
         if name in one and wanted is not None and one[name].shape != wanted:
             cause = "an array of another spec, or packed in another way"
             raise InputError(f"{place}{name}", f"shape {one[name].shape}", f"{wanted}", cause)
@@ -245,27 +266,22 @@ def _wanted(
     recording: RunRecording,
     one: Mapping[str, Array],
     shapes: Mapping[str, tuple[int, ...]],
-    share: int,
+    m: int,
 ) -> dict[str, tuple[int, ...] | None]:
     """Return the shapes of a step's arrays; None where what was recorded does not determine it."""
     o, heads = recording.options, recording.options["heads"]
     first = start(template(recording))
     own = Values(o=Values(o), F={"lte.filter_of": int}, names=trained(o, recording.weights))
     n = array(own, first, "theta").shape[1]
-    m: int | None = next(
-        (a.shape[-1] for k, a in one.items() if a.ndim and k in ("R", "R_step")), None
-    )
-    samples = (one["y"].shape[0] // share, one["y"].shape[1]) if "y" in one else None
-    m = m if samples is None else math.prod(samples)
-    square: tuple[int, ...] | None = None if m is None else (heads, m, m)
-    found: dict[str, tuple[int, ...] | None] = {"R": square, "loss": (heads,)}
+    samples = (one["y"].shape[0] // _share(o), one["y"].shape[1]) if "y" in one else None
+    found: dict[str, tuple[int, ...] | None] = {"R": (heads, m, m), "loss": (heads,)}
     for name in ("theta", *slot_names(o), "p", "gradient"):
         found[name] = (heads, n)
     for name in ("merged", "copies"):
         if name in recording.state:
             found[name] = array(own, first, name).shape
     found |= {f"{name}_{at}": shape for name, shape in found.items() for at in ("step", "merge")}
-    found["Z"] = None if m is None else (heads, m, n)
+    found["Z"] = None if samples is None else (heads, math.prod(samples), n)
     found["z"] = None if samples is None else (heads, *samples)
     for name in one:
         if name.startswith(DRAWN):
