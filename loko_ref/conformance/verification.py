@@ -180,6 +180,7 @@ def verify(
     (False, 'delta', 'SCALE-ALPHA')
     """
     check_type("only", only, (str, NoneType), "a list of globs in place of one")
+    check_type("strict", strict, bool, "a text in place of True or False")
     if timeout is not None:
         check_range("timeout", timeout, low=0, low_open=True, high=LONGEST)
     text = isinstance(implementation, str) and implementation.startswith(COMMAND)
