@@ -44,7 +44,7 @@ PARTS = [
     {"teacher_forcing", "vectors"},
     {"engine"},
     {"recorded", "diagnose"},
-    {"reports", "assessment"},
+    {"reports", "assessment", "recorded_runs"},
     {"user_inputs"},
     {"verification"},
     {"pytest_plugin"},

@@ -80,7 +80,18 @@ PERHAPS = {
 """Values that some option takes."""
 
 PLACES = {
-    *("folder", "answers", "json", "json_file", "python", "junit", "html", "trace", "xfail"),
+    *(
+        "folder",
+        "answers",
+        "baseline",
+        "json",
+        "json_file",
+        "python",
+        "junit",
+        "html",
+        "trace",
+        "xfail",
+    ),
     *("plot", "checkpoint", "resume", "details"),
 }
 """Parameters that are paths: a file may have the name of a number."""

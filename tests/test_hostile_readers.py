@@ -30,13 +30,15 @@ import pytest
 import sampling
 
 from loko_ref.conformance.cases.registry import select
-from loko_ref.conformance.implementations import python, recording
+from loko_ref.conformance.diagnose import baseline
+from loko_ref.conformance.implementations import python, recording, recording_runs
+from loko_ref.conformance.recorded_runs import check as check_run
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.vectors import answers as offline
 from loko_ref.conformance.vectors import vectors
 from loko_ref.errors import InputError, printable
 from loko_ref.experiments.data import glue, images, registry
-from loko_ref.files import storage
+from loko_ref.files import documents, storage
 from loko_ref.files.strict_json import DEPTH, parse_json
 from loko_ref.interop import read_tensors
 from loko_ref.interop.fields import read_json
@@ -142,6 +144,30 @@ def steps(found):
 
 def read_recording(path):
     got = recording.read(path)
+    return {f"{k}/{q}": a.astype("f8") for k, step in got.steps.items() for q, a in step.items()}
+
+
+OF_LTE = {f"/{name}" for name in ("W", "theta", "x", "y")}
+OF_ADAMW = {f"/{name}" for name in ("theta", "exp_avg", "exp_avg_sq", "gradient")}
+
+
+def adamw():
+    options = {"operation": "optimizer.adamw", "lr": 0.01}
+    found = {"0/theta": np.zeros(2), "0/gradient": np.ones(2), "1/exp_avg": np.ones(2) / 10}
+    return found | {"1/theta": np.zeros(2) - 0.01, "options": np.array(json.dumps(options))}
+
+
+def lte():
+    linear = {"kind": "linear", "name": "0", "in": 2, "out": 1, "bias": False}
+    spec = [linear | {"lora": {"r": 1, "alpha": 1.0}}]
+    options = {"operation": "lte.run", "spec": spec, "heads": 2, "loss": "mse", "lr": 0.01}
+    found = {"0/W": np.zeros(2), "0/theta": np.ones((2, 3)), "0/x": np.ones((2, 2))}
+    return found | {"0/y": np.ones((2, 1)), "options": np.array(json.dumps(options))}
+
+
+def read_run(path):
+    got = recording_runs.read(path)
+    check_run(got)
     return {f"{k}/{q}": a.astype("f8") for k, step in got.steps.items() for q, a in step.items()}
 
 
@@ -252,6 +278,15 @@ def read_answers(path):
     return {f"{key}/{name}": a for key, out in found.items() for name, a in out.items()}
 
 
+REPORT = {
+    "schema": documents.SCHEMAS["verify"],
+    "checks": [
+        {"id": TINY, "status": "failed", "first_divergence": {"quantity": "delta"}, "mistakes": []},
+        {"id": "lora.merge/tiny/float64", "status": "passed", "first_divergence": None},
+    ],
+}
+
+
 def vector_file():
     return next(c for n, c in vector_set().items() if not n.startswith("manifest"))
 
@@ -322,6 +357,22 @@ FORMATS = [
         packed=True,
     ),
     Format(
+        "adamw.npz",
+        lambda: npz(adamw()),
+        read_run,
+        lambda data: {k: a.astype("f8") for k, a in plain_npz(data).items() if k[1:] in OF_ADAMW},
+        text=json.loads(adamw()["options"].item()),
+        wrap=lambda text: npz(adamw() | {"options": np.array(text)}),
+    ),
+    Format(
+        "lte.npz",
+        lambda: npz(lte()),
+        read_run,
+        lambda data: {k: a.astype("f8") for k, a in plain_npz(data).items() if k[1:] in OF_LTE},
+        text=json.loads(lte()["options"].item()),
+        wrap=lambda text: npz(lte() | {"options": np.array(text)}),
+    ),
+    Format(
         "answers.npz",
         lambda: npz({f"{TINY}/delta.npy": np.ones((2, 3))}),
         read_answers,
@@ -337,6 +388,13 @@ FORMATS = [
             for name, a in out.items()
         },
         text=ANSWERS,
+    ),
+    Format(
+        "baseline.json",
+        lambda: json.dumps(REPORT).encode(),
+        baseline.read,
+        strict_json,
+        text=REPORT,
     ),
     Format("xfail", XFAIL.encode, lambda p: expected_failures.read(p), plain_xfail),
     Format("config.json", lambda: json.dumps(CONFIG).encode(), read_json, strict_json, text=CONFIG),

@@ -215,7 +215,7 @@ def agree(
     Returns
     -------
     Check
-        With the status ``passed``.
+        With the status ``passed``, or ``imprecise``: right, by an algorithm that loses digits.
 
     Raises
     ------

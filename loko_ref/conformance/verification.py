@@ -9,21 +9,25 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_range
 from loko_ref.conformance.cases.chosen import choose, in_the_way, read_options, written
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
+from loko_ref.conformance.diagnose.baseline import compare
+from loko_ref.conformance.diagnose.baseline import read as read_baseline
 from loko_ref.conformance.diagnose.naming import Mistake, name_mistakes
 from loko_ref.conformance.engine import TIMEOUT, Check, judge, run, settle, summarise
-from loko_ref.conformance.implementations import recording
+from loko_ref.conformance.implementations import recording_runs
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.python import Implementation, hold, load
+from loko_ref.conformance.implementations.recording import Recording
 from loko_ref.conformance.judge.answer import Answer
 from loko_ref.conformance.judge.answer import check as check_form
 from loko_ref.conformance.recorded import check as check_recording
 from loko_ref.conformance.recorded import first as first_off
+from loko_ref.conformance.recorded_runs import check as check_run
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.reports.report import Report
 from loko_ref.conformance.reports.text import OFFLINE, PYTHON
@@ -101,6 +105,23 @@ def _command(words: str | Sequence[object]) -> str:
     return text
 
 
+def _read_baseline(
+    path: str | os.PathLike[str] | None,
+) -> tuple[str | os.PathLike[str], dict[str, Any]] | None:
+    """Read an earlier report; return it with its name."""
+    check_type("baseline", path, (str, os.PathLike, NoneType), "a report in place of its file")
+    return None if path is None else (path, read_baseline(path))
+
+
+def _settled(
+    checks: Sequence[Check], strict: bool = False
+) -> tuple[list[Check], dict[str, list[Mistake]]]:
+    """Name the mistakes of a run, and settle what is imprecise in their light."""
+    mistakes = name_mistakes(checks)
+    named = {key for key, fits in mistakes.items() if any(one.sharp for one in fits)}
+    return settle(checks, named=named, strict=strict), mistakes
+
+
 def verify(
     implementation: Mapping[str, Callable[..., Mapping[str, ArrayLike]]]
     | ModuleType
@@ -116,6 +137,7 @@ def verify(
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
     large: int | None = None,
     case: str | os.PathLike[str] | None = None,
+    baseline: str | os.PathLike[str] | None = None,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -150,6 +172,8 @@ def verify(
     case : path-like, optional
         In place of the catalogue's cases: one that
         :func:`loko_ref.conformance.user_inputs.save_case` has written.
+    baseline : path-like, optional
+        An earlier report, as JSON: the report says what changed since.
     strict : bool
         Whether results that are imprecise (right, by an algorithm that loses digits) fail.
     progress : callable, optional
@@ -190,6 +214,7 @@ def verify(
     cases = [] if case is None else [read_case(case, "case")]
     if case is None and "+" not in (only or ""):  # no case that the code's own options build
         choose(given, only, dtype)
+    old = _read_baseline(baseline)
     expected = {} if xfail is None else expected_failures.read(xfail)
     done = itertools.count(1)
 
@@ -204,7 +229,7 @@ def verify(
         cases = choose(found.options, only, dtype)
     with found if isinstance(found, Command) else contextlib.nullcontext():
         checks = run(found, cases, timeout=timeout, progress=count, again=True)
-    checks, mistakes = _named(checks, strict)
+    checks, mistakes = _settled(checks, strict)
     statuses = [(check.case.id, check.status) for check in checks]
     notes = [*found.notes, *expected_failures.not_run(statuses, expected)]
     if not summarise(checks).ran:
@@ -217,16 +242,8 @@ def verify(
         notes=tuple(notes),
         mistakes=mistakes,
         expected=expected,
+        changes=None if old is None else compare(*old, checks, mistakes),
     )
-
-
-def _named(
-    checks: Sequence[Check], strict: bool
-) -> tuple[list[Check], Mapping[str, list[Mistake]]]:
-    """Name mistakes, and settle what is imprecise in the light of the whole run."""
-    mistakes = name_mistakes(checks)
-    named = {key for key, fits in mistakes.items() if any(one.sharp for one in fits)}
-    return settle(checks, named=named, strict=strict), mistakes
 
 
 def verify_answers(
@@ -235,6 +252,7 @@ def verify_answers(
     *,
     only: str | None = None,
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    baseline: str | os.PathLike[str] | None = None,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -250,6 +268,8 @@ def verify_answers(
     only : str, optional
         Glob of case ids or operations.
     xfail : path-like or mapping of str to str, optional
+    baseline : path-like, optional
+        As for :func:`verify`.
     strict : bool
         As for :func:`verify`.
     progress : callable, optional
@@ -268,6 +288,7 @@ def verify_answers(
     for name, value in {"folder": folder, "answers": answers}.items():
         check_type(name, value, (str, os.PathLike), "the arrays in place of their file")
     check_type("only", only, (str, NoneType), "a list of globs in place of one")
+    old = _read_baseline(baseline)
     expected = {} if xfail is None else expected_failures.read(xfail)
     with naming(DIR="folder", ANSWERS="answers", __only="only"):
         matches = matcher("--only", only)
@@ -276,15 +297,15 @@ def verify_answers(
         if not cases:
             raise nothing_matches("--only", only, [c.id for c in every], "manifest.json of DIR")
         given = offline.read_answers(os.fspath(answers), every)
-    checks: list[Check] = []
+    judged: list[Check] = []
     for case in cases:
         answer = Answer(declined="it has no answer")
         if case.id in given:
             answer = check_form(given[case.id], case)
-        checks.append(judge(case, answer))
+        judged.append(judge(case, answer))
         if progress is not None:
-            progress(len(checks), len(cases))
-    checks, mistakes = _named(checks, strict)
+            progress(len(judged), len(cases))
+    checks, mistakes = _settled(judged, strict)
     statuses = [(check.case.id, check.status) for check in checks]
     return Report(
         target=f"{OFFLINE}{shlex.join([os.fspath(folder), os.fspath(answers)])}",
@@ -292,6 +313,7 @@ def verify_answers(
         notes=tuple(expected_failures.not_run(statuses, expected)),
         mistakes=mistakes,
         expected=expected,
+        changes=None if old is None else compare(*old, checks, mistakes),
     )
 
 
@@ -300,17 +322,23 @@ def verify_recording(
     options: Mapping[str, str | float | bool] | Sequence[str] = (),
     *,
     only: str | None = None,
+    baseline: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Check a recording of a run quantity by quantity, as ``loko-ref verify --trace`` does.
 
     Parameters
     ----------
     path : path-like
-        ``.npz`` or ``.safetensors`` with arrays ``k/name``: quantity `name` of step k.
+        ``.npz`` or ``.safetensors`` with arrays ``k/name``: quantity `name` of step k. Those of
+        LTE and of the optimizers are laid out as
+        :mod:`loko_ref.conformance.implementations.recording_runs` says.
     options : mapping or sequence of str
-        Options of ``loko.step`` that the run had, name -> value or ``NAME=VALUE``.
+        Options that the run had, name -> value or ``NAME=VALUE``: of ``loko.step``, or of the
+        operation that the option ``operation`` names.
     only : str, optional
         Glob of ids (``trace/3/S``) or quantities (``trace.S``).
+    baseline : path-like, optional
+        As for :func:`verify`.
 
     Returns
     -------
@@ -325,9 +353,13 @@ def verify_recording(
     check_type("options", options, (Mapping, list, tuple), "one option in place of several")
     pairs = options.items() if isinstance(options, Mapping) else None
     words = [f"{name}={value}" for name, value in pairs] if pairs is not None else list(options)
+    old = _read_baseline(baseline)
     with naming(__trace="path", __option="options", __only="only"):
-        read = recording.read(os.fspath(path), words)
-        checks = check_recording(read, only)
+        read = recording_runs.read(os.fspath(path), words)
+        if isinstance(read, Recording):
+            checks = check_recording(read, only)
+        else:
+            checks = check_run(read, only)
     first = first_off(checks)
     shown = f"--trace {shlex.quote(str(path))}"
     shown += "".join(f" --option {shlex.quote(word)}" for word in words)
@@ -335,5 +367,6 @@ def verify_recording(
         target=shown,
         checks=tuple(checks),
         notes=(*read.notes, *([] if first is None else [first])),
-        mistakes=name_mistakes(checks),
+        mistakes=(mistakes := name_mistakes(checks)),
+        changes=None if old is None else compare(*old, checks, mistakes),
     )

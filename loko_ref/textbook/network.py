@@ -22,8 +22,6 @@ from loko_ref.textbook.layers import LEAVES, LEAVES_FORMULAS, Back, Kind, Layer,
 from loko_ref.textbook.quantities import Formula, Quantity, Values, quantity
 from loko_ref.textbook.tokens import ENDS, ENDS_FORMULAS
 
-__all__ = ["BACK", "FORWARD", "NETWORK", "arrays", "factors", "network", "projections", "ways"]
-
 FORWARD = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
 """Labels of the outputs z."""
 

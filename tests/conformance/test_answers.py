@@ -61,6 +61,7 @@ FORMS = {
 }
 
 
+@pytest.mark.sampled(0.34)
 @pytest.mark.parametrize("suffix", FORMS)
 def test_every_form_gives_the_same_verdicts_as_verify(folder, tmp_path, suffix, monkeypatch):
     """One case is wrong, one has another dtype, one is not answered, one is wrong in a run."""

@@ -105,7 +105,7 @@ def test_compiled_harness(language, tmp_path):
     assert {c.status for c in checks if not c.case.newer(command.catalogue)} == {"passed"}
     result = cli("protocol", "--cmd", shlex.quote(path))
     assert result.returncode == 0, result.stdout
-    assert "WRONG" not in result.stdout
+    assert "FAILED" not in result.stdout
 
 
 def test_javascript_harness():
@@ -119,7 +119,7 @@ def test_javascript_harness():
     assert {c.status for c in checks if not c.case.newer(command.catalogue)} == {"passed"}
     result = cli("protocol", "--cmd", path)
     assert result.returncode == 0, result.stdout
-    assert "WRONG" not in result.stdout
+    assert "FAILED" not in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_stop():
         assert Command(trouble(name)).close() == code
     result = cli("protocol", "--cmd", trouble("stop-code"))
     assert result.returncode == 1
-    assert "WRONG stop: exit code 4" in result.stdout
+    assert "FAILED stop: exit code 4" in result.stdout
 
 
 def test_a_command_that_stays_is_killed(monkeypatch):

@@ -80,18 +80,26 @@ def judge(
         Path | None,
         typer.Option("--xfail", help="Expected failures, one 'id: reason' a line."),
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="An earlier report (--json): say what changed since."),
+    ] = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Judge ids or operations that match this glob.")
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Let imprecise results fail, as in 'verify'.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Let imprecise results fail: right formulas by an algorithm that loses digits.",
+        ),
     ] = False,
 ) -> None:
     """Judge outputs computed elsewhere on the inputs of DIR, as 'loko-ref verify' does.
 
-    A case without an answer counts as unsupported. Exit code 0: all that was judged passed, or
-    failed as expected (--xfail); 1: something failed; 2: DIR or ANSWERS cannot be used, or nothing
-    was judged.
+    A case without an answer counts as unsupported. Exit code 0: all that was judged passed, is
+    imprecise (without --strict), or failed as expected (--xfail); 1: something failed; 2: DIR or
+    ANSWERS cannot be used, or nothing was judged.
     """
     check_needs(html=html)
     from loko_ref.cli.progress import progress_bar
@@ -100,11 +108,12 @@ def judge(
 
     check_targets(
         {"--json": json, "--junit": junit, "--html": html},
-        {"DIR": folder, "ANSWERS": answers, "--xfail": xfail},
+        {"DIR": folder, "ANSWERS": answers, "--xfail": xfail, "--baseline": baseline},
     )
     with (
         progress_bar() as bar,
-        naming(folder="DIR", answers="ANSWERS", only="--only", xfail="--xfail"),
+        naming(folder="DIR", answers="ANSWERS", **{k: f"--{k}" for k in ("only", "xfail")}),
+        naming(baseline="--baseline"),
     ):
         task = bar.add_task("judging", total=None)
         report = verify_answers(
@@ -112,6 +121,7 @@ def judge(
             answers,
             only=only,
             xfail=xfail,
+            baseline=baseline,
             strict=strict,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

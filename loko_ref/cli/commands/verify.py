@@ -46,7 +46,10 @@ def verify(
             "is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state before "
             "step k (its posteriors are k+1/theta, k+1/p, k+1/R), and whatever there is of k/y, "
             "k/z, k/Z, k/p_pred, k/yhat, k/e, k/H, k/R_used (the R in S), k/S, k/K, "
-            "k/r (y - h(theta+)): see 'loko-ref operations loko.step'.",
+            "k/r (y - h(theta+)): see 'loko-ref operations loko.step'. With the option operation="
+            "lte.run, optimizer.sgd, optimizer.adagrad or optimizer.adamw: that operation's inputs "
+            "and outputs, the state before step k under k/ (LTE: W, theta, p, R, merged, copies; "
+            "A drawn by a reset after step k is k/redraws.0.A).",
         ),
     ] = None,
     option: Annotated[
@@ -55,8 +58,9 @@ def verify(
             "--option",
             help="NAME=VALUE, repeatable: what the implementation has one value of, such as "
             "observation=softmax; its cases are selected, or built for a number that none has. "
-            "For --trace an option of loko.step (observation is gaussian and noise fixed by "
-            "default; or JSON in the file, array or metadata 'options').",
+            "For --trace an option of what was recorded (loko.step by default; there observation "
+            "is gaussian and noise fixed), or operation=NAME; or JSON in the file, array or "
+            "metadata 'options'.",
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
@@ -72,6 +76,10 @@ def verify(
             "--xfail",
             help="Expected failures, one 'id: reason' a line; one that passes is an error.",
         ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="An earlier report (--json): say what changed since."),
     ] = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Run the ids or operations that match this glob.")
@@ -127,7 +135,13 @@ def verify(
     check_range("--timeout", timeout, low=0, low_open=True, high=LONGEST)
     check_targets(
         {"--json": json, "--junit": junit, "--html": html},
-        {"TARGET": target, "--trace": trace, "--xfail": xfail, "--case": case},
+        {
+            "TARGET": target,
+            "--trace": trace,
+            "--xfail": xfail,
+            "--case": case,
+            "--baseline": baseline,
+        },
     )
     if large is not None and (cmd is None or large < 0):
         raise InputError("--large", large, "bytes >= 0, with --cmd", "only a command reads files")
@@ -138,8 +152,8 @@ def verify(
         for name, value in others.items():
             if value is not None:
                 raise InputError(name, value, "not beside --trace", "a recording has no cases")
-        with naming(path="--trace", options="--option", only="--only"):
-            report = verify_recording(trace, option or [], only=only)
+        with naming(path="--trace", options="--option", only="--only", baseline="--baseline"):
+            report = verify_recording(trace, option or [], only=only, baseline=baseline)
         raise typer.Exit(publish(report, json, junit, html))
     if list_:
         with naming(options="--option", only="--only", dtype="--dtype"):
@@ -157,8 +171,8 @@ def verify(
         )
     implementation = str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
     threads = set(threading.enumerate())
-    options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large", "case")}
-    options["options"] = "--option"
+    names = ("only", "dtype", "xfail", "large", "case", "baseline")
+    options = {**{name: f"--{name}" for name in names}, "options": "--option"}
     with (
         progress_bar() as bar,
         naming(implementation="TARGET" if cmd is None else "--cmd", **options),
@@ -173,6 +187,7 @@ def verify(
             xfail=xfail,
             large=large,
             case=case,
+            baseline=baseline,
             strict=strict,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -22,7 +22,7 @@ from loko_ref.network import model
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 from loko_ref.textbook.lte import RUN
 
-__all__ = ["forward", "merge", "run"]
+__all__ = ["configured", "forward", "merge", "run"]
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -148,14 +148,25 @@ def _optimizer(x: Arrays, o: Arrays) -> Any:
     return kind(**named, **({"p0": x["p"]} if kind is lte.Loko else {}))
 
 
-def _package(x: Arrays, o: Arrays, merging: Merging) -> tuple[Any, Any]:
-    """Build the package's configuration and first state for a case."""
+def configured(x: Arrays, o: Arrays, merging: Merging = "incremental") -> lte.LteConfig:
+    """Build the package's configuration of a run; of `x` the prior p is read, with LoKO.
+
+    Raises
+    ------
+    InputError
+        If options contradict one another.
+    """
     own = {f.name for f in fields(lte.LteConfig)} - {"optimizer"}
-    config = lte.LteConfig(
+    return lte.LteConfig(
         merging=merging,
         optimizer=_optimizer(x, o),
         **{name: value for name, value in o.items() if name in own},
     )
+
+
+def _package(x: Arrays, o: Arrays, merging: Merging) -> tuple[Any, Any]:
+    """Build the package's configuration and first state for a case."""
+    config = configured(x, o, merging)
     wanted = _factors(config)
     factors = {k: x["factors"][k] for k in wanted}
     whole = o["mode"] == "mhlora" or o["data"] == "replicated"

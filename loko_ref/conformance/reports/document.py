@@ -9,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loko_ref.conformance.cases.digest import catalogue_digest
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.catalogue.registry import CATALOGUE
+from loko_ref.conformance.diagnose.baseline import Changes
+from loko_ref.conformance.diagnose.coverage import Coverage, citation, coverage
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import Check, outcome, summarise
 from loko_ref.conformance.judge.compare import Divergence
@@ -94,6 +97,8 @@ def as_json(
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     expected: Mapping[str, str] | None = None,
+    found: Coverage | None = None,
+    changes: Changes | None = None,
 ) -> dict[str, Any]:
     """Build the report ``loko-ref/verify/2``.
 
@@ -106,12 +111,15 @@ def as_json(
     ``mistakes`` of a failed check are the known ones that reproduce it, most likely first; where
     none does, the list is empty.
     ``status`` is by the numbers alone, ``outcome`` in the light of the expected failures
-    (id -> reason), and ``verdict`` that of the whole run.
+    (id -> reason), and ``verdict`` that of the whole run. ``coverage`` is what the run could
+    reveal, and ``changes`` what changed since an earlier report, null without one.
     """
     named, expected = mistakes or {}, expected or {}
-    summary = summarise(checks, expected)
+    summary, found = summarise(checks, expected), found or coverage(checks)
     content = {
         "catalogue": CATALOGUE,
+        "catalogue_digest": catalogue_digest(),
+        "citation": citation(found, summary) or None,
         "target": target,
         "tolerance": EXPLANATION,
         "notes": list(notes),
@@ -129,6 +137,8 @@ def as_json(
             "imprecise": summary.imprecise,
             "unsupported": summary.unsupported,
         },
+        "coverage": found.as_json(),
+        "changes": None if changes is None else changes.as_json(),
         "checks": [
             {
                 "id": check.case.id,

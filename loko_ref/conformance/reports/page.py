@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.conformance.diagnose.groups import Group, brief, group
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
@@ -29,12 +30,9 @@ from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
 from loko_ref.conformance.reports.text import (
-    Group,
     amplified,
-    brief,
     command,
     further,
-    group,
     reproduce,
 )
 from loko_ref.errors import extras
@@ -244,6 +242,7 @@ def as_html(
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     known: Mapping[str, str] | None = None,
+    closing: Sequence[str] = (),
 ) -> str:
     """Build the page.
 
@@ -259,6 +258,8 @@ def as_html(
         Check id -> known mistakes that reproduce it.
     known : mapping, optional
         Check id -> why it was expected to fail.
+    closing : sequence of str
+        Lines on the run as a whole: what changed, what it could not reveal, what to cite.
 
     Raises
     ------
@@ -271,7 +272,7 @@ def as_html(
     def section(kind: str) -> tuple[list[dict[str, Any]], list[Check]]:
         """Return the cards of the failures of a kind, and what is left beyond CARDS."""
         some = [c for c in checks if outcome(c.case.id, c.status, known) == kind]
-        groups = group(some, named)
+        groups = group(some, named, (FAILED, IMPRECISE))
         cards = [_card(one, target, named, known) for one in groups[:CARDS]]
         drawn = 0
         for card in cards:
@@ -295,6 +296,7 @@ def as_html(
         command=command(target),
         summary=summarise(checks, known),
         notes=notes,
+        closing=closing,
         operations=_operations(checks, known),
         sections=[
             (heading, *section(kind))

@@ -23,10 +23,12 @@ def print_report(
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     known: Mapping[str, str] | None = None,
+    closing: Sequence[str] = (),
 ) -> None:
     """Print the kinds of failure, a table by operation, what was declined, and the verdict.
 
-    Expected failures (`known`: id -> reason) are listed with their reasons, apart from the others.
+    Expected failures (`known`: id -> reason) are listed with their reasons, apart from the others;
+    `closing` has lines that stand before the verdict.
     """
     text = extras.load("rich.text", "the report on the terminal")
     known, mistakes = known or {}, mistakes or {}
@@ -38,9 +40,9 @@ def print_report(
 
     groups = group([check for check in checks if check.case.id not in known], mistakes)
     write([("italic", command(target), "")])
-    write(failed(target, groups, mistakes, known))
+    write(failed(target, groups, mistakes))
     _print_table(console, checks, known)
-    write(rest(target, checks, notes, groups, known))
+    write(rest(target, checks, notes, groups, known, closing))
 
 
 def _print_table(console: Console, checks: Sequence[Check], known: Mapping[str, str]) -> None:

@@ -7,19 +7,15 @@ report lists every check.
 
 from __future__ import annotations
 
-import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from loko_ref.conformance.cases.registry import OWN
+from loko_ref.conformance.diagnose.groups import Group, group
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
-    FAILED,
     IMPRECISE,
     UNEXPECTED_PASS,
     Check,
@@ -36,7 +32,6 @@ __all__ = [
     "PYTHON",
     "Group",
     "amplified",
-    "brief",
     "command",
     "describe",
     "failed",
@@ -52,91 +47,14 @@ __all__ = [
 BLOCKS = 6
 """Kinds of failure that are described in full; the others get one line each."""
 
-FILTER = ("kalman", "observation", "noise")
-"""Operations whose quantities are LoKO's."""
-
 NAMED = 4
 """Ids that a description names beside the one that it shows."""
 
 PYTHON = "Python: "
 """What the name of a target begins with that only a Python program can give."""
 
-BRIEF = 160
-"""Characters of a message that stands for a failure in a few words."""
-
 OFFLINE = "vectors judge "
 """What the name of a target begins with whose outputs were computed elsewhere."""
-
-_VARIES = re.compile(r"0x[0-9a-fA-F]+|\d+")
-"""What differs between messages of one kind: numbers and addresses."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Group:
-    """Failures of one kind.
-
-    Attributes
-    ----------
-    what : str
-        What they have in common.
-    mistake : Mistake or None
-        The known mistake that reproduces them, the most likely one.
-    checks : tuple of Check
-        All of them, in the order run.
-    shown : Check
-        The one to describe: float64 before float32, a step before a run, a case that is there for
-        a known mistake before one of a combination of options, then the one of smallest inputs.
-    """
-
-    what: str
-    mistake: Mistake | None
-    checks: tuple[Check, ...]
-    shown: Check
-
-
-def _kind(check: Check, mistake: Mistake | None) -> tuple[str, ...]:
-    """Return what makes a failure equal to another."""
-    if mistake is not None:
-        return ("mistake", mistake.mutant.id)
-    finding, (area, _, name) = check.finding, check.case.operation.name.partition(".")
-    area = name if area == "optimizer" else "loko" if area in FILTER else area
-    if finding is None:
-        assert check.divergence is not None
-        return ("off", check.divergence.quantity, area)
-    if finding.quantity is not None:
-        return (finding.kind, finding.quantity, area)
-    return (finding.kind, _VARIES.sub("#", finding.message))
-
-
-def _what(check: Check) -> str:
-    if check.divergence is not None:
-        return f"{check.divergence.quantity} is off first"
-    assert check.finding is not None
-    quantity = check.finding.quantity
-    return {
-        "raised": "an error",
-        "timeout": "no answer in time",
-        "signature": "a parameter that is not taken",
-        "result": "no mapping of outputs",
-        "output": "an output that cannot be read",
-        "shape": f"{quantity} has another shape",
-        "dtype": f"{quantity} has another dtype",
-        "mutated": "an input changed in place",
-        "crashed": "the command ended",
-        "protocol": "an answer against the protocol",
-        "not repeatable": "answers that differ when the same call is made again",
-    }.get(check.finding.kind, check.finding.kind)
-
-
-def _elements(value: Any) -> int:
-    return sum(map(_elements, value.values())) if isinstance(value, Mapping) else int(value.size)
-
-
-def _size(check: Check) -> tuple[bool, bool, bool, int]:
-    case = check.case
-    combination = not case.recipe.covers
-    size = _elements(case.inputs())
-    return case.dtype != "float64", case.operation.stepwise, combination, size
 
 
 def _absent(check: Check) -> list[str]:
@@ -146,16 +64,6 @@ def _absent(check: Check) -> list[str]:
     names = list(expected(check.case))
     before = names[: names.index(check.divergence.quantity)]
     return [name for name in before if name not in check.outputs]
-
-
-def brief(check: Check) -> str:
-    """Return a failure in a few words: the quantity that is off first, and how far."""
-    d = check.divergence
-    if d is None:
-        assert check.finding is not None
-        return check.finding.message if len(check.finding.message) < BRIEF else _what(check)
-    off = "is not finite" if not math.isfinite(d.ratio) else f"{d.ratio:.3g} times its tolerance"
-    return f"{d.quantity}{list(d.index) if d.index else ''}: {off}"
 
 
 def further(check: Check) -> list[str]:
@@ -183,47 +91,6 @@ def amplified(check: Check) -> str:
         f"every quantity follows from those before it; {written(check.case, d)} of the whole "
         "case: it amplifies rounding, which is no failure"
     )
-
-
-def group(
-    checks: Sequence[Check], mistakes: Mapping[str, Sequence[Mistake]] | None = None
-) -> list[Group]:
-    """Put equal failures together.
-
-    Parameters
-    ----------
-    checks : sequence of Check
-        The outcomes.
-    mistakes : mapping, optional
-        Check id -> known mistakes that reproduce it, most likely first.
-
-    Returns
-    -------
-    list of Group
-        The named ones first, the mistake that explains most before the others; then the others in
-        the order in which they first occur.
-    """
-    found: dict[tuple[str, ...], list[Check]] = {}
-    leading: dict[tuple[str, ...], Mistake | None] = {}
-    for check in checks:
-        if check.status != "failed":
-            continue
-        fits = (mistakes or {}).get(check.case.id, ())
-        mistake = fits[0] if fits else None
-        key = _kind(check, mistake)
-        found.setdefault(key, []).append(check)
-        leading.setdefault(key, mistake)
-
-    def rank(one: Group) -> tuple[bool, int, str]:
-        m = one.mistake
-        return (True, 0, "") if m is None else (False, m.contradicted - m.explained, m.mutant.id)
-
-    groups = []
-    for key, some in found.items():
-        shown = min(some, key=_size)
-        one = Group(what=_what(shown), mistake=leading[key], checks=tuple(some), shown=shown)
-        groups.append(one)
-    return sorted(groups, key=rank)
 
 
 def _counted(names: Sequence[str]) -> str:
@@ -320,6 +187,7 @@ def lines(
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     known: Mapping[str, str] | None = None,
+    closing: Sequence[str] = (),
 ) -> Iterator[tuple[str, str, str]]:
     """Write the whole report but for its table: what failed, then :func:`rest`.
 
@@ -330,20 +198,19 @@ def lines(
     """
     known, mistakes = known or {}, mistakes or {}
     groups = group([check for check in checks if check.case.id not in known], mistakes)
-    yield from failed(target, groups, mistakes, known)
-    yield from rest(target, checks, notes, groups, known)
+    yield from failed(target, groups, mistakes)
+    yield from rest(target, checks, notes, groups, known, closing)
 
 
 def failed(
     target: str,
     groups: Sequence[Group],
     mistakes: Mapping[str, Sequence[Mistake]],
-    known: Mapping[str, str],
 ) -> Iterator[tuple[str, str, str]]:
     """List what failed, as :func:`lines` does."""
     yield from failures(target, groups)
-    failed = {c.case.id for one in groups for c in one.checks if c.status == FAILED} - set(known)
-    unnamed = sum(not fits for key, fits in mistakes.items() if key in failed)
+    wrong = {check.case.id for one in groups for check in one.checks}
+    unnamed = sum(not fits for key, fits in mistakes.items() if key in wrong)
     if unnamed:
         yield "", "", f"\nNo known mistake reproduces {unnamed} of the wrong results."
     if sum(len(one.checks) for one in groups) > 1:
@@ -356,8 +223,12 @@ def rest(
     notes: Sequence[str],
     groups: Sequence[Group],
     known: Mapping[str, str],
+    closing: Sequence[str] = (),
 ) -> Iterator[tuple[str, str, str]]:
-    """List all else, as :func:`lines` does: at the end the verdict and what to type next."""
+    """List all else, as :func:`lines` does: at the end the verdict and what to type next.
+
+    `closing` has lines that stand before the verdict: what changed, what could not be revealed.
+    """
     summary = summarise(checks, known)
     yield from (("yellow", "note", f" {note}") for note in notes)
     for check in checks:
@@ -386,6 +257,7 @@ def rest(
         yield "yellow", "unsupported", f" {reason} ({len(names)}): {_counted(names)}"
     if summary.ran:
         yield "dim", f"\n{EXPLANATION}", ""
+    yield from (("", "", line) for line in closing)
     style = {"failed": "red", "passed": "green"}.get(summary.verdict, "yellow")
     yield f"bold {style}", summary.headline, summary.text.removeprefix(summary.headline)
     if groups:
