@@ -217,6 +217,30 @@ def test_verdict_on_a_double_mistake(monkeypatch, names, expected):
         assert found["verdict"] == "unnamed"
 
 
+MINUS = {"S": lambda v: v.R_used - (v.H * v.p_pred) @ v.H.T}
+MINUS_GAIN = {"K": lambda v: -np.linalg.solve(v.S.T, v.H * v.p_pred).T}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"S": MINUS, "K": MINUS_GAIN}, "named"),
+        ({"S": MINUS}, "in part"),
+        ({"K": MINUS_GAIN}, "in part"),
+        ({"S": RIGHT, "K": MINUS_GAIN}, "wrong"),
+        ({"S": MINUS_GAIN, "K": MINUS_GAIN}, "wrong"),
+    ],
+)
+def test_each_wrong_quantity_has_a_name_of_its_own(monkeypatch, names, expected):
+    """-p H' in place of p H': S is wrong, and K given S; each name is judged by what came back."""
+    text = "-v.p_pred[:, None] * v.H.T if v.p_pred.ndim == 1 else v.p_pred @ v.H.T"
+    mistake = generated.Mistake((change("pHt", text),))
+    found = [Named(key, table, key) for key, table in names.items()]
+    monkeypatch.setattr(verdict, "name_mistakes", lambda checks: {c.case.id: found for c in checks})
+    done = verdict.verdict(mistake, DIAGONAL[2:4], "everything")
+    assert done["verdict"] == expected, done
+
+
 def test_what_raises_counts_apart():
     raising = change("S", "v.H @ v.F['pHt'](v) + v.theta")
     reach = Reach(DIAGONAL)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 from loko_ref.arrays import Array
 from loko_ref.conformance.assessment.fresh import Fresh
 from loko_ref.conformance.assessment.generated import (
