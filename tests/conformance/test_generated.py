@@ -15,7 +15,7 @@ import sampling
 from typer.testing import CliRunner
 
 from loko_ref.cli.app import app
-from loko_ref.conformance.assessment import generated, generated_score
+from loko_ref.conformance.assessment import generated, generated_score, verdict
 from loko_ref.conformance.assessment.fresh import fresh
 from loko_ref.conformance.assessment.reach import Reach, few
 from loko_ref.conformance.assessment.replacements import KINDS
@@ -52,6 +52,7 @@ class Named:
 
     text: str
     table: dict
+    quantity: str = ""
 
     def changes(self):
         return self.table
@@ -165,7 +166,7 @@ AT_12 = {"S": lambda v: (v.H * v.p_pred) @ v.H.T * (v.H.shape[1] / 12)}
 )
 def test_a_name_is_right_if_it_agrees_on_fresh_inputs(named, form, right):
     mistake = generated.Mistake((NO_R,))
-    found = generated._is([Named("", named)], mistake, DIAGONAL[2:3], form)
+    found = verdict._is([Named("", named)], mistake, DIAGONAL[2:3], form)
     assert found is right
     if named is AT_12:  # which the case itself does not show
         (case,) = DIAGONAL[2:3]
@@ -180,16 +181,16 @@ DOWNWARDS = {"theta_post": lambda v: v.theta - v.K @ v.e}
 
 
 @pytest.mark.parametrize(
-    ("names", "verdict"),
+    ("names", "expected"),
     [
         ([RIGHT | DOWNWARDS], "named"),
         ([RIGHT, DOWNWARDS], "named"),
-        ([RIGHT], "one named"),
+        ([RIGHT], "in part"),
         ([RIGHT, AT_12], "wrong"),
         ([], "unnamed"),
     ],
 )
-def test_verdict_on_a_double_mistake(monkeypatch, names, verdict):
+def test_verdict_on_a_double_mistake(monkeypatch, names, expected):
     """Both are named by one formula for both, or by one each."""
 
     def given(checks):
@@ -198,30 +199,54 @@ def test_verdict_on_a_double_mistake(monkeypatch, names, verdict):
             for k, check in enumerate(checks)
         }
 
-    monkeypatch.setattr(generated, "name_mistakes", given)
+    monkeypatch.setattr(verdict, "name_mistakes", given)
     mistake = generated.Mistake((NO_R, DOWN))
-    found = generated._judged(mistake, DIAGONAL[2:6], "everything")
-    assert found["verdict"] == verdict
+    found = verdict.verdict(mistake, DIAGONAL[2:6], "everything")
+    assert found["verdict"] == expected
     assert found["failed"] == found["checks"] == 4
-    if verdict == "named":  # in less than half of what failed it is not named
+    if expected == "named":  # in less than half of what failed it is not named
         few_names = MappingProxyType(
             dict(
-                list(
-                    given(generated.run(mistake.implementation("results"), DIAGONAL[2:6])).items()
-                )[:1]
+                list(given(verdict.run(mistake.implementation("results"), DIAGONAL[2:6])).items())[
+                    :1
+                ]
             )
         )
-        monkeypatch.setattr(generated, "name_mistakes", lambda checks: few_names)
-        found = generated._judged(mistake, DIAGONAL[2:6], "everything")
+        monkeypatch.setattr(verdict, "name_mistakes", lambda checks: few_names)
+        found = verdict.verdict(mistake, DIAGONAL[2:6], "everything")
         assert found["verdict"] == "unnamed"
+
+
+MINUS = {"S": lambda v: v.R_used - (v.H * v.p_pred) @ v.H.T}
+MINUS_GAIN = {"K": lambda v: -np.linalg.solve(v.S.T, v.H * v.p_pred).T}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"S": MINUS, "K": MINUS_GAIN}, "named"),
+        ({"S": MINUS}, "in part"),
+        ({"K": MINUS_GAIN}, "in part"),
+        ({"S": RIGHT, "K": MINUS_GAIN}, "wrong"),
+        ({"S": MINUS_GAIN, "K": MINUS_GAIN}, "wrong"),
+    ],
+)
+def test_each_wrong_quantity_has_a_name_of_its_own(monkeypatch, names, expected):
+    """-p H' in place of p H': S is wrong, and K given S; each name is judged by what came back."""
+    text = "-v.p_pred[:, None] * v.H.T if v.p_pred.ndim == 1 else v.p_pred @ v.H.T"
+    mistake = generated.Mistake((change("pHt", text),))
+    found = [Named(key, table, key) for key, table in names.items()]
+    monkeypatch.setattr(verdict, "name_mistakes", lambda checks: {c.case.id: found for c in checks})
+    done = verdict.verdict(mistake, DIAGONAL[2:4], "everything")
+    assert done["verdict"] == expected, done
 
 
 def test_what_raises_counts_apart():
     raising = change("S", "v.H @ v.F['pHt'](v) + v.theta")
     reach = Reach(DIAGONAL)
-    assert generated.outcome(generated.Mistake((raising,)), reach, 0)["status"] == "raised"
+    assert verdict.outcome(generated.Mistake((raising,)), reach, 0)["status"] == "raised"
     same = change("K", "np.linalg.solve(v.S, v.F['pHt'](v).T).T")
-    assert generated.outcome(generated.Mistake((same,)), reach, 0)["status"] == "equivalent"
+    assert verdict.outcome(generated.Mistake((same,)), reach, 0)["status"] == "equivalent"
 
 
 def test_the_command_goes_on_where_it_stopped(tmp_path):

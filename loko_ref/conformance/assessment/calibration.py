@@ -17,7 +17,7 @@ import numpy as np
 
 from loko_ref.conformance.cases.registry import DTYPES, Case
 from loko_ref.conformance.catalogue.registry import CATALOGUE, Operation
-from loko_ref.conformance.engine import TIMEOUT, judge
+from loko_ref.conformance.engine import FAILED, TIMEOUT, judge
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import FACTOR, tolerance
@@ -56,8 +56,8 @@ class Spread:
         The largest of the verdicts given the parents: that of a case within tolerance along the
         whole route, else that of a quantity that does not follow from its parents.
     amplified : int
-        Cases in which an error exceeds its tolerance along the whole route, and every quantity
-        follows from its parents: they pass, and are left out of ``given``.
+        Cases in which an error exceeds its tolerance along the whole route, and that do not fail:
+        every quantity follows from its parents, or is imprecise. They are left out of ``given``.
     """
 
     name: str
@@ -142,8 +142,9 @@ def _errors(target: Implementation, case: Case, timeout: float | None) -> _Error
     worst = max(found.values(), default=0.0)
     if worst <= 1:
         return _Errors(case, found, worst)
-    wrong = judge(case, answer).divergences
-    return _Errors(case, found, max((d.ratio for d in wrong), default=None))
+    check = judge(case, answer)
+    wrong = [d.ratio for d in check.divergences] if check.status == FAILED else []
+    return _Errors(case, found, max(wrong, default=None))
 
 
 def of_correct(

@@ -26,22 +26,32 @@ from loko_ref.conformance.assessment.reach import Reach, few, float64
 from loko_ref.conformance.assessment.syntax import Change, drawn
 from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.conformance.catalogue.registry import Operation
-from loko_ref.conformance.diagnose.naming import name_mistakes
-from loko_ref.conformance.engine import FAILED, Check, run
 from loko_ref.conformance.implementations.python import Implementation
-from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import Mutant, as_implementation
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import identity
 
-__all__ = ["FORMS", "Mistake", "agree", "evaluated", "mistakes", "outcome", "results"]
+__all__ = [
+    "FORMS",
+    "Mistake",
+    "agree",
+    "chosen",
+    "differs",
+    "evaluated",
+    "fresh_inputs",
+    "judged",
+    "mistakes",
+    "moved",
+    "plain",
+    "results",
+]
 
 FORMS = ("everything", "results")
 """What an implementation returns: every output, or its results alone."""
 
-INPUTS, LEAST = 32, 4
-"""Fresh inputs that a name is held against, over the operations that bear it, at least 4 of each;
-how few of them may be well conditioned in the mistaken program: of the others nothing follows."""
+INPUTS = 32
+"""Fresh inputs that a name is held against, over the operations that bear it; at least 4 of each.
+"""
 
 ENOUGH = 12
 """Of these, about how many are asked whether a mistake changes a number at all."""
@@ -52,12 +62,6 @@ NOISE = 2.0**-43
 RELATIVE, OF_LARGEST = 1e-7, 1e-11
 """Two results agree where they differ by no more than this part of an element, and of the largest:
 rounding on the fresh inputs, which are well conditioned, stays below a tenth of it."""
-
-APART = {"timeout", "raised", "shape", "result", "output"}
-"""Findings that show themselves: a mistake with one of them in most of its checks counts apart."""
-
-TIMEOUT = 20.0
-"""Seconds that one check may take."""
 
 _RAISED = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NameError),
@@ -120,7 +124,7 @@ def results(operation: str, names: Sequence[str] | Mapping[str, Any]) -> tuple[s
 # ------------------------------------------------------------------------------ evaluation
 
 
-def _plain(
+def plain(
     operation: Operation,
     inputs: Any,
     options: Mapping[str, Any],
@@ -139,7 +143,7 @@ def _plain(
 
 @lru_cache(maxsize=4096)
 def _right(one: Fresh) -> dict[str, Array]:
-    out = _plain(one.operation, one.inputs, one.options, FORMULA_TABLE)
+    out = plain(one.operation, one.inputs, one.options, FORMULA_TABLE)
     assert out is not None
     return out
 
@@ -150,10 +154,10 @@ def evaluated(
     """Compute the mistaken program's outputs; None where it raises."""
     with mistake.in_place():
         table = {**FORMULA_TABLE, **mistake.table}
-        return _plain(one.operation, one.inputs, one.options, table, keep)
+        return plain(one.operation, one.inputs, one.options, table, keep)
 
 
-def _moved(name: str, value: Any) -> Any:
+def moved(name: str, value: Any) -> Any:
     """Move a quantity by a thousand roundoffs: what changes much by that can name nothing."""
     return value * (1 + NOISE * Draw(name)(*np.shape(value)))
 
@@ -172,14 +176,14 @@ def agree(a: Mapping[str, Array] | None, b: Mapping[str, Array] | None, names: A
     return True
 
 
-def _names(form: str, one: Fresh, out: Mapping[str, Any]) -> tuple[str, ...]:
-    # K's all-ones part is a convention
+def judged(form: str, one: Fresh, out: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the outputs that a form is compared by; of K on the simplex a part is a convention."""
     kept = results(one.operation.name, out) if form == "results" else tuple(out)
     soft = one.options.get("observation") in ("softmax", "glm")
     return tuple(name for name in kept if not (soft and name == "K"))
 
 
-def _inputs(cases: Sequence[Case]) -> list[Fresh]:
+def fresh_inputs(cases: Sequence[Case]) -> list[Fresh]:
     """Return fresh inputs made from cases, of each operation about as many."""
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
@@ -192,9 +196,9 @@ def _inputs(cases: Sequence[Case]) -> list[Fresh]:
     ]
 
 
-def _differs(mistake: Mistake, cases: Sequence[Case]) -> dict[str, bool] | None:
+def differs(mistake: Mistake, cases: Sequence[Case]) -> dict[str, bool] | None:
     """Return by form whether fresh inputs show a difference; None where most raise."""
-    found, raised, inputs = dict.fromkeys(FORMS, False), 0, _inputs(cases)
+    found, raised, inputs = dict.fromkeys(FORMS, False), 0, fresh_inputs(cases)
     inputs = inputs[:: -(-len(inputs) // ENOUGH)]
     for one in inputs:
         right, wrong = _right(one), evaluated(mistake, one)
@@ -202,125 +206,15 @@ def _differs(mistake: Mistake, cases: Sequence[Case]) -> dict[str, bool] | None:
             raised += 1
             continue
         for form in FORMS:
-            found[form] |= not agree(right, wrong, _names(form, one, right))
+            found[form] |= not agree(right, wrong, judged(form, one, right))
     return None if 2 * raised > len(inputs) else found
 
 
-# --------------------------------------------------------------------------------- verdict
+# ---------------------------------------------------------------------------------- the draw
 
 
-def _table(candidate: Any) -> dict[str, Any]:
-    """Return the changed formulas that a candidate's name stands for."""
-    if hasattr(candidate, "changes"):
-        return dict(candidate.changes())
-    return dict(candidate.mutant.changes(candidate.size))
-
-
-def _first_names(checks: Sequence[Check]) -> dict[str, tuple[Any, list[Case]]]:
-    """Return each name that stands first for a check, and the cases that bear it."""
-    found: dict[str, tuple[Any, list[Case]]] = {}
-    named = name_mistakes(checks)
-    by_id = {check.case.id: check.case for check in checks}
-    for key, candidates in named.items():
-        for candidate in candidates[:1]:
-            found.setdefault(candidate.text, (candidate, []))[1].append(by_id[key])
-    return found
-
-
-def _is(candidates: Sequence[Any], mistake: Mistake, cases: Sequence[Case], form: str) -> bool:
-    """Return whether named formulas, taken together, are the mistaken program on fresh inputs."""
-    table = dict(FORMULA_TABLE)
-    for candidate in candidates:
-        table |= _table(candidate)
-    compared = 0
-    for one in _inputs(cases):
-        wrong, moved = evaluated(mistake, one), evaluated(mistake, one, _moved)
-        if wrong is None:  # S without R, of more outputs than parameters, is singular
-            continue
-        names = _names(form, one, wrong)
-        if agree(wrong, moved, names):
-            compared += 1
-            named = _plain(one.operation, one.inputs, one.options, table)
-            if not agree(wrong, named, names):
-                return False
-    return compared >= LEAST
-
-
-def _judged(mistake: Mistake, cases: Sequence[Case], form: str) -> dict[str, Any]:
-    """Verify one form: is it caught, is it named, is the name right?"""
-    checks = run(mistake.implementation(form), cases, timeout=TIMEOUT)
-    failed = [check for check in checks if check.status == FAILED]
-    apart = [c.finding.kind for c in failed if c.finding is not None and c.finding.kind in APART]
-    found: dict[str, Any] = {"checks": len(checks), "failed": len(failed), "names": []}
-    if 2 * len(apart) > len(checks):
-        return found | {"verdict": apart[0]}
-    if not failed:
-        return found | {"verdict": "missed"}
-    first = _first_names(checks)
-    singles = [Mistake((change,)) for change in mistake.changes]
-    right = []
-    for text, (candidate, bearing) in first.items():
-        whole = _is([candidate], mistake, bearing, form)
-        parts = [k for k, one in enumerate(singles) if _is([candidate], one, bearing, form)]
-        right.append({-1} if whole else set(parts))
-        found["names"].append({"text": text, "checks": len(bearing), "right": bool(right[-1])})
-    if not all(right):
-        return found | {"verdict": "wrong"}
-    if 2 * sum(len(bearing) for _, bearing in first.values()) < len(failed):
-        return found | {"verdict": "unnamed"}  # here and there is not yet named
-    both = len(singles) == 1 or any(-1 in one for one in right)
-    both |= len(set().union(*right)) == len(singles)
-    return found | {"verdict": "named" if both else "one named"}
-
-
-def outcome(mistake: Mistake, reach: Reach, seed: int) -> dict[str, Any]:
-    """Judge a generated mistake, in both forms.
-
-    Parameters
-    ----------
-    mistake : Mistake
-        The mistake.
-    reach : Reach
-        Which cases run which lines.
-    seed : int
-        Of the choice of cases.
-
-    Returns
-    -------
-    dict
-        JSON data: the changes; the ids of the cases; ``status``: ``raised`` (or another shape, or
-        out of time), ``equivalent`` or ``changed``; of what changes a number, by form, the verdict.
-    """
-    described = [
-        {"formula": c.formula.name, "kind": c.kind, "line": c.scope[1], "diff": c.diff}
-        for c in mistake.changes
-    ]
-    found: dict[str, Any] = {"changes": described, "status": "raised", "forms": {}}
-    common = [{case.id for case in reach.cases(change)} for change in mistake.changes]
-    shared = [c for c in reach.cases(mistake.changes[0]) if all(c.id in ids for ids in common)]
-    cases = _few(mistake, shared, seed)
-    differs = _differs(mistake, cases)
-    if differs is None:
-        return found
-    found["cases"] = [case.id for case in cases]
-    alone = all(_all_are_results(case) for case in cases)
-    for form in FORMS:
-        judged = found["forms"].get(FORMS[0]) if alone else None
-        judged = judged or _judged(mistake, cases, form)
-        if judged["verdict"] in APART:
-            return found | {"forms": {}}
-        if differs[form] or judged["failed"]:
-            found["forms"][form] = judged
-    return found | {"status": "changed" if found["forms"] else "equivalent"}
-
-
-def _all_are_results(case: Case) -> bool:
-    names = tuple(expected(case))
-    return results(case.operation.name, names) == names
-
-
-def _few(mistake: Mistake, cases: Sequence[Case], seed: int) -> list[Case]:
-    """Draw a few of the cases for a mistake."""
+def chosen(mistake: Mistake, cases: Sequence[Case], seed: int) -> list[Case]:
+    """Draw a few of the cases for a mistake, most of which show it."""
 
     def shows(case: Case) -> bool:
         one = _given(case)
@@ -362,5 +256,5 @@ def mistakes(seed: int, double: bool, reach: Reach) -> Iterator[Mistake]:
 
 def _shows(mistake: Mistake, reach: Reach) -> bool:
     """Return whether one change changes a number, and raises nothing."""
-    differs = _differs(mistake, _few(mistake, reach.cases(mistake.changes[0]), 0))
-    return differs is not None and all(differs.values())
+    found = differs(mistake, chosen(mistake, reach.cases(mistake.changes[0]), 0))
+    return found is not None and all(found.values())

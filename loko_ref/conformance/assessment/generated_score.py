@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from loko_ref.conformance.assessment.generated import FORMS, mistakes, outcome
+from loko_ref.conformance.assessment.generated import FORMS, mistakes
 from loko_ref.conformance.assessment.reach import Reach
+from loko_ref.conformance.assessment.verdict import outcome
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.errors import InputError
 from loko_ref.files.documents import document
@@ -23,9 +24,9 @@ CAUGHT, NAMED, BOTH_NAMED, WRONG = 0.95, 0.75, 0.6, 0.01
 """Least share of the mistakes that are caught, are named, of double ones whose both parts are
 named; most that may be named wrongly."""
 
-VERDICTS = ("named", "one named", "wrong", "unnamed")
-"""Verdicts on what is caught: named by an equivalent formula, one of two is, by another formula,
-not at all (or in less than half of the checks that failed)."""
+VERDICTS = ("named", "in part", "wrong", "unnamed")
+"""Verdicts on what is caught: named by equivalent formulas; some of its wrong quantities or, of two
+mistakes, one; by a formula that is another; not at all (or in less than half of what failed)."""
 
 
 def scored(

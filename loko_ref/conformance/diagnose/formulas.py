@@ -45,6 +45,12 @@ class Formula:
     alike: tuple[Mutant, ...]
     checks: tuple[str, ...]
 
+    @property
+    def rounds(self) -> bool:
+        """Whether it differs by a rounding alone."""
+        edits = self.named.candidate.edits
+        return bool(edits) and all("rounded to" in edit.change.text for _, edit in edits)
+
 
 def _mutant(quantity: str, one: Candidate) -> Mutant:
     """Return a formula in the form of a known mistake: that one, where there is one."""

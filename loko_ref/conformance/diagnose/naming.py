@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -21,12 +21,13 @@ from scipy.optimize import least_squares
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose import precision
-from loko_ref.conformance.diagnose.formulas import find
+from loko_ref.conformance.diagnose.doubt import with_formulas
 from loko_ref.conformance.diagnose.match import distance, within
+from loko_ref.conformance.diagnose.mistake import Mistake
 from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import canonical, tolerance
-from loko_ref.conformance.mistakes.registry import Changes, Mutant, all_mutants, evaluate, idle
+from loko_ref.conformance.mistakes.registry import Mutant, all_mutants, evaluate, idle
 
 __all__ = ["Mistake", "fit", "name_mistakes"]
 
@@ -48,61 +49,6 @@ MISSES = 8
 
 PROBES = 2
 """Failed checks of each operation on which every mutant is tried."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Mistake:
-    """A mutant that reproduces a failed check.
-
-    Attributes
-    ----------
-    mutant : Mutant
-        The mistake.
-    size : float or None
-        Its fitted size.
-    ratio : float
-        Largest error against the mutant's outputs, in tolerances.
-    explained, failed : int
-        Failed checks of the run that it reproduces, of how many.
-    contradicted : int
-        Passed checks that it would have failed.
-    alone : bool
-        Whether its size was fitted to one number, which some size always meets.
-    sharp : bool
-        Whether it gives the first quantity that is off to the oracle's own tolerance: rounding
-        does that by no chance.
-    alike : tuple of str
-        Ids of mutants that reproduce the check too, and that nothing in the run tells from it; of
-        a formula found by search, their equations.
-    quantity : str
-        Where it was judged from its parents: the quantity that it explains; "" else.
-    """
-
-    mutant: Mutant
-    size: float | None
-    ratio: float
-    explained: int = 0
-    failed: int = 0
-    contradicted: int = 0
-    alone: bool = False
-    sharp: bool = False
-    alike: tuple[str, ...] = ()
-    quantity: str = ""
-
-    @property
-    def equation(self) -> str:
-        """What the code computes: an equation, or the known mistake's name."""
-        return self.mutant.name
-
-    def changes(self) -> Changes:
-        """Return the formulas of the table that it replaces, by name: they reproduce it."""
-        return self.mutant.changes(self.size)
-
-    @property
-    def text(self) -> str:
-        """Name it, with its size."""
-        size = "" if self.size is None else f", size about {self.size:.3g}"
-        return f"{self.mutant.name}{size}"
 
 
 def _came(check: Check) -> Mapping[str, Array]:
@@ -234,94 +180,7 @@ def name_mistakes(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
     """
     with np.errstate(all="ignore"):
         named = _name(checks)
-        return _with_formulas(checks, named)
-
-
-def _with_formulas(
-    checks: Sequence[Check], named: dict[str, list[Mistake]]
-) -> dict[str, list[Mistake]]:
-    """Add the formulas found for what no known mistake explains."""
-    doubtful = _doubtful(checks, named)
-    unnamed = []
-    for c in checks:
-        fits = named.get(c.case.id)
-        if fits is None or c.divergence is None:
-            continue
-        if not _explains(fits) or (c.case.operation.name, fits[0].mutant.id) in doubtful:
-            unnamed.append(c)
-    formulas = find(checks, unnamed)
-    for check in unnamed:
-        own = [f for f in formulas if check.case.id in f.checks]
-        added = [
-            Mistake(
-                mutant=f.mutant,
-                size=f.named.candidate.size if f.named.candidate.mutant else None,
-                ratio=1.0,
-                explained=len(f.checks),
-                failed=len(unnamed),
-                alike=tuple(m.name for m in f.alike),
-                quantity=f.quantity,
-            )
-            for f in own
-        ]
-        if added:
-            named[check.case.id] = added
-        elif _explains(named[check.case.id]):  # in doubt, and nothing better found
-            named[check.case.id] = []
-    return named
-
-
-def _doubtful(
-    checks: Sequence[Check], named: Mapping[str, Sequence[Mistake]]
-) -> set[tuple[str, str]]:
-    """Collect the operations and mistakes that do not explain what they should.
-
-    Their size is another in every check, or most checks in which they act are of another kind.
-    """
-    operations: dict[str, list[Check]] = {}
-    for check in checks:
-        if check.divergence is not None:
-            operations.setdefault(check.case.operation.name, []).append(check)
-    few = set()
-    for name, own in operations.items():
-        first = {c.case.id: next(iter(named.get(c.case.id, ())), None) for c in own}
-        for one in {m.mutant.id: m.mutant for m in first.values() if m is not None}.values():
-            shown = {
-                c.divergence and c.divergence.quantity for c in own if _leads(one, first[c.case.id])
-            }
-            acts = [
-                c
-                for c in own
-                if c.divergence is not None
-                and c.divergence.quantity in shown
-                and not idle(one, c.case)
-            ]
-            if 2 * sum(_leads(one, first[c.case.id]) for c in acts) < len(acts):
-                few.add((name, one.id))
-    sizes: dict[tuple[str, str], list[float]] = {}
-    for check in checks:
-        for mistake in named.get(check.case.id, ())[:1]:
-            if mistake.size is not None and check.case.dtype == "float64":
-                key = check.case.operation.name, mistake.mutant.id
-                sizes.setdefault(key, []).append(mistake.size)
-    return few | {
-        key
-        for key, own in sizes.items()
-        if len(own) > 1 and sum(_near(a, float(np.median(own))) for a in own) < len(own) / 2
-    }
-
-
-def _leads(one: Mutant, mistake: Mistake | None) -> bool:
-    return mistake is not None and mistake.mutant.id == one.id
-
-
-def _near(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=10 * AGREE)
-
-
-def _explains(fits: Sequence[Mistake]) -> bool:
-    """Return whether a known mistake explains a check by more than lost digits."""
-    return bool(fits) and not fits[0].mutant.roundoff
+        return with_formulas(checks, named)
 
 
 def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:

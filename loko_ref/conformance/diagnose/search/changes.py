@@ -15,6 +15,7 @@ from loko_ref.conformance.diagnose.search.numbers import Number
 from loko_ref.conformance.diagnose.search.problem import ERRORS
 from loko_ref.conformance.diagnose.search.sites import Call, Site, arrays_of
 from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import Values
 
 __all__ = ["edits_at", "pools", "rounded"]
 
@@ -54,7 +55,7 @@ def _named(name: str) -> Apply:
 
 
 def _by(formula: Callable[[Any], Any]) -> Apply:
-    return lambda x, reach: formula(reach.v)
+    return lambda x, reach: formula(Values({**reach.v, "F": FORMULA_TABLE}))
 
 
 def _place(i: int) -> Apply:
@@ -162,7 +163,7 @@ def pools(call: Call) -> dict[str, tuple[Array | float, Apply, tuple[int, ...]]]
                 continue
             try:
                 with np.errstate(all="ignore"):
-                    a = formula(v)
+                    a = formula(Values({**v, "F": FORMULA_TABLE}))
             except ERRORS:
                 continue
             if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size > 1:
