@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import sys
@@ -14,7 +15,7 @@ from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_range
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.diagnose.naming import name_mistakes
-from loko_ref.conformance.engine import TIMEOUT, Check, run
+from loko_ref.conformance.engine import TIMEOUT, Check, run, settle
 from loko_ref.conformance.implementations import recording
 from loko_ref.conformance.implementations.command import Command
 from loko_ref.conformance.implementations.python import Implementation, hold, load
@@ -101,6 +102,7 @@ def verify(
     timeout: float | None = TIMEOUT,
     xfail: str | os.PathLike[str] | Mapping[str, str] | None = None,
     large: int | None = None,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check an implementation against the oracle, as ``loko-ref verify`` does.
@@ -127,6 +129,8 @@ def verify(
         Expected failures: a file with one ``id: reason`` per line, or id -> reason.
     large : int, optional
         Of a command: bytes >= 0 from which an array goes by file.
+    strict : bool
+        Whether results that are imprecise (right, by an algorithm that loses digits) fail.
     progress : callable, optional
         Called after each check with the number done and that of all.
 
@@ -148,6 +152,7 @@ def verify(
     (False, 'delta', 'SCALE-ALPHA')
     """
     check_type("only", only, (str, NoneType), "a list of globs in place of one")
+    check_type("strict", strict, bool, "a text in place of True or False")
     if timeout is not None:
         check_range("timeout", timeout, low=0, low_open=True, high=LONGEST)
     text = isinstance(implementation, str) and implementation.startswith(COMMAND)
@@ -157,23 +162,25 @@ def verify(
             raise InputError("large", large, "bytes >= 0, with a command", "no other reads files")
     cases = select(only, dtype)
     expected = {} if xfail is None else expected_failures.read(xfail)
-    checks: list[Check] = []
+    done = itertools.count(1)
 
     def count(check: Check) -> None:
-        checks.append(check)
         if progress is not None:
-            progress(len(checks), len(cases))
+            progress(next(done), len(cases))
 
     with naming(TARGET="implementation", __cmd="implementation"):
         found, shown = _open(implementation, timeout, large)
     with found if isinstance(found, Command) else contextlib.nullcontext():
-        run(found, cases, timeout=timeout, progress=count)
+        checks = run(found, cases, timeout=timeout, progress=count, again=True)
+    mistakes = name_mistakes(checks)
+    named = {key for key, fits in mistakes.items() if any(one.sharp for one in fits)}
+    checks = settle(checks, named=named, strict=strict)
     statuses = [(check.case.id, check.status) for check in checks]
     return Report(
         target=shown,
         checks=tuple(checks),
         notes=(*found.notes, *expected_failures.not_run(statuses, expected)),
-        mistakes=name_mistakes(checks),
+        mistakes=mistakes,
         expected=expected,
     )
 

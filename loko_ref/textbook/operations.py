@@ -20,6 +20,7 @@ __all__ = [
     "delta",
     "dense_update",
     "diagonal_update",
+    "loko_from_outputs",
     "loko_run",
     "loko_step",
     "measured",
@@ -108,6 +109,13 @@ def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     v = _values(x, o, F, keep)
     v["p"] = v["P" if v.covariance == "dense" else "p"]
     return measured(v, F["layers"](o["spec"]))
+
+
+def loko_from_outputs(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """One step of LoKO whose network has run: z and Z are among the inputs.  [LOKO-1]."""
+    v = _values(x, o, F, keep)
+    v["p"] = v["P" if v.covariance == "dense" else "p"]
+    return measured(v)
 
 
 def measured(v: Values, spec: Any = None) -> Out:

@@ -77,6 +77,13 @@ def verify(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float64 or float32; both by default.")
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Let imprecise results fail: right formulas by an algorithm that loses digits.",
+        ),
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
     timeout: Annotated[
         float,
@@ -98,7 +105,8 @@ def verify(
 ) -> None:
     """Check an implementation against the oracle.
 
-    Exit code 0: all that ran passed, or failed as expected (--xfail), and something ran; 1:
+    Exit code 0: all that ran passed, is imprecise (without --strict), or failed as expected
+    (--xfail), and something ran; 1:
     something failed; 2: TARGET cannot be used, or nothing ran.
     """
     check_needs(html=html)
@@ -156,6 +164,7 @@ def verify(
             timeout=timeout,
             xfail=xfail,
             large=large,
+            strict=strict,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     code = _publish(report, json, junit, html)

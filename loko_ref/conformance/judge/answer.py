@@ -138,7 +138,9 @@ def _array(value: Any) -> Array | str:
     if not (isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__")):
         return f"a {type(value).__name__} in place of an array"
     try:
-        return np.array(value)
+        # what holds a gradient gives its numbers only apart from it
+        array = np.array(value.detach() if hasattr(value, "detach") else value)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
     except Exception as error:
         return f"cannot be read as a NumPy array: {describe(error, __file__)}"
 

@@ -35,6 +35,7 @@ from loko_ref.conformance.judge.disturb import (
 )
 from loko_ref.conformance.judge.disturb import Disturb as _Disturb
 from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.operations import loko_from_outputs
 from loko_ref.textbook.quantities import identity
 
 __all__ = [
@@ -139,7 +140,10 @@ def expected(case: Case) -> Mapping[str, Array]:
 
 
 def _evaluate(
-    case: Case, inputs: Any, keep: Callable[[str, Any], Any] = identity
+    case: Case,
+    inputs: Any,
+    keep: Callable[[str, Any], Any] = identity,
+    plain: Callable[..., dict[str, Any]] | None = None,
 ) -> dict[str, Array]:
     """Evaluate the plain formulas; K comes first where it is computed without being an output."""
     seen = {}
@@ -149,7 +153,8 @@ def _evaluate(
         return seen[name]
 
     look.scalar = getattr(keep, "scalar", identity)  # type: ignore[attr-defined]
-    out = dict(case.operation.plain(inputs, case.options, FORMULA_TABLE, look))
+    plain = plain or case.operation.plain
+    out = dict(plain(inputs, case.options, FORMULA_TABLE, look))
     return out if "K" in out or "K" not in seen else {"K": seen["K"], **out}
 
 
@@ -211,6 +216,7 @@ def widening(
     inputs: Any = None,
     moved: Moved | None = None,
     single: bool = False,
+    networked: bool = False,
 ) -> Iterator[Units]:
     """Find the units of error of a route's outputs, part by part.  [TOL-1, TOL-4, TOL-5].
 
@@ -228,6 +234,8 @@ def widening(
         Another way to disturb them.
     single : bool
         Whether the route is one step of the case's run.
+    networked : bool
+        Whether it runs a network, which a move of the gain leaves as it is.
 
     Yields
     ------
@@ -269,7 +277,14 @@ def widening(
         def by_gain(draw: int) -> Mapping[str, Array]:
             rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
             move = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
-            return evaluate(inputs, lambda name, a: a + move if name == "K" else a)
+
+            def keep(name: str, value: Any) -> Any:
+                return value + move if name == "K" else value
+
+            if not networked:
+                return evaluate(inputs, keep)
+            run = {name: centre[name] for name in ("z", "Z")}
+            return _evaluate(case, {**inputs, **run}, keep, loko_from_outputs)
 
         size = widened(_root_mean_square(case, centre, by_gain), follows[1:])
         how += "; what follows K also with K off by its unit"
@@ -299,7 +314,8 @@ def unit(case: Case) -> Mapping[str, Unit]:
     def evaluate(inputs: Any, keep: Callable[[str, Any], Any]) -> Mapping[str, Array]:
         return _evaluate(case, inputs, keep)
 
-    *_, found = widening(case, evaluate, known=expected(case))
+    networked = case.operation.name == "loko.step"
+    *_, found = widening(case, evaluate, known=expected(case), networked=networked)
     part = found.rounding or {}
     return {
         name: Unit(size=found.size[name], how=found.how, rounding=part.get(name))

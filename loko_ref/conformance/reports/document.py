@@ -102,8 +102,9 @@ def as_json(
     ``ratio`` is null where the number that came is not finite, or the form is wrong.
     ``not_judged`` are quantities whose parents are wrong and outside the domain of their formula.
     ``amplified`` is information: every quantity follows from its parents, and this one is off
-    along the whole route. ``mistakes`` of a failed check
-    are the known ones that reproduce it, most likely first; where none does, the list is empty.
+    along the whole route. ``imprecise`` is the algorithm that explains all that is off.
+    ``mistakes`` of a failed check are the known ones that reproduce it, most likely first; where
+    none does, the list is empty.
     ``status`` is by the numbers alone, ``outcome`` in the light of the expected failures
     (id -> reason), and ``verdict`` that of the whole run.
     """
@@ -125,6 +126,7 @@ def as_json(
             "ran": summary.ran,
             "passed": summary.passed,
             "failed": summary.failed,
+            "imprecise": summary.imprecise,
             "unsupported": summary.unsupported,
         },
         "checks": [
@@ -138,6 +140,7 @@ def as_json(
                 "divergences": [_divergence(d) for d in check.divergences],
                 "not_judged": list(check.unjudged),
                 "amplified": None if check.amplified is None else _divergence(check.amplified),
+                "imprecise": None if check.imprecise is None else vars(check.imprecise),
                 "finding": None
                 if check.finding is None
                 else {"kind": check.finding.kind, "message": check.finding.message},

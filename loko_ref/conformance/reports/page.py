@@ -15,6 +15,7 @@ from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
     FAILED,
+    IMPRECISE,
     UNEXPECTED_PASS,
     Check,
     outcome,
@@ -233,6 +234,7 @@ def as_html(
             "walk": _walk(check),
             "element": _element(check),
             "map": heat_map(check),
+            "imprecise": "" if check.imprecise is None else check.imprecise.text,
             "others": [line.strip() for line in further(check)],
             "forced": "" if check.forced is None else check.forced.text,
             "mistakes": named.get(check.case.id, ()),
@@ -240,7 +242,7 @@ def as_html(
             "again": reproduce(target, check.case.id),
         }
         for check in checks
-        if check.status == "failed"
+        if check.status in (FAILED, IMPRECISE)
     ]
     leading: dict[str, Mistake] = {}
     for fits in named.values():
@@ -261,7 +263,11 @@ def as_html(
         operations=_operations(checks, known),
         sections=[
             (heading, [f for f in failures if f["outcome"] == kind])
-            for heading, kind in (("Failures", FAILED), ("Expected failures", EXPECTED_FAILURE))
+            for heading, kind in (
+                ("Failures", FAILED),
+                ("Imprecise", IMPRECISE),
+                ("Expected failures", EXPECTED_FAILURE),
+            )
         ],
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],

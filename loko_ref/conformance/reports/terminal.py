@@ -45,7 +45,8 @@ def _print_table(
     table = Table(title=f"loko-ref verify {escape(target)}", title_justify="left")
     table.add_column("operation", no_wrap=True)
     expecting = ("expected failures", "unexpected passes") if known else ()
-    for head in ("ran", "passed", "failed", *expecting, "unsupported", "error/tol."):
+    lossy = ("imprecise",) if summarise(checks, known).imprecise else ()
+    for head in ("ran", "passed", *lossy, "failed", *expecting, "unsupported", "error/tol."):
         table.add_column(head, justify="right")
     for name in dict.fromkeys(check.case.operation.name for check in checks):
         part = [check for check in checks if check.case.operation.name == name]
@@ -55,7 +56,8 @@ def _print_table(
         worst = max(c.worst for c in part if c.status != "unsupported")
         mark = {"failed": "red", "as expected": "yellow"}.get(counts.verdict, "green")
         apart = (counts.expected_failures, counts.unexpected_passes) if known else ()
-        numbers = (counts.ran, counts.passed, counts.failed, *apart, counts.unsupported)
+        lost = (counts.imprecise,) if lossy else ()
+        numbers = (counts.ran, counts.passed, *lost, counts.failed, *apart, counts.unsupported)
         table.add_row(
             f"[{mark}]{name}[/]",
             *map(str, numbers),

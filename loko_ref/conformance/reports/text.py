@@ -17,6 +17,8 @@ from typing import Any
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
+    FAILED,
+    IMPRECISE,
     UNEXPECTED_PASS,
     Check,
     outcome,
@@ -34,6 +36,7 @@ __all__ = [
     "failures",
     "further",
     "group",
+    "imprecise",
     "lines",
     "reproduce",
 ]
@@ -101,6 +104,7 @@ def _what(check: Check) -> str:
         "mutated": "an input changed in place",
         "crashed": "the command ended",
         "protocol": "an answer against the protocol",
+        "not repeatable": "answers that differ when the same call is made again",
     }.get(check.finding.kind, check.finding.kind)
 
 
@@ -130,6 +134,12 @@ def further(check: Check) -> list[str]:
         names = ", ".join(check.unjudged)
         found.append(f"  not judged, since what they are computed from is wrong: {names}")
     return found
+
+
+def imprecise(check: Check) -> str:
+    """Describe an imprecise check: the algorithm, the digits lost, and what is off first."""
+    assert check.imprecise is not None
+    return f"{check.imprecise.text}; {failure(check)}"
 
 
 def amplified(check: Check) -> str:
@@ -223,6 +233,8 @@ def describe(one: Group, target: str | None = None, *, again: bool = False) -> l
     found = [f"  {check.case.id}: {failure(check)}"]
     if len(one.checks) > 1:
         found.insert(0, "  in: " + _counted([c.case.operation.name for c in one.checks]))
+    if check.imprecise is not None:
+        found.append(f"  imprecise: {check.imprecise.text}")
     found += further(check)
     if check.forced is not None:
         found.append(f"  {check.forced.text}")
@@ -288,7 +300,8 @@ def lines(
     yield from (("yellow", "note", f" {note}") for note in notes)
     groups = group([check for check in checks if check.case.id not in known], mistakes)
     yield from failures(target, groups)
-    unnamed = sum(not fits for key, fits in mistakes.items() if key not in known)
+    failed = {check.case.id for check in checks if check.status == FAILED} - set(known)
+    unnamed = sum(not fits for key, fits in mistakes.items() if key in failed)
     if unnamed:
         yield "", "", f"\nNo known mistake reproduces {unnamed} of the wrong results."
     if len(groups) > 1 or summary.failed > 1:
@@ -300,6 +313,14 @@ def lines(
             yield "red", "UNEXPECTED PASS", f" {key}: was expected to fail: {known[key]}"
         elif found == EXPECTED_FAILURE:
             yield "yellow", "expected failure", f" {key}: {known[key]}"
+    lost: dict[str, list[Check]] = {}
+    for check in checks:
+        if outcome(check.case.id, check.status, known) == IMPRECISE and check.imprecise is not None:
+            lost.setdefault(check.imprecise.algorithm, []).append(check)
+    for some in lost.values():
+        worst = max(some, key=lambda check: check.worst)
+        what = f"{len(some)} {'check' if len(some) == 1 else 'checks'}"
+        yield "yellow", "imprecise", f" {what}, such as {worst.case.id}: {imprecise(worst)}"
     yield from (
         ("yellow", "amplified", f" {c.case.id}: {amplified(c)}") for c in checks if c.amplified
     )
