@@ -19,8 +19,7 @@ def derivative(
     """Return f'(0) by Romberg's table over halved steps, and a bound on its error.
 
     The entries of the table have weights that are known, so that the tolerances of f's values give
-    that of each entry; what the extrapolation leaves is at most the step between the last two
-    entries of the diagonal, of which the better is not returned.
+    that of each entry. What the extrapolation leaves is taken as four times the last corrections.
 
     Parameters
     ----------
@@ -41,5 +40,5 @@ def derivative(
             bounds.append((w * bounds[j - 1] + slack[-1][j - 1]) / (w - 1))
         rows.append(row)
         slack.append(bounds)
-    left = np.abs(rows[-1][-1] - rows[-2][-1]) + np.abs(rows[-1][-1] - rows[-1][-2])
+    left = 4 * (np.abs(rows[-1][-1] - rows[-2][-1]) + np.abs(rows[-1][-1] - rows[-1][-2]))
     return rows[-1][-1], slack[-1][-1] + slack[-2][-1] + left
