@@ -12,7 +12,8 @@ from hypothesis import strategies as hs
 
 from loko_ref.arrays import Array
 from loko_ref.network.spec import linears
-from loko_ref.properties.facts.nets import (
+from loko_ref.properties.facts.network import check_derivative, check_merged
+from loko_ref.properties.nets import (
     attention,
     bert,
     branches,
@@ -25,7 +26,6 @@ from loko_ref.properties.facts.nets import (
     spec_of,
     wide,
 )
-from loko_ref.properties.facts.network import check_derivative, check_merged
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Trial, Unsuitable
 

@@ -1,4 +1,4 @@
-"""Facts of LoKO's steps and runs: the parts of a step, its symmetries, and what a run carries.
+"""Facts of LoKO's steps: each is its parts. The symmetries, and runs, are in ``symmetry``.
 
 Shapes: theta, p (n,); P (n, n); x (batch, ...); y (batch, C); R (m, m); m = batch * C; of a run
 with a leading axis of steps.
@@ -15,20 +15,22 @@ from loko_ref import strategies as st
 from loko_ref.arrays import Array
 from loko_ref.conformance.user_inputs import split
 from loko_ref.network.spec import factor_shapes
-from loko_ref.properties.facts.enclosed import Near
+from loko_ref.properties.numbers import Near
 from loko_ref.properties.registry import fact
-from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable, inverse
+from loko_ref.properties.trial import Got, Problem, Problems, Trial, inverse
 
-__all__: list[str] = []
+__all__ = ["dense", "posterior", "steps", "unpacked"]
 
 STEP, RUN = "loko.step", "loko.run"
 
 
 def _residuals(operation: str) -> Problems:
-    return _steps(operation, noise="ema_residual_hph")
+    return steps(operation, noise="ema_residual_hph")
 
 
-def _steps(operation: str, **fixed: Any) -> Problems:
+def steps(operation: str, **fixed: Any) -> Problems:
+    """Return problems of a step or of a run, with some options fixed."""
+
     @hs.composite
     def draw(draw: hs.DrawFn, small: bool) -> Problem:
         networks = st.models(max_width=2, max_depth=1, min_outputs=2, whole=True)
@@ -39,10 +41,10 @@ def _steps(operation: str, **fixed: Any) -> Problems:
         problem = draw(st.step_problems(networks=networks, cond=1e2, **fixed_too))
         inputs, options = split(STEP, problem.arguments())
         dtype, n = str(inputs["theta"].dtype), len(inputs["theta"])
-        steps = 1 if operation == STEP else draw(hs.integers(2, 3))
+        count = 1 if operation == STEP else draw(hs.integers(2, 3))
         classes = options["observation"] != "gaussian"
         for name in ("x", "y") if operation == RUN or small else ():
-            shape = inputs[name].shape if operation == STEP else (steps, *inputs[name].shape)
+            shape = inputs[name].shape if operation == STEP else (count, *inputs[name].shape)
             drawn = draw(st.arrays(shape, dtype=dtype, whole=small))
             if name == "y" and classes:
                 drawn = (drawn.argmax(axis=-1)[..., None] == range(shape[-1])).astype(dtype)
@@ -60,21 +62,33 @@ def _steps(operation: str, **fixed: Any) -> Problems:
     return lambda small: draw(small)
 
 
-def _dense(t: Trial) -> bool:
+def dense(t: Trial) -> bool:
+    """Return whether the covariance is dense."""
     return t.options.get("covariance") == "dense"
 
 
-def _posterior(t: Trial) -> tuple[str, str, str]:
-    return "theta", "P" if _dense(t) else "p", "R"
+def posterior(t: Trial) -> tuple[str, str, str]:
+    """Name what a step hands on."""
+    return "theta", "P" if dense(t) else "p", "R"
+
+
+def unpacked(t: Trial, theta: Array) -> dict[str, Array]:
+    """Return the factors by name."""
+    found, at = {}, 0
+    for name, shape in factor_shapes(t.options["spec"]).items():
+        count = int(np.prod(shape))
+        found[name] = theta[at : at + count].reshape(shape)
+        at += count
+    return found
 
 
 def _prior(t: Trial, got: Got) -> Near | None:
     """P_pred (n, n) as it came back."""
-    name = "P_pred" if _dense(t) else "p_pred"
+    name = "P_pred" if dense(t) else "p_pred"
     if not got.has(name):
         return None
     p = Near.of(got, name)
-    return p if _dense(t) else Near(np.diag(p.value), np.diag(p.off))
+    return p if dense(t) else Near(np.diag(p.value), np.diag(p.off))
 
 
 def _covariance(yhat: Near, shape: tuple[int, int]) -> Near:
@@ -85,12 +99,12 @@ def _covariance(yhat: Near, shape: tuple[int, int]) -> Near:
     return Near(np.eye(batch * C)) * column - (column @ column.T) * blocks
 
 
-@fact(STEP, "time update", "KAL-1 LOKO-1", "p_pred = p / lam + q", _steps)
+@fact(STEP, "time update", "KAL-1 LOKO-1", "p_pred = p / lam + q", steps)
 def _time(t: Trial) -> None:
     got, o = t.run(), t.options
-    name, q = ("P_pred", np.eye(len(t.given["theta"]))) if _dense(t) else ("p_pred", 1.0)
+    name, q = ("P_pred", np.eye(len(t.given["theta"]))) if dense(t) else ("p_pred", 1.0)
     if got.has(name):
-        wanted = t.exact("P" if _dense(t) else "p")[0] / Near(o["lam"]).value
+        wanted = t.exact("P" if dense(t) else "p")[0] / Near(o["lam"]).value
         Near.of(got, name).meets(t, name, Near(wanted) + Near(o["q"]) * Near(q))
 
 
@@ -99,7 +113,7 @@ def _time(t: Trial) -> None:
     "observation",
     "LOKO-1 OBS-1 OBS-2 OBS-3 OBS-4",
     "e + yhat = y, and H is Z, Z less its mean over the classes, or J Z, from what is returned",
-    _steps,
+    steps,
 )
 def _observation(t: Trial) -> None:
     got, kind, (y,) = t.run(), t.options["observation"], t.wide("y")
@@ -119,7 +133,7 @@ def _observation(t: Trial) -> None:
     Near.of(got, "H").meets(t, "H", Z)
 
 
-@fact(STEP, "log-odds", "LOKO-1 LAY-7", "log(yhat_i/yhat_j) = z_i - z_j; gaussian yhat = z", _steps)
+@fact(STEP, "log-odds", "LOKO-1 LAY-7", "log(yhat_i/yhat_j) = z_i - z_j; gaussian yhat = z", steps)
 def _odds(t: Trial) -> None:
     got = t.run()
     if not got.has("z", "yhat"):
@@ -155,7 +169,7 @@ def _sample(t: Trial, got: Got) -> Near | None:
     "noise",
     "LOKO-1 NOISE-2 NOISE-3 NOISE-5 OBS-4",
     "R_used is R, its average with e e' (+ H p H') before the gain, or J; R is handed on",
-    _steps,
+    steps,
     "all but ema_residual_hph",
 )
 def _noise(t: Trial) -> None:
@@ -190,10 +204,10 @@ def _noise(t: Trial) -> None:
 def _residual(t: Trial) -> None:
     o, (y,) = t.options, t.wide("y")
     got = t.run()
-    theta, p, R = _posterior(t)
+    theta, p, R = posterior(t)
     if not got.has(theta, p, R, "H", "Z"):
         return
-    weights = dict(t.given["weights"]) | _unpacked(t, got["theta"])
+    weights = dict(t.given["weights"]) | unpacked(t, got["theta"])
     there = t.run("model.forward", {"spec": o["spec"]}, x=t.given["x"], weights=weights)
     z = there["z"]
     off = there.tol["z"].reshape(-1) + 2 * np.abs(got["Z"]) @ got.tol["theta"]
@@ -203,7 +217,7 @@ def _residual(t: Trial) -> None:
         off = np.full_like(off, np.max(off) + 8 * np.finfo(float).eps)  # |J| <= 1
     r = Near((y - z).reshape(-1, 1), off.reshape(-1, 1))
     H, P = Near.of(got, "H"), Near.of(got, p)
-    P = P if _dense(t) else Near(np.diag(P.value), np.diag(P.off))
+    P = P if dense(t) else Near(np.diag(P.value), np.diag(P.off))
     added = r @ r.T + H @ P @ H.T
     wanted = Near(o["beta"]) * Near(t.given["R"]) + Near(1 - o["beta"]) * added
     Near.of(got, R).meets(t, R, wanted)
@@ -214,7 +228,7 @@ def _residual(t: Trial) -> None:
     "gain",
     "LOKO-1 KAL-2",
     "S = H P_pred H' + R_used,  K S = P_pred H',  theta+ = theta + K e, from what is returned",
-    _steps,
+    steps,
 )
 def _gain(t: Trial) -> None:
     got = t.run()
@@ -243,15 +257,15 @@ def _by_noise(R: Near, H: Near) -> Array:
     "posterior",
     "LOKO-1 DIAG-1 DIAG-2 KAL-2",
     "p+ = p (1 - diag K H), P+ = P - K H P, or 1/p+ = 1/p + the information, from what is returned",
-    _steps,
+    steps,
 )
 def _covariances(t: Trial) -> None:
     got, o = t.run(), t.options
-    name, P = _posterior(t)[1], _prior(t, got)
+    name, P = posterior(t)[1], _prior(t, got)
     if P is None or not got.has(name, "K", "H", "R_used"):
         return
     H, K, after = Near.of(got, "H"), Near.of(got, "K"), Near.of(got, name)
-    if _dense(t):
+    if dense(t):
         after.meets(t, name, P - K @ H @ P)
     elif o.get("diagonal", "decoupled") == "decoupled":
         wanted = P - K @ H @ P
@@ -267,166 +281,3 @@ def _covariances(t: Trial) -> None:
         information = Near(np.diagonal(gram.value), np.diagonal(gram.off))
         prior = Near(np.diagonal(P.value), np.diagonal(P.off))
         (after + after * prior * information).meets(t, "p+ (1 + p information)", prior)
-
-
-def _unpacked(t: Trial, theta: Array) -> dict[str, Array]:
-    """Return the factors by name."""
-    found, at = {}, 0
-    for name, shape in factor_shapes(t.options["spec"]).items():
-        count = int(np.prod(shape))
-        found[name] = theta[at : at + count].reshape(shape)
-        at += count
-    return found
-
-
-def _scaled(t: Trial, c: Array) -> dict[str, Any]:
-    """Return the inputs with parameters in other units."""
-    theta, name = t.wide("theta")[0], _posterior(t)[1]
-    return {"theta": c * theta, name: t.wide(name)[0] * (np.outer(c, c) if _dense(t) else c**2)}
-
-
-@fact(
-    f"{STEP} {RUN}",
-    "factors in other units",
-    "LOKO-1 KAL-7 LORA-2",
-    "A / 2 and 2 B are the same network: theta and its covariance come out in those units",
-    _steps,
-    "q = 0",
-)
-def _units(t: Trial) -> None:
-    unit = {"A": 0.5, "bA": 0.5, "B": 2.0, "bB": 1.0}
-    shapes = factor_shapes(t.options["spec"])
-    c = np.concatenate(
-        [np.full(int(np.prod(s)), unit[k.split(".")[-1]]) for k, s in shapes.items()]
-    )
-    a, b = t.run(options={"q": 0.0}), t.run(options={"q": 0.0}, **_scaled(t, c))
-    units = {"theta": c, "p": c**2, "P": np.outer(c, c), "p_pred": c**2, "P_pred": np.outer(c, c)}
-    units |= {"K": c[:, None], "Z": 1 / c, "H": 1 / c}
-    t.same(a, b, back=lambda name, value: value / units.get(name, 1.0))
-
-
-@fact(
-    f"{STEP} {RUN}",
-    "samples permuted",
-    "LOKO-2",
-    "the order of the samples within a stacked batch changes nothing",
-    _steps,
-    "batches of 2",
-)
-def _samples(t: Trial) -> None:
-    axis = 0 if t.held.operation == STEP else 1
-    x, y = t.wide("x", "y")
-    batch, C = y.shape[axis:]
-    if batch < 2:
-        raise Unsuitable("one sample")
-    order = np.roll(np.arange(batch), 1)
-    rows = (C * order[:, None] + np.arange(C)).reshape(-1)
-    changes = {"x": np.take(x, order, axis), "y": np.take(y, order, axis)}
-    if "R" in t.given:
-        changes["R"] = t.wide("R")[0][np.ix_(rows, rows)]
-    t.same(t.run(), t.run(**changes), _posterior(t)[:2])
-
-
-@fact(
-    STEP,
-    "classes permuted",
-    "LOKO-1 OBS-2",
-    "the last layer's rows, y and R permuted alike permute the last layer's factors",
-    _steps,
-    "networks that end in a linear",
-)
-def _classes(t: Trial) -> None:
-    spec, (y,) = t.options["spec"], t.wide("y")
-    if spec[-1]["kind"] != "linear":
-        raise Unsuitable("another last layer")
-    last, C = spec[-1]["name"], y.shape[1]
-    order = np.roll(np.arange(C), 1)
-    names = {f"{last}.{key}" for key in ("W", "b", "B", "bB")}
-    weights = {k: a[order] if k in names else a for k, a in t.given["weights"].items()}
-    index = _unpacked(t, np.arange(len(t.given["theta"]), dtype=float))
-    moved = np.concatenate(
-        [(a[order] if k in names else a).reshape(-1) for k, a in index.items()]
-    ).astype(int)
-    undo = np.argsort(moved)
-    rows = (C * np.arange(len(y))[:, None] + order).reshape(-1)
-    name = _posterior(t)[1]
-    (p,), (theta,) = t.wide(name), t.wide("theta")
-    changes: dict[str, Any] = {"theta": theta[moved], "y": y[:, order], "weights": weights}
-    changes[name] = p[np.ix_(moved, moved)] if _dense(t) else p[moved]
-    if "R" in t.given:
-        changes["R"] = t.wide("R")[0][np.ix_(rows, rows)]
-
-    def back(key: str, value: Array) -> Array:
-        return value[np.ix_(undo, undo)] if key == "P" else value[undo]
-
-    t.same(t.run(), t.run(**changes), ("theta", name), back)
-
-
-@fact(
-    STEP,
-    "forgetting first",
-    "LOKO-1 KAL-1",
-    "a step with lam and q is one without, from p / lam + q",
-    _steps,
-)
-def _forgetting(t: Trial) -> None:
-    o, name = t.options, _posterior(t)[1]
-    (p,) = t.wide(name)
-    q = o["q"] * (np.eye(len(p)) if _dense(t) else 1.0)
-    b = t.run(options={"lam": 1.0, "q": 0.0}, **{name: p / o["lam"] + q})
-    t.same(t.run(), b, _posterior(t))
-
-
-@fact(STEP, "still", "LOKO-1 KAL-2", "an observation equal to the output leaves theta", _steps,
-      "gaussian")  # fmt: skip
-def _still(t: Trial) -> None:
-    if t.options["observation"] != "gaussian":
-        raise Unsuitable("classes are observed")
-    first = t.run()
-    if first.has("z", "Z"):
-        y = t.cast(first["z"])
-        got = t.run(y=y)
-        if got.has("theta", "K"):
-            off = np.abs(got["K"]) @ (np.abs(first["z"] - y) + first.tol["z"]).reshape(-1)
-            t.near("theta", got["theta"], t.given["theta"], got.tol["theta"] + off)
-
-
-@fact(
-    RUN,
-    "continued",
-    "LOKO-1 NOISE-5",
-    "a run continued from what its first step returns is the rest of the run",
-    _steps,
-    "an R that need not keep 1 as an eigenvector: neither softmax nor centred logits",
-)
-def _continued(t: Trial) -> None:
-    if t.options["observation"] == "softmax" or t.options.get("center"):
-        raise Unsuitable("rounding takes R off the form that is required")
-    whole, (x, y) = t.run(), t.wide("x", "y")
-    theta, p, R = _posterior(t)
-    if not whole.has(theta, p) or ("R" in t.given and not whole.has(R)):
-        return
-    state = {name: whole[name][0] for name in (theta, p, R) if name in t.given}
-    if p == "P":
-        state[p] = (state[p] + state[p].T) / 2
-    rest = t.run(x=x[1:], y=y[1:], **state)
-    for name in (theta, p, R):
-        if rest.has(name) and whole.has(name):
-            t.near(name, whole[name][1:], rest[name], 2 * rest.tol[name])
-
-
-@fact(
-    RUN,
-    "steps",
-    "LOKO-1",
-    "a run's first step is a step",
-    _steps,
-    "needs loko.step",
-)
-def _first(t: Trial) -> None:
-    whole, given = t.run(), dict(t.given)
-    x, y = given.pop("x"), given.pop("y")
-    one = t.run(STEP, t.options, x=x[0], y=y[0], **given)
-    for name in one:
-        if whole.has(name):
-            t.near(name, whole[name][0], one[name], whole.tol[name][0] + one.tol[name])

@@ -13,8 +13,7 @@ from hypothesis import strategies as hs
 from loko_ref import strategies as st
 from loko_ref.arrays import Array
 from loko_ref.network.spec import factor_shapes, linears
-from loko_ref.properties.facts.differences import derivative
-from loko_ref.properties.facts.nets import (
+from loko_ref.properties.nets import (
     bert,
     branches,
     changed,
@@ -28,6 +27,7 @@ from loko_ref.properties.facts.nets import (
     site,
     spec_of,
 )
+from loko_ref.properties.numbers import derivative
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Trial, Unsuitable, exact
 

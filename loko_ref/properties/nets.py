@@ -96,7 +96,8 @@ def wide(draw: hs.DrawFn, small: bool) -> Spec:
 def bert(draw: hs.DrawFn, small: bool) -> Any:
     """Return a text's spec with a pooler, without padding."""
     return bert_spec(
-        vocab=4, positions=3, layers=1, width=2, heads=1, ff=2, outputs=2, pool="cls", dense=True,
+        vocab=4, pad=None, positions=3, layers=1, width=2, heads=1, ff=2, outputs=2, pool="cls",
+        dense=True,
         lora={"r": 1, "alpha": 2.0}, targets=["q"], eps=0.25, activation="relu",
     )  # fmt: skip
 
