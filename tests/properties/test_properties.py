@@ -1,5 +1,6 @@
 """The properties: right code has every one, wrong code lacks some, and failures can be read."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from loko_ref.conformance.user_inputs import read_case
 from loko_ref.errors import InputError
 from loko_ref.properties import PROFILES, all_properties, check, check_all, matrix, parametrize
 from loko_ref.properties.running import select
-from loko_ref.properties.trial import Trial, exact, inverse
+from loko_ref.properties.trial import Trial, Unsuitable, exact, inverse
 
 FACTS = all_properties()
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,8 @@ def test_right_code_has_every_property(name):
     compared = 0
     for problem, _ in drawn:
         trial = Trial(fact, RIGHT, problem)
-        fact.check(trial)
+        with contextlib.suppress(Unsuitable):  # what cannot be judged differs by the rounding
+            fact.check(trial)
         compared += trial.compared
     assert compared, "it compares nothing"
 

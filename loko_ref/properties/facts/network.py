@@ -39,8 +39,9 @@ FORWARD, JACOBIAN = "model.forward", "model.jacobian"
 def _any(draw: hs.DrawFn, small: bool) -> Any:
     if draw(hs.booleans()):
         return draw(st.transformer_specs(max_layers=1, max_width=2 if small else 4, eps=0.25))
-    width, depth = (2, 1) if small else (4, 2)
-    return draw(st.models(max_width=width, max_depth=depth)).spec
+    if small:
+        return [site("0", draw(hs.integers(1, 2)), draw(hs.integers(1, 2)), bias=False)]
+    return draw(st.models(max_width=4, max_depth=2)).spec
 
 
 def check_derivative(t: Trial) -> None:
@@ -99,6 +100,18 @@ def check_merged(t: Trial) -> None:
             changes[f"{name}.b"] = weights[f"{name}.b"] + extra
             changes[f"{name}.bB"] = 0 * weights[f"{name}.bB"]
     same(t, t.run(), run(t, {k: np.asarray(a, dtype=float) for k, a in changes.items()}))
+
+
+def _active(draw: hs.DrawFn, small: bool) -> Any:
+    kind = draw(hs.sampled_from(["softmax", "log_softmax", "tanh"]))
+    return [site("0", 1 if small else 2, 3), {"kind": kind}, site("1", 3, 2)]
+
+
+@fact(JACOBIAN, "derivative of an activation", "LAY-4 LAY-7 LAY-8",
+      "Z v is the derivative of z as the factors on both sides of it move along v", nets(_active),
+      "softmax, log_softmax, tanh")  # fmt: skip
+def _activation(t: Trial) -> None:
+    check_derivative(t)
 
 
 @fact(

@@ -149,8 +149,7 @@ def _continued(t: Trial) -> None:
     if not whole.has(theta, p) or ("R" in t.given and not whole.has(R)):
         return
     state = {name: whole[name][0] for name in (theta, p, R) if name in t.given}
-    if p == "P":
-        state[p] = (state[p] + state[p].T) / 2
+    state |= {k: (a + a.T) / 2 for k, a in state.items() if k in ("P", "R")}
     rest = t.run(x=x[1:], y=y[1:], **state)
     for name in (theta, p, R):
         if rest.has(name) and whole.has(name):
