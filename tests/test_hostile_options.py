@@ -79,7 +79,7 @@ PERHAPS = {
 """Values that some option takes."""
 
 PLACES = {
-    *("folder", "json", "json_file", "python", "junit", "html", "trace", "xfail"),
+    *("folder", "case", "save", "json", "json_file", "python", "junit", "html", "trace", "xfail"),
     *("plot", "checkpoint", "resume", "details"),
 }
 """Parameters that are paths: a file may have the name of a number."""
@@ -108,6 +108,7 @@ CHEAP = {
     ("operations",): {"name": "lora.delta"},
     ("case",): {"key": "lora.delta/tiny/float64"},
     ("mutants",): {"only": "P-FLOOR"},
+    ("properties",): {"target": "mine.py", "only": "lora.delta/linear"},
     ("protocol",): {},
     ("vectors", "export"): {"folder": "new", "only": "lora.delta/*/float64"},
     ("vectors", "check"): {"folder": "absent"},
@@ -133,7 +134,7 @@ CHEAP = {
 }
 """What makes a command cheap, by parameter."""
 
-SLOW = {"steps", "score", "calibration", "curves", "min_time", "as_json", "list_", "stop_after"}
+SLOW = {"steps", "score", "matrix", "calibration", "curves", "min_time", "as_json", "list_", "stop_after"}
 """Parameters whose honest values take long: of these only what nothing takes is tried."""
 
 

@@ -58,6 +58,7 @@ def _read(name: str, value: Any) -> Any:
         raise InputError(name, got, required, cause) from None
 
 
+@takes(name=str, arguments=Mapping)
 def split(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split an operation's arguments into inputs and options by their names."""
     operation = get(name)
