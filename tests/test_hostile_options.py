@@ -134,7 +134,17 @@ CHEAP = {
 }
 """What makes a command cheap, by parameter."""
 
-SLOW = {"steps", "score", "matrix", "calibration", "curves", "min_time", "as_json", "list_", "stop_after"}
+SLOW = {
+    "steps",
+    "score",
+    "matrix",
+    "calibration",
+    "curves",
+    "min_time",
+    "as_json",
+    "list_",
+    "stop_after",
+}
 """Parameters whose honest values take long: of these only what nothing takes is tried."""
 
 
