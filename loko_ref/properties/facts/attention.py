@@ -54,6 +54,20 @@ def _merged(t: Trial) -> None:
     check_merged(t)
 
 
+def _queries(draw: hs.DrawFn, small: bool) -> Any:
+    layer, *rest = wide(draw, small)
+    for key in "kvo":
+        layer[key] = {**layer[key], "lora": None}
+    return [layer, *rest]
+
+
+@fact(FORWARD, "merged queries", "LORA-3 ATT-2",
+      "the queries' branch folded into their W and b gives the same outputs", nets(_queries),
+      "LoRA on q alone, rank 2")  # fmt: skip
+def _merged_queries(t: Trial) -> None:
+    check_merged(t)
+
+
 def _rows(t: Trial, key: str, change: Any) -> dict[str, Any]:
     """Return changes of what makes the rows of a projection's output."""
     return {f"0.{key}.{name}": change for name in ("W", "b", "B", "bB")}
