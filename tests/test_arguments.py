@@ -117,6 +117,7 @@ CALLS = {
     },
     kalman.observation.predict: {"observation": "softmax", "z": Z},
     kalman.observation.one_hot: {"labels": Y, "C": 2, "like": Z},
+    user_inputs.split: {"name": "kalman.diagonal_update", "arguments": PROBLEM},
     user_inputs.user_case: {"operation": "kalman.diagonal_update", "arguments": PROBLEM},
     **{
         key: {"function": answer, "operation": "kalman.diagonal_update", "arguments": PROBLEM}
@@ -178,7 +179,7 @@ def test_every_public_function_is_tried():
     tried = set(CALLS)
     exempt = {
         spec.check_input, spec.map_linears, lora.ratio, model.vjp, lte.iterate,
-        kalman.diagonal.check_update,
+        kalman.diagonal.check_update, user_inputs.read_case, user_inputs.save_case,
     }  # fmt: skip
     for module in (loko, lte, spec, architectures, model, jacobian, lora, optimizers, user_inputs):
         for name in module.__all__:

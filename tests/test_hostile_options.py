@@ -80,18 +80,8 @@ PERHAPS = {
 """Values that some option takes."""
 
 PLACES = {
-    *(
-        "folder",
-        "answers",
-        "baseline",
-        "json",
-        "json_file",
-        "python",
-        "junit",
-        "html",
-        "trace",
-        "xfail",
-    ),
+    *("folder", "answers", "baseline", "case", "save", "json", "json_file", "python", "junit"),
+    *("html", "trace", "xfail"),
     *("plot", "checkpoint", "resume", "details"),
 }
 """Parameters that are paths: a file may have the name of a number."""
@@ -120,6 +110,7 @@ CHEAP = {
     ("operations",): {"name": "lora.delta"},
     ("case",): {"key": "lora.delta/tiny/float64"},
     ("mutants",): {"only": "P-FLOOR"},
+    ("properties",): {"target": "mine.py", "only": "lora.delta/linear"},
     ("protocol",): {},
     ("vectors", "export"): {"folder": "new", "only": "lora.delta/*/float64"},
     ("vectors", "check"): {"folder": "absent"},
@@ -146,7 +137,17 @@ CHEAP = {
 }
 """What makes a command cheap, by parameter."""
 
-SLOW = {"steps", "score", "calibration", "curves", "min_time", "as_json", "list_", "stop_after"}
+SLOW = {
+    "steps",
+    "score",
+    "matrix",
+    "calibration",
+    "curves",
+    "min_time",
+    "as_json",
+    "list_",
+    "stop_after",
+}
 """Parameters whose honest values take long: of these only what nothing takes is tried."""
 
 

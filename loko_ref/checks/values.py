@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
 from loko_ref.arrays.backends import KNOWN
+from loko_ref.arrays.seam import conversion
 from loko_ref.errors import InputError, NumericalError, UndecidedError, shown, unknown_option
 
 Class = TypeVar("Class", bound=type)
@@ -190,7 +191,7 @@ def check_floats(**arrays: Any) -> None:
                 name,
                 type(array).__name__,
                 f"an array of one of {', '.join(KNOWN)}",
-                "a list or a scalar: convert it to a NumPy or CuPy array first",
+                f"a list or a scalar: convert it with {conversion(array)}",
             )
     backend_of(*arrays.values())
     for name, array in arrays.items():

@@ -12,6 +12,7 @@ from loko_ref.experiments.data import bundled
 __all__ = ["EXTRA", "check_needs"]
 
 EXTRA = {"train": "data", "explain": "data", "lte": "data", "certify": "certify"}
+EXTRA |= {"properties": "test"}
 """Command -> the extra that it needs with its default options; the others need ``cli`` alone."""
 
 

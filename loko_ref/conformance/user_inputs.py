@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from loko_ref.arrays import conversion, read_array
 from loko_ref.checks.signatures import takes
 from loko_ref.conformance.cases.registry import DTYPES, OWN, Case, Recipe
 from loko_ref.conformance.catalogue.registry import get
@@ -42,6 +43,22 @@ def _dtype(value: Any) -> set[str]:
     return {str(dtype)} if dtype.kind == "f" else set()
 
 
+def _read(name: str, value: Any) -> Any:
+    """Return an input with every array in NumPy, whatever library and device it is of."""
+    if isinstance(value, Mapping):
+        return {key: _read(f"{name}[{key!r}]", item) for key, item in value.items()}
+    if not hasattr(value, "__array__") and not hasattr(value, "__cuda_array_interface__"):
+        return value  # a list, which is checked as such
+    try:
+        return read_array(value)
+    except Exception as error:  # of the library, which is not ours
+        got = f"a {type(value).__name__} that cannot be read: {error}"[:200]
+        required = f"numbers, as {conversion(value)} gives them"
+        cause = "a precision that NumPy lacks, or a placeholder under jit or grad"
+        raise InputError(name, got, required, cause) from None
+
+
+@takes(name=str, arguments=Mapping)
 def split(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split an operation's arguments into inputs and options by their names."""
     operation = get(name)
@@ -92,6 +109,7 @@ def user_case(operation: str, arguments: Mapping[str, Any], **options: Any) -> C
     """
     entry = get(operation)
     inputs, chosen = split(operation, {**arguments, **options})
+    inputs = {name: _read(name, value) for name, value in inputs.items()}
     check_arguments(entry, inputs, chosen)
     dtypes = _dtype(inputs)
     if len(dtypes) != 1 or not dtypes <= set(DTYPES):

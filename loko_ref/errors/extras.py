@@ -16,6 +16,7 @@ EXTRAS = {
     "threadpoolctl": ("threadpoolctl", "cli"),
     "sklearn": ("scikit-learn", "data"),
     "matplotlib": ("matplotlib", "data"),
+    "hypothesis": ("hypothesis", "test"),
     "mpi4py": ("mpi4py", "mpi"),
     "flint": ("flint", "certify"),
     "safetensors": ("safetensors", "interop"),

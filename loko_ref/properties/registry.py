@@ -16,7 +16,10 @@ __all__ = ["Problem", "Problems", "Property", "all_properties", "fact", "get"]
 
 
 _PROPERTIES: dict[str, Property] = {}
-_PARTS = ("filter", "observation", "lora", "optimizers")
+_PARTS = (
+    *("filter", "observation", "lora", "optimizers", "network", "attention"),
+    *("loko", "symmetry", "lte", "lte_run"),
+)
 
 Check = Callable[[Trial], None]
 

@@ -18,6 +18,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis.errors import FlakyFailure
 
+from loko_ref.arrays import read_array
 from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_choice
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
@@ -54,6 +55,10 @@ PROFILES: Mapping[str, settings] = {
 }
 """Name -> Hypothesis settings: as many problems of each size. None has a deadline, which would
 measure the machine; the draws are the same each time. ``@PROFILES["dev"]`` takes one for a test."""
+
+
+LARGE = ("model.", "loko.", "lte.")
+"""Operations whose problems take long: half as many of them are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +173,8 @@ def _examine(
         finally:
             compared += trial.compared
 
+    if fact.operation.startswith(LARGE):
+        profile = settings(profile, max_examples=max(profile.max_examples // 2, 1))
     for small in (True, False):
         try:
             profile(given(problem=fact.problems(small))(body))()
@@ -267,7 +274,7 @@ def check(name: str, implementation: object, *, dtype: str = "float64", **argume
     def cast(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: cast(item) for key, item in value.items()}
-        return np.asarray(value, dtype=dtype)
+        return np.asarray(read_array(value), dtype=dtype)
 
     inputs, options = split(fact.operation, arguments)
     inputs = {key: cast(value) for key, value in inputs.items()}

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loko_ref.conformance.reports.literals import data, number
+from loko_ref.conformance.catalogue.registry import get
+from loko_ref.conformance.reports.literals import number
 from loko_ref.conformance.reports.text import PYTHON
 
 if TYPE_CHECKING:
     from loko_ref.properties.trial import Problem
 
 __all__ = ["snippet"]
+
+WIDTH = 92
+"""Columns of a line, without its indent."""
 
 
 def _numbers(value: Any) -> Any:
@@ -45,17 +50,16 @@ def snippet(name: str, target: str, problem: Problem) -> str:
         first = next(iter(first.values()))
     dtype = str(np.asarray(first).dtype)
     held = "IMPLEMENTATION" if target.startswith(PYTHON) else json.dumps(target)
-    items = [f"{key}={data(_numbers(value), 4, 6)}" for key, value in problem.inputs.items()]
-    items += [f"{key}={data(_plain(value), 4, 6)}" for key, value in problem.options.items()]
-    lines: list[str] = []
-    line = ""
-    for item in [*items, f'dtype="{dtype}"']:
-        if line and len(line) + len(item) > 70:
-            lines, line = [*lines, line], ""
-        line += f"{' ' if line else ''}{item},"
-    inner = "\n".join(f"    {line}" for line in [*lines, line])
-    head = f"from loko_ref.properties import check\n\ncheck(\n    {json.dumps(name)}, {held},\n"
-    return f"{head}{inner}\n)"
+    defaults = {option.name: option.default for option in get(name.split("/")[0]).options}
+    chosen = {k: v for k, v in problem.options.items() if v != defaults.get(k)}
+    given = {**_numbers(problem.inputs), **_plain(chosen), "dtype": dtype}
+    body = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    lines = textwrap.wrap(body, WIDTH, break_long_words=False, break_on_hyphens=False)
+    inner = "".join(f"    {line}\n" for line in lines)
+    return (
+        "from loko_ref.properties import check\n\n"
+        f"check(\n    {json.dumps(name)}, {held},\n{inner})"
+    )
 
 
 def _plain(value: Any) -> Any:

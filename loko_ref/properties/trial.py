@@ -102,6 +102,9 @@ class Got(dict[str, Array]):
         super().__init__(values)
         self.tol = allowed
 
+    def __missing__(self, name: str) -> Array:
+        raise Unsuitable(f"{name} did not come back, or cannot be judged")
+
     def has(self, *names: str) -> bool:
         """Return whether all of these came back and can be judged."""
         return all(name in self for name in names)
@@ -256,13 +259,8 @@ class Trial:
             if not changes:
                 raise
             raise Refuted(f"{self.held.statement}: an answer is no valid input: {error}") from None
-        answer = self._target.run(case, self._timeout)
-        if answer.declined is not None:
-            raise Declined(answer.declined)
-        if answer.finding is not None:
-            raise Refuted(f"{case.operation.name}: {answer.finding.message}")
         values, bounds = {}, {}
-        for name, array in answer.outputs.items():
+        for name, array in self._answer(case).items():
             bound = allowed[name]
             if bound is None:
                 continue
@@ -271,6 +269,22 @@ class Trial:
             if not np.isfinite(values[name]).all():
                 self._fail(name, ~np.isfinite(values[name]), values[name], np.zeros(()))
         return Got(values, bounds)
+
+    def values(self, **changes: Any) -> Mapping[str, Array]:
+        """Run the property's operation with inputs changed; no tolerance is computed."""
+        inputs = {k: _cast(a, self.dtype) for k, a in {**self.given, **changes}.items()}
+        case = user_case(self.held.operation, inputs, **self.options)
+        found = self._answer(case)
+        return {name: np.asarray(a, dtype=np.float64) for name, a in found.items()}
+
+    def _answer(self, case: Case) -> Mapping[str, Array]:
+        """Return what the implementation answers."""
+        answer = self._target.run(case, self._timeout)
+        if answer.declined is not None:
+            raise Declined(answer.declined)
+        if answer.finding is not None:
+            raise Refuted(f"{case.operation.name}: {answer.finding.message}")
+        return answer.outputs
 
     def _fail(self, name: str, bad: Array, value: Array, bound: Array) -> None:
         bound = np.broadcast_to(bound, value.shape)

@@ -101,6 +101,7 @@ OPTIONS = {
         "min_outputs": (1, 3),
         "train_all": (False, True),
         "dtype": DTYPE,
+        **WHOLE,
     },
     "diagonal_problems": {
         **PROBLEM, "max_n": (1, 6), "max_m": (1, 4), "diagonal_noise": (False, True), **WHOLE,
@@ -125,7 +126,8 @@ OPTIONS = {
         **LOKO,
     },
     "lte_runs": {
-        "max_heads": (1, 3), "max_steps": (1, 4), "max_chunk": (1, 2), "dtype": DTYPE, **LTE,
+        "max_heads": (1, 3), "max_steps": (1, 4), "max_chunk": (1, 2), "max_width": (1, 3),
+        "max_depth": (1, 2), "dtype": DTYPE, **LTE,
     },
     "transformer_specs": TRANSFORMER,
     "transformers": {"size": (0.5, 1.0), "dtype": DTYPE, **TRANSFORMER},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loko_ref.cli.needs import check_needs
 from loko_ref.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def properties(
     nothing ran. With --matrix 0 if every property finds a known mistake and at least 90 % of the
     mistakes are found, else 1.
     """
+    check_needs(modules=[("hypothesis", "properties")])
     from rich.console import Console
     from rich.progress import Progress
 

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from loko_ref.arrays import read_array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.catalogue.registry import VERSION
 from loko_ref.conformance.implementations.target import (
@@ -308,7 +309,7 @@ def _plain(result: Any) -> Any:
         value = plain[name] = result[name]
         if not isinstance(value, np.ndarray) and hasattr(value, "__array__"):
             with contextlib.suppress(Exception):  # `check` meets it again, and reports it
-                plain[name] = np.array(value)
+                plain[name] = np.array(read_array(value))
     return plain
 
 

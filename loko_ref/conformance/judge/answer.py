@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.arrays import Array
+from loko_ref.arrays import Array, read_array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.layout import arranged
 from loko_ref.conformance.judge.tolerance import expected
@@ -143,8 +143,7 @@ def _array(value: Any) -> Array | str:
     if not (isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__")):
         return f"a {type(value).__name__} in place of an array"
     try:
-        # what holds a gradient gives its numbers only apart from it
-        array = np.array(value.detach() if hasattr(value, "detach") else value)
+        array = np.array(read_array(value))
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     except Exception as error:
         return f"cannot be read as a NumPy array: {describe(error, __file__)}"

@@ -13,7 +13,7 @@ from hypothesis import strategies as hs
 from loko_ref import strategies as st
 from loko_ref.arrays import Array
 from loko_ref.kalman.noise import ESTIMATED
-from loko_ref.properties.facts.differences import derivative
+from loko_ref.properties.numbers import derivative
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable, exact, size
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as hs
 from loko_ref import strategies as st
 from loko_ref.arrays import Array
 from loko_ref.properties.registry import fact
-from loko_ref.properties.trial import Got, Problem, Problems, Trial, exact
+from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable, exact
 
 __all__: list[str] = []
 
@@ -116,8 +116,10 @@ def _impulse(t: Trial) -> None:
 
 
 @fact(SGD, "second step", "OPT-1", "a gradient given again moves by momentum + 1 - dampening times",
-      _runs, "weight_decay = 0, nesterov = False")  # fmt: skip
+      _runs, "momentum > 0, weight_decay = 0, nesterov = False")  # fmt: skip
 def _second(t: Trial) -> None:
+    if not t.options["momentum"]:
+        raise Unsuitable("without momentum there is no buffer to dampen")
     (gradient,), o = t.wide("gradient"), t.options
     twice = np.stack([gradient[0], gradient[0]])
     got = t.run(gradient=twice, options={"weight_decay": 0.0, "nesterov": False})
