@@ -118,8 +118,10 @@ def read_array(array: Any) -> NDArray[Any]:
     """
     if isinstance(array, np.ndarray | np.generic):
         return np.asarray(array)
+    if hasattr(array, "detach"):  # what holds a gradient gives its numbers only apart from it
+        array = array.detach()
     if _framework(array) == "torch":
-        array = array.detach().cpu()
+        array = array.cpu()
     elif "cupy" in {cls.__module__.split(".", 1)[0] for cls in type(array).__mro__}:
         array = to_host(array)
     return np.asarray(array)

@@ -189,7 +189,7 @@ def test_hostile_texts_stand_in_every_output_and_break_none(name):
     assert checks[1].reason == shown
     printed, document, xml, html = every_output("t", checks, [shown])
     assert printed.count(shown) == 3  # the failure, the note, what is unsupported
-    assert "FAILED" in printed.splitlines()[-1]
+    assert "FAILED" in printed.splitlines()[-2]  # then what to type next
     assert document["checks"][0]["finding"]["message"] == shown
     assert document["checks"][1]["reason"] == shown
     assert {node.get("message") for node in xml.iter() if node.get("message")} == {shown}

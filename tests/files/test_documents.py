@@ -83,6 +83,11 @@ def calibration(tmp_path):
     yield written(tmp_path / "c.json", "mutants", "--calibration", *words, "--json")
 
 
+def generated(tmp_path):
+    words = ["--generated", 1, "--case", "lora.delta/*", "--json"]
+    yield written(tmp_path / "g.json", "mutants", *words, codes=(0, 1))
+
+
 def vectors(tmp_path):
     run("vectors", "export", tmp_path / "v", "--only", "lora.delta/tiny/*")
     yield json.loads((tmp_path / "v" / "manifest.json").read_text())
@@ -111,7 +116,10 @@ def curves(tmp_path):
 
 
 MAKERS = {
-    **{f.__name__: f for f in (verify, mutants, calibration, vectors, case, certify, train, lte)},
+    **{
+        f.__name__: f
+        for f in (verify, mutants, generated, calibration, vectors, case, certify, train, lte)
+    },
     "lte-details": lte_details,
     "bench": timing,
     "bench-curves": curves,

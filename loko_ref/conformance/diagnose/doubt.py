@@ -9,7 +9,7 @@ import numpy as np
 
 from loko_ref.conformance.diagnose.formulas import find
 from loko_ref.conformance.diagnose.mistake import Mistake
-from loko_ref.conformance.engine import Check
+from loko_ref.conformance.engine import FAILED, Check
 from loko_ref.conformance.mistakes.registry import Mutant, idle
 
 __all__ = ["with_formulas"]
@@ -26,8 +26,8 @@ def with_formulas(
     unnamed = []
     for c in checks:
         fits = named.get(c.case.id)
-        if fits is None or c.divergence is None:
-            continue
+        if fits is None or c.divergence is None or c.status != FAILED:
+            continue  # what is imprecise has its explanation
         if not _explains(fits) or (c.case.operation.name, fits[0].mutant.id) in doubtful:
             unnamed.append(c)
     formulas = find(checks, unnamed)

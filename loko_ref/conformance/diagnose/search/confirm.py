@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.conformance.cases.registry import Case, Draw, Recipe
+from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.conformance.diagnose.search.candidates import (
     Candidate,
     Trial,
@@ -138,6 +139,8 @@ def _fresh(problems: Sequence[Problem]) -> Iterator[Problem]:
     for problem in problems:
         recipe = problem.case.recipe
         if recipe in seen or recipe.operation != problem.case.operation.name or "[" in recipe.name:
+            continue
+        if recipe.operation not in OPERATIONS:  # a quantity of a recording
             continue
         seen.add(recipe)
         for seed in range(2):

@@ -161,7 +161,7 @@ class Problem:
         return self._finished(out.get(self.quantity))
 
     def _finished(self, found: Any) -> Array | None:
-        if found is None or np.shape(found) != self.got.shape:
+        if found is None or np.shape(found) != self.got.shape or np.iscomplexobj(found):
             return None
         found = np.asarray(found, dtype=np.float64)
         return canonical(self.case, self.quantity, found) if np.isfinite(found).all() else None
@@ -197,7 +197,10 @@ class Problem:
         self.spent += len(calls)
         try:
             with np.errstate(all="ignore"):
-                rows = [np.asarray(formula(*a, **k), dtype=np.float64) for a, k in calls]
+                given = [np.asarray(formula(*a, **k)) for a, k in calls]
+                if any(np.iscomplexobj(row) for row in given):
+                    return None
+                rows = [row.astype(np.float64) for row in given]
                 shape = self.got.shape[1:] if self.case.operation.stepwise else self.got.shape
                 rows = [row.reshape(shape) for row in rows]
         except ERRORS:
