@@ -24,10 +24,18 @@ def with_formulas(
     """Add the formulas found for what no known mistake explains."""
     doubtful = _doubtful(checks, named)
     unnamed = []
+    wrong = {
+        (c.case.operation.name, d.quantity)
+        for c in checks
+        if c.status == FAILED
+        for d in c.divergences
+    }
     for c in checks:
         fits = named.get(c.case.id)
-        if fits is None or c.divergence is None or c.status != FAILED:
-            continue  # what is imprecise has its explanation
+        if fits is None or c.divergence is None:
+            continue
+        if c.status != FAILED and (c.case.operation.name, c.divergence.quantity) not in wrong:
+            continue  # imprecise, and nothing belies it
         if not _explains(fits) or (c.case.operation.name, fits[0].mutant.id) in doubtful:
             unnamed.append(c)
     formulas = find(checks, unnamed)
