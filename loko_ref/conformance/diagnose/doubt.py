@@ -34,8 +34,9 @@ def with_formulas(
         fits = named.get(c.case.id)
         if fits is None or c.divergence is None:
             continue
-        if c.status != FAILED and (c.case.operation.name, c.divergence.quantity) not in wrong:
-            continue  # imprecise, and nothing belies it
+        alone = (c.case.operation.name, c.divergence.quantity) not in wrong
+        if c.imprecise is not None and c.imprecise.condition is None and alone:
+            continue  # no matrix in which a jitter may be, and nothing in the run belies it
         if not _explains(fits) or (c.case.operation.name, fits[0].mutant.id) in doubtful:
             unnamed.append(c)
     formulas = find(checks, unnamed)
