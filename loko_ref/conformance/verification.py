@@ -323,6 +323,7 @@ def verify_recording(
     *,
     only: str | None = None,
     baseline: str | os.PathLike[str] | None = None,
+    strict: bool = False,
 ) -> Report:
     """Check a recording of a run quantity by quantity, as ``loko-ref verify --trace`` does.
 
@@ -338,6 +339,7 @@ def verify_recording(
     only : str, optional
         Glob of ids (``trace/3/S``) or quantities (``trace.S``).
     baseline : path-like, optional
+    strict : bool
         As for :func:`verify`.
 
     Returns
@@ -360,6 +362,7 @@ def verify_recording(
             checks = check_recording(read, only)
         else:
             checks = check_run(read, only)
+    checks, mistakes = _settled(checks, strict)
     first = first_off(checks)
     shown = f"--trace {shlex.quote(str(path))}"
     shown += "".join(f" --option {shlex.quote(word)}" for word in words)
@@ -367,6 +370,6 @@ def verify_recording(
         target=shown,
         checks=tuple(checks),
         notes=(*read.notes, *([] if first is None else [first])),
-        mistakes=(mistakes := name_mistakes(checks)),
+        mistakes=mistakes,
         changes=None if old is None else compare(*old, checks, mistakes),
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loko_ref.cli.needs import check_needs
-from loko_ref.errors import InputError
+from loko_ref.cli.verdicts import implementation_of
 
 if TYPE_CHECKING:
     from loko_ref.properties import Property
@@ -59,10 +58,8 @@ def properties(
     mistakes are found, else 1.
     """
     check_needs(modules=[("hypothesis", "properties")])
-    from rich.console import Console
-    from rich.progress import Progress
-
     from loko_ref.checks.values import check_range
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.verification import LONGEST, naming
     from loko_ref.files.writing import check_targets
     from loko_ref.properties import check_all, select
@@ -78,23 +75,15 @@ def properties(
         return
     if matrix:
         raise typer.Exit(_matrix(facts))
-    if (target is None) == (cmd is None):
-        got = "nothing" if target is None else "both TARGET and --cmd"
-        raise InputError(
-            "TARGET",
-            got,
-            "a Python file, a module or module:attribute, or --cmd COMMAND",
-            "it was left out" if target is None else "two ways to name the implementation",
-        )
-    err = Console(stderr=True)
+    implementation = implementation_of(target, cmd)
     options = {name: f"--{name}" for name in ("only", "profile")}
     with (
-        Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
+        progress_bar() as bar,
         naming(implementation="TARGET" if cmd is None else "--cmd", **options),
     ):
         task = bar.add_task("checking", total=None)
         results = check_all(
-            target if cmd is None else f"--cmd {shlex.quote(cmd)}",
+            implementation,
             only=only,
             profile=profile,
             timeout=timeout,

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from loko_ref import interrupt
-from loko_ref.cli.commands.verify import publish
 from loko_ref.cli.needs import check_needs
+from loko_ref.cli.verdicts import Baseline, Html, Json, Junit, Strict, Xfail, publish
 
 __all__ = ["app"]
 
@@ -69,31 +69,15 @@ def judge(
             "array in JSON is a nested list of numbers, or as in 'loko-ref protocol'.",
         ),
     ],
-    json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
-    junit: Annotated[
-        Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write the report as one page.")
-    ] = None,
-    xfail: Annotated[
-        Path | None,
-        typer.Option("--xfail", help="Expected failures, one 'id: reason' a line."),
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option("--baseline", help="An earlier report (--json): say what changed since."),
-    ] = None,
+    json: Json = None,
+    junit: Junit = None,
+    html: Html = None,
+    xfail: Xfail = None,
+    baseline: Baseline = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Judge ids or operations that match this glob.")
     ] = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Let imprecise results fail: right formulas by an algorithm that loses digits.",
-        ),
-    ] = False,
+    strict: Strict = False,
 ) -> None:
     """Judge outputs computed elsewhere on the inputs of DIR, as 'loko-ref verify' does.
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
 from loko_ref.checks.values import check_range
 from loko_ref.cli.needs import check_needs
+from loko_ref.cli.verdicts import (
+    Baseline,
+    Html,
+    Json,
+    Junit,
+    Strict,
+    Xfail,
+    implementation_of,
+    publish,
+)
 from loko_ref.errors import InputError
 
-if TYPE_CHECKING:
-    from loko_ref.conformance.reports.report import Report
-
-__all__ = ["publish", "verify"]
+__all__ = ["verify"]
 
 LEAVING = 5.0
 """Seconds that threads of the code under test have to end, once the report is written."""
@@ -63,24 +69,11 @@ def verify(
             "metadata 'options'.",
         ),
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
-    junit: Annotated[
-        Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write the report as one page.")
-    ] = None,
-    xfail: Annotated[
-        Path | None,
-        typer.Option(
-            "--xfail",
-            help="Expected failures, one 'id: reason' a line; one that passes is an error.",
-        ),
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option("--baseline", help="An earlier report (--json): say what changed since."),
-    ] = None,
+    json: Json = None,
+    junit: Junit = None,
+    html: Html = None,
+    xfail: Xfail = None,
+    baseline: Baseline = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Run the ids or operations that match this glob.")
     ] = None,
@@ -93,13 +86,7 @@ def verify(
             "--case", help="Run this case alone, which 'loko-ref properties --save' has written."
         ),
     ] = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Let imprecise results fail: right formulas by an algorithm that loses digits.",
-        ),
-    ] = False,
+    strict: Strict = False,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
     timeout: Annotated[
         float,
@@ -122,8 +109,7 @@ def verify(
     """Check an implementation against the oracle.
 
     Exit code 0: all that ran passed, is imprecise (without --strict), or failed as expected
-    (--xfail), and something ran; 1:
-    something failed; 2: TARGET cannot be used, or nothing ran.
+    (--xfail), and something ran; 1: something failed; 2: TARGET cannot be used, or nothing ran.
     """
     check_needs(html=html)
     from loko_ref.cli.progress import progress_bar
@@ -153,23 +139,19 @@ def verify(
             if value is not None:
                 raise InputError(name, value, "not beside --trace", "a recording has no cases")
         with naming(path="--trace", options="--option", only="--only", baseline="--baseline"):
-            report = verify_recording(trace, option or [], only=only, baseline=baseline)
+            report = verify_recording(
+                trace, option or [], only=only, baseline=baseline, strict=strict
+            )
         raise typer.Exit(publish(report, json, junit, html))
     if list_:
+        if case is not None:
+            raise InputError("--case", case, "not beside --list", "a file holds one case")
         with naming(options="--option", only="--only", dtype="--dtype"):
             listed = choose(read_options("options", option or []), only, dtype)
         for one in listed:
             typer.echo(f"{one.id}\t{one.covers}")
         return
-    if (target is None) == (cmd is None):
-        got = "nothing" if target is None else "both TARGET and --cmd"
-        raise InputError(
-            "TARGET",
-            got,
-            "a Python file, a module or module:attribute, or --cmd COMMAND",
-            "it was left out" if target is None else "two ways to name the implementation",
-        )
-    implementation = str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
+    implementation = implementation_of(target, cmd)
     threads = set(threading.enumerate())
     names = ("only", "dtype", "xfail", "large", "case", "baseline")
     options = {**{name: f"--{name}" for name in names}, "options": "--option"}
@@ -195,17 +177,6 @@ def verify(
     if any(not thread.daemon for thread in set(threading.enumerate()) - threads):
         _end_within(LEAVING, code)
     raise typer.Exit(code)
-
-
-def publish(report: Report, json: Path | None, junit: Path | None, html: Path | None) -> int:
-    """Write and print every report; return the exit code."""
-    from loko_ref.conformance.verification import naming
-
-    with naming(json="--json", junit="--junit", html="--html"):
-        # files first: who reads the terminal's report may stop early (head)
-        report.write(json=json, junit=junit, html=html)
-    report.print()
-    return report.summary.exit_code
 
 
 def _end_within(seconds: float, code: int) -> None:
