@@ -1,12 +1,15 @@
 """Right formulas by algorithms that lose digits are imprecise, not wrong.  [TOL-8]."""
 
 import itertools
+import re
 
 import jsonschema
 import numpy as np
 import pytest
+from command import loko_ref
 
 from loko_ref import verify
+from loko_ref.conformance import verify_recording
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.engine import judge
 from loko_ref.conformance.judge.answer import check as read
@@ -130,3 +133,34 @@ def test_nothing_far_off_is_imprecise():
     check = judge(case, read(out, case))
     assert check.status == "failed"
     assert "imprecise" not in as_xml("t", [check], {}, {}).decode()
+
+
+def test_a_recording_is_imprecise_as_its_run_is_and_strict_lets_it_fail(tmp_path):
+    (case,) = select(LONG)
+    x = case.inputs()
+    out = adamw(**x, **case.options)
+    state = {name: np.zeros_like(x["theta"]) for name in out} | {"theta": x["theta"]}
+    record = {}
+    for k in range(len(x["gradient"]) + 1):
+        record |= {f"{k}/{name}": value for name, value in state.items()}
+        if k < len(x["gradient"]):
+            record[f"{k}/gradient"] = x["gradient"][k]
+            state = {name: rows[k] for name, rows in out.items()}
+    path = tmp_path / "run.npz"
+    np.savez(path, **record)
+    options = {"operation": "optimizer.adamw", **case.options}
+    report = verify_recording(path, options)
+    assert report.summary.exit_code == 0
+    (count,) = re.findall(r"; (\d+) imprecise", report.summary.text)
+    assert int(count) > 0
+    assert report.checks[-1].case.operation.name.startswith("trace.")
+    words = [f"--option={name}={value}" for name, value in options.items()]
+    done = loko_ref("verify", "--trace", path, *words, "--strict")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"FAILED: {count} of" in done.stdout
+
+
+def test_a_case_of_a_file_is_not_listed(tmp_path):
+    done = loko_ref("verify", "--list", "--case", tmp_path / "none.json")
+    assert done.returncode == 2
+    assert "not beside --list" in done.stderr

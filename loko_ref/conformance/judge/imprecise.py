@@ -144,6 +144,9 @@ def _variance(e: _Errors) -> dict[str, Formula]:
     return {"norm.variance": of}
 
 
+TRACE = "trace."
+"""How the operations of a recording's quantities begin: there any cause may be, where it acts."""
+
 _FILTERS = ("kalman.dense_update", "kalman.diagonal_update", "loko.")
 
 CAUSES = (
@@ -251,7 +254,8 @@ def explain(case: Case, outputs: Mapping[str, Array], *, numbers: bool = False) 
         errors[name] = error, bound
     fits: list[tuple[float, Imprecise]] = []
     for cause in CAUSES:
-        if not case.operation.name.startswith(cause.operations) or case.dtype not in cause.dtypes:
+        places = (*cause.operations, TRACE)
+        if not case.operation.name.startswith(places) or case.dtype not in cause.dtypes:
             continue
         if numbers and cause.formulas(_Errors(None)):
             continue
