@@ -10,7 +10,7 @@ import pytest
 from command import loko_ref
 
 from loko_ref import __version__
-from loko_ref.conformance import verify
+from loko_ref.conformance import verify, verify_recording
 from loko_ref.conformance.cases import digest
 from loko_ref.conformance.cases.registry import all_cases, select
 from loko_ref.conformance.catalogue.registry import OPERATIONS
@@ -218,3 +218,14 @@ def test_the_digest_is_of_the_content_not_of_rounding():
         digest_of([shorter, operations[1]], cases),
     ]
     assert len({right, *others}) == len(others) + 1
+
+
+def test_of_a_recording_alone_no_known_mistake_is_called_hidden(tmp_path):
+    """Its quantities are no cases of the catalogue, and no mistake is sought in those."""
+    path = tmp_path / "run.npz"
+    p = np.array([0.5, 0.25])
+    np.savez(path, **{"0/theta": p, "0/p": p, "0/p_pred": p})
+    found = verify_recording(path)
+    assert found.summary.exit_code == 0
+    assert "cite: verified with" in found.text
+    assert "not revealed" not in found.text

@@ -143,7 +143,8 @@ def coverage(checks: Sequence[Check]) -> Coverage:
     Parameters
     ----------
     checks : sequence of Check
-        The outcomes of cases of the catalogue; others are passed over.
+        The outcomes of cases of the catalogue; others are passed over, and of a recording alone
+        nothing is said.
     """
     known = {case.id for case in all_cases()}
     ran = [c for c in checks if c.status != UNSUPPORTED and c.case.id in known]
@@ -176,7 +177,7 @@ def coverage(checks: Sequence[Check]) -> Coverage:
     return Coverage(
         visible=tuple(sorted(visible)),
         missing=tuple(_fewest(hidden)),
-        not_run=tuple(sorted(covered - visible - hidden.keys())),
+        not_run=tuple(sorted(covered - visible - hidden.keys())) if ran else (),
         combinations=combinations,
         possible=possible,
         offered=offered,
