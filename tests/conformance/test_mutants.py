@@ -110,6 +110,8 @@ def test_caught_and_named_first(one):
     everywhere = LONG or SHARE > 1
     cases = [c for c in CASES if everywhere or c.operation.name != "lte.run" or not idle(one, c)]
     outcome = score.outcome(one, cases)
+    if outcome.first != one.id and cases != CASES:  # what passes elsewhere tells mistakes apart
+        outcome = score.outcome(one, CASES)
     assert outcome.failed > 0
     stated = {i for group in score.INDISTINGUISHABLE for i in group}
     assert outcome.first == one.id or one.id in stated, outcome
