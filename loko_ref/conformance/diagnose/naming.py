@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
@@ -71,6 +70,8 @@ def _fit_size(
             return np.full(got.size, OFF)
         r = ((got - canonical(case, quantity, out[quantity])) / bound).reshape(-1)
         return r if np.isfinite(r).all() else np.full(got.size, OFF)
+
+    from scipy.optimize import least_squares  # a tenth of a second, which right code need not wait
 
     def far(log: float) -> float:
         return float(np.log1p(residual(np.array([log])) ** 2).sum())
