@@ -32,9 +32,11 @@ def named(**mistakes):
     return {(m.quantity, m.equation, m.mutant.id) for fits in found.values() for m in fits}, found
 
 
-def test_a_jitter_in_the_solve_alone_is_no_lost_precision():
-    found, by_check = named(jitter=1e-6)
-    assert {(q, text) for q, text, _ in found} == {("K", "K = diag(p) H' S^-1: S + 1e-06 I")}
+@pytest.mark.parametrize("size", ["1e-10", "1e-09"])
+def test_a_jitter_in_the_solve_alone_is_no_lost_precision(size):
+    """Named under every kernel: the number is fitted by a slope above its roundoff."""
+    found, by_check = named(jitter=float(size))
+    assert {(q, text) for q, text, _ in found} == {("K", f"K = diag(p) H' S^-1: S + {size} I")}
     assert all(by_check.values())
 
 

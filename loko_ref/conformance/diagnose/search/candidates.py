@@ -12,7 +12,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.diagnose.search.changes import edits_at, pools
 from loko_ref.conformance.diagnose.search.edits import Edit, override
-from loko_ref.conformance.diagnose.search.fitted import at, fit, forms, plain
+from loko_ref.conformance.diagnose.search.fitted import STEP, at, fit, forms, plain
 from loko_ref.conformance.diagnose.search.numbers import numbers
 from loko_ref.conformance.diagnose.search.problem import Problem
 from loko_ref.conformance.diagnose.search.sites import Site, sites
@@ -133,10 +133,10 @@ def _size(problem: Problem, one: Mutant) -> float | None:
             worst = float(np.max(np.abs(r)))
             if best is None or worst < best[0]:
                 best = (worst, log)
-            moved = residual(log + 1e-6)
+            moved = residual(log + STEP)
             if worst <= 0.1 or moved is None:
                 break
-            d = (moved - r) / 1e-6
+            d = (moved - r) / STEP
             if not (norm := float(d @ d)) > 0 or not np.isfinite(norm):
                 break
             log += float(np.clip(-float(d @ r) / norm, -3, 3))

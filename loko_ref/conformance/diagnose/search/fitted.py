@@ -13,13 +13,18 @@ from loko_ref.conformance.diagnose.search.numbers import Number
 from loko_ref.conformance.diagnose.search.problem import Problem
 from loko_ref.conformance.diagnose.search.sites import Site
 
-__all__ = ["Form", "at", "fit", "forms", "plain"]
+__all__ = ["STEP", "Form", "at", "fit", "forms", "plain"]
 
 Form = tuple[str, Callable[[Any, Any], Any], tuple[float, ...], float]
 """Text, function of value and number, numbers to begin from, cost."""
 
 ROUNDS = 10
 """Steps of Gauss-Newton from each start."""
+
+STEP = 1e-4
+"""Relative difference by which a slope is taken: small to the number, large to its rounding; of a
+jitter of 1e-9 one of 1e-6 moved a result by no more than roundoff does, and the last step failed
+under some kernels."""
 
 SMALL = tuple(10.0**k for k in range(-12, 0, 2))
 
@@ -96,7 +101,7 @@ def fit(problem: Problem, site: Site, form: Form) -> float | None:
                 best = (worst, c)
             if worst <= 0.1:
                 break
-            h = 1e-6 * (abs(c) or 1e-6)
+            h = STEP * (abs(c) or 1e-6)
             moved = residual(c + h)
             if moved is None:
                 break
