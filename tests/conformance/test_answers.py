@@ -164,6 +164,7 @@ FILES = {
             {"delta": {"dtype": "float64", "shape": [2**30, 2**20], "data": ""}}).encode()},
         "bytes, where at most",
     ),
+    "nothing": ({}, ": no answer; required the outputs of one case of DIR or more"),
     "no object": ({"lora.delta--tiny--float64.json": b"[1]"}, "without an object of outputs"),
 }  # fmt: skip
 
@@ -186,6 +187,7 @@ def test_one_file_of_foreign_content_is_refused(folder, tmp_path):
         ("a.json", '{"lora.delta/tiny/float16": {}}', "the closest is 'lora.delta/tiny/float"),
         ("b.json", '{"delta": [1]}', "an entry 'delta'"),
         ("c.json", "[]", "JSON that is no object"),
+        ("nothing.json", "{}", "no answer"),
         ("d.txt", "", "required a folder, or a file that ends in .npz, .safetensors, .json"),
     ):
         (tmp_path / name).write_text(content)

@@ -85,25 +85,33 @@ def read_answers(path: str | Path, cases: Sequence[Case]) -> dict[str, dict[str,
     ------
     InputError
         If a file is damaged, hostile or larger than the outputs could be, an array is no array of
-        numbers, or an answer is to a case that is not among `cases`.
+        numbers, an answer is to a case that is not among `cases`, or there is no answer at all.
     """
     place, known = Path(path), {case.id: case for case in cases}
-    found: dict[str, dict[str, Array]] = {}
     if place.is_dir():
-        stems = {file_name(key).removesuffix(".safetensors"): key for key in known}
-        for file in sorted(place.iterdir()):
-            stem, suffix = file.name.removesuffix(file.suffix), file.suffix
-            if suffix not in SUFFIXES or stem not in stems:
-                raise _unknown(file.name, [stem + SUFFIXES[0] for stem in stems], "a file")
-            key = stems[stem]
-            if key in found:
-                got = f"{file.name!r}, a second file of {key}"
-                raise refuse(place, "ANSWERS", got, "one file for each case", "an older answer")
-            one = plain_file(place, file.name, FILE_LIMIT)
-            found[key] = _outputs(one, key, _content(one, FILE_LIMIT, {"": known[key]})[""])
-        return found
-    for key, arrays in _content(place, WHOLE, known).items():
-        found[key] = _outputs(place, key, arrays)
+        found = _of_folder(place, known)
+    else:
+        content = _content(place, WHOLE, known)
+        found = {key: _outputs(place, key, arrays) for key, arrays in content.items()}
+    if not found:
+        cause = "a folder made for answers that were written elsewhere, or a run that wrote none"
+        raise refuse(place, "ANSWERS", "no answer", "the outputs of one case of DIR or more", cause)
+    return found
+
+
+def _of_folder(place: Path, known: Mapping[str, Case]) -> dict[str, dict[str, Array]]:
+    found: dict[str, dict[str, Array]] = {}
+    stems = {file_name(key).removesuffix(".safetensors"): key for key in known}
+    for file in sorted(place.iterdir()):
+        stem, suffix = file.name.removesuffix(file.suffix), file.suffix
+        if suffix not in SUFFIXES or stem not in stems:
+            raise _unknown(file.name, [stem + SUFFIXES[0] for stem in stems], "a file")
+        key = stems[stem]
+        if key in found:
+            got = f"{file.name!r}, a second file of {key}"
+            raise refuse(place, "ANSWERS", got, "one file for each case", "an older answer")
+        one = plain_file(place, file.name, FILE_LIMIT)
+        found[key] = _outputs(one, key, _content(one, FILE_LIMIT, {"": known[key]})[""])
     return found
 
 
