@@ -36,7 +36,7 @@ def running():
 
 @dataclass
 class Page:
-    """One open page; `faults` are requests to anything but files, errors and uncaught exceptions."""
+    """One open page; `faults`: requests to anything but files, errors, uncaught exceptions."""
 
     tab: Any
     faults: list[str] = field(default_factory=list)
