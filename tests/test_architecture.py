@@ -254,6 +254,7 @@ NOT_NAMED = {
         "open",
     },  # messages; a harness's file, no link
     "loko_ref.files.documents": {"loads", "read_text"},  # the package's own schemas
+    "loko_ref.files.pages": {"read_text"},  # the package's own styles, scripts and templates
     "loko_ref.conformance.implementations.supervisor": {"open"},  # /proc
     "loko_ref.interop.patterns": {"loads"},  # what its own process answers
     "loko_ref.interrupt": {"open"},  # /proc
