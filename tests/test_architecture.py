@@ -248,7 +248,6 @@ NOT_NAMED = {
     "loko_ref.fast.bench": {"read_text", "write_text"},  # /proc
     "loko_ref.cli": {"open"},  # /dev/null
     "loko_ref.conformance.implementations.child": {"read_bytes"},  # /proc
-    "loko_ref.conformance.reports.page": {"read_text"},  # the package's own template
     "loko_ref.conformance.implementations.protocol": {
         "loads",
         "open",
