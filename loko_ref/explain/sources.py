@@ -9,6 +9,7 @@ Shapes: theta, p (n,); P (n, n); x (batch, i); y (batch,) labels or (batch, C).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from loko_ref import loko
 from loko_ref.arrays import Array
+from loko_ref.checks.values import check_whole
 from loko_ref.errors import InputError
 from loko_ref.experiments import stream
 from loko_ref.experiments.config import RunConfig
@@ -116,9 +118,10 @@ def tiny(steps: int = 12, **options: Any) -> Source:
         spec=[{**layer, "lora": lora}], weights={k: np.array(w) for k, w in weights.items()}
     )
     learner = loko.LokoConfig(model=model, observation="gaussian", r0=NOISE**2, p0=1.0, **options)
-    rng = np.random.default_rng(7)
-    x = rng.choice([-1.0, 1.0], steps) * rng.uniform(0.3, 1.5, steps)
-    y = TRUE_WEIGHT * x + NOISE * rng.standard_normal(steps)
+    check_whole("steps", steps)
+    drawn = np.random.default_rng(7).uniform(-1, 1, (steps, 3))  # the same ones however many
+    x = np.sign(drawn[:, 0]) * (0.9 + 0.6 * drawn[:, 1])
+    y = TRUE_WEIGHT * x + math.sqrt(3) * NOISE * drawn[:, 2]
 
     def score(theta: Array, step: int) -> float:
         return abs(float(WEIGHT + theta[0] * theta[1] - TRUE_WEIGHT))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CELLS", "FULL", "cells", "largest"]
+__all__ = ["CELLS", "FULL", "cells", "largest", "read"]
 
 CELLS = 64
 """Cells a side at most."""
@@ -71,8 +71,8 @@ def cells(value: Numbers, *, wide: int | None = None) -> dict[str, Any]:
         rows, columns = (math.ceil(k / b) for k, b in zip(value.shape, (tall, long), strict=True))
         padded = np.full((rows * tall, columns * long), np.nan)
         padded[: value.shape[0], : value.shape[1]] = value
-        blocks = padded.reshape(rows, tall, columns, long).transpose(0, 2, 1, 3)
-        blocks = blocks.reshape(rows, columns, -1)
+        apart = padded.reshape(rows, tall, columns, long).transpose(0, 2, 1, 3)
+        blocks = apart.reshape(rows, columns, -1)
         found = {"s": list(value.shape), "b": [tall, long]}
     found |= {"r": blocks.shape[0], "c": blocks.shape[1]}
     if size <= FULL:
@@ -83,14 +83,29 @@ def cells(value: Numbers, *, wide: int | None = None) -> dict[str, Any]:
     blocks = blocks[kept]
     if blocks.shape[1] == 1:
         return found | {"d": _written(blocks, low, high)}
-    parts = {"d": np.nanmean, "n": np.nanmin, "x": np.nanmax}
-    return found | {k: _written(f(blocks, axis=1), low, high) for k, f in parts.items()}
+    ends = {"n": np.nanmin(blocks, axis=1), "x": np.nanmax(blocks, axis=1)}
+    parts = {"d": np.nanmean(blocks, axis=1), **ends}
+    return found | {k: _written(part, low, high) for k, part in parts.items()}
 
 
 def largest(value: Numbers, count: int = 8) -> list[list[Any]]:
     """Return index and value of the entries largest in magnitude, the largest first."""
     flat = np.argsort(-np.abs(value), axis=None, kind="stable")[:count]
     where = np.unravel_index(flat, value.shape)
-    return [
-        [*map(int, index), float(value[index])] for index in zip(*where, strict=True)
-    ]
+    return [[*map(int, index), float(value[index])] for index in zip(*where, strict=True)]
+
+
+def read(packed: dict[str, Any]) -> tuple[Numbers, Numbers, Numbers]:
+    """Return the cells of :func:`cells`, as the page reads them: mean, least and greatest."""
+    if "v" in packed:
+        value = np.array(packed["v"])
+        return value, value, value
+    low, high = packed["lo"], packed["hi"]
+
+    def numbers(text: str) -> Numbers:
+        digits = np.array([_LETTERS.index(letter) for letter in text]).reshape(-1, 2)
+        share = (digits @ [_BASE, 1]) / (_BASE**2 - 1)
+        return np.asarray(low + (high - low) * share)
+
+    mean, least, most = (numbers(packed.get(part, packed["d"])) for part in "dnx")
+    return mean, least, most

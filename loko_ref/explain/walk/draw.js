@@ -227,7 +227,7 @@ function slider(count, moved) {
 
 /** A button that opens a derivation in the side panel. */
 function derivation(label) {
-  return h("button", { class: "label", onclick: () => openDerivation(label) }, label);
+  return h("button", { class: "label", "data-open": label, onclick: () => openDerivation(label) }, label);
 }
 
 function openDerivation(label) {
