@@ -122,6 +122,10 @@ function diagonalOfProduct(A, B) {
   return out
 }
 
+class Unsupported extends Error {}
+
+// ----------------------------------------------------------------------------------- filter
+
 // Observations.
 
 function softmax(values) {
@@ -313,8 +317,6 @@ function network(spec, weights, theta, x) {
   }
 }
 
-class Unsupported extends Error {}
-
 function step(inputs, o) {
   const { x, y, theta, R, weights } = inputs
   const dense = o.covariance === 'dense'
@@ -425,7 +427,7 @@ const OPERATIONS = {
   'loko.step': step,
 }
 
-// The conversation.
+// ----------------------------------------------------------------------------- conversation
 
 const each = (f, object) => Object.fromEntries(Object.entries(object).map(([k, v]) => [k, f(v)]))
 
