@@ -330,6 +330,8 @@ const std::vector<std::string> kOperations = {"kalman.dense_update", "kalman.dia
                                               "kalman.time_update",  "noise.update",
                                               "lora.delta",          "lora.merge"};
 
+const std::string kOptions = "{}";  // what this filter has one value of: nothing
+
 template <class T>
 Arrays<T> run(const std::string& operation, const Arrays<T>& in, const Json& options) {
   if (operation == "kalman.dense_update") return update(in, true, false);
@@ -384,7 +386,8 @@ std::string answer(const Json& message) {
     return "{\"type\":\"hello\",\"protocol\":\"loko-ref/protocol/1\",\"operations\":[" + names +
            "],\"dtypes\":[\"float64\",\"float32\"],\"canary\":{\"float64\":" +
            write(read<double>(canary.at("float64"))) +
-           ",\"float32\":" + write(read<float>(canary.at("float32"))) + "}}";
+           ",\"float32\":" + write(read<float>(canary.at("float32"))) +
+           "},\"options\":" + kOptions + "}";
   }
   if (type != "run") return "{\"type\":\"error\",\"id\":null,\"message\":\"unknown type\"}";
   const std::string id = message.at("id").text, operation = message.at("operation").text;

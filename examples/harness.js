@@ -371,6 +371,8 @@ function step(inputs, o) {
   return out
 }
 
+const OPTIONS = {} // what this filter has one value of: nothing
+
 const OPERATIONS = {
   'kalman.time_update': ({ p }, { lam, q }) => ({ p_pred: map((v) => v / lam + q, p) }),
 
@@ -460,6 +462,7 @@ function hello({ protocol, canary }) {
     dtypes: Object.keys(SIZE),
     canary: each((v) => encode(decode(v), v.dtype), canary),
     files: false,
+    options: OPTIONS,
   }
 }
 

@@ -411,6 +411,8 @@ const OPERATIONS: [&str; 6] = [
     "lora.merge",
 ];
 
+const OPTIONS: &str = "{}"; // what this filter has one value of: nothing
+
 fn run<T: Real>(operation: &str, input: &Arrays<T>, options: &Json) -> Fallible<Arrays<T>> {
     let one = |name: &str, t: Tensor<T>| Ok(BTreeMap::from([(name.to_string(), t)]));
     match operation {
@@ -476,7 +478,8 @@ fn hello(message: &Json) -> Fallible<String> {
     let names: Vec<String> = OPERATIONS.iter().map(|name| quoted(name)).collect();
     Ok(format!(
         "{{\"type\":\"hello\",\"protocol\":\"loko-ref/protocol/1\",\"operations\":[{}],\
-         \"dtypes\":[\"float64\",\"float32\"],\"canary\":{{\"float64\":{},\"float32\":{}}}}}",
+         \"dtypes\":[\"float64\",\"float32\"],\"options\":{OPTIONS},\
+         \"canary\":{{\"float64\":{},\"float32\":{}}}}}",
         names.join(","),
         Tensor::<f64>::read(canary.at("float64")?)?.write(),
         Tensor::<f32>::read(canary.at("float32")?)?.write()

@@ -250,6 +250,7 @@ NOT_NAMED = {
     "loko_ref.conformance.implementations.child": {"read_bytes"},  # /proc
     "loko_ref.conformance.reports.page": {"read_text"},  # the package's own template
     "loko_ref.explain.derivations": {"read_text"},  # the project's own
+    "loko_ref.cli.scaffolds": {"read_text"},
     "loko_ref.conformance.implementations.protocol": {
         "loads",
         "open",

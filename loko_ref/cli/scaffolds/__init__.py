@@ -1,4 +1,4 @@
-"""Scaffolds that ``loko-ref init`` writes: what runs at once, declines everything, and is filled in.
+"""Scaffolds that ``loko-ref init`` writes: they run at once, decline everything, are filled in.
 
 Their comments come from the catalogue. In another language than Python the protocol's part is that
 of ``examples/harness.*``, whose own operations are left out.
@@ -7,8 +7,9 @@ of ``examples/harness.*``, whose own operations are left out.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ FIRST = (
 )
 """Operations that a scaffold has unless others are asked for."""
 
-STATED = ("observation", "noise", "timing", "diagonal", "beta", "lam", "q")
+STATED = ("observation", "noise", "timing", "covariance", "diagonal", "beta", "lam", "q")
 """Options of which an implementation often has one value; the scaffolds list them."""
 
 
@@ -61,48 +62,65 @@ class Language:
     mappings: bool = True
 
 
-def _default(option: Option) -> str:
-    return "" if option.default is None else f", default {option.default!r}"
+def _literal(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _option(option: Option) -> str:
+    """Describe an option on one line."""
+    if option.name == "spec":
+        return "the network, a list of layers: 'loko-ref operations model.forward' describes it"
+    text = f"one of {', '.join(option.choices)}" if option.choices else option.text
+    return text if option.default is None else f"{text}; default {_literal(option.default)}"
 
 
 def _lines(operation: Operation, mark: str, indent: str) -> list[str]:
-    """Return what an operation takes and returns, as the lines of a comment or a docstring."""
-    found = [f"{operation.text}", "takes"]
-    for i in operation.inputs:
-        only = f" (only with {i.optional})" if i.optional else ""
-        found.append(f"    {i.name} {i.shape}: {i.text}{only}")
-    for o in operation.options:
-        choices = f"one of {', '.join(o.choices)}" if o.choices else "an option"
-        found.append(f"    {o.name}: {choices}{_default(o)}")
-    found.append("returns any of")
-    found += [f"    {q.name} {q.shape}: {q.formula}" for q in operation.outputs]
-    return [f"{indent}{mark}{line}".rstrip() for line in found]
+    """Return what an operation takes and returns, as the lines of a comment."""
+    takes = [
+        f"{i.name} {i.shape}: {i.text}{f' (only with {i.optional})' if i.optional else ''}"
+        for i in operation.inputs
+    ]
+    takes += [f"{o.name}: {_option(o)}" for o in operation.options]
+    returns = [f"{q.name} {q.shape}: {q.formula}" for q in operation.outputs]
+    head = indent + mark
+    found = [f"{head}{operation.text}"]
+    for title, entries in (("takes", takes), ("returns any of", returns)):
+        found.append(f"{head}{title}")
+        for entry in entries:
+            found += _wrapped(entry, f"{head}    ", f"{head}        ")
+    return found
+
+
+def _wrapped(text: str, first: str, then: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=first, subsequent_indent=then)
 
 
 def _python(operation: Operation) -> str:
     needed = [i.name for i in operation.inputs if not i.optional]
     needed += [o.name for o in operation.options if o.default is None]
     given = [f"{i.name}=None" for i in operation.inputs if i.optional]
-    given += [f"{o.name}={o.default!r}" for o in operation.options if o.default is not None]
-    name = operation.name.replace(".", "_")
-    head = f"def {name}({', '.join([*needed, *given])}):"
-    if len(head) > 96:
-        head = f"def {name}(\n    {', '.join(needed)},\n    {', '.join(given)},\n):"
-    outputs = ", ".join(f'"{q.name}": {q.name}' for q in operation.outputs)
-    text = "\n".join(_lines(operation, "# ", "    "))
-    return f"{head}\n{text}\n    raise NotImplementedError  # return {{{outputs}}}\n"
+    given += [f"{o.name}={_literal(o.default)}" for o in operation.options if o.default is not None]
+    head = f"def {operation.name.replace('.', '_')}({', '.join([*needed, *given])}):"
+    outputs = ", ".join(f'"{q.name}": ...' for q in operation.outputs)
+    return "\n".join(
+        [
+            *_wrapped(head, "", "        "),
+            *_lines(operation, "# ", "    "),
+            *_wrapped(f"return {{{outputs}}}", "    # ", "    #     "),
+            "    raise NotImplementedError",
+        ]
+    )
 
 
-def _braces(operation: Operation, read: str, options: Callable[[Option], str], back: str) -> str:
+def _braces(
+    operation: Operation, read: str, option: Callable[[Option], str], back: str, indent: str
+) -> str:
     """Return the comments of one operation in a language with braces."""
-    lines = _lines(operation, "// ", "")
-    takes = [read.format(name=i.name) for i in operation.inputs if i.since == 1]
-    takes += [options(o) for o in operation.options]
-    return "\n".join([*lines, *(f"// {line}" for line in takes), f"// {back}"])
-
-
-def _indented(text: str, indent: str) -> str:
-    return "\n".join(indent + line for line in text.split("\n"))
+    code = [read.format(name=i.name) for i in operation.inputs]
+    code += [option(o) for o in operation.options]
+    mark = f"{indent}// "
+    lines = [*_lines(operation, "// ", indent), *(mark + one for one in code)]
+    return "\n".join([*lines, *_wrapped(back, mark, f"{mark}    ")])
 
 
 def _cpp(operation: Operation) -> str:
@@ -118,7 +136,7 @@ def _cpp(operation: Operation) -> str:
 
     names = ", ".join(f'{{"{q.name}", {q.name}}}' for q in operation.outputs)
     read = 'const Tensor<T>& {name} = in.at("{name}");'
-    body = _indented(_braces(operation, read, option, f"return {{{names}}};"), "    ")
+    body = _braces(operation, read, option, f"return {{{names}}};", "    ")
     return f'  if (operation == "{operation.name}") {{\n{body}\n  }}'
 
 
@@ -129,18 +147,22 @@ def _rust(operation: Operation) -> str:
     names = ", ".join(f'("{q.name}".into(), {q.name.lower()})' for q in operation.outputs)
     read = 'let {name} = get(input, "{name}")?;'
     back = f"return Ok(BTreeMap::from([{names}]));"
-    body = _indented(_braces(operation, read, option, back), "            ")
-    return f'        "{operation.name}" => {{\n{body}\n            Err(UNSUPPORTED.into())\n        }}'
+    body = _braces(operation, read, option, back, " " * 12)
+    return (
+        f'        "{operation.name}" => {{\n{body}\n            Err(UNSUPPORTED.into())\n        }}'
+    )
 
 
 def _js(operation: Operation) -> str:
-    inputs = ", ".join(i.name for i in operation.inputs if i.since == 1)
-    options = ", ".join(o.name for o in operation.options if o.since == 1)
-    text = _indented("\n".join(_lines(operation, "// ", "")), "    ")
+    inputs = ", ".join(i.name for i in operation.inputs)
+    options = ", ".join(o.name for o in operation.options)
+    text = "\n".join(_lines(operation, "// ", "    "))
     names = ", ".join(q.name for q in operation.outputs)
-    head = f"  '{operation.name}': ({{ {inputs} }}, {{ {options} }}) => {{"
-    more = f"    // return {{ {names} }}\n    throw new Unsupported('not filled in')"
-    return f"{head.replace('{  }', '{}')}\n{text}\n{more}\n  }},"
+    head = f"'{operation.name}': ({{ {inputs} }}, {{ {options} }}) => {{"
+    head = "\n".join(_wrapped(head, "  ", "    "))
+    back = "\n".join(_wrapped(f"return {{ {names} }}", "    // ", "    //     "))
+    body = f"{text}\n{back}\n    throw new Unsupported('not filled in')"
+    return f"{head.replace('{  }', '{}')}\n{body}\n  }},"
 
 
 LANGUAGES = {
@@ -176,7 +198,7 @@ def _options(operation: Operation) -> str:
     for o in operation.options:
         if o.name in STATED:
             choices = f"  # one of {', '.join(o.choices)}" if o.choices else ""
-            lines.append(f"    # {o.name!r}: {o.default!r},{choices}".replace("'", '"'))
+            lines.append(f'    # "{o.name}": {_literal(o.default)},{choices}')
     return "\n".join(lines)
 
 
@@ -187,7 +209,21 @@ def _operations(language: Language, only: str | None) -> list[Operation]:
         raise nothing_matches("--only", only, OPERATIONS, "loko-ref operations")
     if only is None:
         chosen = [OPERATIONS[name] for name in FIRST]
-    return [o for o in chosen if language.mappings or "mapping" not in {i.shape for i in o.inputs}]
+    chosen = [
+        o for o in chosen if language.mappings or "mapping" not in {i.shape for i in o.inputs}
+    ]
+    return [_first(o) for o in chosen]
+
+
+def _first(operation: Operation) -> Operation:
+    """Return an operation of operations/1: what came later is sent to code that states it alone."""
+    later = {i.name for i in operation.inputs if i.since > 1}
+    return replace(
+        operation,
+        inputs=tuple(i for i in operation.inputs if i.since == 1),
+        options=tuple(o for o in operation.options if o.since == 1),
+        outputs=tuple(q for q in operation.outputs if not later & set(q.feeds)),
+    )
 
 
 def scaffold(name: str, only: str | None = None) -> str:
@@ -227,7 +263,7 @@ def _by_operation(language: Language, operations: Sequence[Operation]) -> dict[s
     return {
         "FUNCTIONS": between.join(language.operation(o).rstrip() for o in operations),
         "MAPPING": "\n".join(f'    "{name}": {name.replace(".", "_")},' for name in names),
-        "NAMES": ", ".join(f'"{name}"' for name in names),
+        "NAMES": "\n".join(f'    "{name}",' for name in names),
         "COUNT": str(len(names)),
     }
 
