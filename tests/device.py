@@ -266,7 +266,7 @@ class CUDARuntimeError(RuntimeError):
 
 
 class Memory:
-    """CuPy's memory pool: what NumPy's arrays hold now, and at most since the last clearing."""
+    """CuPy's memory pool: what NumPy's arrays made since the last clearing hold, now and at most."""
 
     def used_bytes(self):
         numpy = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
@@ -277,8 +277,8 @@ class Memory:
         return tracemalloc.get_traced_memory()[1]
 
     def free_all_blocks(self):
+        tracemalloc.stop()
         tracemalloc.start()
-        tracemalloc.reset_peak()
 
 
 MEMORY = Memory()

@@ -109,22 +109,6 @@ def memory(part):
     why = "emulated: the host's memory says nothing of a GPU's" if part.emulated else ""
     for dtype in ("float32", "float64"):
         name, config, state, batch = _problem(part, dtype, "mlp_b1")
-        pool.free_all_blocks()
-        step = _ours(part, config, state, batch)
-        step()
-        gc.collect()
-        pool.free_all_blocks()
-        before = pool.used_bytes()
-        step()
-        ours = (pool.total_bytes() - before) / MB
-        gc.collect()
-        held = pool.used_bytes()
-        for _ in range(5):
-            step()
-        gc.collect()
-        left = pool.used_bytes() - held
-        part.figure(f"{name}, {dtype}: bytes left by five steps", left, "<= 0")
-        part.figure(f"loko_ref, {name}, {dtype}: peak MB", round(ours, 1), unmeasured=why)
         theirs = None
         if torch:
             call = side_by_side.torch_step(config, state, batch, "jacrev", device)
@@ -132,7 +116,22 @@ def memory(part):
             cuda.reset_peak_memory_stats()
             before = cuda.memory_allocated()
             call()
-            theirs = (cuda.max_memory_allocated() - before) / MB
+            theirs = round((cuda.max_memory_allocated() - before) / MB, 1)
         reason = why or ("" if torch else device)
-        value = None if theirs is None else round(theirs, 1)
-        part.figure(f"torch jacrev, {name}, {dtype}: peak MB", value, unmeasured=reason)
+        part.figure(f"torch jacrev, {name}, {dtype}: peak MB", theirs, unmeasured=reason)
+        pool.free_all_blocks()
+        step = _ours(part, config, state, batch)
+        step()
+        gc.collect()
+        pool.free_all_blocks()
+        before = pool.used_bytes()
+        step()
+        ours = round((pool.total_bytes() - before) / MB, 1)
+        part.figure(f"loko_ref, {name}, {dtype}: peak MB", ours, unmeasured=why)
+        gc.collect()
+        held = pool.used_bytes()
+        for _ in range(5):
+            step()
+        gc.collect()
+        left = pool.used_bytes() - held
+        part.figure(f"{name}, {dtype}: bytes left by five steps", left, "<= 0")
