@@ -266,7 +266,7 @@ class CUDARuntimeError(RuntimeError):
 
 
 class Memory:
-    """CuPy's memory pool: what NumPy's arrays made since the last clearing hold, now and at most."""
+    """CuPy's memory pool: what NumPy's arrays made since the last clearing hold, and their peak."""
 
     def used_bytes(self):
         numpy = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
