@@ -2,7 +2,7 @@
 
     python derivations/site/build.py OUT
 
-The pages are the derivations, the texts beside this file, and what is generated from the package:
+The pages are the derivations, the texts beside this file, and what is made from the package:
 catalogues, commands, reference, examples with their output. They are put together in a temporary
 folder, which Sphinx reads. Needs the extra ``[docs]``.
 """
@@ -10,9 +10,12 @@ folder, which Sphinx reads. Needs the extra ``[docs]``.
 import argparse
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
+
+import pages
+from pages import lessons
+from sphinx.cmd.build import main
 
 HERE = Path(__file__).resolve().parent
 DERIVATIONS = HERE.parent
@@ -37,18 +40,15 @@ def texts(source: Path) -> list[str]:
         elif file.is_file():
             shutil.copy(file, source / "derivations" / name)
     for file in HERE.glob("*.md"):
-        text = file.read_text(encoding="utf-8").replace("](../README.md", "](derivations/index.md")
-        (source / file.name).write_text(re.sub(r"\]\(\.\./(\w)", r"](derivations/\1", text))
+        text = lessons.performed(file.read_text(encoding="utf-8"))
+        text = re.sub(r"\]\(\.\./(\w)", r"](derivations/\1", text)
+        (source / file.name).write_text(text, encoding="utf-8")
+    shutil.copy(DERIVATIONS.parent / "CHANGELOG.md", source / "changes.md")
     return labels
 
 
 def build(out: Path) -> int:
     """Put the pages together and build them; return Sphinx's exit code."""
-    from sphinx.cmd.build import main
-
-    sys.path.insert(0, str(HERE))
-    import pages
-
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         labels = texts(source)

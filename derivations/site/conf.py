@@ -18,7 +18,8 @@ copyright = "The loko_ref maintainers"
 version = release = loko_ref.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "index"
-exclude_patterns = ["build.py", "pages", "conf.py"]
+smartquotes = False  # an option keeps its two dashes
+
 suppress_warnings = ["myst.header"]  # a derivation's sections begin at the third level
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
