@@ -101,9 +101,9 @@ def test_every_link_of_the_site_leads_somewhere(site):
             if there.scheme or there.netloc:
                 continue
             other = (file.parent / unquote(there.path)).resolve() if there.path else file
-            if other not in pages and not other.is_file():
-                broken.append((file.name, target))
-            elif there.fragment and unquote(there.fragment) not in pages[other].anchors:
+            place = unquote(there.fragment)
+            found = other in pages or (other.is_file() and not place)
+            if not found or (place and place not in pages[other].anchors):
                 broken.append((file.name, target))
     assert not broken
 
