@@ -110,6 +110,12 @@ def call(function, inputs, options):
     return function(**{name: value for name, value in everything.items() if name in names})
 
 
+def parameters(implementation):
+    """Names of the functions' parameters, among them the options that they know."""
+    functions = implementation.values()
+    return sorted({name for f in functions for name in inspect.signature(f).parameters})
+
+
 def answer(message, implementation, folder=None):
     kind = message.get("type")
     if kind == "hello":
@@ -118,6 +124,7 @@ def answer(message, implementation, folder=None):
             "protocol": "loko-ref/protocol/1",
             "operations": list(implementation),
             "dtypes": list(FORMATS),
+            "options": parameters(implementation),
             "canary": {name: encode(decode(t)) for name, t in message["canary"].items()},
             "files": True,
         }

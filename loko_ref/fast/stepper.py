@@ -16,7 +16,7 @@ from loko_ref.errors import InputError, NumericalError
 from loko_ref.fast.columns import Columns
 from loko_ref.fast.filter import decoupled, root_inverse, variational
 from loko_ref.fast.network import Network
-from loko_ref.kalman import glm, simplex, time
+from loko_ref.kalman import glm, implicit, simplex, time
 from loko_ref.kalman import observation as obs
 from loko_ref.loko import Batch, LokoConfig, LokoState, loss, targets
 from loko_ref.loko.measurement import check_windup
@@ -136,7 +136,7 @@ class Stepper:
         H.scale(p)
         if config.observation == "glm":
             R = None
-            theta_post, p_post = self._glm(theta, p, H, e, yhat)
+            theta_post, p_post = self._glm(theta, p, H, e, yhat, z, y)
         else:
             theta_post, p_post, R = self._update(theta, p, H, e, y, x, state.R)
         if not np.isfinite(theta_post).all():
@@ -238,9 +238,16 @@ class Stepper:
         return theta_post, p_post, R
 
     def _glm(
-        self, theta: Array, p: Array, Z: Columns, e: Array, yhat: Array
+        self,
+        theta: Array,
+        p: Array,
+        Z: Columns,
+        e: Array,
+        yhat: Array,
+        z: Array,
+        y: Array,
     ) -> tuple[Array, Array]:
-        """``K e = p Zo' (I + Jo G)^-1 eo`` and the whitened leverages.  [OBS-6, FAST-4].
+        """``K e = p Zo' (I + Jo G)^-1 eo`` and the whitened leverages.  [OBS-6, OBS-9, FAST-4].
 
         Z (batch (C - 1), n) holds Zo, scaled, and is whitened in place.
         """
@@ -248,9 +255,14 @@ class Stepper:
         c = C - 1
         if c == 0:
             return theta, p
-        check_windup(yhat, e, p, theta, self.config)
-        I_JG = glm.information(np, yhat, Z.gram())  # (rows, rows)
-        theta_post = Z.pull(solve(I_JG, glm.without_reference(np, yhat, e), name="I + J G"))
+        G = Z.gram()  # (rows, rows)
+        if self.config.solve == "implicit":
+            v = implicit.posterior_innovation(np, z, y, yhat, G)[1]
+        else:
+            check_windup(yhat, e, p, theta, self.config)
+            eo = glm.without_reference(np, yhat, e)
+            v = solve(glm.information(np, yhat, G), eo, name="I + J G")
+        theta_post = Z.pull(v)
         theta_post += theta
         eye = np.eye(batch * c, dtype=self.dtype)
         each = np.tile(eye[:c, :c], (batch, 1))  # (rows, c)

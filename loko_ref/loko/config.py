@@ -13,6 +13,7 @@ from loko_ref.errors import InputError
 from loko_ref.kalman import dense, diagonal, noise
 from loko_ref.kalman.dense import Form
 from loko_ref.kalman.diagonal import DiagonalKind
+from loko_ref.kalman.implicit import SOLVES, Solve
 from loko_ref.kalman.noise import NoiseEstimator, Timing
 from loko_ref.kalman.observation import OBSERVATIONS, ObservationModel
 from loko_ref.network.model import Model
@@ -69,6 +70,10 @@ class LokoConfig:
         Process noise variance, >= 0.
     center : bool
         For ``logits``: project H on the contrasts.
+    solve : {"linear", "implicit"}
+        For ``glm``, how theta is found: by the linearised observation, ``theta + K e``, or as the
+        mode of the posterior whose logits are linear, ``theta + P Z' v``. S, K and the covariance
+        are the same.  [OBS-9]
 
     Raises
     ------
@@ -89,6 +94,7 @@ class LokoConfig:
     lam: float = 1.0
     q: float = 0.0
     center: bool = False
+    solve: Solve = "linear"
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on the observation model, and check everything."""
@@ -139,4 +145,13 @@ class LokoConfig:
                 True,
                 "False unless observation='logits'",
                 "in 'softmax' and 'glm' H is centred already, in 'gaussian' it has no classes",
+            )
+        check_choice("solve", self.solve, SOLVES)
+        if self.solve == "implicit" and self.observation != "glm":
+            raise InputError(
+                "solve",
+                "'implicit'",
+                "'linear' unless observation='glm'",
+                "in 'gaussian' the linear solution is the exact one already; 'softmax' and "
+                "'logits' have no posterior that is convex in the logits, so no unique solution",
             )

@@ -219,8 +219,9 @@ def _step(
     new: Update
     if config.observation == "glm":
         yhat = seen.yhat.reshape(z.shape)
-        check_windup(yhat, e, p_pred, theta, config)
-        new = measure_glm(xp, theta, p_pred, Z, e, yhat, config)
+        if config.solve == "linear":
+            check_windup(yhat, e, p_pred, theta, config)
+        new = measure_glm(xp, theta, p_pred, Z, z, y, e, yhat, config)
         R = None
         R_used = obs.jacobian_product(xp, yhat, xp.eye(e.shape[0], dtype=z.dtype))
     else:
@@ -256,6 +257,7 @@ def _step(
         R_used=R_used,
         S=new.S,
         K=new.K,
+        v=new.v,
     )
     return after, record
 

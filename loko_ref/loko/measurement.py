@@ -1,16 +1,17 @@
 """One measurement update under a configuration: the contrasts, the covariance, R.
 
-Shapes: theta, p (n,); P (n, n); z (batch, C); yhat, e (m,); Z, H (m, n); R, S (m, m); K (n, m);
-m = batch * C, stacked sample by sample.
+Shapes: theta, p (n,); P (n, n); z, y (batch, C); yhat, e, v (m,); Z, H (m, n); R, S (m, m);
+K (n, m); m = batch * C, stacked sample by sample.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from loko_ref.arrays import Array, contrast_basis, epsilon, namespace
 from loko_ref.errors import NumericalError
-from loko_ref.kalman import dense, diagonal, simplex
+from loko_ref.kalman import dense, diagonal, implicit, simplex
 from loko_ref.kalman import observation as obs
 from loko_ref.loko.config import LokoConfig
 from loko_ref.loko.state import on_contrasts, prior
@@ -115,9 +116,23 @@ def check_windup(yhat: Array, e: Array, p: Array, theta: Array, config: LokoConf
 
 
 def measure_glm(
-    xp: Any, theta: Array, p: Array, Z: Array, e: Array, yhat: Array, config: LokoConfig
+    xp: Any,
+    theta: Array,
+    p: Array,
+    Z: Array,
+    z: Array,
+    y: Array,
+    e: Array,
+    yhat: Array,
+    config: LokoConfig,
 ) -> Update:
-    """Update by the Jacobian Z of the logits and R = J.  [LOKO-1, OBS-6]."""
+    """Update by the Jacobian Z of the logits and R = J.  [LOKO-1, OBS-6, OBS-9]."""
+    new: Update
     if config.covariance == "dense":
-        return dense.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.form)
-    return diagonal.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.diagonal)
+        new = dense.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.form)
+    else:
+        new = diagonal.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.diagonal)
+    if config.solve == "linear":
+        return new
+    v, mean = implicit.mean_unchecked(xp, theta, p, Z, z, y)
+    return replace(new, theta=mean, v=v)

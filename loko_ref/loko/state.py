@@ -92,6 +92,8 @@ class LokoRecord:
         Innovation covariance.
     K : array (n, m)
         Gain; on the simplex its rows sum to 0 over each sample's classes.
+    v : array (m,) or None
+        With ``solve="implicit"``, the innovation at the posterior mean.
     """
 
     p_pred: Array
@@ -103,6 +105,7 @@ class LokoRecord:
     R_used: Array
     S: Array
     K: Array
+    v: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

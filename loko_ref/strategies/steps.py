@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from loko_ref import kalman
 from loko_ref.errors import InputError
+from loko_ref.kalman.implicit import SOLVES
 from loko_ref.loko import COVARIANCES, Batch, LokoConfig, LokoState
 from loko_ref.network.layers import embedding
 from loko_ref.network.model import Model, pack, sites
@@ -158,6 +159,7 @@ def configs(
         "center": observation == "logits"
         and fixed.get("form") != "sequential"
         and draw(st.booleans()),
+        "solve": draw(st.sampled_from(SOLVES)) if observation == "glm" else "linear",
     }
     return LokoConfig(model=model, **(choices | fixed))
 
@@ -233,7 +235,7 @@ class StepProblem:
         y = self.batch.y
         if c.observation != "gaussian":
             y = np.eye(model.outputs, dtype=model.dtype)[y]
-        named = ("observation", "noise", "timing", "beta", "covariance", "diagonal")
+        named = ("observation", "noise", "timing", "beta", "covariance", "diagonal", "solve")
         found = {
             "x": self.batch.x.astype(model.dtype),
             "y": y,

@@ -41,12 +41,14 @@ def operations(
             "array, any subset of the outputs, in the inputs' dtype (float64 or float32). It\n"
             "leaves its inputs unchanged and raises NotImplementedError for what it does not\n"
             "offer. An option at its default is not passed to a function that has no parameter\n"
-            "for it. Options are JSON values; arithmetic between options alone (1 - beta,\n"
-            "alpha / r) is float64's. A batch of `batch` samples with C outputs is stacked\n"
-            "sample by sample: m = batch * C. Posteriors carry the plain names: the output theta\n"
-            "is the posterior mean. ' transposes, ^+ is the pseudo-inverse, theta+ the posterior.\n"
-            "Vectors multiply elementwise where both are (n,): p (1 - diag(K H)). Outputs that do\n"
-            "not belong to the options are left out. Labels in brackets name the derivation.\n"
+            "for it; a later one is left out at its default, and else passed to a function that\n"
+            "names it as a parameter only. Options are JSON values; arithmetic between options\n"
+            "alone (1 - beta, alpha / r) is float64's. A batch of `batch` samples with C outputs\n"
+            "is stacked sample by sample: m = batch * C. Posteriors carry the plain names: the\n"
+            "output theta is the posterior mean. ' transposes, ^+ is the pseudo-inverse, theta+\n"
+            "the posterior. Vectors multiply elementwise where both are (n,): p (1 - diag(K H)).\n"
+            "Outputs that do not belong to the options are left out. Labels in brackets name the\n"
+            "derivation.\n"
         )
     else:
         typer.echo("m = batch * C; 'loko-ref operations' without a name prints the conventions\n")
@@ -61,7 +63,8 @@ def operations(
         for o in operation.options:
             choices = f" one of {', '.join(o.choices)};" if o.choices else ""
             default = "no default" if o.default is None else f"default {_literal(o.default)}"
-            typer.echo(f"    {o.name}:{choices} {default}; {o.text}")
+            later = " (later)" if o.later else ""
+            typer.echo(f"    {o.name}{later}:{choices} {default}; {o.text}")
         typer.echo("  outputs, in dataflow order")
         for q in operation.outputs:
             labels = " ".join(f"[{label}]" for label in q.labels)

@@ -126,9 +126,21 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        """All options, defaults included."""
-        defaults = {o.name: o.default for o in self.operation.options}
-        return {**defaults, **self.recipe.options}
+        """All options, defaults included but for those that came later."""
+        known = {o.name: o for o in self.operation.options}
+        chosen = {**{name: o.default for name, o in known.items()}, **self.recipe.options}
+        return {
+            name: value
+            for name, value in chosen.items()
+            if name not in known or not known[name].later or value != known[name].default
+        }
+
+    @property
+    def later(self) -> tuple[str, ...]:
+        """Options away from their default that came later: an implementation has to name them."""
+        known = [o.name for o in self.operation.options if o.later]
+        chosen = () if self.recipe.name == OWN else self.options
+        return tuple(name for name in chosen if name in known)
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -208,7 +220,7 @@ def _by_recipe() -> dict[Recipe, list[Case]]:
 @cache
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the catalogue, float64 before float32."""
-    for part in ("filter", "model", "attention", "combinations", "lte"):
+    for part in ("filter", "model", "attention", "combinations", "implicit", "lte"):
         import_module(f"loko_ref.conformance.cases.{part}")  # which registers its own
 
     def generate() -> Iterator[Case]:

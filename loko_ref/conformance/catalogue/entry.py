@@ -23,12 +23,17 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """An option: name, default (None: always given), choices where it is a name, meaning."""
+    """An option: name, default (None: always given), choices where it is a name, meaning.
+
+    A `later` one came after implementations of the catalogue were written: at its default, which
+    is what they do, it is not sent.
+    """
 
     name: str
     default: Any
     text: str
     choices: tuple[str, ...] = ()
+    later: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +89,11 @@ def takes(name: str, shape: str, text: str, optional: str = "") -> Input:
     return Input(name=name, shape=shape, text=text, optional=optional)
 
 
-def option(name: str, default: Any, text: str, choices: tuple[str, ...] = ()) -> Option:
+def option(
+    name: str, default: Any, text: str, choices: tuple[str, ...] = (), *, later: bool = False
+) -> Option:
     """Write an option."""
-    return Option(name=name, default=default, text=text, choices=choices)
+    return Option(name=name, default=default, text=text, choices=choices, later=later)
 
 
 def gives(name: str, shape: str, formula: str, labels: str, feeds: str) -> Output:

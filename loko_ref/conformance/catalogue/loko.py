@@ -9,6 +9,7 @@ from loko_ref.conformance.catalogue.entry import Operation, Option, Output, give
 from loko_ref.conformance.catalogue.network_text import SPEC
 from loko_ref.conformance.oracle import loko as oracle
 from loko_ref.kalman.diagonal import DIAGONALS
+from loko_ref.kalman.implicit import SOLVES
 from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
 from loko_ref.kalman.observation import OBSERVATIONS
 from loko_ref.loko import COVARIANCES
@@ -16,7 +17,7 @@ from loko_ref.textbook import operations as plain
 from loko_ref.textbook.loko import dataflow, output_name, summary
 from loko_ref.textbook.network import BACK, FORWARD
 
-__all__ = ["DIAGONAL", "MODEL"]
+__all__ = ["DIAGONAL", "MODEL", "SOLVE"]
 
 DIAGONAL = option(
     "diagonal",
@@ -25,6 +26,16 @@ DIAGONAL = option(
     DIAGONALS,
 )
 """How a diagonal covariance is updated."""
+
+SOLVE = option(
+    "solve",
+    "linear",
+    "for glm, how theta is found: linear: theta + K e; implicit: theta + P_pred Z' v, v solving "
+    "v = y - softmax(z + Z P_pred Z' v). S, K and the covariance are the same in both",
+    SOLVES,
+    later=True,
+)
+"""How the mean is found."""
 
 _SPEC = option("spec", None, SPEC)
 _INPUTS = "inputs; tokens (batch, t, i), images or token ids where the spec begins with such"
@@ -96,6 +107,7 @@ _LOKO_OPTIONS = (
     option("lam", 1.0, "forgetting: p_pred = p / lam + q"),
     option("q", 0.0, "process noise"),
     option("center", False, "for logits: centre H over each sample's classes"),
+    SOLVE,
 )
 
 
@@ -121,7 +133,13 @@ _LOKO_OUTPUTS = (
         "compared after each row is centred over each sample's classes; K e and K H are not "
         "changed by that",
     ),
-    _out("theta", "(n,)", "theta + K e"),
+    _out(
+        "v",
+        "(m,)",
+        "the innovation at the posterior mean (solve implicit): y - softmax(z + G v), "
+        "G = Z P_pred Z'; sums to 0 over each sample's classes",
+    ),
+    _out("theta", "(n,)", "theta + K e (solve implicit: theta + P_pred Z' v)"),
     _out("p", "(n,)", "by the option diagonal (covariance diagonal)"),
     _out("P", "(n, n)", "P_pred - K H P_pred (covariance dense)"),
     _out(

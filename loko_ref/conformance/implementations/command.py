@@ -21,7 +21,7 @@ from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.implementations import protocol
 from loko_ref.conformance.implementations.child import Child, Ended
 from loko_ref.conformance.implementations.protocol import ProtocolError
-from loko_ref.conformance.implementations.target import unknown_operations
+from loko_ref.conformance.implementations.target import later_option, unknown_operations
 from loko_ref.conformance.judge.answer import Answer, Finding, check
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
@@ -92,6 +92,7 @@ class Command:
         self.stop_timeout = min(self._timeout, STOP_TIMEOUT)
         self.operations: list[str] = []
         self.dtypes: list[str] = []
+        self.options: list[str] = []
         self.files = False
         try:
             self._start(self._timeout, time.monotonic() + self._timeout)
@@ -126,7 +127,8 @@ class Command:
         message = protocol.hello(str(self.folder))
         answer, _ = self._exchange(child, message, timeout, deadline, " hello")
         try:
-            self.operations, self.dtypes, self.files = protocol.check_hello(answer, self.folder)
+            known = protocol.check_hello(answer, self.folder)
+            self.operations, self.dtypes, self.options, self.files = known
         except ProtocolError as error:
             raise ProtocolError(f"{error}{self._drop()}") from None
         return child
@@ -221,6 +223,9 @@ class Command:
             return Answer(declined="the implementation has no such operation")
         if case.dtype not in self.dtypes:
             return Answer(declined=f"the implementation does not offer {case.dtype}")
+        for name in case.later:
+            if name not in self.options:
+                return Answer(declined=later_option(name, "its hello does not name it"))
         self._number += 1
         number = self._number
         try:

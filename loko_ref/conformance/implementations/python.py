@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.implementations.target import check_place, collect
+from loko_ref.conformance.implementations.target import check_place, collect, later_option
 from loko_ref.conformance.judge.answer import Answer, Finding, check, describe, words
 from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
@@ -220,6 +220,10 @@ def _keywords(function: Callable[..., Any], case: Case) -> dict[str, Any] | Answ
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return given
+    named = {p.name for p in parameters}
+    for name in case.later:
+        if name not in named:  # what takes any keyword may be older than the option
+            return Answer(declined=later_option(name, "the function has no parameter of that name"))
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return given
     taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

@@ -29,7 +29,8 @@ TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
    where operations and dtypes are those you support, and canary has, for each of these dtypes, the
    tensor you were sent, decoded to numbers and encoded again. It holds 0.1, -0.0, a subnormal,
    infinity, -infinity and a quiet NaN (0x7ff8000000000000, 0x7fc00000), and must be returned bit
-   for bit. No run sends infinities or NaN.
+   for bit. No run sends infinities or NaN. You may add "options": ["solve", ...], those you know of
+   the options that 'loko-ref operations' marks as later: a case that sets another is not sent.
 
 2. run, any number of times. You are sent
    {{"type": "run", "id": 7, "operation": "lora.delta", "inputs": {{"A": TENSOR, "B": TENSOR}},
@@ -38,7 +39,7 @@ TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
    outputs must have it too; you may compute in another (float64, rounded at the end, is accepted
    for float32). An input that is a mapping ("weights") is an object of tensors: it has no "dtype".
    An input that does not apply to the options is left out, not null. Every option is sent, those at
-   their default too; 1 and 1.0 are the same number. You answer one of
+   their default too (not later ones at theirs); 1 and 1.0 are the same number. You answer one of
    {{"type": "result", "id": 7, "outputs": {{"delta": TENSOR}}}}     any subset of the outputs
    {{"type": "unsupported", "id": 7, "reason": "..."}}              you decline this case
    {{"type": "error", "id": 7, "message": "..."}}                   you fail on it

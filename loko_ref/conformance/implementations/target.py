@@ -12,7 +12,14 @@ from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.conformance.judge.answer import describe
 from loko_ref.errors import InputError, closest, shown
 
-__all__ = ["INTERPRETERS", "SOURCES", "check_place", "collect", "unknown_operations"]
+__all__ = [
+    "INTERPRETERS",
+    "SOURCES",
+    "check_place",
+    "collect",
+    "later_option",
+    "unknown_operations",
+]
 
 INTERPRETERS = {
     ".js": "node {}",
@@ -86,6 +93,11 @@ def unknown_operations(names: Iterable[object]) -> tuple[str, ...]:
             hint = f"; the closest is '{near}'" if near else ""
             notes.append(f"{name!r} is no operation of the catalogue and was not run{hint}")
     return tuple(notes)
+
+
+def later_option(name: str, lacks: str) -> str:
+    """Return why a case with an option newer than the implementation may be is not run."""
+    return f"the case sets '{name}', an option that came later, and {lacks}"
 
 
 def collect(

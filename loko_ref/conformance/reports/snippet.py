@@ -32,7 +32,7 @@ def defaults(case: Case) -> tuple[str, ...]:
     return tuple(
         o.name
         for o in case.operation.options
-        if o.default is not None and case.options[o.name] == o.default
+        if o.default is not None and case.options.get(o.name) == o.default
     )
 
 
