@@ -85,7 +85,11 @@ Resume = Annotated[Path | None, option(OUTPUT, _RESUME)]
 def _kinds(kind: type[Any]) -> dict[str, type]:
     """Return for each option of an optimizer the type that its text is read as."""
     fields = (f for f in dataclasses.fields(kind) if f.name != "model")
-    return {f.name: str if f.default is None else type(f.default) for f in fields}
+    unset = {"int | None": int}  # of an option without a number as its default
+    return {
+        f.name: unset.get(str(f.type), str) if f.default is None else type(f.default)
+        for f in fields
+    }
 
 
 def _value(argument: str, text: str, kind: type) -> Any:
@@ -97,6 +101,8 @@ def _value(argument: str, text: str, kind: type) -> Any:
         raise InputError(argument, shown(text), "true or false", "a value of another option")
     if kind is float:
         return read_number(argument, text)
+    if kind is int:
+        return read_whole(argument, text, low=0)
     return text
 
 
@@ -105,7 +111,8 @@ def parse_pairs(
 ) -> dict[str, Any]:
     """Read ``KEY=VALUE`` words as options of an optimizer; a bare word names an observation.
 
-    ``p0.NAME=VALUE`` gives the prior variance of one LoRA site, by its layer's name.
+    ``p0.NAME=VALUE`` gives the prior variance of a factor (``p0.A``, ``p0.B``), a LoRA site, by its
+    layer's name (``p0.0``), or a factor of one (``p0.0.A``).  [LOKO-3]
 
     Parameters
     ----------

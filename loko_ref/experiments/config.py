@@ -29,6 +29,7 @@ from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
 from loko_ref.experiments.defaults import FINE_TUNING
 from loko_ref.experiments.networks import full_alpha, shape_of
+from loko_ref.loko.config import said
 from loko_ref.network.layers.activation import ActivationName
 from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
@@ -108,6 +109,9 @@ def default_options(
         if given.get("noise") is not None:
             fields["noise"] = given["noise"]
         fields["timing"] = "after" if fields["noise"] == "ema_residual_hph" else "before"
+        given_p0 = given.get("p0")
+        if isinstance(given_p0, Mapping) and {"A", "B"} & set(given_p0):  # the other at its default
+            given["p0"] = dict.fromkeys("AB", fields["p0"]) | dict(given_p0)
         if given.get("covariance") == "dense":
             fields["form"] = "textbook"  # n^2 m per step; Joseph's n^3 takes seconds at this n
     return fields | {name: value for name, value in given.items() if value is not None}
@@ -134,8 +138,8 @@ class RunConfig:
     network, hidden, activation, size
         As :func:`loko_ref.experiments.networks.shape_of` completes them.
     route : {"readable", "fast"}
-        Which code takes LoKO's steps: the same ones, up to rounding. ``fast`` runs a diagonal
-        covariance on NumPy.
+        Which code takes LoKO's steps: the same ones, up to rounding. ``fast`` runs any
+        covariance but a dense one on NumPy.
     epochs, base_batch, base_lr : int, int, float
         Training of the base, by AdamW.
     rank, alpha : int, float, optional
@@ -240,17 +244,21 @@ class RunConfig:
         for name, got, required in (
             ("optimizer", self.optimizer, "loko"),
             ("backend", self.backend, "numpy"),
-            ("covariance", self.options.get("covariance", "diagonal"), "diagonal"),
         ):
             if got != required:
                 raise InputError(
                     "route",
                     f"'fast' with {name} '{got}'",
                     f"{name} '{required}', or 'readable'",
-                    "the fast route has a diagonal filter on NumPy and nothing else",
+                    "the fast route has LoKO's filters on NumPy and nothing else",
                 )
+        if self.options["covariance"] == "dense":
+            required = "another covariance, or 'readable'"
+            cause = "the dense filter has one route only"
+            raise InputError("route", "'fast' with covariance 'dense'", required, cause)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; ``RunConfig(**config.as_dict())`` is the same run."""
         found = dataclasses.asdict(self)
-        return found | {name: list(found[name]) for name in ("hidden", "targets")}
+        found |= {name: list(found[name]) for name in ("hidden", "targets")}
+        return found | {"options": said(found["options"])}

@@ -170,6 +170,13 @@ def explain(
             "steps", (skip or 0) + steps, f"at most {task.steps} in all", "a shorter stream"
         )
     learner = task.learner
+    if learner.covariance not in ("diagonal", "dense"):
+        raise InputError(
+            "covariance",
+            repr(learner.covariance),
+            "'diagonal' or 'dense'",
+            "a precision is not listed entry by entry: 'train' runs it",
+        )
     state = start = loko.init(learner, batch=config.batch)
     if skip is None:
         skip, state = _first_wrong(task, start, task.steps - steps)

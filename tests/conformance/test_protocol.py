@@ -116,7 +116,7 @@ def test_javascript_harness():
         offered = [c for name in command.operations for c in flat(name)]
         checks = run(command, offered)
     assert any(c.case.operation.name == "loko.step" for c in checks)
-    assert {c.status for c in checks} == {"passed"}
+    assert {c.status for c in checks if not c.case.later} == {"passed"}
     result = cli("protocol", "--cmd", path)
     assert result.returncode == 0, result.stdout
     assert "WRONG" not in result.stdout

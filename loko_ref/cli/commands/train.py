@@ -34,8 +34,8 @@ texts' default), none."""
 _OPTIMIZER = """loko, sgd, adagrad, adamw, with options as NAME,KEY=VALUE,... such as adamw,lr=0.01
 or loko,logits,p0=0.5; repeatable. Default: loko and adamw."""
 _VARIANT = """LoKO's choices as [OBSERVATION,]KEY=VALUE,...: observation, noise, timing, beta, r0,
-p0 (or p0.SITE), covariance, diagonal, form, lam, q, center. Each one that begins with the name of
-an observation is a run of its own."""
+p0 (or p0.A, p0.B, p0.SITE, p0.SITE.A), covariance, columns, blocks, diagonal, form, lam, q, center,
+solve. Each one that begins with the name of an observation is a run of its own."""
 _SEED = "Repeatable. Default: 0, 1 and 2."
 _NOISE = "Share of the stream's labels made wrong."
 _EPOCHS = "Passes over the base part before the stream. Default 30."

@@ -12,7 +12,6 @@ from loko_ref.kalman.diagonal import DIAGONALS
 from loko_ref.kalman.implicit import SOLVES
 from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
 from loko_ref.kalman.observation import OBSERVATIONS
-from loko_ref.loko import COVARIANCES
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.loko import dataflow, output_name, summary
 from loko_ref.textbook.network import BACK, FORWARD
@@ -96,7 +95,7 @@ _LOKO_OPTIONS = (
         "covariance",
         "diagonal",
         "diagonal: p (n,) is the state; dense: P (n, n) is, with the textbook update",
-        COVARIANCES,
+        ("diagonal", "dense"),
     ),
     Option(
         name="diagonal",
