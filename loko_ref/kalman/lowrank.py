@@ -118,23 +118,25 @@ class Precision:
             at += entries
         return found
 
-    def _base(self, X: Array) -> Array:
-        """``B^-1 X``."""
+    def _base(self, rows: Array) -> Array:
+        """``B^-1 X`` by rows: X' (k, n), which are contiguous, to (B^-1 X)' (k, n)."""
         if not self.groups:
-            return X / self.U[:, None]
-        xp = namespace(X)
-        return xp.concatenate([g.join(xp.linalg.solve(b, g.split(X))) for g, b in self._each()])
+            return rows / self.U
+        xp = namespace(rows)
+        parts = [g.join(xp.linalg.solve(b, g.split(rows.T))).T for g, b in self._each()]
+        return xp.concatenate(parts, axis=1)
 
     def times(self, X: Array) -> Array:
         """``P X = B^-1 X - B^-1 W (I + W' B^-1 W)^-1 W' B^-1 X`` (n, k).  [KAL-9]."""
         k, L = X.shape[1], self.W.shape[1]
-        if not L:
-            return self._base(X)
         xp = namespace(X)
-        both = self._base(xp.concatenate([X, self.W], axis=1))  # (n, k + L)
-        inner = xp.eye(L, dtype=X.dtype) + self.W.T @ both[:, k:]
-        C = cholesky(inner, "I + W' B^-1 W")
-        return both[:, :k] - both[:, k:] @ cho_solve(C, self.W.T @ both[:, :k])
+        rows = xp.concatenate([X.T, self.W.T])  # (k + L, n)
+        both = self._base(rows)
+        if not L:
+            return both.T
+        cross = rows[k:] @ both.T  # (L, k + L): W' B^-1 [X, W]
+        C = cholesky(xp.eye(L, dtype=X.dtype) + cross[:, k:], "I + W' B^-1 W")
+        return (both[:k] - cho_solve(C, cross[:, :k]).T @ both[k:]).T
 
     def variances(self) -> Array:
         """Return the diagonal of P (n,)."""
@@ -147,9 +149,12 @@ class Precision:
             p = xp.concatenate(each)[:, 0]
         else:
             p = 1 / self.U
-        BW = self._base(self.W)
-        C = cholesky(xp.eye(self.W.shape[1], dtype=p.dtype) + self.W.T @ BW, "I + W' B^-1 W")
-        return p - (solve_triangular(C, BW.T) ** 2).sum(axis=0) if self.W.shape[1] else p
+        if not self.W.shape[1]:
+            return p
+        rows = xp.concatenate([self.W.T])  # (L, n)
+        BW = self._base(rows)
+        C = cholesky(xp.eye(len(rows), dtype=p.dtype) + rows @ BW.T, "I + W' B^-1 W")
+        return p - (solve_triangular(C, BW) ** 2).sum(axis=0)
 
     def predict(self, lam: float, q: float) -> Precision:
         """Return the precision of ``P / lam + q I``, of the same rank.  [KAL-9].
@@ -185,17 +190,17 @@ class Precision:
         not decided: which of two equally large columns is kept depends on rounding.
         """
         xp, L = namespace(H), self.W.shape[1]
-        wide = xp.concatenate([self.W, H.T], axis=1)  # (n, L + m)
-        cut = wide.shape[1] - L
+        wide = xp.concatenate([self.W.T, H])  # (L + m, n): W~'
+        cut = wide.shape[0] - L
         if L:
-            _, V = xp.linalg.eigh(wide.T @ wide)  # ascending
-            wide = wide @ V
-        gone, W = wide[:, :cut], wide[:, cut:]
+            _, V = xp.linalg.eigh(wide @ wide.T)  # ascending
+            wide = V.T @ wide
+        gone, W = wide[:cut], wide[cut:].T
         if not self.groups:
-            return replace(self, U=self.U + (gone * gone).sum(axis=1), W=W)
+            return replace(self, U=self.U + (gone * gone).sum(axis=0), W=W)
         parts = []
         for g, b in self._each():
-            w = g.split(gone)  # (units, size, cut)
+            w = g.split(gone.T)  # (units, size, cut)
             parts.append((b + w @ w.swapaxes(1, 2)).reshape(-1))
         return replace(self, U=xp.concatenate(parts), W=W)
 

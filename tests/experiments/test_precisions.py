@@ -23,14 +23,29 @@ def run(*words):
     "variant",
     ["covariance=lowrank,columns=3,solve=implicit", "covariance=block,columns=2,lam=0.99,q=1e-3"],
 )
-@pytest.mark.parametrize("route", ["readable", "fast"])
-def test_a_resumed_run_ends_the_same(tmp_path, variant, route):
-    common = ["--data", "iris", "--optimizer", f"loko,{variant}", "--seed", "0", "--epochs", "1"]
-    common += ["--route", route]
-    run("train", *common, "--checkpoint", tmp_path / "c.npz", "--json", tmp_path / "a.json")
-    run("train", *common, "--resume", tmp_path / "c.npz", "--json", tmp_path / "b.json")
-    first, second = (json.loads((tmp_path / f"{k}.json").read_text()) for k in "ab")
-    assert [r["curve"] for r in first["runs"]] == [r["curve"] for r in second["runs"]]
+def test_a_checkpoint_holds_the_precision(tmp_path, variant):
+    """Both routes; a resumed run is the same run, and one of other columns is not."""
+    common = ["--data", "iris", "--seed", "0", "--epochs", "1", "--resume", tmp_path / "c.npz"]
+    for route in ("readable", "fast"):
+        named = [*common, "--route", route, "--optimizer", f"loko,{variant}"]
+        run(
+            "train",
+            *named[:6],
+            *named[8:],
+            "--checkpoint",
+            tmp_path / "c.npz",
+            "--json",
+            tmp_path / "a",
+        )
+        run("train", *named, "--json", tmp_path / "b")
+        first, second = (json.loads((tmp_path / k).read_text())["runs"][0] for k in "ab")
+        assert first["test_accuracy"] == second["test_accuracy"]
+        saved = np.load(tmp_path / "c.npz")
+        assert {"0/U", "0/W"} <= set(saved)
+        other = variant.replace("columns=", "columns=1")
+        result = loko_ref("train", *common, "--route", route, "--optimizer", f"loko,{other}")
+        assert result.returncode == 2
+        assert "columns" in result.stderr
 
 
 def heads(covariance="lowrank", **options):
