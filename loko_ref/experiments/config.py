@@ -27,7 +27,7 @@ from loko_ref.errors import InputError, unknown_option
 from loko_ref.experiments.data import bundled as data
 from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
-from loko_ref.experiments.defaults import FINE_TUNING
+from loko_ref.experiments.defaults import FINE_TUNING, preset
 from loko_ref.experiments.networks import full_alpha, shape_of
 from loko_ref.loko.config import said
 from loko_ref.network.layers.activation import ActivationName
@@ -71,7 +71,8 @@ def default_options(
         Whether the targets are real: LoKO then observes with ``gaussian``, else with ``glm``.
     given : mapping, optional
         Options that differ from the default; for LoKO the fields of
-        :class:`loko_ref.loko.LokoConfig` but the model, for the others those of
+        :class:`loko_ref.loko.LokoConfig` but the model, and ``preset``, a name of
+        :data:`loko_ref.experiments.defaults.PRESETS`; for the others those of
         :class:`loko_ref.optimizers.SGD` and so on, which have torch's names and defaults.
 
     Returns
@@ -91,6 +92,11 @@ def default_options(
     """
     check_choice("optimizer", optimizer, CLASSES)
     given = dict(given or {})
+    if optimizer == "loko" and given.get("preset") is not None:
+        chosen = preset(given.pop("preset"), regression)
+        if given.get("observation") not in (None, "glm"):
+            chosen.pop("solve", None)
+        given = chosen | given
     fields = {f.name: f.default for f in dataclasses.fields(CLASSES[optimizer])}
     fields.pop("model", None)
     if optimizer == "loko" and regression:
