@@ -110,13 +110,7 @@ def call(function, inputs, options):
     return function(**{name: value for name, value in everything.items() if name in names})
 
 
-def parameters(implementation):
-    """Names of the functions' parameters, among them the options that they know."""
-    functions = implementation.values()
-    return sorted({name for f in functions for name in inspect.signature(f).parameters})
-
-
-def answer(message, implementation, folder=None):
+def answer(message, implementation, folder=None, catalogue="operations/1", options=None):
     kind = message.get("type")
     if kind == "hello":
         return {
@@ -124,9 +118,10 @@ def answer(message, implementation, folder=None):
             "protocol": "loko-ref/protocol/1",
             "operations": list(implementation),
             "dtypes": list(FORMATS),
-            "options": parameters(implementation),
             "canary": {name: encode(decode(t)) for name, t in message["canary"].items()},
             "files": True,
+            "catalogue": catalogue,  # the version that the functions were written for
+            "options": options or {},  # of which they have one value
         }
     if kind != "run":
         return {"type": "error", "id": None, "message": f"unknown type {kind!r}"}
@@ -158,7 +153,9 @@ def main():
                 return
             if message.get("type") == "hello":
                 folder = message.get("folder")
-            reply = answer(message, module.IMPLEMENTATION, folder)
+            catalogue = getattr(module, "CATALOGUE", "operations/1")
+            options = getattr(module, "OPTIONS", None)
+            reply = answer(message, module.IMPLEMENTATION, folder, catalogue, options)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reply = {"type": "error", "id": None, "message": f"{type(error).__name__}: {error}"}
         stdout.write(json.dumps(reply) + "\n")

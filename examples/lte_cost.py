@@ -10,8 +10,47 @@ Only factors are counted: every layer is a LoRA site, and no replica is trained 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
-from loko_ref.experiments.lte.diagnostics import Network, costs
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What the model assumes of machine and network.  [LTE-11]."""
+
+    bandwidth: float  # bytes per second, each way, of one node's link
+    latency: float  # seconds per message
+    flops: float  # floating-point operations per second of one node
+    itemsize: int = 4  # bytes per number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds of one step on one node, on average over a merge interval.  [LTE-11]."""
+
+    compute: float  # forward and backward of a head's chunk
+    merge: float  # forming W, a share of each step
+    lte: float  # communication of LTE
+    data_parallel: float  # communication of data-parallel training (ring all-reduce)
+    lte_bytes: float  # received by one node per step
+
+
+def costs(sizes, *, nodes: int, heads: int, r: int, merge_every: int, batch: int, network) -> Costs:
+    """Seconds of one step of LoRA sites of `sizes` (o, i); a node computes `batch` samples."""
+    weights = sum(o * i for o, i in sizes.values())
+    factors = sum(r * (o + i) for o, i in sizes.values())  # of one head
+    # an allgather's ring: nodes - 1 rounds, each brings the factors of one node's heads
+    lte_bytes = network.itemsize * factors * heads * (nodes - 1) / nodes / merge_every
+    lte = lte_bytes / network.bandwidth + (nodes - 1) * network.latency / merge_every
+    # a ring all-reduce: 2 (nodes - 1) rounds of weights / nodes numbers
+    dp_bytes = 2 * network.itemsize * weights * (nodes - 1) / nodes
+    return Costs(
+        compute=6 * batch * weights / network.flops,
+        merge=2 * heads * r * weights / network.flops / merge_every,
+        lte=lte,
+        data_parallel=dp_bytes / network.bandwidth + 2 * (nodes - 1) * network.latency,
+        lte_bytes=lte_bytes,
+    )
+
 
 SIZES = {str(j): (4096, 4096) for j in range(24)}
 RANK = 16

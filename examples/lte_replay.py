@@ -1,16 +1,19 @@
 """Repeat a run of your LTE code, and judge each of its arrays after every step.
 
-    python examples/lte_replay.py [--fault]
+    python examples/lte_replay.py [--fault] [--trace FOLDER]
 
 Here "your code" is :class:`Mine`, which shares nothing with the package: two layers without
 biases, three heads with weight copies, AdaGrad with a schedule or a Kalman filter in each head,
 a merge every 3 steps, then B = 0 and A redrawn. What it began with and what it was given are the
 inputs of the operation ``lte.run``; what it recorded is judged as the operation's outputs, with
-tolerances computed from this very run. With ``--fault`` its reset forgets the weight copies.
+tolerances computed from this very run. With ``--fault`` its reset forgets the weight copies. With
+``--trace FOLDER`` the runs are written as recordings, which ``loko-ref verify --trace`` checks step
+by step: under ``k/`` the state before step k, and what happened in it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -154,8 +157,38 @@ optimizers = {
     "adagrad": {"optimizer": "adagrad", "rates": RATES, "eps": 1e-8},
     "loko": {"optimizer": "loko", "p": np.full(N, 0.05)},
 }
+STATE = ("theta", "copies", "W", "p", "sum")
+
+
+def flat(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([a.ravel() for a in arrays.values()])
+
+
+def record(run: dict[str, np.ndarray], own: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Lay a run out as a recording: what a step leaves is the state before the next one."""
+    arrays = {f"{k + (q in STATE)}/{q}": a[k] for q, a in run.items() for k in range(STEPS)}
+    for k in range(STEPS):
+        arrays |= {f"{k}/x": X[k], f"{k}/y": Y[k], f"{k}/evaluation": EVALUATION}
+        if (k + 1) % T == 0:
+            arrays |= {f"{k}/redraws.{name}": A[k // T] for name, A in REDRAWS.items()}
+    first = Mine(own["optimizer"], False)
+    heads = range(HEADS)
+    arrays |= {"0/theta": np.stack([first.theta(h) for h in heads]), "0/W": flat(START)}
+    arrays["0/copies"] = np.stack([flat(START)] * HEADS)
+    arrays["0/p" if first.loko else "0/sum"] = np.stack(first.kept)
+    options = {k: v for k, v in own.items() if not isinstance(v, np.ndarray | dict)}
+    head = json.dumps({"operation": "lte.run", **options})
+    return {"options": np.array(head), **arrays}
+
+
 for name, options in optimizers.items():
-    result = check(Mine(name, "--fault" in sys.argv).run, "lte.run", {**given, **options})
+    mine = Mine(name, "--fault" in sys.argv)
+    if "--trace" in sys.argv:
+        place = f"{sys.argv[sys.argv.index('--trace') + 1]}/lte-{name}.npz"
+        np.savez(place, **record(mine.run(), {**given, **options}))
+        print(f"recorded {STEPS} steps; check them: loko-ref verify --trace {place}")
+        continue
+    result = check(mine.run, "lte.run", {**given, **options})
     judged = ", ".join(result.quantities)
     if result.status == "passed":
         print(f"{name}: {STEPS} steps agree to {result.worst:.2f} of their tolerance: {judged}")

@@ -118,7 +118,9 @@ def predict(P, lam, q):
     return [v / lam + q for v in P]
 
 
-def kalman_time_update(p, lam, q):
+def kalman_time_update(lam, q, p=None, P=None):
+    if P is not None:
+        return arrays(P, P_pred=predict(P.tolist(), lam, q))
     return arrays(p, p_pred=predict(p.tolist(), lam, q))
 
 
@@ -217,24 +219,51 @@ def projections(layer):
     return {key: layer[key] | {"name": f"{layer['name']}.{key}"} for key in "qkvo"}
 
 
-def sites(spec):
-    """The linears with LoRA, in packing order."""
+def own_arrays(layer):
+    """Names and shapes of a layer's arrays but its factors, in packing order."""
+    kind, width = layer["kind"], layer.get("width")
+    if kind == "linear":
+        bias = [("b", (layer["out"],))] if layer.get("bias", True) else []
+        return [("W", (layer["out"], layer["in"])), *bias]
+    if kind == "layernorm":
+        return [("g", (width,)), ("b", (width,))] if layer.get("affine", True) else []
+    rows = {
+        "embedding": {
+            "token": layer.get("vocab"),
+            "position": layer.get("positions"),
+            "type": layer.get("types"),
+        },
+        "prepend": {"token": layer.get("count", 1)},
+        "positions": {"position": layer.get("count")},
+    }
+    return [(key, (count, width)) for key, count in rows[kind].items() if count]
+
+
+def holders(spec):
+    """The layers with arrays, in the order of the spec."""
     found = []
     for layer in spec:
         if layer["kind"] == "residual":
-            found += sites(layer["layers"])
+            found += holders(layer["layers"])
         elif layer["kind"] == "attention":
-            found += [linear for linear in projections(layer).values() if linear.get("lora")]
-        elif layer["kind"] == "linear" and layer.get("lora"):
+            found += [{"kind": "linear"} | linear for linear in projections(layer).values()]
+        elif "name" in layer:
             found.append(layer)
     return found
 
 
-def with_theta(spec, weights, theta):
-    """The frozen weights, and the factors cut out of theta row by row."""
+def trained(spec, train):
+    """Each layer of which theta holds something, with the names and shapes, in packing order."""
+    if train == "weights":
+        return [(layer, own_arrays(layer)) for layer in holders(spec)]
+    return [(layer, factors(layer)) for layer in holders(spec) if layer.get("lora")]
+
+
+def with_theta(spec, weights, theta, train):
+    """The frozen weights, and what is trained cut out of theta row by row."""
     weights, at = dict(weights), 0
-    for layer in sites(spec):
-        for key, shape in factors(layer):
+    for layer, shapes in trained(spec, train):
+        for key, shape in shapes:
             if len(shape) == 1:
                 value = theta[at : at + shape[0]]
                 at += shape[0]
@@ -249,12 +278,17 @@ def with_theta(spec, weights, theta):
 
 # A layer works on a list of vectors: the tokens of one sample, or one vector where there are none.
 # forward: (layer, weights, rows, sample) -> (rows, kept); sample["mask"] says which tokens count.
-# back: (layer, weights, kept, d, pieces) -> d, the cotangent of each vector; pieces, by name, gets
-# the derivative by each factor.
+# back: (layer, weights, kept, d, pieces) -> d, the cotangent of each vector; pieces gets, by the
+# layer's name, the derivative by what is trained, which its entry "train" names.
 
 
 def plus(x, y):
     return [a + b for a, b in zip(x, y, strict=True)]
+
+
+def gather(pieces, name, piece):
+    """Add a token's part of a derivative to the others'."""
+    pieces[name] = plus(pieces[name], piece) if name in pieces else piece
 
 
 def linear(layer, weights, rows, sample):
@@ -290,6 +324,9 @@ def linear_back(layer, weights, kept, d, pieces):
     Wt = transpose(weights[f"{name}.W"])
     for t, g in enumerate(d):
         dx = matvec(Wt, g)
+        if pieces["train"] == "weights":
+            bias = g if layer.get("bias", True) else []
+            gather(pieces, name, [p * v for p in g for v in rows[t]] + bias)
         if layer.get("lora"):
             scale = layer["lora"]["alpha"] / layer["lora"]["r"]
             dv = branch_cotangent(scale, g)
@@ -297,7 +334,8 @@ def linear_back(layer, weights, kept, d, pieces):
             piece = [p * v for p in du for v in rows[t]] + [p * v for p in dv for v in inner[t]]
             if layer["lora"].get("bias"):
                 piece += du + dv
-            pieces[name] = plus(pieces[name], piece) if name in pieces else piece  # over tokens
+            if pieces["train"] == "factors":
+                gather(pieces, name, piece)
             dx = plus(dx, matvec(transpose(weights[f"{name}.A"]), du))
         out.append(dx)
     return out
@@ -378,6 +416,8 @@ def layernorm(layer, weights, rows, sample):
 def layernorm_back(layer, weights, kept, d, pieces):
     out = []
     for (nu, s, gain), g in zip(kept, d, strict=True):
+        if pieces["train"] == "weights" and layer.get("affine", True):
+            gather(pieces, layer["name"], [a * b for a, b in zip(g, nu, strict=True)] + g)
         dnu = [a * b for a, b in zip(gain, g, strict=True)]
         mean = sum(dnu) / len(nu)
         along = sum(a * b for a, b in zip(dnu, nu, strict=True)) / len(nu)
@@ -447,7 +487,7 @@ def embedding(layer, weights, x, sample):
     elif pad is not None:
         sample["mask"] = real
     types = given.get("types", [0] * len(ids))
-    rows = []
+    rows, used = [], []
     for j, token in enumerate(ids):
         at = j
         if start is not None:
@@ -455,7 +495,19 @@ def embedding(layer, weights, x, sample):
         name = layer["name"]
         y = plus(weights[f"{name}.token"][token], weights[f"{name}.position"][at])
         rows.append(plus(y, weights[f"{name}.type"][types[j]]) if layer.get("types") else y)
-    return rows, None
+        used.append((token, at, types[j]))
+    return rows, used
+
+
+def tables_back(layer, weights, used, d, pieces):
+    """Each row of a table gets the cotangents of the tokens that use it."""
+    if pieces["train"] == "weights":
+        tables = [zeros(*shape) for _, shape in own_arrays(layer)]
+        for rows, g in zip(used, d, strict=False):
+            for table, row in zip(tables, rows, strict=False):
+                table[row] = plus(table[row], g)
+        gather(pieces, layer["name"], flat(flat(tables)))
+    return d
 
 
 def patchify(layer, weights, x, sample):
@@ -479,12 +531,16 @@ def prepend(layer, weights, rows, sample):
     tokens = weights[f"{layer['name']}.token"]
     if sample["mask"] is not None:
         sample["mask"] = [True] * len(tokens) + sample["mask"]
-    return tokens + rows, len(tokens)
+    return tokens + rows, [(j,) for j in range(len(tokens))]
+
+
+def prepend_back(layer, weights, used, d, pieces):
+    return tables_back(layer, weights, used, d, pieces)[len(used) :]
 
 
 def positions(layer, weights, rows, sample):
     table = weights[f"{layer['name']}.position"]
-    return add(rows, table[: len(rows)]), None
+    return add(rows, table[: len(rows)]), [(j,) for j in range(len(rows))]
 
 
 def pool(layer, weights, rows, sample):
@@ -510,10 +566,10 @@ KINDS = {
     "layernorm": (layernorm, layernorm_back),
     "attention": (attention, attention_back),
     "residual": (residual, residual_back),
-    "embedding": (embedding, through),
+    "embedding": (embedding, tables_back),
     "patchify": (patchify, through),
-    "prepend": (prepend, lambda layer, weights, count, d, pieces: d[count:]),
-    "positions": (positions, through),
+    "prepend": (prepend, prepend_back),
+    "positions": (positions, tables_back),
     "pool": (pool, pool_back),
     **dict.fromkeys(ACTIVATIONS, (activate, activate_back)),
 }
@@ -543,21 +599,22 @@ def run_sample(spec, weights, x):
     return out, trace
 
 
-def jacobian_row(spec, weights, trace, d):
-    """Derivative of <d, output> by every factor, in packing order."""
-    pieces = {}
+def jacobian_row(spec, weights, trace, d, train):
+    """Derivative of <d, output> by everything that is trained, in packing order."""
+    pieces = {"train": train}
     backward(spec, weights, trace, [d], pieces)
-    return [v for layer in sites(spec) for v in pieces[layer["name"]]]
+    return [v for layer, shapes in trained(spec, train) if shapes for v in pieces[layer["name"]]]
 
 
-def network(spec, weights, x):
+def network(spec, weights, x, train):
     """z and Z, sample by sample."""
     z, Z = [], []
     for sample in x:
         out, trace = run_sample(spec, weights, sample)
         z.append(out)
         for j in range(len(out)):
-            Z.append(jacobian_row(spec, weights, trace, [float(i == j) for i in range(len(out))]))
+            one = [float(i == j) for i in range(len(out))]
+            Z.append(jacobian_row(spec, weights, trace, one, train))
     return z, Z
 
 
@@ -569,8 +626,8 @@ def model_forward(x, weights, spec):
     return arrays(x, z=[run_sample(spec, lists(weights), row)[0] for row in x.tolist()])
 
 
-def model_jacobian(x, weights, spec):
-    z, Z = network(spec, lists(weights), x.tolist())
+def model_jacobian(x, weights, spec, train="factors"):
+    z, Z = network(spec, lists(weights), x.tolist(), train)
     return arrays(x, z=z, Z=Z)
 
 
@@ -612,7 +669,8 @@ def step(x, y, theta, P, R, frozen, o):
     dense = o["covariance"] == "dense"
     big = "P" if dense else "p"
     prior = predict(P, o["lam"], o["q"])
-    z, Z = network(o["spec"], with_theta(o["spec"], frozen, theta), x)
+    train = o["train"]
+    z, Z = network(o["spec"], with_theta(o["spec"], frozen, theta, train), x, train)
     yhat, e, H, J = observe(o["observation"], z, Z, y, o["center"])
     glm = o["observation"] == "glm"
     HpH = spread(H, prior)
@@ -665,7 +723,7 @@ def step(x, y, theta, P, R, frozen, o):
     if o["timing"] == "after":
         seen, P_seen = e, prior
         if o["noise"] == "ema_residual_hph":
-            weights = with_theta(o["spec"], frozen, new_theta)
+            weights = with_theta(o["spec"], frozen, new_theta, train)
             z_post = [run_sample(o["spec"], weights, row)[0] for row in x]
             if o["observation"] != "gaussian":
                 z_post = [softmax(row) for row in z_post]
@@ -675,16 +733,16 @@ def step(x, y, theta, P, R, frozen, o):
     return out
 
 
-def loko_step(x, y, theta, weights, p=None, P=None, R=None, solve="linear", **options):
-    options["solve"] = solve
+def loko_step(x, y, theta, weights, p=None, P=None, R=None, **options):
+    options = {"train": "factors", "solve": "linear"} | options
     state = (p if P is None else P).tolist()
     noise = None if R is None else R.tolist()
     out = step(x.tolist(), y.tolist(), theta.tolist(), state, noise, lists(weights), options)
     return arrays(theta, **out)
 
 
-def loko_run(x, y, theta, weights, p=None, P=None, R=None, solve="linear", **options):
-    options["solve"] = solve
+def loko_run(x, y, theta, weights, p=None, P=None, R=None, **options):
+    options = {"train": "factors", "solve": "linear"} | options
     like, frozen = theta, lists(weights)
     theta, P = theta.tolist(), (p if P is None else P).tolist()
     R = None if R is None else R.tolist()
@@ -750,6 +808,7 @@ def optimizer_adamw(theta, gradient, lr, beta1, beta2, eps, weight_decay):
     return arrays(like, theta=path, exp_avg=first, exp_avg_sq=second)
 
 
+CATALOGUE = "operations/3"  # that it was written for, as 'loko-ref operations' prints it
 IMPLEMENTATION = {
     "kalman.dense_update": kalman_dense_update,
     "kalman.diagonal_update": kalman_diagonal_update,

@@ -1,24 +1,26 @@
-"""Property tests of a filter with loko_ref's strategies: `pytest this_file.py`.
+"""Property tests of a filter: `pytest this_file.py`.
 
-Replace `my_update`. Each draw is a whole problem (theta, p, H, e, R) of stated conditioning, its
-arrays read-only, in float64 or float32; a failing one shrinks to a small, readable one. How far two
-correct updates may be apart is computed from the problem itself.
+Replace `my_update`. Every exact fact about a measurement update is one test; a failing one shows
+the smallest problem found, as Python to paste. How far two correct updates may be apart is computed
+from the problem itself.
 
-Strategies for whole steps, transformers and LTE runs: `help(loko_ref.strategies)`.
+The facts of networks, optimizers, LoKO and LTE: `loko-ref properties --list`.
+Strategies for tests of your own: `help(loko_ref.strategies)`.
 Needs: pip install 'loko-ref[test]'
 """
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 
+from loko_ref import properties
 from loko_ref import strategies as st
 from loko_ref.conformance.user_inputs import agree
 
-# A deadline would measure the machine, not the filter: other work on it, or the first call of a
-# library, takes longer than Hypothesis's 200 ms. A test that hangs is stopped by pytest-timeout.
-settings.register_profile("any machine", deadline=None)
-settings.load_profile("any machine")
+# dev, ci or thorough: how many problems are drawn. None has a deadline, which would measure the
+# machine, not the filter. A test that hangs is stopped by pytest-timeout.
+PROFILE = "dev"
+settings.register_profile(PROFILE, properties.PROFILES[PROFILE])
+settings.load_profile(PROFILE)
 
 
 def my_update(theta, p, H, e, R):
@@ -37,17 +39,16 @@ def my_update(theta, p, H, e, R):
     return {"S": S, "K": K, "theta": theta, "p": p}
 
 
+@properties.parametrize({"kalman.diagonal_update": my_update}, profile=PROFILE)
+def test_property(holds):
+    """Without a reference: e = 0 leaves theta, the order of the outputs changes nothing, ..."""
+    holds()
+
+
 @given(st.diagonal_problems(max_n=8, cond=1e6))
 def test_agrees_with_the_reference(problem):
     """Quantity by quantity: a failure names the first one that is off."""
     agree(my_update, "kalman.diagonal_update", problem.arguments())
-
-
-@pytest.mark.parametrize("fact", st.facts.DIAGONAL)
-@given(problem=st.diagonal_problems(max_n=8, cond=1e6))
-def test_has_every_fact(fact, problem):
-    """Without a reference: e = 0 leaves theta, the order of the outputs changes nothing, ..."""
-    st.facts.DIAGONAL[fact](my_update, problem)
 
 
 @given(st.diagonal_problems(cond=1e2))

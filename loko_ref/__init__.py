@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         network,
         optimizers,
     )
+    from loko_ref import properties as properties
     from loko_ref import strategies as strategies
     from loko_ref.conformance import Report, verify
     from loko_ref.network import jacobian, layers, lora, model
@@ -54,10 +55,13 @@ __all__ = [
 _PLACES = {name: f"network.{name}" for name in ("jacobian", "layers", "lora", "model")}
 """Public modules that stand within a package."""
 
+_TESTING = ("properties", "strategies")
+"""Public packages that need the extra ``[test]``."""
+
 
 def __getattr__(name: str) -> object:
-    """Load a public name when it is first asked for; `strategies` needs the extra ``[test]``."""
-    if name not in (*__all__, "strategies"):
+    """Load a public name when it is first asked for; two need the extra ``[test]``."""
+    if name not in (*__all__, *_TESTING):
         raise AttributeError(f"module 'loko_ref' has no attribute {name!r}")
     import importlib
 
@@ -68,4 +72,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """Return the public names."""
-    return sorted([*__all__, "strategies"])
+    return sorted([*__all__, *_TESTING])

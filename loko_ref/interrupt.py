@@ -25,18 +25,6 @@ if TYPE_CHECKING:  # no interrupt is handled until this module is imported: it i
     from types import FrameType
     from typing import Any, NoReturn
 
-__all__ = [
-    "RANKS",
-    "after",
-    "command_line",
-    "handled",
-    "joined",
-    "keep",
-    "resumes",
-    "without",
-    "working",
-]
-
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 """Environment variables in which launchers pass the rank of a process."""
 

@@ -10,9 +10,10 @@ a block stays in the cache from its first pass to its last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from loko_ref.arrays import Array, is_numpy, namespace, one_minus_power, root, scalar
 from loko_ref.checks.signatures import takes
@@ -26,9 +27,11 @@ from loko_ref.checks.values import (
 from loko_ref.errors import InputError
 
 __all__ = [
+    "METHODS",
     "SGD",
     "AdaGrad",
     "AdamW",
+    "Method",
     "OptimizerConfig",
     "OptimizerState",
     "init",
@@ -38,9 +41,10 @@ __all__ = [
 ]
 
 
-def _plain_floats(config: object, *names: str) -> None:
-    """Keep constants as Python floats: a NumPy float64 would widen float32 arrays."""
+def _constants(config: object, *names: str, high: float = math.inf) -> None:
+    """Check constants; keep them as Python floats: a NumPy float64 would widen float32 arrays."""
     for name in names:
+        check_range(name, getattr(config, name), low=0, high=high, high_open=True)
         object.__setattr__(config, name, float(getattr(config, name)))
 
 
@@ -67,10 +71,9 @@ class SGD:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("lr", "momentum", "weight_decay"):
-            check_range(name, getattr(self, name), low=0, high_open=True)
+        _constants(self, "lr", "momentum", "weight_decay")
         check_range("dampening", self.dampening)
-        _plain_floats(self, "lr", "momentum", "weight_decay", "dampening")
+        object.__setattr__(self, "dampening", float(self.dampening))
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             raise InputError(
                 "nesterov", True, "momentum > 0 and dampening = 0", "momentum left at its default"
@@ -96,10 +99,7 @@ class AdaGrad:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        names = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
-        for name in names:
-            check_range(name, getattr(self, name), low=0, high_open=True)
-        _plain_floats(self, *names)
+        _constants(self, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
 
 
 @known_keywords
@@ -123,14 +123,16 @@ class AdamW:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("lr", "eps", "weight_decay"):
-            check_range(name, getattr(self, name), low=0, high_open=True)
-        for name in ("beta1", "beta2"):
-            check_range(name, getattr(self, name), low=0, high=1, high_open=True)
-        _plain_floats(self, "lr", "eps", "weight_decay", "beta1", "beta2")
+        _constants(self, "lr", "eps", "weight_decay")
+        _constants(self, "beta1", "beta2", high=1)
 
 
 OptimizerConfig: TypeAlias = SGD | AdaGrad | AdamW
+
+Method: TypeAlias = Literal["sgd", "adagrad", "adamw"]
+_CLASSES: tuple[Any, ...] = (SGD, AdaGrad, AdamW)
+METHODS: dict[str, Any] = dict(zip(get_args(Method), _CLASSES, strict=True))
+"""Name -> its configuration."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

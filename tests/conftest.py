@@ -8,6 +8,7 @@ import os
 import warnings
 from collections import Counter, defaultdict
 
+import browser as in_browser
 import numpy as np
 import pytest
 import sampling
@@ -149,3 +150,10 @@ def rng():
 @pytest.fixture(params=["float64", "float32"])
 def dtype(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Headless Chromium, one for all tests of a worker; without it they skip and say why."""
+    with in_browser.running() as started:
+        yield started

@@ -5,7 +5,7 @@ it refuses (its "Differences between CuPy and NumPy"):
 
 * host arrays never mix with device arrays, neither as operands nor as indices or values;
 * nothing converts implicitly: ``np.asarray`` and NumPy's functions raise (real CuPy would run some
-  of NumPy's functions by dispatch; the house asks more: no room but the seam names NumPy);
+  of NumPy's functions by dispatch; the seam asks more: no package but the seam names NumPy);
 * ``float(a)``, ``int(a)``, ``bool(a)`` work for one element and synchronise; reductions give 0-d
   arrays, not scalars;
 * names that CuPy lacks raise AttributeError;

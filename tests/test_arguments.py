@@ -11,7 +11,7 @@ import pytest
 import sampling
 
 from loko_ref import errors, kalman, loko, lte, optimizers
-from loko_ref.conformance import user_inputs as own
+from loko_ref.conformance import user_inputs
 from loko_ref.network import architectures, jacobian, layers, lora, model, spec
 
 OURS = (errors.InputError, errors.NumericalError, errors.BackendError)
@@ -68,6 +68,7 @@ CALLS = {
     spec.check_spec: {"spec": SPEC},
     spec.param_shapes: {"spec": SPEC},
     spec.factor_shapes: {"spec": SPEC},
+    spec.trained_shapes: {"spec": SPEC, "train": "weights"},
     spec.width_out: {"spec": SPEC},
     spec.linears: {"spec": SPEC},
     spec.reads_tokens: {"spec": SPEC},
@@ -116,9 +117,12 @@ CALLS = {
     },
     kalman.observation.predict: {"observation": "softmax", "z": Z},
     kalman.observation.one_hot: {"labels": Y, "C": 2, "like": Z},
-    own.user_case: {"operation": "kalman.diagonal_update", "arguments": PROBLEM},
-    own.check: {"function": answer, "operation": "kalman.diagonal_update", "arguments": PROBLEM},
-    own.agree: {"function": answer, "operation": "kalman.diagonal_update", "arguments": PROBLEM},
+    user_inputs.split: {"name": "kalman.diagonal_update", "arguments": PROBLEM},
+    user_inputs.user_case: {"operation": "kalman.diagonal_update", "arguments": PROBLEM},
+    **{
+        key: {"function": answer, "operation": "kalman.diagonal_update", "arguments": PROBLEM}
+        for key in (user_inputs.check, user_inputs.agree)
+    },
 }  # fmt: skip
 """Function -> a call that is right (but for its verdict)."""
 
@@ -164,7 +168,7 @@ def test_wrong_arguments_get_one_of_our_errors(function):
             if what == "nothing wrong" or len(str(error)) > 3000:
                 raise
         except AssertionError as error:
-            if function is not own.agree:
+            if function is not user_inputs.agree:
                 found.append(f"{what}: AssertionError {error}")
         except Exception as error:
             found.append(f"{what}: {type(error).__name__}: {error}"[:160])
@@ -175,9 +179,9 @@ def test_every_public_function_is_tried():
     tried = set(CALLS)
     exempt = {
         spec.check_input, spec.map_linears, lora.ratio, model.vjp, lte.iterate,
-        kalman.diagonal.check_update,
+        kalman.diagonal.check_update, user_inputs.read_case, user_inputs.save_case,
     }  # fmt: skip
-    for module in (loko, lte, spec, architectures, model, jacobian, lora, optimizers, own):
+    for module in (loko, lte, spec, architectures, model, jacobian, lora, optimizers, user_inputs):
         for name in module.__all__:
             if name.endswith("_unchecked"):  # the name says that the caller has checked
                 continue

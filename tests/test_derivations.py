@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DERIVATIONS = ROOT / "derivations"
-CODE = ROOT / "loko_ref"
+CODE = (ROOT / "loko_ref", ROOT / "examples")
 
 LABEL = r"[A-Z]{2,}-\d+"
 HEADING = re.compile(rf"^### \[({LABEL})\] (\S.*)$", re.MULTILINE)
@@ -39,13 +39,14 @@ def sections() -> list[tuple[str, str, str, str]]:
     return found
 
 
-def cited(root: Path) -> dict[str, set[str]]:
-    """Label -> the files under `root` that cite it in square brackets."""
+def cited(*roots: Path) -> dict[str, set[str]]:
+    """Label -> the files under the roots that cite it in square brackets."""
     where: dict[str, set[str]] = {}
-    for path in sorted(root.rglob("*.py")):
-        for group in CITATION.findall(path.read_text(encoding="utf-8")):
-            for label in re.findall(LABEL, group):
-                where.setdefault(label, set()).add(path.relative_to(root).as_posix())
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            for group in CITATION.findall(path.read_text(encoding="utf-8")):
+                for label in re.findall(LABEL, group):
+                    where.setdefault(label, set()).add(path.relative_to(root.parent).as_posix())
     return where
 
 
@@ -68,12 +69,12 @@ def test_each_label_is_defined_once() -> None:
 
 
 def test_each_cited_label_is_defined() -> None:
-    undefined = {label: files for label, files in cited(CODE).items() if label not in DEFINED}
+    undefined = {label: files for label, files in cited(*CODE).items() if label not in DEFINED}
     assert not undefined
 
 
 def test_each_defined_label_is_cited() -> None:
-    uncited = sorted(DEFINED - cited(CODE).keys())
+    uncited = sorted(DEFINED - cited(*CODE).keys())
     assert not uncited
 
 
@@ -104,10 +105,10 @@ def test_index_lists_every_label_with_its_title_and_file() -> None:
 
 def test_index_names_files_that_cite_the_label() -> None:
     index = (DERIVATIONS / "README.md").read_text(encoding="utf-8")
-    where = cited(CODE)
+    where = cited(*CODE)
     wrong = {}
     for label, places in re.findall(rf"^\| ({LABEL}) \| .* \| ([^|]+) \|$", index, re.MULTILINE):
-        named = {place.strip().removeprefix("loko_ref/") for place in places.split(",")}
+        named = {place.strip() for place in places.split(",")}
         stale = {
             place
             for place in named

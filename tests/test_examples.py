@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sampling
+from command import loko_ref
 
 from loko_ref import strategies
 
@@ -16,39 +17,24 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def property_test():
-    """The example, with few Hypothesis examples, always the same; its usual 100 with --long."""
+    """The example; with --long, more problems."""
     text = (ROOT / "examples" / "property_test_my_filter.py").read_text(encoding="utf-8")
-    few = f"deadline=None, derandomize=True, max_examples={sampling.count(10, 100)})"
-    assert text.count('register_profile("any machine", deadline=None)') == 1
-    return text.replace("deadline=None)", few)
+    assert text.count('PROFILE = "dev"') == 1
+    return text.replace('"dev"', '"ci"') if sampling.LONG else text
 
 
-def test_property_test_of_a_filter(tmp_path):
-    file = tmp_path / "test_my_filter.py"
-    file.write_text(property_test())
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 passed" in done.stdout
-
-
-def test_property_test_catches_a_wrong_filter(tmp_path):
+def test_property_tests_pass_a_right_filter_and_catch_a_wrong_one(tmp_path):
     """The decoupled variance without its factor p: found, and shrunk to one parameter."""
     text = property_test()
     wrong = text.replace("p[k] -= p[k] * (K[k] @ H[:, k])", "p[k] -= K[k] @ H[:, k]")
     assert wrong != text
-    file = tmp_path / "test_my_filter.py"
-    file.write_text(wrong)
-    some = "rescaled or dtype"  # each failure is shrunk, which takes its time
-    some += " or agrees" if sampling.LONG else ""
+    (tmp_path / "test_right.py").write_text(text)
+    (tmp_path / "test_wrong.py").write_text(wrong)
+    some = ["test_property[kalman.diagonal_update/information]", "test_dtype_is_kept"]
+    some += ["test_agrees_with_the_reference"] if sampling.LONG else []
+    files = ["test_right.py", *(f"test_wrong.py::{name}" for name in some)]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", some, str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         capture_output=True,
         text=True,
         check=False,
@@ -56,12 +42,14 @@ def test_property_test_catches_a_wrong_filter(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 1, done.stdout + done.stderr
+    # all of the right one, and the wrong one's dtype
+    assert f"{1 + sampling.LONG} failed, 17 passed, 1 skipped" in done.stdout
+    assert "FAILED test_wrong.py::test_property[kalman.diagonal_update/information]" in done.stdout
     if sampling.LONG:
-        assert "FAILED test_my_filter.py::test_agrees_with_the_reference" in done.stdout
+        assert "FAILED test_wrong.py::test_agrees_with_the_reference" in done.stdout
         off = r"kalman.diagonal_update/own/float\d\d: first off: p\[\d+\]: "
         assert re.search(off, done.stdout)
-    assert "FAILED test_my_filter.py::test_has_every_fact[rescaled]" in done.stdout
-    assert "FAILED test_my_filter.py::test_dtype_is_kept" not in done.stdout
+    assert re.search(r"theta=\[0\], p=\[2\], H=\[\[1\]\], e=\[0\], R=\[\[1\]\]", done.stdout)
 
 
 def test_the_property_test_has_no_deadline():
@@ -115,6 +103,22 @@ def test_verification_in_python_needs_no_extra():
     assert "FAILED: 6 of 16; 10 passed" in done.stdout
     assert done.stdout.count("SCALE-ALPHA: delta[") == 6
     assert "PASSED: 4 of 4; " in done.stdout
+
+
+def test_vectors_are_answered_without_the_package(tmp_path):
+    """The example runs where loko_ref cannot be imported, and its answers pass."""
+    example = ROOT / "examples" / "answer_vectors.py"
+    vectors, answers = tmp_path / "vectors", tmp_path / "answers.npz"
+    assert loko_ref("vectors", "export", vectors, "--only", "kalman.time_update").returncode == 0
+    code = (
+        "import runpy, sys; sys.modules['loko_ref'] = None; "
+        f"sys.argv[1:] = [{str(vectors)!r}, {str(answers)!r}]; "
+        f"runpy.run_path({str(example)!r}, run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = loko_ref("vectors", "judge", vectors, answers)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"PASSED: (\d+) of \1; 0 unsupported", done.stdout)
 
 
 WRITERS = {"save", "savez", "savefig", "write_text", "write_bytes", "tofile", "dump", "mkdir"}

@@ -150,18 +150,18 @@ def test_doors_of_python_name_the_extra_before_they_work():
         block("sklearn", "matplotlib", "flint", "jinja2")
         from loko_ref.arrays.balls import ballarray, precision
         from loko_ref.conformance import Report
-        from loko_ref.experiments import stream as training
+        from loko_ref.experiments import stream
         from loko_ref.experiments.config import RunConfig
-        from loko_ref.experiments.data import registry as sources
+        from loko_ref.experiments.data import registry
         from loko_ref.experiments.plots import draw, learning_curves
         from loko_ref.explain.steps import explain
 
         ballarray.flint.cache_clear()  # another test may have loaded it
         config = RunConfig(optimizer="loko")
-        point = [[training.Point(samples=1, online=0.5, test=0.5)]]
+        point = [[stream.Point(samples=1, online=0.5, test=0.5)]]
         return [
-            refused(lambda: sources.load("digits")),
-            refused(lambda: training.prepare(config)),
+            refused(lambda: registry.load("digits")),
+            refused(lambda: stream.prepare(config)),
             refused(lambda: next(explain(config))),
             refused(lambda: precision(64)),
             refused(lambda: Report(target="x", checks=()).write(html="f.html")),

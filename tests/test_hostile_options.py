@@ -7,6 +7,7 @@ command made cheap by its other options, with one option (sometimes two) set to 
 import contextlib
 import gc
 import io
+import json
 import os
 import random
 import re
@@ -79,7 +80,8 @@ PERHAPS = {
 """Values that some option takes."""
 
 PLACES = {
-    *("folder", "json", "json_file", "python", "junit", "html", "trace", "xfail"),
+    *("folder", "answers", "baseline", "case", "save", "json", "json_file", "python", "junit"),
+    *("html", "trace", "xfail"),
     *("plot", "checkpoint", "resume", "details"),
 }
 """Parameters that are paths: a file may have the name of a number."""
@@ -108,9 +110,11 @@ CHEAP = {
     ("operations",): {"name": "lora.delta"},
     ("case",): {"key": "lora.delta/tiny/float64"},
     ("mutants",): {"only": "P-FLOOR"},
+    ("properties",): {"target": "mine.py", "only": "lora.delta/linear"},
     ("protocol",): {},
     ("vectors", "export"): {"folder": "new", "only": "lora.delta/*/float64"},
     ("vectors", "check"): {"folder": "absent"},
+    ("vectors", "judge"): {"folder": "set", "answers": "answers.json"},
     ("vectors", "schema"): {},
     ("train",): {
         "data": "iris",
@@ -133,7 +137,17 @@ CHEAP = {
 }
 """What makes a command cheap, by parameter."""
 
-SLOW = {"steps", "score", "calibration", "curves", "min_time", "as_json", "list_", "stop_after"}
+SLOW = {
+    "steps",
+    "score",
+    "matrix",
+    "calibration",
+    "curves",
+    "min_time",
+    "as_json",
+    "list_",
+    "stop_after",
+}
 """Parameters whose honest values take long: of these only what nothing takes is tried."""
 
 
@@ -227,6 +241,14 @@ def folder(tmp_path_factory):
         patch.setattr(sys, "argv", ["record_trace.py", str(place / "trace.npz")])
         runpy.run_path(str(example))
     imports()
+    from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.judge.tolerance import expected
+    from loko_ref.conformance.vectors import vectors
+
+    cases = select("lora.delta/tiny/float64")
+    vectors.export(place / "set", cases)
+    right = {c.id: {name: a.tolist() for name, a in expected(c).items()} for c in cases}
+    (place / "answers.json").write_text(json.dumps(right))
     return place
 
 
@@ -280,7 +302,6 @@ def imports():
 
     all_cases()
     all_mutants()
-    sys.modules["sklearn.datasets"].load_iris(return_X_y=True)
     for line in (["loko-ref", "lte", "--heads=x"], ["loko-ref", "schema", "verify"]):
         with (
             contextlib.redirect_stdout(io.StringIO()),

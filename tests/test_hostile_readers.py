@@ -30,12 +30,15 @@ import pytest
 import sampling
 
 from loko_ref.conformance.cases.registry import select
-from loko_ref.conformance.implementations import python, recording
+from loko_ref.conformance.diagnose import baseline
+from loko_ref.conformance.implementations import python, recording, recording_runs
+from loko_ref.conformance.recorded_runs import check as check_run
 from loko_ref.conformance.reports import expected_failures
+from loko_ref.conformance.vectors import answers as offline
 from loko_ref.conformance.vectors import vectors
 from loko_ref.errors import InputError, printable
 from loko_ref.experiments.data import glue, images, registry
-from loko_ref.files import storage
+from loko_ref.files import documents, storage
 from loko_ref.files.strict_json import DEPTH, parse_json
 from loko_ref.interop import read_tensors
 from loko_ref.interop.fields import read_json
@@ -144,6 +147,30 @@ def read_recording(path):
     return {f"{k}/{q}": a.astype("f8") for k, step in got.steps.items() for q, a in step.items()}
 
 
+OF_LTE = {f"/{name}" for name in ("W", "theta", "x", "y")}
+OF_ADAMW = {f"/{name}" for name in ("theta", "exp_avg", "exp_avg_sq", "gradient")}
+
+
+def adamw():
+    options = {"operation": "optimizer.adamw", "lr": 0.01}
+    found = {"0/theta": np.zeros(2), "0/gradient": np.ones(2), "1/exp_avg": np.ones(2) / 10}
+    return found | {"1/theta": np.zeros(2) - 0.01, "options": np.array(json.dumps(options))}
+
+
+def lte():
+    linear = {"kind": "linear", "name": "0", "in": 2, "out": 1, "bias": False}
+    spec = [linear | {"lora": {"r": 1, "alpha": 1.0}}]
+    options = {"operation": "lte.run", "spec": spec, "heads": 2, "loss": "mse", "lr": 0.01}
+    found = {"0/W": np.zeros(2), "0/theta": np.ones((2, 3)), "0/x": np.ones((2, 2))}
+    return found | {"0/y": np.ones((2, 1)), "options": np.array(json.dumps(options))}
+
+
+def read_run(path):
+    got = recording_runs.read(path)
+    check_run(got)
+    return {f"{k}/{q}": a.astype("f8") for k, step in got.steps.items() for q, a in step.items()}
+
+
 def plain_idx(data):
     data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     kind = {8: "u1", 9: "i1", 0xB: ">i2", 0xC: ">i4", 0xD: ">f4", 0xE: ">f8"}[data[2]]
@@ -242,8 +269,31 @@ def read_set(path):
     return vectors.read(folder)
 
 
+TINY = "lora.delta/tiny/float64"
+ANSWERS = {TINY: {"delta": [[1.0, 2.5], [3, 4e-5]]}}
+
+
+def read_answers(path):
+    found = offline.read_answers(path, select(TINY))
+    return {f"{key}/{name}": a for key, out in found.items() for name, a in out.items()}
+
+
+REPORT = {
+    "schema": documents.SCHEMAS["verify"],
+    "checks": [
+        {"id": TINY, "status": "failed", "first_divergence": {"quantity": "delta"}, "mistakes": []},
+        {"id": "lora.merge/tiny/float64", "status": "passed", "first_divergence": None},
+    ],
+}
+
+
 def vector_file():
     return next(c for n, c in vector_set().items() if not n.startswith("manifest"))
+
+
+def read_glue(path):
+    texts, names = glue.glue_rows(path)
+    return texts, glue.number_labels(names)
 
 
 def mnist(path):
@@ -295,16 +345,56 @@ FORMATS = [
     Format(
         "cifar",
         lambda: (b"\3" + bytes(3072)) * 2,
-        lambda p: images.read_cifar([p], 10, "uint8"),
+        lambda p: images.read_cifar([p], 10),
         plain_cifar,
         packed=True,
     ),
     Format(
         "train.tsv",
         lambda: b"sentence\tlabel\nit is fine\t1\nno\t0\n",
-        glue.read_glue,
+        read_glue,
         plain_glue,
         packed=True,
+    ),
+    Format(
+        "adamw.npz",
+        lambda: npz(adamw()),
+        read_run,
+        lambda data: {k: a.astype("f8") for k, a in plain_npz(data).items() if k[1:] in OF_ADAMW},
+        text=json.loads(adamw()["options"].item()),
+        wrap=lambda text: npz(adamw() | {"options": np.array(text)}),
+    ),
+    Format(
+        "lte.npz",
+        lambda: npz(lte()),
+        read_run,
+        lambda data: {k: a.astype("f8") for k, a in plain_npz(data).items() if k[1:] in OF_LTE},
+        text=json.loads(lte()["options"].item()),
+        wrap=lambda text: npz(lte() | {"options": np.array(text)}),
+    ),
+    Format(
+        "answers.npz",
+        lambda: npz({f"{TINY}/delta.npy": np.ones((2, 3))}),
+        read_answers,
+        lambda data: {key: np.asarray(a) for key, a in plain_npz(data).items()},
+    ),
+    Format(
+        "answers.json",
+        lambda: json.dumps(ANSWERS).encode(),
+        read_answers,
+        lambda data: {
+            f"{key}/{name}": np.asarray(a, "f8")
+            for key, out in strict_json(data).items()
+            for name, a in out.items()
+        },
+        text=ANSWERS,
+    ),
+    Format(
+        "baseline.json",
+        lambda: json.dumps(REPORT).encode(),
+        baseline.read,
+        strict_json,
+        text=REPORT,
     ),
     Format("xfail", XFAIL.encode, lambda p: expected_failures.read(p), plain_xfail),
     Format("config.json", lambda: json.dumps(CONFIG).encode(), read_json, strict_json, text=CONFIG),

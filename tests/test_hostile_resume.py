@@ -23,8 +23,6 @@ from loko_ref.experiments import checkpoint, runfile, runs
 from loko_ref.experiments.config import RunConfig
 from loko_ref.files import storage
 
-pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
-
 SMALL = {"data": "iris", "epochs": 1, "hidden": (5,), "rank": 2, "evaluations": 4}
 RUNNING = {
     "loko": {"observation": "logits", "p0": {"0": 0.5, "1": 0.4}},

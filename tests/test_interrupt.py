@@ -200,7 +200,6 @@ def test_a_harness_under_verification_is_interrupted(tmp_path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
     place = tmp_path_factory.mktemp("whole")
     assert called(*TRAIN, "--json", "r.json", cwd=place) == 0
     return ends(place / "r.json")
@@ -234,7 +233,6 @@ def test_the_line_gives_the_command_that_goes_on(tmp_path, uninterrupted, where,
 
 
 def test_lte_goes_on_from_its_last_merge(tmp_path):
-    pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
     words = [*LTE, "--json", "r.json", "--checkpoint", "a b.npz"]
     code, line = interrupted(Child("lte", *words, cwd=tmp_path))
     assert code == 130
@@ -252,7 +250,6 @@ def test_a_place_that_fails_midway_leaves_the_last_checkpoint_whole(
     what, how, tmp_path, monkeypatch, capsys
 ):
     """A full disk; a directory that vanished: the error says what is kept, if anything is."""
-    pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
     (tmp_path / "x").mkdir()
     if what == "train":
         words, kept = [*TRAIN, "--checkpoint-every", "10", "--checkpoint", "x/c.npz"], "x/c.npz, "

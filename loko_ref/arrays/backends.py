@@ -23,16 +23,6 @@ from numpy.typing import NDArray
 
 from loko_ref.errors import BackendError, unknown_option
 
-__all__ = [
-    "KNOWN",
-    "NUMPY",
-    "Array",
-    "Backend",
-    "get_backend",
-    "keep_freed_memory",
-    "register_backend",
-]
-
 Array: TypeAlias = NDArray[Any]
 """A NumPy array, or an array of a registered backend that stands in for one."""
 
@@ -108,7 +98,7 @@ def _cupy() -> Backend:
         )
     try:
         cp = importlib.import_module("cupy")
-    except Exception as error:  # an import can fail in any way; each one is told, none is passed
+    except Exception as error:  # an import can fail in any way; each failure is reported
         raise BackendError(
             "cupy",
             "import fails",

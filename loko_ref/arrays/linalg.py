@@ -15,16 +15,6 @@ from loko_ref.arrays.backends import Array
 from loko_ref.arrays.seam import asarray, backend_of, epsilon
 from loko_ref.errors import NumericalError, UndecidedError
 
-__all__ = [
-    "cho_solve",
-    "cholesky",
-    "contrast_basis",
-    "eigvalsh",
-    "singular_floor",
-    "solve",
-    "solve_triangular",
-]
-
 
 def singular_floor(S: Array) -> float:
     """Smallest eigenvalue of S's correlation matrix (m, m) that is not rounding: max(m, 8) eps.
@@ -36,8 +26,7 @@ def singular_floor(S: Array) -> float:
 
 def eigvalsh(S: Array) -> Array:
     """Eigenvalues (m,) of a symmetric matrix (m, m), ascending."""
-    w: Array = backend_of(S).eigvalsh(S)
-    return w
+    return backend_of(S).eigvalsh(S)
 
 
 def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
@@ -106,16 +95,14 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
 
 def solve_triangular(L: Array, b: Array, *, transpose: bool = False) -> Array:
     """Solve L x = b (or L' x = b) for lower triangular L (m, m) and b (m,) or (m, k)."""
-    x: Array = backend_of(L, b).solve_triangular(L, b, transpose)
-    return x
+    return backend_of(L, b).solve_triangular(L, b, transpose)
 
 
 def cho_solve(L: Array, b: Array) -> Array:
     """Solve S x = b by the Cholesky factor L of S; b (m,) or (m, k)."""
     direct = backend_of(L, b).cho_solve
     if direct is not None:
-        x: Array = direct(L, b)
-        return x
+        return direct(L, b)
     return solve_triangular(L, solve_triangular(L, b), transpose=True)
 
 
@@ -154,7 +141,7 @@ def contrast_basis(C: int, like: Array) -> Array:
     Returns
     -------
     array (C - 1, C)
-        The Helmert contrasts, one a row.
+        The Helmert contrasts, one per row.
 
     Examples
     --------
@@ -164,7 +151,6 @@ def contrast_basis(C: int, like: Array) -> Array:
     """
     own = backend_of(like).contrast_basis
     if own is not None:
-        basis: Array = own(C)
-        return basis
+        return own(C)
     Q = _helmert(C) if C > 1 else np.zeros((0, 1))
     return asarray(Q.astype(like.dtype), like)

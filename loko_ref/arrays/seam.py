@@ -36,6 +36,7 @@ __all__ = [
     "Backend",
     "asarray",
     "backend_of",
+    "conversion",
     "epsilon",
     "erf",
     "erfc",
@@ -48,6 +49,7 @@ __all__ = [
     "pi",
     "positive",
     "proven",
+    "read_array",
     "register_backend",
     "resolution",
     "root",
@@ -71,12 +73,63 @@ def _library(array: object) -> str | None:
             return "balls"
         if module in KNOWN and module != "numpy":
             return module
-    raise InputError(
-        "array",
-        type(array).__name__,
-        f"an array of one of {', '.join(KNOWN)}",
-        "a list, or a tensor of another framework: convert it to a NumPy or CuPy array first",
-    )
+    raise InputError("array", type(array).__name__, f"an array of one of {', '.join(KNOWN)}",
+                     f"{_origin(array)}: convert it with {conversion(array)}")  # fmt: skip
+
+
+CONVERSIONS = {
+    "torch": "a.detach().cpu().numpy()",
+    "jax": "numpy.asarray(a), outside of jit, grad and vmap, inside which it holds no numbers",
+    "jaxlib": "numpy.asarray(a)",
+    "tensorflow": "a.numpy()",
+}
+"""Library of an array -> how it becomes a NumPy array."""
+
+
+def _origin(array: object) -> str:
+    """Return what an array that is not taken is, in words."""
+    library = _framework(array)
+    return f"a tensor of {library.removesuffix('lib')}" if library else "a list, or a foreign array"
+
+
+def _framework(array: object) -> str:
+    modules = (cls.__module__.split(".", 1)[0] for cls in type(array).__mro__)
+    return next((name for name in modules if name in CONVERSIONS), "")
+
+
+def conversion(array: object) -> str:
+    """Return what turns an array of another library into one of NumPy, as code.
+
+    Examples
+    --------
+    >>> conversion([1.0])
+    'numpy.asarray(a)'
+    """
+    return CONVERSIONS.get(_framework(array), "numpy.asarray(a)")
+
+
+def read_array(array: Any) -> NDArray[Any]:
+    """Return the numbers of any library's array in NumPy; one that needs a gradient is detached.
+
+    Parameters
+    ----------
+    array : array-like
+        Of NumPy, CuPy, torch, JAX or whatever else NumPy can read; on any device.
+
+    Raises
+    ------
+    Exception
+        Whatever the library raises where it has no numbers to give.
+    """
+    if isinstance(array, np.ndarray | np.generic):
+        return np.asarray(array)
+    if hasattr(array, "detach"):  # what holds a gradient gives its numbers only apart from it
+        array = array.detach()
+    if _framework(array) == "torch":
+        array = array.cpu()
+    elif "cupy" in {cls.__module__.split(".", 1)[0] for cls in type(array).__mro__}:
+        array = to_host(array)
+    return np.asarray(array)
 
 
 def backend_of(*arrays: object) -> Backend:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,28 +20,8 @@ import numpy as np
 from loko_ref.arrays import Array, epsilon, to_host
 from loko_ref.errors import InputError, closest
 
-__all__ = [
-    "SHA256",
-    "Choice",
-    "Floats",
-    "Items",
-    "Kind",
-    "Maybe",
-    "Place",
-    "Real",
-    "Record",
-    "Scalar",
-    "Table",
-    "Text",
-    "Whole",
-    "difference",
-    "digest",
-    "seal",
-]
-
 _CAUSE = "a file changed by hand, or put together from several"
 _LARGEST = 2**63 - 1
-_LONGEST = 200  # characters that an error shows of a text
 
 
 def _is_whole(value: object) -> bool:
@@ -49,79 +29,49 @@ def _is_whole(value: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A whole number from `low` to `high`, both included."""
+class Leaf:
+    """A value that holds no others: what it must be, in words, and whether a value is one."""
 
-    low: int = 0
-    high: int = _LARGEST
-
-    def __str__(self) -> str:
-        if self.high == _LARGEST:
-            return f"a whole number >= {self.low}"
-        return f"a whole number from {self.low} to {self.high}"
-
-    def fits(self, value: Any) -> bool:
-        """Return whether a value is one."""
-        return _is_whole(value) and self.low <= value <= self.high
+    meaning: str
+    fits: Callable[[Any], bool]
 
 
-@dataclass(frozen=True)
-class Real:
-    """A finite number from `low` to `high`, both included; a whole number is one too."""
-
-    low: float = -math.inf
-    high: float = math.inf
-
-    def __str__(self) -> str:
-        bounds = f" from {self.low:g}" if self.low > -math.inf else ""
-        return f"a finite number{bounds}" + (f" to {self.high:g}" if self.high < math.inf else "")
-
-    def fits(self, value: Any) -> bool:
-        """Return whether a value is one."""
-        if _is_whole(value):
-            return abs(value) <= _LARGEST and self.low <= value <= self.high
-        return isinstance(value, float) and math.isfinite(value) and self.low <= value <= self.high
+def whole(low: int = 0, high: int = _LARGEST) -> Leaf:
+    """Return the kind of a whole number from `low` to `high`, both included."""
+    above = f">= {low}" if high == _LARGEST else f"from {low} to {high}"
+    return Leaf(f"a whole number {above}", lambda v: _is_whole(v) and low <= v <= high)
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text that a regular expression matches as a whole."""
+def real(low: float = -math.inf, high: float = math.inf) -> Leaf:
+    """Return the kind of a finite number from `low` to `high`, both included; whole ones too."""
+    bounds = f" from {low:g}" if low > -math.inf else ""
+    bounds += f" to {high:g}" if high < math.inf else ""
 
-    pattern: str = "(?s).*"
-    meaning: str = "a text"
+    def fits(value: Any) -> bool:
+        finite = abs(value) <= _LARGEST if _is_whole(value) else isinstance(value, float)
+        return finite and math.isfinite(value) and low <= value <= high
 
-    def __str__(self) -> str:
-        return self.meaning
-
-    def fits(self, value: Any) -> bool:
-        """Return whether a value is one."""
-        return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
+    return Leaf(f"a finite number{bounds}", fits)
 
 
-@dataclass(frozen=True)
-class Choice:
+def text(pattern: str = "(?s).*", meaning: str = "a text") -> Leaf:
+    """Return the kind of a text that a regular expression matches as a whole."""
+    return Leaf(meaning, lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None)
+
+
+def choice(*names: str) -> Leaf:
     """One of some texts."""
-
-    names: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "one of " + ", ".join(map(repr, self.names))
-
-    def fits(self, value: Any) -> bool:
-        """Return whether a value is one."""
-        return isinstance(value, str) and value in self.names
+    return Leaf(
+        f"one of {', '.join(map(repr, names))}", lambda v: isinstance(v, str) and v in names
+    )
 
 
-@dataclass(frozen=True)
-class Scalar:
-    """A finite number, a text, true, false or null."""
+SCALAR = Leaf(
+    "a finite number, a text, true, false or null",
+    lambda value: value is None or isinstance(value, bool | str) or real().fits(value),
+)
 
-    def __str__(self) -> str:
-        return "a finite number, a text, true, false or null"
-
-    def fits(self, value: Any) -> bool:
-        """Return whether a value is one."""
-        return value is None or isinstance(value, bool | str) or Real().fits(value)
+SHA256 = text("[0-9a-f]{64}", "a SHA-256, 64 hexadecimal digits")
 
 
 @dataclass(frozen=True)
@@ -154,9 +104,6 @@ class Record:
     fields: Mapping[str, Kind]
 
 
-SHA256 = Text("[0-9a-f]{64}", "a SHA-256, 64 hexadecimal digits")
-
-Leaf: TypeAlias = Whole | Real | Text | Choice | Scalar
 Kind: TypeAlias = Leaf | Maybe | Items | Table | Record
 
 
@@ -198,8 +145,6 @@ class Place:
 
     def error(self, name: str, got: object, required: str, cause: str = _CAUSE) -> InputError:
         """Build the error of one field."""
-        if isinstance(got, str) and len(got) > _LONGEST:
-            got = f"{got[: _LONGEST // 2]}...{got[-_LONGEST // 2 :]}"
         return InputError(f"{self.argument} {self.path!r}: {name}", got, required, cause)
 
     def check(self, name: str, value: Any, kind: Kind) -> None:
@@ -226,7 +171,7 @@ class Place:
                 inner = kind.fields[key] if isinstance(kind, Record) else kind.of
                 self.check(f"{name}.{key}" if name else key, item, inner)
         elif not kind.fits(value):
-            raise self.error(name, reprlib.repr(value), str(kind))
+            raise self.error(name, reprlib.repr(value), kind.meaning)
 
     def names(self, name: str, value: Any, known: tuple[str, ...] | None) -> None:
         """Require a mapping, with exactly these fields where they are given."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from types import NoneType
+from types import NoneType as NoneType
 from typing import ParamSpec, TypeVar
 
 from loko_ref.errors import InputError
-
-__all__ = ["NoneType", "check_type", "takes"]
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -37,7 +35,7 @@ def check_type(argument: str, got: object, kind: type | tuple[type, ...], hint: 
 def takes(
     **kinds: type | tuple[type, ...],
 ) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Let a function raise an InputError for arguments of other classes than those named.
+    """Make a function raise an InputError for arguments of other classes than those named.
 
     Examples
     --------

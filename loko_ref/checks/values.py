@@ -15,36 +15,14 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from loko_ref.arrays import Array, backend_of, cholesky, eigvalsh, epsilon, namespace
 from loko_ref.arrays.backends import KNOWN
+from loko_ref.arrays.seam import conversion
 from loko_ref.errors import InputError, NumericalError, UndecidedError, shown, unknown_option
-
-__all__ = [
-    "FORMATS",
-    "Format",
-    "check_array",
-    "check_choice",
-    "check_covariance",
-    "check_finite",
-    "check_floats",
-    "check_format",
-    "check_memory",
-    "check_positive",
-    "check_range",
-    "check_seed",
-    "check_shape",
-    "check_some",
-    "check_symmetric",
-    "check_whole",
-    "known_keywords",
-    "read_number",
-    "read_whole",
-]
-
 
 Class = TypeVar("Class", bound=type)
 
 
 def known_keywords(cls: Class) -> Class:
-    """Let a dataclass refuse a keyword that it has no field for, naming the closest.
+    """Make a dataclass raise for a keyword that it has no field for, naming the closest.
 
     Examples
     --------
@@ -213,7 +191,7 @@ def check_floats(**arrays: Any) -> None:
                 name,
                 type(array).__name__,
                 f"an array of one of {', '.join(KNOWN)}",
-                "a list or a scalar: convert it to a NumPy or CuPy array first",
+                f"a list or a scalar: convert it with {conversion(array)}",
             )
     backend_of(*arrays.values())
     for name, array in arrays.items():

@@ -53,11 +53,12 @@ from loko_ref.cli.commands.bench import bench  # noqa: E402
 from loko_ref.cli.commands.case import case  # noqa: E402
 from loko_ref.cli.commands.certify import certify  # noqa: E402
 from loko_ref.cli.commands.explain import explain_command  # noqa: E402
-from loko_ref.cli.commands.lte import lte  # noqa: E402
 from loko_ref.cli.commands.mutants import mutants  # noqa: E402
 from loko_ref.cli.commands.operations import operations  # noqa: E402
+from loko_ref.cli.commands.properties import properties  # noqa: E402
 from loko_ref.cli.commands.protocol import protocol, schema  # noqa: E402
-from loko_ref.cli.commands.train import train  # noqa: E402
+from loko_ref.cli.commands.runs.lte import lte  # noqa: E402
+from loko_ref.cli.commands.runs.train import train  # noqa: E402
 from loko_ref.cli.commands.vectors import app as vectors  # noqa: E402
 from loko_ref.cli.commands.verify import verify  # noqa: E402
 from loko_ref.cli.values import read_by_type  # noqa: E402
@@ -66,6 +67,7 @@ app.command("verify")(verify)
 app.command("operations")(operations)
 app.command("case")(case)
 app.command("mutants")(mutants)
+app.command("properties")(properties)
 app.command("protocol")(protocol)
 app.add_typer(vectors, name="vectors")
 app.command("train")(train)

@@ -12,6 +12,7 @@ from loko_ref.experiments.data import bundled
 __all__ = ["EXTRA", "check_needs"]
 
 EXTRA = {"train": "data", "explain": "data", "lte": "data", "certify": "certify"}
+EXTRA |= {"properties": "test"}
 """Command -> the extra that it needs with its default options; the others need ``cli`` alone."""
 
 
@@ -49,7 +50,7 @@ def check_needs(
     if html is not None:
         extras.load("jinja2", "the HTML report")
     if data in bundled.DATASETS:
-        extras.load("sklearn.datasets", f"the data set '{data}'")
+        extras.folder("sklearn", f"the data set '{data}'")
     if tokenizer is not None:
         extras.load("tokenizers", "raw text by a tokenizer")
     if plot is not None:

@@ -1,8 +1,9 @@
 """The conformance kit: is an implementation right, and which quantity goes wrong first?
 
 :func:`verify` checks an implementation and returns a :class:`Report`; :func:`verify_recording`
-checks a recorded run; :func:`agree` and :func:`check` judge a function on user-supplied inputs;
-:func:`select` lists the cases, ``OPERATIONS`` what an implementation may offer.
+checks a recorded run, :func:`verify_answers` outputs computed elsewhere; :func:`agree` and
+:func:`check` judge a function on user-supplied inputs; :func:`select` lists the cases,
+``OPERATIONS`` what an implementation may offer.
 
 Inside: ``catalogue`` holds the operations, ``cases`` their inputs, ``oracle`` the expected numbers,
 ``implementations`` what is under test, ``judge`` tolerance and comparison, ``mistakes`` the known
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from loko_ref.conformance.catalogue.registry import OPERATIONS
     from loko_ref.conformance.reports.report import Failure, Report, VerificationError
     from loko_ref.conformance.user_inputs import agree, check, user_case
-    from loko_ref.conformance.verification import verify, verify_recording
+    from loko_ref.conformance.verification import verify, verify_answers, verify_recording
 
 __all__ = [
     "OPERATIONS",
@@ -32,6 +33,7 @@ __all__ = [
     "select",
     "user_case",
     "verify",
+    "verify_answers",
     "verify_recording",
 ]
 
@@ -40,7 +42,7 @@ _HOMES = {
     "cases.registry": ("Case", "select"),
     "reports.report": ("Failure", "Report", "VerificationError"),
     "user_inputs": ("agree", "check", "user_case"),
-    "verification": ("verify", "verify_recording"),
+    "verification": ("verify", "verify_answers", "verify_recording"),
 }
 """Module -> the public names that it holds, loaded when first asked for."""
 

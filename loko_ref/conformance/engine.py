@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.implementations.python import Runnable
 from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.judge.compare import Divergence, compare
-from loko_ref.conformance.judge.tolerance import tolerance
+from loko_ref.conformance.judge.conditional import Judgement, judge_given_parents
+from loko_ref.conformance.judge.imprecise import Imprecise, explain
+from loko_ref.conformance.judge.tolerance import canonical, tolerance
 from loko_ref.conformance.teacher_forcing import Forced, force
 
 __all__ = [
     "EXPECTED_FAILURE",
     "FAILED",
+    "IMPRECISE",
     "PASSED",
     "TIMEOUT",
     "UNEXPECTED_PASS",
@@ -28,15 +34,16 @@ __all__ = [
     "judge",
     "outcome",
     "run",
+    "settle",
     "summarise",
 ]
 
 TIMEOUT = 60.0
 """Seconds that one check may take."""
 
-PASSED, FAILED, UNSUPPORTED = "passed", "failed", "unsupported"
+PASSED, FAILED, UNSUPPORTED, IMPRECISE = "passed", "failed", "unsupported", "imprecise"
 EXPECTED_FAILURE, UNEXPECTED_PASS = "expected failure", "unexpected pass"
-"""Outcomes of a check in the light of a list of expected failures, beside the three of any run."""
+"""Outcomes of a check in the light of a list of expected failures, beside the four of any run."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,14 +54,24 @@ class Check:
     ----------
     case : Case
         The case.
-    status : {"passed", "failed", "unsupported"}
+    status : {"passed", "imprecise", "failed", "unsupported"}
         Its outcome.
-    divergence : Divergence or None
-        For a failed one: the first quantity that is off.
+    divergences : tuple of Divergence
+        For a failed or imprecise one: every quantity that is wrong given its parents, in dataflow
+        order.
+    unjudged : tuple of str
+        What cannot be judged since its parents are wrong; never counted as right.
+    amplified : Divergence or None
+        Where every quantity follows from its parents, and the first one along the whole route is
+        off all the same: the case amplifies rounding, which is no failure.
+    imprecise : Imprecise or None
+        Where the right formula, by an algorithm that loses digits, explains all that is off.
     finding : Finding or None
         For a failed one: what is wrong other than a number.
     reason : str or None
         For an unsupported one: why.
+    lacking : tuple of str
+        For an unsupported one: the options that the function takes no parameter for.
     worst : float
         The largest ratio of error to tolerance.
     quantities : tuple of str
@@ -69,14 +86,23 @@ class Check:
 
     case: Case
     status: str
-    divergence: Divergence | None = None
+    divergences: tuple[Divergence, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    amplified: Divergence | None = None
+    imprecise: Imprecise | None = None
     finding: Finding | None = None
     reason: str | None = None
+    lacking: tuple[str, ...] = ()
     worst: float = 0.0
     quantities: tuple[str, ...] = ()
     outputs: Mapping[str, Array] = field(default_factory=dict)
     returned: Mapping[str, Array] = field(default_factory=dict)
     forced: Forced | None = None
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """The first wrong quantity in dataflow order, where there is one."""
+        return self.divergences[0] if self.divergences else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +111,7 @@ class Summary:
 
     Attributes
     ----------
-    passed, failed, expected_failures, unexpected_passes, unsupported : int
+    passed, failed, expected_failures, unexpected_passes, unsupported, imprecise : int
         Number of checks of each :func:`outcome`.
     """
 
@@ -94,17 +120,20 @@ class Summary:
     expected_failures: int
     unexpected_passes: int
     unsupported: int
+    imprecise: int = 0
 
     @property
     def ran(self) -> int:
         """Number of checks that ran: all but the unsupported ones."""
-        return self.passed + self.failed + self.expected_failures + self.unexpected_passes
+        right = self.passed + self.imprecise
+        return right + self.failed + self.expected_failures + self.unexpected_passes
 
     @property
     def verdict(self) -> str:
         """One of ``failed``, ``nothing ran``, ``as expected``, ``passed``.
 
-        An unexpected pass counts as a failure: the list of expected failures is out of date.
+        An unexpected pass counts as a failure: the list of expected failures is out of date. What
+        is imprecise is none.
         """
         if self.failed or self.unexpected_passes:
             return "failed"
@@ -134,6 +163,8 @@ class Summary:
         rest = [f"{self.unsupported} unsupported"]
         if self.expected_failures:
             rest.insert(0, _counted(self.expected_failures, "expected failure", "s"))
+        if self.imprecise:
+            rest.insert(0, f"{self.imprecise} imprecise")
         if not self.ran:
             return f"{self.headline}: {rest[0]}"
         if self.verdict != "failed":
@@ -151,17 +182,30 @@ def _counted(number: int, name: str, plural: str) -> str:
 def judge(case: Case, answer: Answer) -> Check:
     """Turn an answer into a check."""
     if answer.declined is not None:
-        return Check(case=case, status="unsupported", reason=answer.declined)
-    divergence, worst = compare(case, answer.outputs)
+        reason, lacking = answer.declined, answer.lacking
+        return Check(case=case, status="unsupported", reason=reason, lacking=lacking)
+    off = answer.finding.quantity if answer.finding is not None else None
+    case = case.holding([*answer.outputs, *answer.returned, *([off] if off else [])])
+    first, worst = compare(case, answer.outputs)
     judged = tuple(name for name in answer.outputs if tolerance(case)[name] is not None)
-    if divergence is not None:  # numbers before a later output's form: dataflow order
+    found = Judgement() if first is None else judge_given_parents(case, answer.outputs, first)
+    common: dict[str, Any] = {
+        "case": case,
+        "worst": worst,
+        "quantities": judged,
+        "outputs": answer.outputs,
+    }
+    wrong, cause = found.wrong, None
+    if first is not None and answer.finding is None:
+        cause = explain(case, answer.outputs, numbers=not wrong)
+        wrong = wrong or ((first,) if cause else ())
+    if wrong:  # numbers before a later output's form: dataflow order
         return Check(
-            case=case,
-            status="failed",
-            divergence=divergence,
-            worst=worst,
-            quantities=judged,
-            outputs=answer.outputs,
+            **common,
+            status=FAILED if cause is None else IMPRECISE,
+            divergences=wrong,
+            unjudged=found.unjudged,
+            imprecise=cause,
         )
     if answer.finding is not None:
         return Check(
@@ -174,7 +218,7 @@ def judge(case: Case, answer: Answer) -> Check:
     if not judged:
         reason = "no output of this case can be judged in this dtype"
         return Check(case=case, status="unsupported", reason=reason, outputs=answer.outputs)
-    return Check(case=case, status="passed", worst=worst, quantities=judged, outputs=answer.outputs)
+    return Check(**common, status="passed", amplified=first)
 
 
 def run(
@@ -183,6 +227,7 @@ def run(
     *,
     timeout: float | None = TIMEOUT,
     progress: Callable[[Check], None] | None = None,
+    again: bool = False,
 ) -> list[Check]:
     """Run every case in turn.
 
@@ -196,6 +241,9 @@ def run(
         Seconds a check, the forced steps of a failed run included.
     progress : callable, optional
         Called with each check as it is done.
+    again : bool
+        Whether what failed by a number is run a second time, in the opposite order: where the
+        answer differs, the check fails as not repeatable.
     """
     checks = []
     for case in cases:
@@ -206,7 +254,73 @@ def run(
         checks.append(check)
         if progress is not None:
             progress(checks[-1])
+    for at in reversed(range(len(checks))) if again else ():
+        if checks[at].divergence is not None:
+            checks[at] = _repeated(checks[at], implementation.run(checks[at].case, timeout))
     return checks
+
+
+def _repeated(check: Check, answer: Answer) -> Check:
+    """Return a check as it is where a second answer agrees with the first."""
+    case, first = check.case, check.divergence
+    assert first is not None
+    for name, got in check.outputs.items():
+        second, bound = answer.outputs.get(name), tolerance(case)[name]
+        if second is not None and bound is not None:
+            with np.errstate(invalid="ignore"):
+                apart = np.abs(canonical(case, name, got.astype(np.float64) - second)) > bound
+            if not np.any(apart & ~((got == second) | (np.isnan(got) & np.isnan(second)))):
+                continue
+        elif second is not None:
+            continue
+        message = (
+            f"not repeatable: first {first.quantity}{list(first.index)} came as {first.got:.9g}, "
+            f"where {first.expected:.9g} is right, and the same call gave another {name} when it "
+            "was made again; likely cause: state kept from one call to the next, or random numbers"
+        )
+        wrong = Finding(kind="not repeatable", message=message)
+        return replace(
+            check, status=FAILED, divergences=(), unjudged=(), imprecise=None, finding=wrong
+        )
+    return check
+
+
+def settle(
+    checks: Sequence[Check], *, named: Collection[str] = (), strict: bool = False
+) -> list[Check]:
+    """Settle what is imprecise in the light of a whole run.
+
+    Parameters
+    ----------
+    checks : sequence of Check
+        All of the run.
+    named : collection of str
+        Ids of checks that a mistake reproduces to the last digits.
+    strict : bool
+        Whether what is imprecise fails.
+
+    Returns
+    -------
+    list of Check
+        A check is no longer imprecise but failed where it is named, or where the same output of
+        the operation is wrong in another case, which the algorithm does not explain.
+    """
+    wrong = {
+        (check.case.operation.name, d.quantity)
+        for check in checks
+        if check.status == FAILED
+        for d in check.divergences
+    }
+
+    def settled(check: Check) -> Check:
+        if check.status != IMPRECISE:
+            return check
+        own = {(check.case.operation.name, d.quantity) for d in check.divergences}
+        if check.case.id in named or own & wrong:
+            return replace(check, status=FAILED, imprecise=None)
+        return replace(check, status=FAILED) if strict else check
+
+    return [settled(check) for check in checks]
 
 
 def outcome(key: str, status: str, expected: Mapping[str, str]) -> str:
@@ -216,7 +330,7 @@ def outcome(key: str, status: str, expected: Mapping[str, str]) -> str:
     ----------
     key : str
         The case's id.
-    status : {"passed", "failed", "unsupported"}
+    status : {"passed", "imprecise", "failed", "unsupported"}
         That of the check.
     expected : mapping of str to str
         Id -> why it is expected to fail.
@@ -228,7 +342,8 @@ def outcome(key: str, status: str, expected: Mapping[str, str]) -> str:
     """
     if key not in expected:
         return status
-    return {FAILED: EXPECTED_FAILURE, PASSED: UNEXPECTED_PASS}.get(status, status)
+    expected_ones = {FAILED: EXPECTED_FAILURE, IMPRECISE: EXPECTED_FAILURE}
+    return {**expected_ones, PASSED: UNEXPECTED_PASS}.get(status, status)
 
 
 def count(outcomes: Iterable[str]) -> Summary:
@@ -240,6 +355,7 @@ def count(outcomes: Iterable[str]) -> Summary:
         expected_failures=found[EXPECTED_FAILURE],
         unexpected_passes=found[UNEXPECTED_PASS],
         unsupported=found[UNSUPPORTED],
+        imprecise=found[IMPRECISE],
     )
 
 

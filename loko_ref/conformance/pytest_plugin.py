@@ -17,6 +17,7 @@ Importing this module does not import the kit, which is loaded on first use.
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,7 +46,9 @@ def _report(check: Check) -> str:
     return "\n".join(line.removeprefix("  ") for line in describe(one))
 
 
-def parametrize(only: str | None = None, *, dtype: str | None = None) -> pytest.MarkDecorator:
+def parametrize(
+    only: str | None = None, *, dtype: str | None = None, catalogue: str = "operations/1"
+) -> pytest.MarkDecorator:
     """Parametrize a test's argument ``case`` with the cases that match.
 
     Parameters
@@ -54,10 +57,14 @@ def parametrize(only: str | None = None, *, dtype: str | None = None) -> pytest.
         A glob of ids or operations.
     dtype : str, optional
         float64 or float32; both by default.
+    catalogue : str
+        The version that the test was written for: cases with later inputs or options are left out.
     """
     from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.implementations.target import stated_catalogue
 
-    cases = select(only, dtype)
+    version = stated_catalogue("catalogue", catalogue)
+    cases = [replace(c, version=version) for c in select(only, dtype) if not c.newer(version)]
     return pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
 
 
@@ -75,7 +82,7 @@ def assert_correct(case: Case, outputs: Any) -> None:
     from loko_ref.conformance.judge.answer import check
 
     outcome = judge(case, check(outputs, case))
-    if outcome.status != "passed":
+    if outcome.status not in ("passed", "imprecise"):
         raise _CheckFailed(_report(outcome) if outcome.status == "failed" else outcome.reason)
 
 
@@ -90,9 +97,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--loko-only", metavar="GLOB", help="only ids or operations that match")
     group.addoption("--loko-dtype", metavar="DTYPE", help="float64 or float32")
     group.addoption(
+        "--loko-option",
+        metavar="NAME=VALUE",
+        action="append",
+        help="repeatable: an option that the implementation has one value of",
+    )
+    group.addoption(
         "--loko-xfail",
         metavar="FILE",
         help="file of expected failures, one 'id: reason' per line; one that passes is an error",
+    )
+    group.addoption(
+        "--loko-strict",
+        action="store_true",
+        help="let imprecise results fail: right formulas by an algorithm that loses digits",
     )
 
 
@@ -102,6 +120,7 @@ _OPTIONS = {
     "TARGET": TARGET,
     "only": "--loko-only",
     "dtype": "--loko-dtype",
+    "options": "--loko-option",
     "xfail": "--loko-xfail",
 }
 """Name of an argument in an error of the kit -> the option that set it."""
@@ -114,11 +133,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Load the implementation once; a target that cannot be used is a usage error."""
     target = config.getoption(TARGET, None)
     if target is None:
-        for option in ("--loko-only", "--loko-dtype", "--loko-xfail"):
+        for option in ("--loko-only", "--loko-dtype", "--loko-option", "--loko-xfail"):
             if config.getoption(option, None) is not None:
                 raise pytest.UsageError(f"{option} needs {TARGET} beside it, which was left out")
         return
-    from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.cases.chosen import choose, read_options
     from loko_ref.conformance.implementations.python import load
     from loko_ref.conformance.reports import expected_failures
     from loko_ref.conformance.verification import naming
@@ -127,9 +146,13 @@ def pytest_configure(config: pytest.Config) -> None:
     listed = config.getoption("--loko-xfail")
     try:
         with naming(**_OPTIONS):
-            cases = select(config.getoption("--loko-only"), config.getoption("--loko-dtype"))
+            options = read_options("options", config.getoption("--loko-option") or [])
+            only, dtype = config.getoption("--loko-only"), config.getoption("--loko-dtype")
+            if "+" not in (only or ""):  # no case that the implementation's own options build
+                choose(options, only, dtype)  # raises before code that is not ours is run
             expected = {} if listed is None else expected_failures.read(listed)
-            target = load(target)
+            target = load(target).having(options)
+            cases = choose(target.options, only, dtype)
     except InputError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[_TARGET] = target, cases, expected
@@ -196,14 +219,21 @@ class LokoItem(pytest.Item):
 
     def runtest(self) -> None:
         """Run the check."""
-        from loko_ref.conformance.engine import TIMEOUT, run
+        from loko_ref.conformance.engine import TIMEOUT, run, settle
+        from loko_ref.conformance.reports.text import amplified, imprecise
 
-        (check,) = run(self.implementation, [self.case], timeout=TIMEOUT)
+        strict = bool(self.config.getoption("--loko-strict"))
+        checks = run(self.implementation, [self.case], timeout=TIMEOUT, again=True)
+        (check,) = settle(checks, strict=strict)
         self.status = check.status
         if check.status == "unsupported":
             pytest.skip(str(check.reason))
         if check.status == "failed":
             raise _CheckFailed(_report(check))
+        if check.status == "imprecise":
+            self.user_properties.append(("imprecise", imprecise(check)))
+        if check.amplified is not None:
+            self.user_properties.append(("amplified", amplified(check)))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show the report, not a traceback through this package."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from loko_ref.errors import MissingExtraError
-
-__all__ = ["EXTRAS", "load"]
 
 EXTRAS = {
     "typer": ("typer", "cli"),
@@ -16,6 +16,7 @@ EXTRAS = {
     "threadpoolctl": ("threadpoolctl", "cli"),
     "sklearn": ("scikit-learn", "data"),
     "matplotlib": ("matplotlib", "data"),
+    "hypothesis": ("hypothesis", "test"),
     "mpi4py": ("mpi4py", "mpi"),
     "flint": ("flint", "certify"),
     "safetensors": ("safetensors", "interop"),
@@ -48,3 +49,24 @@ def load(module: str, feature: str) -> Any:
         absent = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == root
         failure = "" if absent else (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingExtraError(feature, package, extra, failure) from error
+
+
+def folder(package: str, feature: str) -> Path:
+    """Return the folder of an installed package, for its data files; the package is not imported.
+
+    Parameters
+    ----------
+    package : str
+        A key of ``EXTRAS``.
+    feature : str
+        What needs it, for the error.
+
+    Raises
+    ------
+    MissingExtraError
+        If the package is not installed.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise MissingExtraError(feature, *EXTRAS[package])
+    return Path(found.origin).parent

@@ -17,16 +17,13 @@ from loko_ref import fast, loko, optimizers
 from loko_ref.arrays import Array, asarray, get_backend, namespace
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.experiments.config import BASELINES, RunConfig
-from loko_ref.experiments.data import registry as sources
+from loko_ref.experiments.data import registry
 from loko_ref.experiments.data.bundled import Dataset
 from loko_ref.experiments.defaults import FINE_TUNING
 from loko_ref.experiments.networks import base_spec, put_lora
 from loko_ref.kalman.observation import ObservationModel, innovation, predict
 from loko_ref.network.model import Model, add_lora, forward, init_model, pack, unpack, vjp
 from loko_ref.network.spec import linears
-
-__all__ = ["Task", "check_bounded", "loss_gradient", "observation_of", "prepare", "train_base"]
-
 
 SHAPE = ("network", "hidden", "activation", "size")
 
@@ -197,7 +194,7 @@ def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None
 
 def _load(config: RunConfig) -> Dataset:
     names = ("shift", "seed", "dtype", "label_noise", "limit", "tokenizer", "length")
-    return sources.load(config.data, **{name: getattr(config, name) for name in names})
+    return registry.load(config.data, **{name: getattr(config, name) for name in names})
 
 
 def check_bounded(array: Array, step: int, knob: str, name: str) -> None:

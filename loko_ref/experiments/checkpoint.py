@@ -16,11 +16,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from loko_ref.arrays import Array
-from loko_ref.checks.fields import SHA256, Choice, Place, difference, seal
+from loko_ref.checks.fields import SHA256, Place, choice, difference, seal
 from loko_ref.errors import InputError
 from loko_ref.files import storage
-
-__all__ = ["HOLDS", "SCHEMA", "check_same", "read", "write"]
 
 SCHEMA = "loko-ref/checkpoint/3"
 
@@ -80,7 +78,7 @@ def read(
     place = Place(argument="resume", path=str(path))
     place.names("", metadata, ("command", "runs", "sha256"))
     place.check("sha256", metadata["sha256"], SHA256)
-    place.check("command", metadata["command"], Choice(("train", "lte")))
+    place.check("command", metadata["command"], choice("train", "lte"))
     content = {"command": metadata["command"], "runs": metadata["runs"]}
     if seal(content, arrays) != metadata["sha256"]:
         got, required = f"{metadata['sha256'][:12]}...", "the SHA-256 of the runs and arrays"

@@ -37,11 +37,7 @@ from loko_ref.network.spec import mlp_spec
 
 __all__ = ["BASELINES", "CLASSES", "ROUTES", "RunConfig", "default_options", "default_shift"]
 
-BASELINES: dict[str, type[Any]] = {
-    "sgd": optimizers.SGD,
-    "adagrad": optimizers.AdaGrad,
-    "adamw": optimizers.AdamW,
-}
+BASELINES: dict[str, type[Any]] = dict(optimizers.METHODS)
 
 CLASSES: dict[str, type[Any]] = {"loko": loko.LokoConfig, **BASELINES}
 """Optimizer -> the class whose fields are its options."""

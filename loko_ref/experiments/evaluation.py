@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from loko_ref.arrays import Array, asarray, namespace
 
-__all__ = ["EVALUATED", "outputs"]
-
 EVALUATED = 1024
 """Samples that are evaluated together."""
 

@@ -21,8 +21,6 @@ from loko_ref.network.architectures import SMALL, patch_side, roberta_spec, vit_
 from loko_ref.network.layers.activation import ACTIVATIONS
 from loko_ref.network.spec import linears, map_linears, mlp_spec, param_shapes
 
-__all__ = ["NETWORKS", "SIZE", "Shape", "base_spec", "full_alpha", "put_lora", "shape_of"]
-
 NETWORKS = ("mlp", "vit", "encoder")
 """A perceptron on features; a vision transformer on patches; an encoder of the RoBERTa kind."""
 

@@ -10,8 +10,6 @@ from typing import Any
 from loko_ref.errors import InputError, extras
 from loko_ref.experiments.stream import Point
 
-__all__ = ["COLOURS", "Line", "Panel", "draw", "learning_curves"]
-
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
 """Okabe and Ito's, distinguishable with most kinds of colour vision."""
 

@@ -24,23 +24,22 @@ from numpy.typing import NDArray
 from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, asarray, to_host
 from loko_ref.checks.fields import (
+    SCALAR,
     SHA256,
-    Choice,
     Floats,
     Items,
     Kind,
     Maybe,
     Place,
-    Real,
     Record,
-    Scalar,
     Table,
-    Text,
-    Whole,
+    choice,
+    real,
+    text,
+    whole,
 )
 from loko_ref.errors import InputError
-from loko_ref.experiments import checkpoint
-from loko_ref.experiments import stream as training
+from loko_ref.experiments import checkpoint, stream
 from loko_ref.experiments.config import BASELINES, RunConfig
 from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.stream import Point, Progress, Task
@@ -54,20 +53,20 @@ def _kind(hint: Any) -> Kind:
     """Return what a value of a type hint looks like in JSON; its range is the constructor's."""
     inner = [part for part in get_args(hint) if part is not type(None)]
     if get_origin(hint) is Literal:
-        return Choice(get_args(hint))
+        return choice(*get_args(hint))
     if get_origin(hint) in (UnionType, Union):
         return Maybe(_kind(inner[0]))
     if get_origin(hint) in (Sequence, Mapping):
-        item = Scalar() if inner[-1] is Any else _kind(inner[-1])
+        item = SCALAR if inner[-1] is Any else _kind(inner[-1])
         return Items(item) if get_origin(hint) is Sequence else Table(item)
-    kinds: dict[Any, Kind] = {int: Whole(), float: Real(), str: Text()}
+    kinds: dict[Any, Kind] = {int: whole(), float: real(), str: text()}
     return kinds[hint]
 
 
 _CONFIG = {name: _kind(hint) for name, hint in get_type_hints(RunConfig).items()}
 _STATUS = ("waiting", "running", "done", "failed")
 _RUN = ("config", "status", "digest", "progress", "failure")
-_CURVE = Items(Items(Real(0), length=3))
+_CURVE = Items(Items(real(0), length=3))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +102,7 @@ class Entry:
         if self.status != "done":
             return None
         steps, seconds = self.progress["step"], self.progress["seconds"]
-        return training.result(self.config, steps, seconds, self.curve[-1])
+        return stream.result(self.config, steps, seconds, self.curve[-1])
 
     @property
     def curve(self) -> list[Point]:
@@ -150,7 +149,7 @@ def unpack(entry: Entry, k: int, place: Place) -> tuple[Task, Progress]:
     """
     weights = _under(entry.arrays, "weights/")
     try:
-        task = training.prepare(entry.config, weights)
+        task = stream.prepare(entry.config, weights)
     except InputError as error:
         if error.argument in _CONFIG:
             where = f"runs[{k}].config.{error.argument}"
@@ -168,11 +167,11 @@ def unpack(entry: Entry, k: int, place: Place) -> tuple[Task, Progress]:
             "set differently",
         )
     step = entry.progress["step"]
-    place.check(f"runs[{k}].progress.step", step, Whole(0, task.steps))
+    place.check(f"runs[{k}].progress.step", step, whole(0, task.steps))
     _check_curve(place, f"runs[{k}].progress.curve", entry, step, task.steps)
     try:
-        fresh = training.begin(task)
-    except InputError as error:  # one p0 a layer, and other layers
+        fresh = stream.begin(task)
+    except InputError as error:  # one p0 per layer, and other layers
         where = f"runs[{k}].config.options.{error.argument}"
         raise place.error(where, error.got, error.required, error.cause) from error
     wanted = pack(fresh, task, entry.digest, "running").arrays
@@ -254,7 +253,7 @@ def _entry(place: Place, k: int, about: Any, arrays: dict[str, NDArray[Any]]) ->
     name = f"runs[{k}]"
     place.names(name, about, _RUN)
     status = about["status"]
-    place.check(f"{name}.status", status, Choice(_STATUS))
+    place.check(f"{name}.status", status, choice(*_STATUS))
     config = _config(place, f"{name}.config", about["config"])
     if status != "waiting":
         place.check(f"{name}.digest", about["digest"], SHA256)
@@ -267,8 +266,8 @@ def _entry(place: Place, k: int, about: Any, arrays: dict[str, NDArray[Any]]) ->
         steps = about["progress"]["step"]
         _check_curve(place, f"{name}.progress.curve", entry, steps, steps)
     if status == "failed":
-        steps = Whole(about["progress"]["step"], about["progress"]["step"])
-        reason = Text("(?s).+", "what went wrong")
+        steps = whole(about["progress"]["step"], about["progress"]["step"])
+        reason = text("(?s).+", "what went wrong")
         kind = Record({"step": Maybe(steps), "reason": reason})
         place.check(f"{name}.failure", about["failure"], kind)
     else:
@@ -280,8 +279,8 @@ def _config(place: Place, name: str, found: Any) -> RunConfig:
     """Check a run's configuration: its own description, word for word."""
     place.names(name, found, tuple(_CONFIG))
     options, kinds = found["options"], dict(_CONFIG)
-    if isinstance(options, dict) and isinstance(options.get("p0"), dict):  # one number a layer
-        kinds["options"] = Record({key: Scalar() for key in options} | {"p0": Table(Real(0))})
+    if isinstance(options, dict) and isinstance(options.get("p0"), dict):  # one number per layer
+        kinds["options"] = Record(dict.fromkeys(options, SCALAR) | {"p0": Table(real(0))})
     place.check(name, found, Record(kinds))
     try:
         config = RunConfig(**found)
@@ -294,31 +293,31 @@ def _config(place: Place, name: str, found: Any) -> RunConfig:
 
 def _check_progress(place: Place, name: str, found: Any, config: RunConfig) -> None:
     """Check counters and curve against each other; the stream's length is not known here."""
-    real = regression(config.data)
+    rmse = regression(config.data)
     place.check(
         name,
         found,
-        Record({"step": Whole(), "score": Real(0), "seconds": Real(0), "curve": _CURVE}),
+        Record({"step": whole(), "score": real(0), "seconds": real(0), "curve": _CURVE}),
     )
     samples = found["step"] * config.batch
-    most = math.inf if real else samples
-    place.check(f"{name}.score", found["score"], Real(0, most if samples else 0))
-    if not real and found["score"] != int(found["score"]):
+    most = math.inf if rmse else samples
+    place.check(f"{name}.score", found["score"], real(0, most if samples else 0))
+    if not rmse and found["score"] != int(found["score"]):
         raise place.error(f"{name}.score", found["score"], "a whole number of predictions")
     before = 0
     for j, (at, *values) in enumerate(found["curve"]):
-        place.check(f"{name}.curve[{j}][0]", at, Whole(before + 1, samples))
+        place.check(f"{name}.curve[{j}][0]", at, whole(before + 1, samples))
         before = at
         for k, value in enumerate(values, 1):
-            place.check(f"{name}.curve[{j}][{k}]", value, Real(0, math.inf if real else 1))
+            place.check(f"{name}.curve[{j}][{k}]", value, real(0, math.inf if rmse else 1))
     if before and before == samples:
-        mean = training.mean(found["score"], samples, real)
+        mean = stream.mean(found["score"], samples, rmse)
         place.same(f"{name}.curve[{len(found['curve']) - 1}][1]", found["curve"][-1][1], mean)
 
 
 def _check_curve(place: Place, name: str, entry: Entry, step: int, steps: int) -> None:
     """Require the evaluations that a run of `steps` steps has done by `step`."""
-    due = training.evaluated(steps, entry.config)
+    due = stream.evaluated(steps, entry.config)
     count = len(due[: bisect.bisect_right(due, step)]) + (step == steps)
     place.check(name, entry.progress["curve"], Items(_CURVE.of, length=count))
     want = [*due[:count], *([steps] if step == steps else [])]

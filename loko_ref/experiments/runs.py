@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from loko_ref.arrays import to_host
 from loko_ref.checks.fields import Place
 from loko_ref.errors import InputError, NumericalError
-from loko_ref.experiments import stream as training
+from loko_ref.experiments import stream
 from loko_ref.experiments.checkpoint import check_same
 from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.runfile import Entry, pack, read, unpack, write
 from loko_ref.experiments.stream import Progress, Task
 from loko_ref.files import storage
+from loko_ref.files.writing import check_target
 
 __all__ = ["Entry", "read", "run_all", "write"]
 
@@ -71,7 +72,7 @@ def run_all(
         if value is not None and (isinstance(value, bool) or value < 1):
             raise InputError(name, repr(value), "a whole number >= 1", "a zero or negative count")
     if checkpoint is not None:
-        storage.check_target("checkpoint", checkpoint, *storage.SUFFIXES)
+        check_target("checkpoint", checkpoint, *storage.SUFFIXES)
     place = Place(argument="resume", path=str(resume))
     if resume is not None:
         entries = read(resume)
@@ -103,19 +104,19 @@ def run_all(
             task, progress = running.pop(k)
         else:
             task = _prepare(entry.config, networks)
-            progress = training.begin(task)
+            progress = stream.begin(task)
         digest = task.dataset.digest()
         try:
             if watch is not None:
                 watch(k, task, progress)
-            while not training.finished(progress, task) and left != 0:
-                progress = training.advance(progress, task)
+            while not stream.finished(progress, task) and left != 0:
+                progress = stream.advance(progress, task)
                 left = None if left is None else left - 1
                 if watch is not None:
                     watch(k, task, progress)
                 if progress.step % every == 0:
                     keep(k, pack(progress, task, digest, "running"))
-            status = "done" if training.finished(progress, task) else "running"
+            status = "done" if stream.finished(progress, task) else "running"
             keep(k, pack(progress, task, digest, status))
         except NumericalError as error:
             failed = pack(progress, task, digest, "failed")
@@ -134,7 +135,7 @@ def _prepare(config: RunConfig, networks: dict[str, Mapping[str, NDArray[Any]]])
     for name in ("optimizer", "options", "batch", "backend", "evaluations", "route"):
         del about[name]
     key = repr(about)
-    task = training.prepare(config, networks.get(key))
+    task = stream.prepare(config, networks.get(key))
     if key not in networks:
         networks[key] = {name: np.asarray(to_host(w)) for name, w in task.model.weights.items()}
     return task

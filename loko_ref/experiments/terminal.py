@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["progress_bars", "show_table"]
-
 WIDTH = 120
 """Columns of a table that goes to a file or a pipe, which has no edge to wrap at."""
 

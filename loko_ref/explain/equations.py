@@ -15,8 +15,6 @@ from loko_ref.loko import LokoConfig
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import Quantity
 
-__all__ = ["Line", "equations", "options"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Line:

@@ -31,8 +31,6 @@ from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import Lazy, identity, missing
 
-__all__ = ["Excerpt", "Quantity", "Step", "explain", "parameter_name"]
-
 Numbers = NDArray[np.floating]
 
 CHARACTERS = " .:-=+*#%@"

@@ -18,12 +18,11 @@ import numpy as np
 from loko_ref import __version__
 from loko_ref.errors import unknown_option
 
-__all__ = ["HEAD", "NAMES", "SCHEMAS", "WRITTEN_BY", "document", "load"]
-
 SCHEMAS = {
     "verify": "loko-ref/verify/2",
     "mutants": "loko-ref/mutants/1",
-    "calibration": "loko-ref/calibration/2",
+    "generated": "loko-ref/generated/1",
+    "calibration": "loko-ref/calibration/3",
     "vectors": "loko-ref/vectors/3",
     "case": "loko-ref/case/1",
     "certify": "loko-ref/certify/1",
@@ -38,6 +37,7 @@ SCHEMAS = {
 WRITTEN_BY = {
     "verify": "verify --json",
     "mutants": "mutants --json, with --score or without",
+    "generated": "mutants --generated --json",
     "calibration": "mutants --calibration --json",
     "vectors": "vectors export: manifest.json",
     "case": "case ID --json",
@@ -101,5 +101,4 @@ def load(name: str) -> dict[str, Any]:
     if name not in NAMES:
         raise unknown_option("NAME", name, NAMES)
     place = files("loko_ref.files").joinpath("schemas", f"{name}.json")
-    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-    return found
+    return json.loads(place.read_text(encoding="utf-8"))

@@ -27,8 +27,6 @@ from loko_ref.files.reading import map_file, open_file, refuse
 from loko_ref.files.strict_json import parse_json
 from loko_ref.files.writing import check_target, write_bytes
 
-__all__ = ["SUFFIXES", "check_target", "load", "save", "write_bytes"]
-
 SUFFIXES = (".npz", ".safetensors")
 """Containers, by the suffix of the file."""
 

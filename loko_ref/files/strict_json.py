@@ -14,8 +14,6 @@ from typing import Any
 from loko_ref.errors import InputError
 from loko_ref.files.reading import TEXT_LIMIT, read_bytes
 
-__all__ = ["DEPTH", "parse_json", "read_json"]
-
 DEPTH = 64
 """Most levels of nested lists and objects."""
 

@@ -25,8 +25,6 @@ from typing import NamedTuple
 from loko_ref.errors import InputError
 from loko_ref.files.reading import kind_of
 
-__all__ = ["check_target", "check_targets", "make_folder", "write_bytes"]
-
 WAIT = 60.0
 """Seconds without progress after which writing to a FIFO fails."""
 

@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from loko_ref.interop.fields import Fields, short, unsupported
-
-__all__ = ["BIASES", "REFUSED", "check_config"]
+from loko_ref.checks.fields import real
+from loko_ref.interop.fields import Fields, fitting, short, size_kind, unsupported
 
 BIASES = ("none", "lora_only", "all")
 """PEFT's ``bias``: which of the base model's biases an adapter holds."""
@@ -83,9 +82,9 @@ def check_config(file: str, data: Mapping[str, Any]) -> Fields:
     config.real("lora_alpha")
     config.real("lora_dropout", 0.0, low=0)
     for pattern, value in config.object("rank_pattern").items():
-        config.check_whole(f"{config.at('rank_pattern')}: {short(pattern)}", value)
+        fitting(f"{config.at('rank_pattern')}: {short(pattern)}", value, size_kind())
     for pattern, value in config.object("alpha_pattern").items():
-        config.check_real(f"{config.at('alpha_pattern')}: {short(pattern)}", value)
+        fitting(f"{config.at('alpha_pattern')}: {short(pattern)}", value, real())
     _check_names(config)
     return config
 
@@ -104,7 +103,7 @@ def _check_names(config: Fields) -> None:
     chosen = data.get("layers_to_transform")
     for layer in chosen if isinstance(chosen, list) else [chosen]:
         if chosen is not None:
-            config.check_whole(config.at("layers_to_transform"), layer, low=0)
+            fitting(config.at("layers_to_transform"), layer, size_kind(0))
     if chosen is None and data.get("layers_pattern"):
         raise config.bad("layers_pattern", "layers_to_transform beside it", "PEFT's rule")
     if chosen not in (None, []) and isinstance(target, str):

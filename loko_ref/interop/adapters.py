@@ -33,8 +33,6 @@ from loko_ref.network.lora import FACTORS
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import linears, map_linears
 
-__all__ = ["load_adapter", "save_adapter"]
-
 PREFIX = "base_model.model."
 
 UNUSED = (".original_module.", ".modules_to_save.")

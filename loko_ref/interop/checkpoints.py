@@ -30,8 +30,6 @@ from loko_ref.interop.tensors import as_floats, find_tensors, read_tensors
 from loko_ref.network.layers.embedding import Channel
 from loko_ref.network.model import Model, param_shapes
 
-__all__ = ["Checkpoint", "join", "load_classifier"]
-
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 """Tensors that old checkpoints hold and no model needs: counters, not weights."""
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["FAMILIES", "LEAF", "Family", "modules", "spellings", "tables"]
-
 _BERT = {
     "q": ("attention.self.query",),
     "k": ("attention.self.key",),

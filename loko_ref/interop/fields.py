@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loko_ref.checks.fields import Real, Whole
+from loko_ref.checks.fields import Leaf, real, whole
 from loko_ref.errors import InputError
 from loko_ref.files import strict_json
-
-__all__ = ["Fields", "read_json", "short", "unsupported"]
 
 LIMIT = 2**31 - 1
 """Largest size that a file may name."""
@@ -76,15 +74,17 @@ class Fields:
 
     def whole(self, key: str, default: int | None = None, *, low: int = 1) -> int:
         """Return a whole number in [low, 2^31 - 1]; a default of None makes the field required."""
-        if self.data.get(key, default) is None:
-            raise self.bad(key, "a whole number", "another kind of model, or a field left out")
-        return self.check_whole(self.at(key), self.data.get(key, default), low=low)
+        return int(self._required(key, default, size_kind(low)))
 
     def real(self, key: str, default: float | None = None, *, low: float = -math.inf) -> float:
         """Return a finite number >= low; a default of None makes the field required."""
-        if self.data.get(key, default) is None:
-            raise self.bad(key, "a number", "a field left out")
-        return self.check_real(self.at(key), self.data.get(key, default), low=low)
+        return float(self._required(key, default, real(low)))
+
+    def _required(self, key: str, default: float | None, kind: Leaf) -> Any:
+        value = self.data.get(key, default)
+        if value is None:
+            raise self.bad(key, kind.meaning, "another kind of model, or a field left out")
+        return fitting(self.at(key), value, kind)
 
     def flag(self, key: str, default: bool) -> bool:
         """Return true or false; null stands for the default."""
@@ -127,18 +127,14 @@ class Fields:
             if self.data.get(key):
                 raise unsupported(self.at(key), self.data[key], "its default", why)
 
-    @staticmethod
-    def check_whole(where: str, value: Any, *, low: int = 1) -> int:
-        """Return the value, if it is a whole number in [low, 2^31 - 1]."""
-        return int(_check(where, value, Whole(low, LIMIT)))
 
-    @staticmethod
-    def check_real(where: str, value: Any, *, low: float = -math.inf) -> float:
-        """Return the value as a float, if it is a finite number >= low."""
-        return float(_check(where, value, Real(low)))
+def size_kind(low: int = 1) -> Leaf:
+    """Return the kind of a whole number in [low, 2^31 - 1]."""
+    return whole(low, LIMIT)
 
 
-def _check(where: str, value: Any, kind: Whole | Real) -> Any:
+def fitting(where: str, value: Any, kind: Leaf) -> Any:
+    """Return a value if it is of a kind."""
     if not kind.fits(value):
-        raise InputError(where, short(value), str(kind), "a damaged file")
+        raise InputError(where, short(value), kind.meaning, "a damaged file")
     return value

@@ -11,12 +11,10 @@ from typing import Any
 
 from loko_ref.errors import InputError
 from loko_ref.interop.families import FAMILIES, Family
-from loko_ref.interop.fields import Fields, short, unsupported
+from loko_ref.interop.fields import Fields, fitting, short, size_kind, unsupported
 from loko_ref.network.architectures import bert_spec, vit_spec
 from loko_ref.network.layers.activation import ActivationName
 from loko_ref.network.layers.embedding import Channel
-
-__all__ = ["ACTIVATIONS", "build_spec", "check_classifier", "depth", "family_of", "outputs_of"]
 
 ACTIVATIONS: dict[str, ActivationName] = {
     "gelu": "gelu",
@@ -136,7 +134,7 @@ def _sides(config: Fields, key: str) -> tuple[int, int]:
     pair = value if isinstance(value, list) else [value, value]
     if len(pair) != 2:
         raise config.bad(key, "one or two sides")
-    height, width = (config.check_whole(config.at(key), side) for side in pair)
+    height, width = (fitting(config.at(key), side, size_kind()) for side in pair)
     return height, width
 
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from loko_ref.errors import InputError
 from loko_ref.interop.fields import short
 
-__all__ = ["Expression", "search"]
-
 SECONDS = 10.0
 """Time for all patterns of one file: thousands of times what an honest one needs."""
 

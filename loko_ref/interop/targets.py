@@ -11,8 +11,6 @@ from typing import Any
 from loko_ref.interop.fields import Fields, unsupported
 from loko_ref.interop.patterns import Expression, search
 
-__all__ = ["pattern_values", "saved", "targeted"]
-
 _ANY_LAYER = Expression("", "", r".*?\.[^.]*\.(?P<idx>\d+)\.")
 """The number of the block, where no layers_pattern is given."""
 

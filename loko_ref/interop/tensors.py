@@ -18,8 +18,6 @@ from loko_ref.files.reading import is_file_name, map_file, open_file
 from loko_ref.files.strict_json import read_json
 from loko_ref.files.writing import write_bytes
 
-__all__ = ["as_floats", "find_tensors", "read_tensors", "write_tensors"]
-
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 

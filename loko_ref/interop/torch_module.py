@@ -19,8 +19,6 @@ from loko_ref.errors import extras
 from loko_ref.network.layers import Layer, option
 from loko_ref.network.spec import Spec, check_spec, factor_shapes, linears, param_shapes
 
-__all__ = ["build_module", "import_torch"]
-
 
 def import_torch() -> Any:
     """Import torch; raise with the extra that brings it where it is missing."""

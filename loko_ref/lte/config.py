@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from loko_ref.checks.values import (
     check_whole,
     known_keywords,
 )
-from loko_ref.errors import InputError, unknown_option
+from loko_ref.errors import InputError
 from loko_ref.kalman.diagonal import DiagonalKind
 from loko_ref.kalman.implicit import Solve
 from loko_ref.kalman.lowrank import Blocks
@@ -30,9 +30,7 @@ from loko_ref.network import lora
 from loko_ref.network.layers.activation import ACTIVATIONS
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import check_spec
-from loko_ref.optimizers import SGD, AdaGrad, AdamW
-
-__all__ = ["CHOICES", "OPTIMIZERS", "Loko", "LteConfig"]
+from loko_ref.optimizers import METHODS, SGD, AdaGrad, AdamW
 
 Mode: TypeAlias = Literal["lte", "mhlora"]
 Realisation: TypeAlias = Literal["shared", "copies"]
@@ -45,22 +43,6 @@ Reduction: TypeAlias = Literal["all", "own"]
 Loss: TypeAlias = Literal["cross_entropy", "mse"]
 FilterMerge: TypeAlias = Literal["keep", "shrink", "prior"]
 Replicas: TypeAlias = Literal["train", "frozen"]
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "mode": get_args(Mode),
-    "realisation": get_args(Realisation),
-    "reset": get_args(Reset),
-    "optimizer_state": get_args(OptimizerState),
-    "merging": get_args(Merging),
-    "scaling": get_args(Scaling),
-    "data": get_args(Data),
-    "reduction": get_args(Reduction),
-    "loss": get_args(Loss),
-    "filter_merge": get_args(FilterMerge),
-    "replicas": get_args(Replicas),
-    "init": lora.INITS,
-}
-"""Option of :class:`LteConfig` -> its names."""
 
 
 HeadCovariance: TypeAlias = Literal["diagonal", "lowrank", "block"]
@@ -92,7 +74,7 @@ class Loko:
     blocks: Blocks = "unit"
 
 
-OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adagrad": AdaGrad, "adamw": AdamW, "loko": Loko}
+OPTIMIZERS: dict[str, type] = {**METHODS, "loko": Loko}
 """Name -> its configuration."""
 
 
@@ -113,7 +95,7 @@ class LteConfig:
     spec : sequence of mapping
         The network (:mod:`loko_ref.network.model`). Linears with ``lora``, those of an attention
         too, are the low-rank sites; layers without (norms, tables, the other linears) are replica
-        layers, one trainable copy a head, averaged at a merge.  [LTE-7]
+        layers, one trainable copy per head, averaged at a merge.  [LTE-7]
     heads : int
         Number of heads, >= 1.
     merge_every : int
@@ -121,7 +103,7 @@ class LteConfig:
     mode : {"lte", "mhlora"}
         LTE, or multi-head LoRA without merging.  [LTE-2, LTE-3]
     realisation : {"shared", "copies"}
-        One shared weight and the factors last merged, or one weight copy a head.  [LTE-3, LTE-4]
+        One shared weight and the factors last merged, or one weight copy per head.  [LTE-3, LTE-4]
     reset : {"none", "B", "AB"}
         What is reset after a merge: nothing; B = 0; B = 0 and A redrawn.  [LTE-6]
     optimizer_state : {"keep", "reset"}
@@ -260,11 +242,11 @@ class LteConfig:
 
     @cached_property
     def nested(self) -> bool:
-        """Whether the heads are computed one after another, not all at once.  [LTE-12].
+        """Whether whole networks are run: each head's, or mhlora's one.  [LTE-2, LTE-12].
 
-        So for every spec but a flat one whose linears are all trained.
+        The heads of a flat spec whose linears are all trained are computed at once.
         """
-        return not all(
+        return self.mode == "mhlora" or not all(
             layer["kind"] in ACTIVATIONS
             or (layer["kind"] == "linear" and layer["name"] in self.layout.sites)
             for layer in self.spec
@@ -322,16 +304,10 @@ class LteConfig:
             found[f.name] = value
         return found
 
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> LteConfig:
-        """Undo :meth:`as_json`."""
-        options = dict(data)
-        known = {f.name for f in fields(LteConfig)}
-        for name in options.keys() - known:
-            raise unknown_option("config", name, known)
-        described = dict(options.pop("optimizer", {"kind": "adamw"}))
-        kind = described.pop("kind", "adamw")
-        check_choice("optimizer", kind, OPTIMIZERS)
-        for name in described.keys() - {f.name for f in fields(OPTIMIZERS[kind])}:
-            raise unknown_option(kind, name, [f.name for f in fields(OPTIMIZERS[kind])])
-        return LteConfig(optimizer=OPTIMIZERS[kind](**described), **options)
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: get_args(hint)
+    for name, hint in get_type_hints(LteConfig).items()
+    if get_origin(hint) is Literal
+}
+"""Option of :class:`LteConfig` -> its names."""

@@ -1,16 +1,17 @@
-"""The heads' networks: forward and vjp of all heads at once, one matrix product a head.
+"""The heads' networks: forward and vjp of all heads at once, one matrix product per head.
 
 Shapes: x (heads, batch, i); z (heads, batch, C); dz (k..., heads, batch, C), any leading axes of
 cotangents; theta (heads, n); W (o, i) shared or (heads, o, i) a copy each; A (heads, r, i);
 B (heads, o, r); bA (heads, r); bB (heads, o). ``heads`` is the number that this process holds.
 
-Every product is a stacked ``matmul``, which calls BLAS once a head: the bits of a head's results do
-not depend on how many others stand beside it. Flattening the heads into one product is quicker for
-a large shared weight, and changes the bits with the split for some shapes: it is taken only where a
-probe shows that it gives the stacked product's bits.  [LTE-9]
+Every product is a stacked ``matmul``, which calls BLAS once per head: the bits of a head's results
+do not depend on how many others stand beside it. Flattening the heads into one product is quicker
+for a large shared weight, and changes the bits with the split for some shapes: it is taken only
+where a probe shows that it gives the stacked product's bits.  [LTE-9]
 
-That is for flat networks; on others (:attr:`loko_ref.lte.config.LteConfig.nested`) the heads are
-computed one after another, by :mod:`loko_ref.lte.nested`, and x is what their first layer takes.
+That is for the heads of flat networks. On others (:attr:`loko_ref.lte.config.LteConfig.nested`)
+they are computed one after another, and in mhlora as one network, by :mod:`loko_ref.lte.nested`; x
+is what the first layer takes.
 """
 
 from __future__ import annotations
@@ -26,31 +27,9 @@ from loko_ref.arrays import Array, namespace
 from loko_ref.arrays.special import log_softmax_forward
 from loko_ref.lte import nested
 from loko_ref.lte.config import LteConfig
+from loko_ref.lte.layout import Heads as Heads
 from loko_ref.lte.layout import Layout, Site
-from loko_ref.network.layers import linear
 from loko_ref.network.layers.activation import ACTIVATIONS
-
-__all__ = ["Heads", "forward", "gradient", "jacobian", "losses", "mhlora_params", "vjp"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Heads:
-    """What the forward pass of some heads reads.
-
-    Attributes
-    ----------
-    theta : array (heads, n)
-        Trainables; in ``mhlora`` of all heads.
-    merged : array (heads, n) or None
-        With a shared weight: the trainables last merged (0 at first, and after a reset).
-    weights : mapping of str to array
-        Shared ``layer.W`` (o, i), ``layer.b`` (o,) and so on; or with copies (heads, o, i),
-        (heads, o).
-    """
-
-    theta: Array
-    merged: Array | None
-    weights: Mapping[str, Array]
 
 
 def _t(a: Array) -> Array:
@@ -70,7 +49,7 @@ _LARGE = 2**16
 def _flat_has_the_same_bits(
     shape: tuple[int, ...], other: tuple[int, int], transposed: bool, dtype: str
 ) -> bool:
-    """Probe: does one product of all heads' rows give the bits of a product a head?  [LTE-9].
+    """Probe: does one product of all heads' rows give the bits of a product per head?  [LTE-9].
 
     The order in which BLAS sums depends on the shapes, not on the numbers; over the thousands of
     entries of a large product, another order shows in the bits of random numbers.
@@ -94,8 +73,7 @@ def _times(x: Array, M: Array) -> Array:
         and (M.flags.c_contiguous or M.flags.f_contiguous)
         and _flat_has_the_same_bits(x.shape, M.shape, not M.flags.c_contiguous, x.dtype.str)
     ):
-        y: Array = (x.reshape(-1, x.shape[-1]) @ M).reshape(*x.shape[:-1], M.shape[1])
-        return y
+        return (x.reshape(-1, x.shape[-1]) @ M).reshape(*x.shape[:-1], M.shape[1])
     return x @ M
 
 
@@ -108,7 +86,7 @@ class _Kept:
     x : array (heads, batch, i)
         Its input.
     p, old : mapping of str to array (heads, ...)
-        Its trainables; those last merged (None: 0, or a weight copy a head, or no LoRA).
+        Its trainables; those last merged (None: 0, or a weight copy per head, or no LoRA).
     u : array (heads, batch, r) or None
         ``scale(A x + bA)``; None without LoRA.
     """
@@ -226,24 +204,19 @@ def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]
     -------
     z : array (heads, batch, C); in mhlora (batch, C)
     cache : list
-        One entry a layer, for :func:`vjp`.
+        One entry per layer, for :func:`vjp`.
     """
     if config.nested:
-        return nested.forward(config, heads, x)  # [LTE-12]
+        return nested.forward(config, heads, x)  # [LTE-2, LTE-12]
     caches: list[Any] = []
     for layer in config.spec:
-        if layer["kind"] != "linear":
-            x, kept = ACTIVATIONS[layer["kind"]][0](x)
-            caches.append(kept)
-            continue
-        site = config.layout.sites[layer["name"]]
-        if config.mode == "mhlora":
-            params, scale = mhlora_params(config, heads, site)
-            x, kept_linear = linear.forward(x, params, scale)
-            caches.append(kept_linear)
+        kept: Any
+        if layer["kind"] == "linear":
+            site = config.layout.sites[layer["name"]]
+            x, kept = _site_forward(x, site, config.layout, heads)
         else:
-            x, kept_site = _site_forward(x, site, config.layout, heads)
-            caches.append(kept_site)
+            x, kept = ACTIVATIONS[layer["kind"]][0](x)
+        caches.append(kept)
     return x, caches
 
 
@@ -266,15 +239,9 @@ def vjp(
     array (k..., heads, n), or (k..., heads, batch, n) with `per_sample`
     """
     if config.nested:
-        return nested.vjp(config, heads, dz, cache, per_sample=per_sample)  # [LTE-12]
-    xp = namespace(dz)
-    n = config.layout.n
-    shared = config.mode == "mhlora"
-    if shared:
-        lead = (dz.shape[0], heads.theta.shape[0], *((dz.shape[1],) if per_sample else ()))
-    else:
-        lead = dz.shape[:-1] if per_sample else dz.shape[:-2]
-    out = xp.empty((*lead, n), dtype=dz.dtype)
+        return nested.vjp(config, heads, dz, cache, per_sample=per_sample)  # [LTE-2, LTE-12]
+    lead = dz.shape[:-1] if per_sample else dz.shape[:-2]
+    out: Array = namespace(dz).empty((*lead, config.layout.n), dtype=dz.dtype)
     todo = len(config.layout.sites)
     for layer, kept in zip(reversed(list(config.spec)), reversed(cache), strict=True):
         if layer["kind"] != "linear":
@@ -282,48 +249,12 @@ def vjp(
             continue
         todo -= 1
         site = config.layout.sites[layer["name"]]
-        if shared:
-            dx = _mhlora_vjp(config, heads, site, dz, kept, out, per_sample, todo > 0)
-        else:
-            part = config.layout.site(out, site.name)  # views into `out`
-            dx = _site_vjp(dz, kept, site, heads, part, per_sample=per_sample, need_dx=todo > 0)
+        part = config.layout.site(out, site.name)  # views into `out`
+        dx = _site_vjp(dz, kept, site, heads, part, per_sample=per_sample, need_dx=todo > 0)
         if dx is None:
             break
         dz = dx
     return out
-
-
-def mhlora_params(config: LteConfig, heads: Heads, site: Site) -> tuple[dict[str, Array], Any]:
-    """All heads of a site as one LoRA branch of rank heads * r, and its scale.  [LTE-2].
-
-    The scale is alpha / r / heads, or alpha / r, by name.
-    """
-    params = nested.stack_heads(config, heads, site)
-    if not site.lora:
-        return params, 1.0
-    held = {k: f"{site.name}.{k}" for k in ("W", "b")}
-    params = {k: heads.weights[name] for k, name in held.items() if name in heads.weights} | params
-    scale = site.scale_beside(heads.theta)
-    return params, scale / heads.theta.shape[0] if config.scaling == "mean" else scale
-
-
-def _mhlora_vjp(
-    config: LteConfig,
-    heads: Heads,
-    site: Site,
-    dz: Array,
-    kept: Any,
-    out: Array,
-    per_sample: bool,
-    need_dx: bool,
-) -> Array | None:
-    """Cotangents of the concatenated branch, handed out to the heads.  [LTE-2]."""
-    need = ("A", "B", "bA", "bB") if site.lora else ("W", "b")
-    dx, found = linear.vjp(dz, kept, need, per_sample=per_sample, need_dx=need_dx)
-    for key, value in found.items():
-        own, _ = site.parts[key]
-        out[..., own] = nested.split_by_head(config, heads, f"{site.name}.{key}", value)
-    return dx
 
 
 def losses(config: LteConfig, z: Array, y: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""The packing of one head's trainables.
+"""The packing of one head's trainables, and what is read of the heads.
 
 Shapes: one head's trainables are a row theta[head] (n,): layer by layer in model order, a LoRA
 site's A (r, i), B (o, r), bA (r,), bB (o,), or the replicas of a layer without LoRA: W (o, i) and
@@ -17,8 +17,6 @@ from loko_ref.arrays import Array, is_numpy
 from loko_ref.network import lora
 from loko_ref.network.model import param_shapes
 from loko_ref.network.spec import linears
-
-__all__ = ["Layout", "Site"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +102,39 @@ class Layout:
         """View of ``layer.part`` in rows (..., n): shape (..., *shape)."""
         layer, key = name.rsplit(".", 1)
         span, shape = self.sites[layer].parts[key]
-        view: Array = rows[..., span].reshape(*rows.shape[:-1], *shape)
-        return view
+        return rows[..., span].reshape(*rows.shape[:-1], *shape)
 
     def site(self, rows: Array, name: str) -> dict[str, Array]:
         """Return views of all parts of a layer in rows (..., n)."""
         lead, parts = rows.shape[:-1], self.sites[name].parts
         return {key: rows[..., own].reshape(*lead, *shape) for key, (own, shape) in parts.items()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heads:
+    """What the forward pass of some heads reads.
+
+    Attributes
+    ----------
+    theta : array (heads, n)
+        Trainables; in ``mhlora`` of all heads.
+    merged : array (heads, n) or None
+        With a shared weight: the trainables last merged (0 at first, and after a reset).
+    weights : mapping of str to array
+        Shared ``layer.W`` (o, i), ``layer.b`` (o,) and so on; or with copies (heads, o, i),
+        (heads, o).
+    """
+
+    theta: Array
+    merged: Array | None
+    weights: Mapping[str, Array]
+
+
+def stack_heads(p: Mapping[str, Array]) -> dict[str, Array]:
+    """All heads' factors of a site as those of one branch of rank heads * r.  [LTE-2, LTE-5].
+
+    ``A = [A[0]; A[1]; ...]``, ``B = [B[0], B[1], ...]``, ``bB = sum bB[head]``.
+    """
+    A, B = p["A"], p["B"]  # (heads, r, i), (heads, o, r)
+    found = {"A": A.reshape(-1, A.shape[-1]), "B": B.swapaxes(0, 1).reshape(B.shape[1], -1)}
+    return found | ({"bA": p["bA"].reshape(-1), "bB": p["bB"].sum(axis=0)} if "bA" in p else {})

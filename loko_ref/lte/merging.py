@@ -17,17 +17,9 @@ from loko_ref.arrays import Array, asarray, namespace
 from loko_ref.checks.signatures import takes
 from loko_ref.checks.values import check_shape
 from loko_ref.lte.config import LteConfig
-from loko_ref.lte.layout import Site
+from loko_ref.lte.layout import Site, stack_heads
 from loko_ref.lte.state import LteState, draw_factors, fresh_copies, fresh_optimizer
 from loko_ref.lte.team import ALONE, Team
-
-__all__ = ["merge", "merge_weights", "reset"]
-
-
-def _stacked(p: Mapping[str, Array], sign: float) -> tuple[Array, Array]:
-    """``(sign [B[0] B[1] ...], [A[0]; A[1]; ...])``: (o, heads r), (heads r, i), in head order."""
-    A, B = p["A"], p["B"]
-    return sign * B.swapaxes(0, 1).reshape(B.shape[1], -1), A.reshape(-1, A.shape[-1])
 
 
 def merge_weights(
@@ -58,11 +50,12 @@ def merge_weights(
         With ``mean(scale(B bA + bB))`` added where the branch has biases.
     """
     s = site.scale_beside(W) / config.heads
-    B, A = _stacked(now, s)
+    stacked = stack_heads(now)
+    B, A = s * stacked["B"], stacked["A"]  # (o, heads r), (heads r, i)
     if old is not None:
-        xp = namespace(W)
-        B_old, A_old = _stacked(old, -s)
-        B, A = xp.concatenate([B, B_old], axis=1), xp.concatenate([A, A_old], axis=0)
+        xp, stacked = namespace(W), stack_heads(old)
+        B = xp.concatenate([B, -s * stacked["B"]], axis=1)
+        A = xp.concatenate([A, stacked["A"]], axis=0)
     new = B @ A  # (o, i)
     new += W
     if "bB" in now:
@@ -75,8 +68,7 @@ def merge_weights(
 
 def _bias(p: Mapping[str, Array]) -> Array:
     """``sum_head(B bA + bB)``, (o,).  [LTE-7]."""
-    total: Array = ((p["B"] @ p["bA"][..., None])[..., 0] + p["bB"]).sum(axis=0)
-    return total
+    return ((p["B"] @ p["bA"][..., None])[..., 0] + p["bB"]).sum(axis=0)
 
 
 @takes(config=LteConfig, state=LteState)

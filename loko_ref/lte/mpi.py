@@ -2,7 +2,7 @@
 
 Shapes: rows (own heads, n); gathered (heads, n).
 
-One Allgather of factors a merge, into the same array in head order on every rank. A rank that
+One Allgather of factors per merge, into the same array in head order on every rank. A rank that
 raises or leaves early takes the whole job down, naming itself and its step; a launcher whose
 processes do not see each other is refused.  [LTE-9]
 """
@@ -33,8 +33,6 @@ from loko_ref.errors import (
 )
 from loko_ref.lte.team import span
 from loko_ref.lte.watch import Watch, sentry
-
-__all__ = ["MpiTeam", "connect", "launched"]
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
 """Where launchers say how many processes they started, the surest first."""
@@ -183,7 +181,7 @@ class MpiTeam:
         Raises
         ------
         SystemExit
-            With code 2, after rank 0 has said what is wrong, and on which rank.
+            With code 2, after rank 0 has printed what is wrong, and on which rank.
         """
         result, message = None, None
         try:

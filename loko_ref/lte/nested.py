@@ -13,34 +13,16 @@ alone.  [LTE-12]
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from loko_ref.arrays import Array, namespace
 from loko_ref.lte.config import LteConfig
-from loko_ref.lte.layout import Site
+from loko_ref.lte.layout import Heads, stack_heads
 from loko_ref.network.layers import Context, Request, backward, run
 from loko_ref.network.spec import map_linears
 
-__all__ = ["View", "forward", "split_by_head", "stack_heads", "vjp"]
 
-
-class View(Protocol):
-    """What is read of the heads: see :class:`loko_ref.lte.heads.Heads`."""
-
-    @property
-    def theta(self) -> Array:
-        """Trainables (heads, n)."""
-
-    @property
-    def merged(self) -> Array | None:
-        """Trainables last merged (heads, n)."""
-
-    @property
-    def weights(self) -> Mapping[str, Array]:
-        """Weights that no head trains."""
-
-
-def _alone(config: LteConfig, heads: View, row: int) -> dict[str, Array]:
+def _alone(config: LteConfig, heads: Heads, row: int) -> dict[str, Array]:
     """Every array of one head's network.  [LTE-3, LTE-4, LTE-7].
 
     With a shared weight ``A = [A; A']``, ``B = [B, -B']``, ``bA = [bA; bA']``, ``bB = bB - bB'``.
@@ -69,34 +51,16 @@ def _alone(config: LteConfig, heads: View, row: int) -> dict[str, Array]:
     return weights
 
 
-def stack_heads(config: LteConfig, heads: View, site: Site) -> dict[str, Array]:
-    """All heads' factors of a site as those of one branch of rank heads * r.  [LTE-2].
-
-    ``A = [A[0]; A[1]; ...]``, ``B = [B[0], B[1], ...]``, ``bB = sum bB[head]``. A replica is one
-    for all: the heads' copies are equal, since they got equal gradients from equal starts.
-    """
-    N, p = heads.theta.shape[0], config.layout.site(heads.theta, site.name)
-    if not site.lora:
-        return {key: value[0] for key, value in p.items()}
-    o, r = p["B"].shape[1:]
-    xp = namespace(heads.theta)
-    found = {
-        "A": p["A"].reshape(N * r, -1),
-        "B": xp.swapaxes(p["B"], 0, 1).reshape(o, N * r),
-    }
-    if "bA" in p:
-        found |= {"bA": p["bA"].reshape(N * r), "bB": p["bB"].sum(axis=0)}
-    return found
-
-
-def _together(config: LteConfig, heads: View) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+def joint_network(config: LteConfig, heads: Heads) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     """Spec and arrays of the one network of mhlora: rank heads * r, scale by name.  [LTE-2].
 
     ``mean`` is alpha / (heads * r).
     """
     N, weights = heads.theta.shape[0], dict(heads.weights)
     for site in config.layout.sites.values():
-        parts = stack_heads(config, heads, site)
+        p = config.layout.site(heads.theta, site.name)
+        # the heads' replicas are equal: they got equal gradients from equal starts
+        parts = stack_heads(p) if site.lora else {key: value[0] for key, value in p.items()}
         weights |= {f"{site.name}.{key}": value for key, value in parts.items()}
 
     def widen(layer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -107,28 +71,15 @@ def _together(config: LteConfig, heads: View) -> tuple[list[dict[str, Any]], dic
     return map_linears(config.spec, widen), weights
 
 
-def forward(config: LteConfig, heads: View, x: Array) -> tuple[Array, list[Any]]:
-    """Compute every head's outputs; as :func:`loko_ref.lte.heads.forward`.  [LTE-12].
+def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]]:
+    """Compute what :func:`loko_ref.lte.heads.forward` does.  [LTE-12].
 
-    Parameters
-    ----------
-    config : LteConfig
-        The choices.
-    heads : Heads
-        Weights and factors.
-    x : array (heads, batch, ...); in mhlora (batch, ...)
-        Inputs, as the first layer takes them.
-
-    Returns
-    -------
-    z : array (heads, batch, C); in mhlora (batch, C)
-    cache : list
-        One entry a head (mhlora: one), for :func:`vjp`.
+    The cache has one entry per head; in mhlora the joint spec, and one.
     """
     if config.mode == "mhlora":
-        spec, weights = _together(config, heads)
+        spec, weights = joint_network(config, heads)
         z, kept = run(spec, weights, x, Context())
-        return z, [kept]
+        return z, [spec, kept]
     outputs, caches = [], []
     for row in range(heads.theta.shape[0]):
         z, kept = run(config.spec, _alone(config, heads, row), x[row], Context())
@@ -138,28 +89,14 @@ def forward(config: LteConfig, heads: View, x: Array) -> tuple[Array, list[Any]]
 
 
 def vjp(
-    config: LteConfig, heads: View, dz: Array, cache: list[Any], *, per_sample: bool = False
+    config: LteConfig, heads: Heads, dz: Array, cache: list[Any], *, per_sample: bool = False
 ) -> Array:
-    """Pull cotangents back to every head's trainables.  [LAY-9, LTE-12].
-
-    Parameters
-    ----------
-    config, heads, cache
-        As for :func:`forward`.
-    dz : array (k..., heads, batch, C); in mhlora (k, batch, C)
-        Cotangents of the outputs.
-    per_sample : bool
-        Whether to keep the batch axis.
-
-    Returns
-    -------
-    array (k..., heads, n), or (k..., heads, batch, n) with `per_sample`
-    """
+    """Compute what :func:`loko_ref.lte.heads.vjp` does.  [LAY-9, LTE-12]."""
     xp, names = namespace(dz), config.layout.names
     request = Request(frozenset(names), per_sample, need_dx=False)
     if config.mode == "mhlora":
-        spec, _ = _together(config, heads)
-        _, found = backward(spec, dz, cache[0], request)
+        spec, kept = cache
+        _, found = backward(spec, dz, kept, request)
         parts = [split_by_head(config, heads, name, found[name]) for name in names]
         return xp.concatenate(parts, axis=-1)
     lead, rows = dz.shape[:-3], []
@@ -184,7 +121,7 @@ def _own(config: LteConfig, name: str, value: Array) -> Array:
     return value.reshape(*value.shape[: -len(shape)], -1)
 
 
-def split_by_head(config: LteConfig, heads: View, name: str, value: Array) -> Array:
+def split_by_head(config: LteConfig, heads: Heads, name: str, value: Array) -> Array:
     """Return each head's block of the cotangent of a joint array.  [LTE-2].
 
     Parameters

@@ -17,19 +17,8 @@ from loko_ref.errors import InputError
 from loko_ref.lte.config import LteConfig
 from loko_ref.lte.merging import merge, reset
 from loko_ref.lte.state import LteState
-from loko_ref.lte.stepping import StepRecord, shard_batch, step
+from loko_ref.lte.stepping import StepRecord, step
 from loko_ref.lte.team import ALONE, Team
-
-__all__ = [
-    "Event",
-    "StepRecord",
-    "Trace",
-    "bytes_per_merge",
-    "iterate",
-    "run",
-    "shard_batch",
-    "step",
-]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, asarray, namespace
 from loko_ref.checks.fields import digest
-from loko_ref.checks.signatures import NoneType, takes
+from loko_ref.checks.signatures import takes
 from loko_ref.checks.values import check_finite, check_floats, check_shape
 from loko_ref.errors import InputError
 from loko_ref.lte.config import Loko, LteConfig
@@ -25,22 +26,6 @@ from loko_ref.lte.team import ALONE, Team, span
 from loko_ref.network import lora
 from loko_ref.network.model import Model, init_model
 from loko_ref.network.spec import linears, map_linears
-
-__all__ = [
-    "LteState",
-    "combine",
-    "draw_factors",
-    "draw_weights",
-    "fingerprint",
-    "fresh_copies",
-    "fresh_optimizer",
-    "head_arrays",
-    "heads_of",
-    "init",
-    "merged_model",
-    "shared_arrays",
-    "without_lora",
-]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,21 +110,6 @@ def draw_factors(
     return drawn
 
 
-def _checked(config: LteConfig, weights: Mapping[str, Array]) -> None:
-    shapes = {k: config.template.weights[k].shape for k in config.frozen}
-    if weights.keys() != shapes.keys():
-        raise InputError(
-            "weights",
-            f"{sorted(weights)}",
-            f"exactly {sorted(shapes)}",
-            "factors among the weights, or a spec with another naming",
-        )
-    check_floats(**weights)
-    for name, shape in shapes.items():
-        check_shape(name, weights[name], shape)
-    check_finite(**weights)
-
-
 @takes(config=LteConfig, weights=(Mapping, NoneType), factors=(Mapping, NoneType))
 def init(
     config: LteConfig,
@@ -187,7 +157,7 @@ def init(
     held = dict(weights if weights is not None else draw_weights(config, dtype))
     if weights is None and like is not None:
         held = {name: asarray(value, like) for name, value in held.items()}
-    _checked(config, held)
+    merged_model(config, held)  # checks names, shapes and numbers
     like = next(iter(held.values()))
     xp = namespace(like)
     layout = config.layout

@@ -1,6 +1,6 @@
 """LTE's step: every head's own batch, gradient or filter, and update.
 
-Shapes: x (batch, i) a whole batch, or (heads, batch, i) one a head, or what else the first layer
+Shapes: x (batch, i) a whole batch, or (heads, batch, i) one per head, or what else the first layer
 takes in place of i: (t, d), images, ids; theta (own heads, n).
 
 The state says which heads are held here; no head's numbers depend on it.  [LTE-9]
@@ -24,8 +24,6 @@ from loko_ref.lte.state import LteState, heads_of
 from loko_ref.lte.team import ALONE, Team
 from loko_ref.network.layers.embedding import channels
 from loko_ref.network.spec import check_input, reads_tokens
-
-__all__ = ["StepRecord", "shard_batch", "step"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +51,7 @@ def shard_batch(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple
     Parameters
     ----------
     x : array (batch, ...) or (heads, batch, ...)
-        One batch for all, to be dealt; or one a head, as a recorded run may have it. Each sample
+        One batch for all, to be dealt; or one per head, as a recorded run may have it. Each sample
         as the first layer takes it: features (i,), tokens (t, d), an image, ids of whole numbers.
     y : array (batch,) of int, (batch, C), or with a leading axis of heads
         Labels, one-hot rows, or real targets.

@@ -13,8 +13,6 @@ from typing import Any, Protocol
 
 from loko_ref.arrays import Array
 
-__all__ = ["ALONE", "Alone", "Team", "span"]
-
 
 def span(heads: int, rank: int, size: int) -> slice:
     """Heads held by a rank: contiguous blocks whose sizes differ by at most one.

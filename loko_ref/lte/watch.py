@@ -2,7 +2,7 @@
 
 Each rank keeps one line in a file of its own, ``rank-0003``, in a directory that rank 0 makes; what
 was written stays when the process is killed. Rank 0 starts a watcher beside it that waits on a
-pipe: if the pipe closes before rank 0 said that all is well, rank 0 is gone (killed, or taken down
+pipe: if the pipe closes before rank 0 has reported its end, rank 0 is gone (killed, or taken down
 with the job by the launcher), and the watcher prints every rank's line. Then, or when all is well,
 it removes the directory and ends.
 
@@ -13,8 +13,8 @@ or where that cannot be opened, it writes to rank 0's stderr.
 Before that, while a rank waits for the others to join, a sentry looks after it. A launcher can miss
 the end of a rank that has not joined yet (MPICH: whatever its exit code; Open MPI: with code 0),
 and the others would wait for ever. The sentry looks for the processes that the launcher began on
-its machine (Linux: through /proc); if one is missing for two seconds, it says so and kills the rank
-that waits, which ends the job.
+its machine (Linux: through /proc); if one is missing for two seconds, it prints so and kills the
+rank that waits, which ends the job.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-__all__ = ["Watch", "sentry"]
 
 _WATCHER = """
 import os, shutil, sys

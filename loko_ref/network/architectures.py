@@ -12,9 +12,10 @@ activation) and ``head.out``. Texts begin with ``emb`` and ``emb.norm``; images 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any, Literal, get_args
 
-from loko_ref.checks.signatures import NoneType, takes
+from loko_ref.checks.signatures import takes
 from loko_ref.checks.values import check_choice, check_whole
 from loko_ref.errors import InputError, shown
 from loko_ref.network.layers.activation import ACTIVATIONS, ActivationName
@@ -216,14 +217,9 @@ def bert_spec(
         "width": width,
         "positions": positions,
     }
-    if types:
-        embedding["types"] = types
-    if pad is not None:
-        embedding["pad"] = pad
-    if start is not None:
-        embedding["start"] = start
-    if tuple(inputs) != ("ids",):
-        embedding["inputs"] = list(inputs)
+    channels = None if tuple(inputs) == ("ids",) else list(inputs)
+    given = {"types": types or None, "pad": pad, "start": start, "inputs": channels}
+    embedding |= {key: value for key, value in given.items() if value is not None}
     encoder = encoder_spec(
         layers=layers,
         width=width,

@@ -59,5 +59,4 @@ def gradient(model: Model, x: Array, dz: Array) -> Array:
     check_shape("dz", dz, tuple(z.shape))
     parts = vjp(model, dz[None], cache)
     xp = namespace(z)
-    g: Array = xp.concatenate([a.reshape(-1) for a in parts.values()])
-    return g
+    return xp.concatenate([a.reshape(-1) for a in parts.values()])

@@ -126,15 +126,16 @@ def init_factors(
     return factors
 
 
-def _check_factors(A: Array, B: Array, W: Array | None = None) -> int:
-    check_floats(A=A, B=B, **({} if W is None else {"W": W}))
+def _check_factors(A: Array, B: Array, **weight: Array) -> int:
+    """Check A and B, and a weight W beside them; the rank."""
+    check_floats(A=A, B=B, **weight)
     check_shape("A", A, ("r", "i"))
     r, i = A.shape
     check_shape("B", B, ("o", "r"), {"r": r})
     if r < 1:
         raise InputError("A", f"shape {tuple(A.shape)}", "at least one row", "a branch of rank 0")
-    if W is not None:
-        check_shape("W", W, ("o", "i"), {"o": B.shape[0], "i": i})
+    for name, W in weight.items():
+        check_shape(name, W, ("o", "i"), {"o": B.shape[0], "i": i})
     return r
 
 
@@ -156,13 +157,11 @@ def delta_bias(B: Array, bA: Array, bB: Array, alpha: float) -> Array:
 
 def merge(W: Array, A: Array, B: Array, alpha: float) -> Array:
     """``W + (alpha / r) B A``, a new array.  [LORA-3]."""
-    check_floats(W=W)
-    _check_factors(A, B, W)
-    return W + delta(A, B, alpha)
+    r = _check_factors(A, B, W=W)
+    return W + scale(alpha, r, A) * (B @ A)
 
 
 def unmerge(W: Array, A: Array, B: Array, alpha: float) -> Array:
     """``W - (alpha / r) B A``: undoes :func:`merge` up to rounding.  [LORA-3]."""
-    check_floats(W=W)
-    _check_factors(A, B, W)
-    return W - delta(A, B, alpha)
+    r = _check_factors(A, B, W=W)
+    return W - scale(alpha, r, A) * (B @ A)

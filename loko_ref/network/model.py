@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,11 +46,11 @@ from loko_ref.network.spec import (
     Spec,
     check_input,
     check_spec,
-    factor_shapes,
     linears,
     map_linears,
     mlp_spec,
     param_shapes,
+    trained_shapes,
     width_out,
 )
 
@@ -82,9 +82,10 @@ class Model:
         Layers in order (see the module's head).
     weights : mapping of str to array
         Every array that the spec asks for, one library, one floating dtype, finite.
-    trainable : tuple of str, optional
-        Names in packing order; by default every LoRA factor: site by site in model order, A, B,
-        then bA, bB.  [LORA-4]
+    trainable : tuple of str, or {"factors", "weights"}, optional
+        Names in packing order; by default "factors", every LoRA factor: site by site in model
+        order, A, B, then bA, bB. "weights" is every array but these: for a filter of the whole
+        network, without LoRA.  [LORA-4]
 
     Raises
     ------
@@ -94,12 +95,15 @@ class Model:
 
     spec: Spec
     weights: Mapping[str, Array]
-    trainable: tuple[str, ...] = field(default=())
+    trainable: tuple[str, ...] | Literal["factors", "weights"] = field(default=())
 
     def __post_init__(self) -> None:
         """Check spec and weights against each other."""
         check_spec(self.spec)
         check_type("weights", self.weights, Mapping, "the arrays alone, without their names")
+        if not self.trainable or isinstance(self.trainable, str):
+            names = trained_shapes(self.spec, str(self.trainable or "factors"))
+            object.__setattr__(self, "trainable", tuple(names))
         check_type("trainable", self.trainable, Sequence, "one name in place of a tuple")
         shapes = param_shapes(self.spec)
         missing, surplus = shapes.keys() - self.weights.keys(), self.weights.keys() - shapes.keys()
@@ -114,8 +118,6 @@ class Model:
         for name, shape in shapes.items():
             check_shape(name, self.weights[name], shape)
         check_finite(**self.weights)
-        if not self.trainable:
-            object.__setattr__(self, "trainable", tuple(factor_shapes(self.spec)))
         for name in self.trainable:
             check_choice("trainable", name, shapes)
         if len(set(self.trainable)) != len(self.trainable):
@@ -172,8 +174,7 @@ def pack(model: Model) -> Array:
             "model", "no trainables", "at least one", "a spec without LoRA sites: use add_lora"
         )
     xp = namespace(*model.weights.values())
-    theta: Array = xp.concatenate([model.weights[k].reshape(-1) for k in model.trainable])
-    return theta
+    return xp.concatenate([model.weights[k].reshape(-1) for k in model.trainable])
 
 
 @takes(model=Model)

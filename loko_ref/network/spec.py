@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from loko_ref.arrays import Array
-from loko_ref.checks.signatures import NoneType, check_type, takes
+from loko_ref.checks.signatures import check_type, takes
 from loko_ref.checks.values import check_choice, check_floats, check_shape, check_whole
 from loko_ref.errors import InputError
 from loko_ref.network.layers import KINDS, Flow, Layer, Layers
@@ -20,6 +21,7 @@ from loko_ref.network.layers.base import check_kinds, check_layers, layer_shapes
 from loko_ref.network.lora import FACTORS
 
 __all__ = [
+    "TRAINED",
     "check_input",
     "check_spec",
     "factor_shapes",
@@ -28,10 +30,14 @@ __all__ = [
     "mlp_spec",
     "param_shapes",
     "reads_tokens",
+    "trained_shapes",
     "width_out",
 ]
 
 Spec = Sequence[Mapping[str, Any]]
+
+TRAINED = ("factors", "weights")
+"""What of a network may be trained, by name: LoRA's factors, or every array but these."""
 
 
 def walk(spec: Spec) -> Iterator[tuple[str, Layer]]:
@@ -103,6 +109,28 @@ def factor_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """
     shapes = layer_shapes(linears(spec))
     return {name: shape for name, shape in shapes.items() if name.rsplit(".", 1)[1] in FACTORS}
+
+
+def trained_shapes(spec: Spec, train: str = "factors") -> dict[str, tuple[int, ...]]:
+    """Name and shape of what is trained, in packing order.  [LORA-4].
+
+    Parameters
+    ----------
+    spec : sequence of mapping
+        The layers.
+    train : {"factors", "weights"}
+        LoRA's factors, or every array but these: W, b of linears, g, b of norms, tables.
+
+    Examples
+    --------
+    >>> trained_shapes([{"kind": "linear", "name": "0", "in": 3, "out": 2}], "weights")
+    {'0.W': (2, 3), '0.b': (2,)}
+    """
+    check_choice("trainable", train, TRAINED)
+    factors = factor_shapes(spec)
+    if train == "factors":
+        return factors
+    return {name: shape for name, shape in param_shapes(spec).items() if name not in factors}
 
 
 def width_out(spec: Spec) -> int:

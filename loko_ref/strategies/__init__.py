@@ -35,7 +35,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("loko_ref.strategies", "hypothesis", "test") from error
 
-from loko_ref.strategies import facts
 from loko_ref.strategies.heads import LteRun, lte_runs
 from loko_ref.strategies.matrices import (
     arrays,
@@ -75,7 +74,6 @@ __all__ = [
     "diagonal_problems",
     "dtypes",
     "factors",
-    "facts",
     "glm_problems",
     "innovations",
     "lte_runs",

@@ -138,6 +138,8 @@ def lte_runs(
     max_heads: int = 3,
     max_steps: int = 4,
     max_chunk: int = 2,
+    max_width: int = 3,
+    max_depth: int = 2,
     dtype: str | None = None,
     **fixed: Any,
 ) -> LteRun:
@@ -149,13 +151,15 @@ def lte_runs(
         Bounds on the number of heads and of steps.
     max_chunk : int
         The most samples per head and step (with ``replicated``, shared by all heads).
+    max_width, max_depth : int
+        Bounds on the widths and the number of linears.
     dtype : str, optional
         float64 or float32; None draws it.
     **fixed
         Fields of :class:`loko_ref.lte.LteConfig` but the spec, taken as given.
     """
     dtype = draw(dtype_or(dtype))
-    net = draw(models(max_width=3, max_depth=2, min_outputs=2, dtype=dtype))
+    net = draw(models(max_width=max_width, max_depth=max_depth, min_outputs=2, dtype=dtype))
     heads = fixed.pop("heads") if "heads" in fixed else draw(st.integers(1, max_heads))
     chosen = draw(_choices(fixed)) | fixed
     spec: Sequence[dict[str, Any]] = [dict(layer) for layer in net.spec]

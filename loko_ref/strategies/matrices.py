@@ -70,7 +70,12 @@ def _rngs() -> st.SearchStrategy[np.random.Generator]:
 
 @st.composite
 def arrays(
-    draw: st.DrawFn, shape: int | tuple[int, ...], *, dtype: str = "float64", size: float = 4.0
+    draw: st.DrawFn,
+    shape: int | tuple[int, ...],
+    *,
+    dtype: str = "float64",
+    size: float = 4.0,
+    whole: bool = False,
 ) -> Floats:
     """Draw an array of one shape: quarters of whole numbers, or Gaussian.
 
@@ -83,6 +88,8 @@ def arrays(
     size : float
         Bound on the entries' magnitude (Gaussian ones have standard deviation size / 4 and are
         clipped there).
+    whole : bool
+        Whether to draw whole numbers within ±2 alone.
 
     Examples
     --------
@@ -92,6 +99,9 @@ def arrays(
     """
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     count = math.prod(shape)
+    if whole:
+        numbers = draw(st.lists(st.integers(-2, 2), min_size=count, max_size=count))
+        return frozen(np.array(numbers, dtype=dtype).reshape(shape))
     most = int(4 * size)
     quarters = draw(st.lists(st.integers(-most, most), min_size=count, max_size=count))
     if draw(st.booleans()):  # the quarters are the seed: a failing example shrinks to quarters
@@ -115,6 +125,7 @@ def variances(
     cond: float = 1e4,
     scale: tuple[float, float] = (1e-3, 1e1),
     dtype: str = "float64",
+    whole: bool = False,
 ) -> Floats:
     """Draw variances p (n,) > 0.
 
@@ -128,8 +139,13 @@ def variances(
         Interval of the largest one.
     dtype : str
         float64 or float32.
+    whole : bool
+        Whether to draw whole numbers from 1 to 4 alone, whatever the bounds.
     """
     _check_cond(cond)
+    if whole:
+        numbers = draw(st.lists(st.integers(1, 4), min_size=n, max_size=n))
+        return frozen(np.array(numbers, dtype=dtype))
     top = 10 ** draw(st.floats(math.log10(scale[0]), math.log10(scale[1])))
     low = draw(st.floats(0, math.log10(min(cond, cond_limit(n, dtype)))))
     fall = np.array(draw(st.lists(st.floats(0, 1), min_size=n, max_size=n)), dtype=float)
@@ -146,6 +162,7 @@ def spd_matrices(
     scale: tuple[float, float] = (1e-2, 1e1),
     dtype: str = "float64",
     diagonal: bool = False,
+    whole: bool = False,
 ) -> Floats:
     """Draw a symmetric positive definite matrix (m, m), exactly symmetric.
 
@@ -163,6 +180,8 @@ def spd_matrices(
         float64 or float32.
     diagonal : bool
         Whether to draw diagonal matrices only.
+    whole : bool
+        Whether to draw I, or I + 1 1' (I + diag(1, 2, ...) if diagonal), alone.
 
     Examples
     --------
@@ -171,6 +190,9 @@ def spd_matrices(
     array([[1., 0.],
            [0., 1.]])
     """
+    if whole:
+        more = np.diag(np.arange(1.0, m + 1)) if diagonal else np.ones((m, m))
+        return frozen((np.eye(m) + draw(st.booleans()) * more).astype(dtype))
     w = draw(variances(m, cond=min(cond, cond_limit(m, dtype)), scale=scale))
     if diagonal or not draw(st.booleans()):
         S = np.diag(w)

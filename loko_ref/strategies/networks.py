@@ -55,6 +55,7 @@ def models(
     min_outputs: int = 1,
     train_all: bool = False,
     dtype: str | None = None,
+    whole: bool = False,
 ) -> Model:
     """Draw a stack of linear layers with LoRA on each, activations between, weights of order 1.
 
@@ -70,6 +71,8 @@ def models(
         Whether W and b are trainable beside the factors.
     dtype : str, optional
         float64 or float32; None draws it.
+    whole : bool
+        Whether to draw weights that are whole numbers within ±2.
     """
     dtype = draw(dtype_or(dtype))
     depth = draw(st.integers(1, max_depth))
@@ -84,5 +87,7 @@ def models(
         else:
             spec.append({"kind": draw(st.sampled_from(activations))})
     shapes = param_shapes(spec)
-    weights = {name: draw(arrays(s, dtype=dtype, size=2.0)) for name, s in shapes.items()}
+    weights = {
+        name: draw(arrays(s, dtype=dtype, size=2.0, whole=whole)) for name, s in shapes.items()
+    }
     return Model(spec=spec, weights=weights, trainable=tuple(shapes) if train_all else ())

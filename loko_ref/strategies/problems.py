@@ -16,7 +16,6 @@ from loko_ref.strategies.matrices import (
     arrays,
     dtype_or,
     frozen,
-    innovations,
     probabilities,
     spd_matrices,
     variances,
@@ -127,6 +126,7 @@ def diagonal_problems(
     cond: float = 1e4,
     diagonal_noise: bool = False,
     dtype: str | None = None,
+    whole: bool = False,
 ) -> DiagonalProblem:
     """Draw a diagonal measurement update.
 
@@ -140,15 +140,19 @@ def diagonal_problems(
         Whether R is diagonal.
     dtype : str, optional
         float64 or float32; None draws it.
+    whole : bool
+        Whether to draw small whole numbers alone, as in :func:`arrays`, :func:`variances` and
+        :func:`spd_matrices`.
     """
     dtype = draw(dtype_or(dtype))
     n, m = draw(st.integers(1, max_n)), draw(st.integers(1, max_m))
+    kind: dict[str, Any] = {"dtype": dtype, "whole": whole}
     return DiagonalProblem(
-        theta=draw(arrays(n, dtype=dtype)),
-        p=draw(variances(n, cond=cond, dtype=dtype)),
-        H=draw(arrays((m, n), dtype=dtype)),
-        e=draw(innovations(m, dtype=dtype)),
-        R=draw(spd_matrices(m, cond=cond, dtype=dtype, diagonal=diagonal_noise)),
+        theta=draw(arrays(n, **kind)),
+        p=draw(variances(n, cond=cond, **kind)),
+        H=draw(arrays((m, n), **kind)),
+        e=draw(arrays(m, **kind)),
+        R=draw(spd_matrices(m, cond=cond, diagonal=diagonal_noise, **kind)),
     )
 
 
@@ -161,6 +165,7 @@ def dense_problems(
     cond: float = 1e4,
     diagonal_noise: bool = False,
     dtype: str | None = None,
+    whole: bool = False,
 ) -> DenseProblem:
     """Draw a dense measurement update.
 
@@ -174,15 +179,19 @@ def dense_problems(
         Whether R is diagonal, as required by sequential scalar updates.
     dtype : str, optional
         float64 or float32; None draws it.
+    whole : bool
+        Whether to draw small whole numbers alone, as in :func:`arrays`, :func:`variances` and
+        :func:`spd_matrices`.
     """
     dtype = draw(dtype_or(dtype))
     n, m = draw(st.integers(1, max_n)), draw(st.integers(1, max_m))
+    kind: dict[str, Any] = {"dtype": dtype, "whole": whole}
     return DenseProblem(
-        theta=draw(arrays(n, dtype=dtype)),
-        P=draw(spd_matrices(n, cond=cond, dtype=dtype)),
-        H=draw(arrays((m, n), dtype=dtype)),
-        e=draw(innovations(m, dtype=dtype)),
-        R=draw(spd_matrices(m, cond=cond, dtype=dtype, diagonal=diagonal_noise)),
+        theta=draw(arrays(n, **kind)),
+        P=draw(spd_matrices(n, cond=cond, **kind)),
+        H=draw(arrays((m, n), **kind)),
+        e=draw(arrays(m, **kind)),
+        R=draw(spd_matrices(m, cond=cond, diagonal=diagonal_noise, **kind)),
     )
 
 
@@ -253,6 +262,7 @@ def observation_problems(
     max_C: int = 4,
     margin: float = 40.0,
     dtype: str | None = None,
+    whole: bool = False,
 ) -> ObservationProblem:
     """Draw the inputs of an observation model, from mild to saturated logits.
 
@@ -266,17 +276,21 @@ def observation_problems(
         Bound on the difference of two logits.
     dtype : str, optional
         float64 or float32; None draws it.
+    whole : bool
+        Whether to draw whole numbers within ±2, and one-hot y, alone.
     """
     dtype = draw(dtype_or(dtype))
     n, batch = draw(st.integers(1, max_n)), draw(st.integers(1, max_batch))
     C = draw(st.integers(1 if observation == "gaussian" else 2, max_C))
-    Z = draw(arrays((batch * C, n), dtype=dtype))
+    Z = draw(arrays((batch * C, n), dtype=dtype, whole=whole))
     if observation == "gaussian":
-        z, y = (draw(arrays((batch, C), dtype=dtype)) for _ in range(2))
+        z, y = (draw(arrays((batch, C), dtype=dtype, whole=whole)) for _ in range(2))
         return ObservationProblem(z=z, Z=Z, y=y)
     spread = draw(st.sampled_from([4.0, margin]))
-    z = draw(arrays((batch, C), dtype=dtype, size=min(spread, margin) / 2))
-    votes = 4 if draw(st.booleans()) else 1  # of four: quarters, which sum to 1 exactly
+    z = draw(arrays((batch, C), dtype=dtype, size=min(spread, margin) / 2, whole=whole))
+    votes = (
+        4 if not whole and draw(st.booleans()) else 1
+    )  # of four: quarters, which sum to 1 exactly
     labels = st.lists(st.integers(0, C - 1), min_size=batch * votes, max_size=batch * votes)
     y = np.eye(C)[draw(labels)].reshape(batch, votes, C).mean(axis=1)
     return ObservationProblem(z=z, Z=Z, y=frozen(y.astype(dtype)))

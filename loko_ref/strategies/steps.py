@@ -128,6 +128,7 @@ def configs(
         )
         and (not fixed.get("center") or c[0] == "logits")
         and (fixed.get("form") != "sequential" or c[:2] in SEQUENTIAL)
+        and (fixed.get("solve") != "implicit" or c[0] == "glm")
     ]
     if not valid:
         got = {k: v for k, v in fixed.items() if k in ("observation", "noise", "timing", "center")}

@@ -93,7 +93,8 @@ def _v(v: Values) -> Array:
 def implicit_innovation(v: Values, most: int = 200, damped: bool = True) -> Array:
     """``v = y - softmax(z + G v)`` (m,), G = Z P Z', by Newton's method from v = 0.  [OBS-9].
 
-    A step that overshoots is halved; it ends where neither the residual nor the decrement falls.
+    A step that overshoots is halved, unless it moves no logit by 0.01; it ends where neither the
+    residual nor the decrement falls.
     """
     pZt = v.p_pred[:, None] * v.Z.T if v.p_pred.ndim == 1 else v.p_pred @ v.Z.T  # (n, m)
     G, eye = v.Z @ pZt, np.eye(v.y.size)
@@ -101,22 +102,22 @@ def implicit_innovation(v: Values, most: int = 200, damped: bool = True) -> Arra
 
     def look(w: Array) -> tuple[Array, Array]:
         q = rounding * v.F["softmax"](v, v.z + (G @ w).reshape(v.z.shape))
-        return v.F["J"](Values(v, yhat=q)), (v.y - q).reshape(-1) - w
+        return q, (v.y - q).reshape(-1) - w
 
     w = np.zeros(v.y.size)
-    J, r = look(w)
+    q, r = look(w)
     best, least, lowest, idle = w, np.abs(r).max(), np.inf, 0
     for _ in range(most):
-        d = np.linalg.solve(eye + J @ G, r)
-        t, size, slope = 1.0, np.abs(r).max(), d @ G @ r
-        J, r = look(w + d)
-        while damped and d @ G @ r < 0 and not np.abs(r).max() <= size / 2 and t > 1e-16:
+        d = np.linalg.solve(eye + v.F["J"](Values(v, yhat=q)) @ G, r)
+        t, size, slope, moved = 1.0, np.abs(r).max(), d @ G @ r, np.abs(G @ d).max()
+        q, r = look(w + d)
+        while damped and t * moved > 0.01 and d @ G @ r < 0 and np.abs(r).max() > size / 2:
             t /= 2
-            J, r = look(w + t * d)
+            q, r = look(w + t * d)
         w, now = w + t * d, np.abs(r).max()
         idle = 0 if now < least or slope < lowest else idle + 1
         best, least, lowest = w if now < least else best, min(now, least), min(slope, lowest)
-        if idle == 4 or now == 0:
+        if idle == 2 or now == 0:
             break
     return best if damped else w
 

@@ -9,7 +9,7 @@ cotangent of a layer's input, ``D.name.A`` the derivative by a factor, ``G.name.
 A place is a layer's name, or its number where it has none.
 
 Shapes: x, z (batch, ..., width), with an axis of t tokens in between where there are tokens; mask
-(batch, t) of bool or None. Cotangents, one an output of the network, stand behind the batch: d, dx
+(batch, t) of bool or None. Cotangents, one per output of the network, stand behind the batch: d, dx
 (batch, C, ..., width); a factor's derivative (batch, C, *shape).
 """
 
@@ -24,8 +24,6 @@ import scipy.special
 
 from loko_ref.arrays import Array
 from loko_ref.textbook.quantities import Formula, Quantity, Values
-
-__all__ = ["LEAVES", "LEAVES_FORMULAS", "Back", "Kind", "Layer", "Net", "linear"]
 
 Layer = Mapping[str, Any]
 Back = Callable[[str], str]
@@ -45,13 +43,16 @@ class Net:
         Name of the mask where the walk stands.
     tables : bool
         Whether the way back has the derivatives by tables.
+    whole : bool
+        Whether it has those by the arrays of linears and norms.
     """
 
-    def __init__(self, names: Iterable[str], tables: bool = False) -> None:
+    def __init__(self, names: Iterable[str], tables: bool = False, whole: bool = False) -> None:
         self.flow: list[Quantity] = []
         self.names = set(names)
         self.mask: str | None = None
         self.tables = tables
+        self.whole = whole
 
     def put(
         self,
@@ -119,6 +120,11 @@ def linear(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
 
     def back(d: str) -> str:
         """``dx = W' d + A' du``, ``du = B' dv``, ``dv = scale d``; dA = du x', dB = dv u'."""
+        if net.whole:
+            put(f"D.{name}.W", [d, x], lambda v, d, x: v.F["outer"](d, x), "sum_t d x'", "LAY-1",
+                "outer", exact=True)  # fmt: skip
+            put(f"D.{name}.b", [d], lambda v, d: v.F["total"](d), "sum_t d", "LAY-1", "total",
+                exact=True)  # fmt: skip
         if not lora:
             return put(f"dx.{name}", [d, w], lambda v, d, w: d @ w["W"], "W' d", "LAY-1")
         dv = put(f"dv.{name}", [d], lambda v, d: v.F["jacobian_scale"](scale(v)) * d,
@@ -244,11 +250,19 @@ def _layernorm(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
     nu = put("nu", [x, mu, s], lambda v, *a: v.F["norm.nu"](*a), "(x - mu) s", "norm.nu")
     z = put("z", [nu, w], lambda v, nu, w: gain(v, w) * nu + v.F["norm.shift"](w.get("b", 0.0)),
             "g nu + b", "norm.gain")  # fmt: skip
-    return z, lambda d: put(
-        "dx", [nu, s, w, d],
-        lambda v, nu, s, w, d: v.F["norm_back"](nu[:, None], s[:, None], gain(v, w), d),
-        "s (dnu - mean(dnu) - nu mean(nu dnu)),  dnu = g d", "norm_back",
-    )  # fmt: skip
+
+    def back(d: str) -> str:
+        for key, equation in (("g", "sum_t nu d"), ("b", "sum_t d")) if net.whole else ():
+            net.put(f"D.{layer['name']}.{key}", [nu, d],
+                    lambda v, nu, d, key=key: v.F["total"](nu[:, None] * d if key == "g" else d),
+                    equation, "ATT-1", "total", exact=True)  # fmt: skip
+        return put(
+            "dx", [nu, s, w, d],
+            lambda v, nu, s, w, d: v.F["norm_back"](nu[:, None], s[:, None], gain(v, w), d),
+            "s (dnu - mean(dnu) - nu mean(nu dnu)),  dnu = g d", "norm_back",
+        )  # fmt: skip
+
+    return z, back
 
 
 def _norm_back(nu: Array, s: Array, g: Any, d: Array) -> Array:
@@ -272,10 +286,10 @@ LEAVES: dict[str, Kind] = {
     ),
     "relu": _of_input(
         "relu", lambda v, x: v.F["relu"](x), lambda v, x: v.F["relu_derivative"](x),
-        "max(x, 0)", "LAY-4",
+        "max(x, 0)", "LAY-5",
     ),
     "tanh": _of_output(
-        "tanh", lambda v, y, d: d * v.F["tanh_derivative"](y), "tanh(x)", "(1 - y^2) d", "LAY-5"
+        "tanh", lambda v, y, d: d * v.F["tanh_derivative"](y), "tanh(x)", "(1 - y^2) d", "LAY-4"
     ),
     "softmax": _of_output(
         "softmax", lambda v, y, d: v.F["softmax_back"](y, d), "softmax(x)", "y (d - y' d)", "LAY-7"

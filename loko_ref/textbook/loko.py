@@ -18,24 +18,9 @@ from loko_ref.kalman.noise import combinations
 from loko_ref.textbook.network import BACK, FORWARD, network
 from loko_ref.textbook.quantities import Quantity, in_order, origins, quantity
 
-__all__ = [
-    "SHAPES",
-    "choices",
-    "dataflow",
-    "delta",
-    "merge",
-    "noise",
-    "noise_used",
-    "observation",
-    "output_name",
-    "summary",
-    "time_update",
-    "update",
-]
-
 Options = Mapping[str, Any]
 
-_CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center", "solve")
+_CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center", "train", "solve")
 """Options that change the dataflow."""
 
 _FLOWS: dict[tuple[Any, ...], tuple[Quantity, ...]] = {}
@@ -72,7 +57,7 @@ def _prior(o: Options) -> tuple[Quantity, ...]:
 def _run(o: Options) -> tuple[Quantity, ...]:
     """List z and Z: layer by layer where the network is among the options."""
     if "spec" in o:
-        return network(o["spec"], packed=True)
+        return network(o["spec"], packed=True, train=o.get("train", "factors"))
     return (
         quantity("z", "x weights theta", "", "f(x; theta)", FORWARD, exact=True, network=True),
         quantity("Z", "x weights theta", "", "dz / dtheta", BACK, network=True),
@@ -133,9 +118,9 @@ def _refresh(name: str, o: Options) -> tuple[Quantity, ...]:
     return (*reads, quantity(name, parents, f"R.{o['noise']}", equation, f"{label} NOISE-5"))
 
 
-def time_update() -> tuple[Quantity, ...]:
-    """List p_pred, of a diagonal covariance.  [KAL-1]."""
-    return _prior({"covariance": "diagonal"})
+def time_update(o: Options) -> tuple[Quantity, ...]:
+    """List p_pred, of either ``covariance``.  [KAL-1]."""
+    return _prior(o)
 
 
 def noise(o: Options) -> tuple[Quantity, ...]:

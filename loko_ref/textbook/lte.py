@@ -22,7 +22,6 @@ from loko_ref.textbook.lte_heads import (
     all_seen,
     head_formulas,
     head_values,
-    layers,
     local_step,
     outputs,
     pack,
@@ -32,8 +31,8 @@ from loko_ref.textbook.lte_heads import (
     slot_names,
     trained,
 )
+from loko_ref.textbook.lte_state import LTE_FORMULAS as LTE_FORMULAS
 from loko_ref.textbook.lte_state import (
-    LTE_FORMULAS,
     SLOTS,
     accumulated,
     after,
@@ -47,9 +46,8 @@ from loko_ref.textbook.lte_state import (
     whole,
     with_arrays,
 )
+from loko_ref.textbook.network import layers, own
 from loko_ref.textbook.quantities import Formula, Lazy, Quantity, Values, evaluate, quantity
-
-__all__ = ["LTE_FORMULAS", "RUN", "lte_forward", "lte_merge", "lte_run", "merge", "run"]
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -179,7 +177,7 @@ def _moved(v: Values, S: Values, w: Values, theta: Any) -> Any:
 
 
 def _shown(v: Values) -> Any:
-    """Return the weights that each head sees, of linears with LoRA or a copy a head."""
+    """Return the weights that each head sees, of linears with LoRA or a copy per head."""
     names = [f"{k['name']}.W" for k in layers(v.o.spec) if k.get("lora") or _copy(v, k)]
     every = all_seen(v, v.state)
     return np.stack([np.concatenate([dense[k].reshape(-1) for k in names]) for dense in every])
@@ -189,11 +187,14 @@ def _copy(v: Values, layer: Arrays) -> bool:
     return f"{layer['name']}.W" in v.names
 
 
-def _evaluated(v: Values) -> tuple[Out, Out]:
-    """Return the main network's weights: as last merged, and as a merge now would."""
+def _evaluated(v: Values) -> tuple[Out, Out, Out]:
+    """Return the main network's weights: as last merged, as a merge now would, and by one copy.
+
+    The last are those last merged, but for layers without LoRA: there the first head's copy.
+    """
     S, every = v.state, all_seen(v, v.state)
     if v.o.mode == "mhlora":
-        return {}, every[0]
+        return {}, every[0], {}
     main, now = dict(S.weights), dict(S.weights)
     own = [name for name in v.names if name in S.weights]
     places: Out = {name: [a - S.weights[name] for a in S.factors[name]] for name in own}
@@ -205,7 +206,7 @@ def _evaluated(v: Values) -> tuple[Out, Out]:
         W = S.weights[name]
         now[name] = v.keep(name, v.F["lte.now"](W, [dense[name] for dense in every], deltas))
         main[name] = v.F["lte.main"](W, v.before.weights[name], now[name])
-    return main, now
+    return main, now, main | {name: v.F["lte.copy"](list(S.factors[name])) for name in own}
 
 
 # ------------------------------------------------------------------------------------- the run
@@ -258,6 +259,8 @@ RUN = (
     _q("z_main", "evaluation W", "f(evaluation) of W", "LTE-5 LTE-13"),
     _q("z_now", "evaluation W theta merged copies", "f(evaluation) of W + mean(delta - delta')",
        "LTE-2 LTE-13"),
+    _q("z_first", "evaluation W theta", "f(evaluation) of W and the first head's copies",
+       "LTE-7 LTE-13"),
 )  # fmt: skip
 """Quantities of a step of a run in dataflow order, those of every choice of options."""
 
@@ -311,6 +314,8 @@ def _rules(o: Values, evaluation: bool) -> dict[str, Formula]:
         found |= {name: lambda v: v.stepped for name in ("joined", "after")}
     if evaluation:
         found |= {"evaluated": _evaluated, "z_now": main(1), **({"z_main": main(0)} if lte else {})}
+        copies = o.replicas == "train" and any(own(k) and not k.get("lora") for k in layers(o.spec))
+        found |= {"z_first": main(2)} if lte and copies else {}
     return found
 
 
@@ -342,10 +347,13 @@ def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     flow, names = run(o, "evaluation" in x), trained(o, x["weights"])
     fixed = Values(o=Values(o), F=F, keep=keep, given=x, names=names)
     fixed["step"] = local_step(o, F, x["weights"])
-    before, rows = start(fixed), []
+    before, steps = start(fixed), []
     for at, (bx, by) in enumerate(zip(x["x"], x["y"], strict=True), start=1):
         v = Values(fixed, at=at, x=bx, y=by, before=before)
-        evaluate(v, (q for q in flow if q.name != "before"))
+        evaluate(v, (q for q in flow if q.name not in ("before", "z_first")))
         before = v.state
-        rows.append({q.name: v[q.name] for q in flow if not q.hidden})
+        steps.append(v)
+    for v in steps:  # behind all others, so that their disturbances are what they were without it
+        evaluate(v, (q for q in flow if q.name == "z_first"))
+    rows = [{q.name: v[q.name] for q in flow if not q.hidden} for v in steps]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.textbook import loko
-from loko_ref.textbook.network import NETWORK, projections, ways
+from loko_ref.textbook.network import NETWORK, layers, own, ways
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Formula, Quantity, Values, evaluate, quantity
 
@@ -43,33 +43,11 @@ __all__ = [
 
 FACTORS = ("A", "B", "bA", "bB")
 
-REPLICAS = {
-    "linear": ("W", "b"),
-    "layernorm": ("g", "b"),
-    "embedding": ("token", "position", "type"),
-    "prepend": ("token",),
-    "positions": ("position",),
-}
-"""Kind -> its arrays in packing order."""
-
 Arrays = Mapping[str, Any]
 Flow = tuple[Quantity, ...]
 
 _DEVICE = {key: NETWORK[key] for key in ("scale", "branch", "branch_back", "jacobian_scale")}
 """What the branches that stand for dense weights are computed by, whatever is exchanged."""
-
-
-def layers(spec: Sequence[Arrays]) -> list[Arrays]:
-    """Every layer with arrays, in model order, an attention's q, k, v, o by their full names."""
-    found: list[Arrays] = []
-    for layer in spec:
-        if layer["kind"] == "residual":
-            found += layers(layer["layers"])
-        elif layer["kind"] == "attention":
-            found += projections(layer).values()
-        elif "name" in layer:
-            found.append(layer)
-    return found
 
 
 def trained(o: Arrays, weights: Arrays) -> list[str]:
@@ -80,8 +58,7 @@ def trained(o: Arrays, weights: Arrays) -> list[str]:
         if layer.get("lora"):
             keys = FACTORS if layer["lora"].get("bias") else FACTORS[:2]
         elif o["replicas"] == "train":
-            keys = REPLICAS.get(layer["kind"], ())
-            keys = tuple(key for key in keys if f"{layer['name']}.{key}" in weights)
+            keys = tuple(key for key in own(layer) if f"{layer['name']}.{key}" in weights)
         names += [f"{layer['name']}.{key}" for key in keys]
     return names
 

@@ -14,27 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.textbook.lte_heads import layers, pack, site, slot_names
+from loko_ref.textbook.lte_heads import pack, site, slot_names
+from loko_ref.textbook.network import layers
 from loko_ref.textbook.quantities import Formula, Values
-
-__all__ = [
-    "LTE_FORMULAS",
-    "SLOTS",
-    "accumulated",
-    "after",
-    "array",
-    "copied",
-    "cut",
-    "flat",
-    "fresh",
-    "joined",
-    "kept",
-    "scales",
-    "shared",
-    "start",
-    "whole",
-    "with_arrays",
-]
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -106,7 +88,7 @@ def fresh(v: Values, S: Values) -> Out:
 def start(v: Values) -> Values:
     """Begin: weights, all heads' trainables, copies, optimizer."""
     x, factors = v.given, {}
-    for name in v.names:  # a layer without LoRA: a copy a head  [LTE-7]
+    for name in v.names:  # a layer without LoRA: a copy per head  [LTE-7]
         copies = [x["weights"][name]] * v.o.heads if name in x["weights"] else x["factors"][name]
         factors[name] = np.stack(copies)
     S = Values(weights=dict(x["weights"]), factors=factors, merged=None, copies=None)
@@ -287,6 +269,7 @@ LTE_FORMULAS: dict[str, Formula] = {
     "lte.p_reset": lambda p, prior, hit, how: np.where(hit, prior, p) if how == "prior" else p,
     # the networks that are evaluated: all arrays as last merged, as a merge now would have them
     "lte.main": lambda W, before, now: W,
+    "lte.copy": lambda copies: copies[0],  # a layer without LoRA, by the authors' evaluation
     "lte.now": lambda W, seen, deltas: sum(seen) / len(seen),
 }
 """Name -> plain formula."""

@@ -12,7 +12,7 @@ Z (batch * C, n).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,6 @@ from loko_ref.arrays import Array
 from loko_ref.textbook.layers import LEAVES, LEAVES_FORMULAS, Back, Kind, Layer, Net, linear
 from loko_ref.textbook.quantities import Formula, Quantity, Values, quantity
 from loko_ref.textbook.tokens import ENDS, ENDS_FORMULAS
-
-__all__ = ["BACK", "FORWARD", "NETWORK", "arrays", "factors", "network", "projections", "ways"]
 
 FORWARD = "LAY-1 LAY-2 LAY-3 ATT-1 ATT-2 ATT-3 ATT-7"
 """Labels of the outputs z."""
@@ -189,7 +187,7 @@ def _walk(net: Net, spec: Sequence[Layer], x: str, prefix: str = "") -> tuple[st
 
 
 def ways(
-    spec: Sequence[Layer], tables: bool = False
+    spec: Sequence[Layer], tables: bool = False, whole: bool = False
 ) -> tuple[tuple[Quantity, ...], tuple[Quantity, ...]]:
     """List the quantities of the way forward, from ``arrays`` to z, and of the way back.
 
@@ -199,6 +197,8 @@ def ways(
         The layers.
     tables : bool
         Whether the way back, of cotangents ``d`` (batch, k, C) of z, has derivatives by tables.
+    whole : bool
+        Whether it has those by the arrays of linears and norms.
 
     Examples
     --------
@@ -207,7 +207,7 @@ def ways(
     >>> [q.name for q in ways([layer, {"kind": "relu"}])[0]]
     ['arrays.0', 'u.0', 'z.0', 'z.1', 'z']
     """
-    net = Net(_names(spec), tables)
+    net = Net(_names(spec), tables, whole)
     out, back = _walk(net, spec, "x")
     net.put("z", [out], lambda v, z: z, "f(x; theta)", FORWARD, shape="(batch, C)", exact=True,
             hidden=False)  # fmt: skip
@@ -217,7 +217,7 @@ def ways(
 
 
 def arrays(spec: Sequence[Layer], packed: bool) -> Quantity:
-    """All arrays of the network; where `packed`, with the factors of theta.  [LORA-4]."""
+    """All arrays of the network; where `packed`, with what theta holds of them.  [LORA-4]."""
 
     def rule(v: Values) -> Any:
         return v.F["named"](_unpack(v, spec) if packed else v.weights)
@@ -227,7 +227,7 @@ def arrays(spec: Sequence[Layer], packed: bool) -> Quantity:
                     exact=True, hidden=True)  # fmt: skip
 
 
-def network(spec: Sequence[Layer], packed: bool) -> tuple[Quantity, ...]:
+def network(spec: Sequence[Layer], packed: bool, train: str = "factors") -> tuple[Quantity, ...]:
     """List the quantities of z and of its Jacobian Z, layer by layer.  [LAY-9, LAY-10].
 
     Parameters
@@ -235,7 +235,9 @@ def network(spec: Sequence[Layer], packed: bool) -> tuple[Quantity, ...]:
     spec : sequence of mapping
         The layers.
     packed : bool
-        Whether the factors are in theta, not among the weights.
+        Whether what is trained is in theta, not among the weights.
+    train : {"factors", "weights"}
+        What Z is the Jacobian by: LoRA's factors, or all arrays but these.
     """
 
     def each(v: Values) -> Array:
@@ -244,42 +246,57 @@ def network(spec: Sequence[Layer], packed: bool) -> tuple[Quantity, ...]:
 
     def stacked(v: Values) -> Any:
         """Z (batch * C, n), in packing order."""
-        flat = [
-            v.F["flatten"](v[f"D.{layer['name']}.{key}"])
-            for layer in v.F["sites"](spec)
-            for key in v.F["order"](list(factors(layer)))
-        ]
+        flat = [v.F["flatten"](v[_derivative(name)]) for name in packing(v.F, spec, train)]
         return v.F["stack"](np.concatenate(flat, axis=-1))
 
-    ahead, back = ways(spec)
-    own = " ".join(q.name for q in back if q.name.startswith("D."))
+    ahead, back = ways(spec, tables=train == "weights", whole=train == "weights")
+    parts = " ".join(_derivative(name) for name in packing(NETWORK, spec, train))
     return (
         arrays(spec, packed),
         *ahead,
         quantity("d", "z", "", "I, one cotangent an output", "LAY-9", rule=each, exact=True,
                  hidden=True),
         *back,
-        quantity("Z", own, "stack", "dz / dtheta", BACK, rule=stacked, shape="(m, n)"),
+        quantity("Z", parts, "stack", "dz / dtheta", BACK, rule=stacked, shape="(m, n)"),
     )  # fmt: skip
+
+
+def within(name: str) -> bool:
+    """Return whether a quantity is a layer's output, or an attention's scores or weights."""
+    return name.startswith(("z.", "scores.", "weights."))
 
 
 # ---------------------------------------------------------------------------- theta  [LORA-4]
 
 
-def _sites(spec: Sequence[Layer]) -> list[Layer]:
-    """Linears with LoRA as they stand in the spec, an attention's q, k, v, o in this order."""
+def layers(spec: Sequence[Layer]) -> list[Layer]:
+    """Every layer with arrays, in model order, an attention's q, k, v, o by their full names."""
     found: list[Layer] = []
     for layer in spec:
         if layer["kind"] == "residual":
-            found += _sites(layer["layers"])
+            found += layers(layer["layers"])
         elif layer["kind"] == "attention":
-            found += _sites(list(projections(layer).values()))
-        elif layer.get("lora"):
+            found += projections(layer).values()
+        elif "name" in layer:
             found.append(layer)
     return found
 
 
-def factors(layer: Layer) -> dict[str, tuple[int, ...]]:
+def own(layer: Layer) -> dict[str, tuple[int, ...]]:
+    """Name and shape of a layer's arrays but its factors, in packing order."""
+    kind, d = layer["kind"], layer.get("width", 0)
+    if kind == "linear":
+        W, b = {"W": (layer["out"], layer["in"])}, {"b": (layer["out"],)}
+        return {**W, **(b if layer.get("bias", True) else {})}
+    if kind == "layernorm":
+        return {"g": (d,), "b": (d,)} if layer.get("affine", True) else {}
+    if kind == "embedding":
+        rows = {"token": "vocab", "position": "positions", "type": "types"}
+        return {key: (layer[count], d) for key, count in rows.items() if layer.get(count)}
+    return {{"prepend": "token", "positions": "position"}[kind]: (layer.get("count", 1), d)}
+
+
+def _factors(layer: Layer) -> dict[str, tuple[int, ...]]:
     """Name and shape of the factors of one linear, in packing order."""
     lora, i, o = layer["lora"], layer["in"], layer["out"]
     shapes: dict[str, tuple[int, ...]] = {"A": (lora["r"], i), "B": (o, lora["r"])}
@@ -288,17 +305,45 @@ def factors(layer: Layer) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _sites(spec: Sequence[Layer]) -> list[Layer]:
+    """Linears with LoRA as they stand in the spec, an attention's q, k, v, o in this order."""
+    return [layer for layer in layers(spec) if layer.get("lora")]
+
+
+def packing(
+    F: Mapping[str, Formula], spec: Sequence[Layer], train: str = "factors"
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each array in theta, in its order.  [LORA-4].
+
+    Parameters
+    ----------
+    F : mapping
+        The table of formulas: the layers' order and that of a layer's arrays are conventions.
+    spec : sequence of mapping
+        The layers.
+    train : {"factors", "weights"}
+        LoRA's factors, or all arrays but these.
+    """
+    kind, arrays = ("", _factors) if train == "factors" else (".weights", own)
+    return {
+        f"{layer['name']}.{key}": arrays(layer)[key]
+        for layer in F[f"sites{kind}"](spec)
+        for key in F[f"order{kind}"](list(arrays(layer)))
+    }
+
+
+def _derivative(name: str) -> str:
+    """Name the derivative by an array: those by a table's rows are summed row by row."""
+    return f"{'G' if name.endswith(('.token', '.position', '.type')) else 'D'}.{name}"
+
+
 def _unpack(v: Values, spec: Sequence[Layer]) -> dict[str, Array]:
-    """All weights, the factors taken from theta."""
+    """All weights, with what is trained taken from theta."""
     weights, at = dict(v.weights), 0
-    for layer in v.F["sites"](spec):
-        shapes = factors(layer)
-        for key in v.F["order"](list(shapes)):
-            size = math.prod(shapes[key])
-            weights[f"{layer['name']}.{key}"] = v.F["unflatten"](
-                v.theta[at : at + size], shapes[key]
-            )
-            at += size
+    for name, shape in packing(v.F, spec, v.get("train", "factors")).items():
+        size = math.prod(shape)
+        weights[name] = v.F["unflatten"](v.theta[at : at + size], shape)
+        at += size
     return weights
 
 
@@ -322,7 +367,9 @@ NETWORK: dict[str, Formula] = {
     "layers": lambda spec: spec,
     "named": lambda weights: weights,
     "sites": _sites,
+    "sites.weights": layers,
     "order": lambda names: names,
+    "order.weights": lambda names: names,
     "flatten": lambda a: a.reshape(*a.shape[:2], -1),
     "unflatten": lambda flat, shape: flat.reshape(shape),
     "stack": lambda Z: Z.reshape(-1, Z.shape[-1]),

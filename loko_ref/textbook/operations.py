@@ -11,26 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.textbook import loko as table
-from loko_ref.textbook import optimizers as descent
-from loko_ref.textbook.network import arrays, network, ways
+from loko_ref.textbook import loko, optimizers
+from loko_ref.textbook.network import arrays, network, ways, within
 from loko_ref.textbook.quantities import Quantity, Values, evaluate
-
-__all__ = [
-    "delta",
-    "dense_update",
-    "diagonal_update",
-    "loko_run",
-    "loko_step",
-    "measured",
-    "merge",
-    "model_forward",
-    "model_jacobian",
-    "noise_update",
-    "observation",
-    "optimizer",
-    "time_update",
-]
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -52,84 +35,101 @@ def _put(x: Arrays, o: Arrays, F: Table, keep: Keep, flow: Iterable[Quantity]) -
 def dense_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, P.  [KAL-2]."""
     o = {**o, "observation": "gaussian", "covariance": "dense"}
-    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, table.update(o))
+    v = _put({**x, "p_pred": x["P"], "R_used": x["R"]}, o, F, keep, loko.update(o))
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "P": v.p_post}
 
 
 def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """S, K, theta, p.  [DIAG-1, DIAG-2]."""
     o = {**o, "observation": "gaussian", "covariance": "diagonal"}
-    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, table.update(o))
+    v = _put({**x, "p_pred": x["p"], "R_used": x["R"]}, o, F, keep, loko.update(o))
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "p": v.p_post}
 
 
 def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
-    """p_pred.  [KAL-1]."""
-    return {"p_pred": _put(x, o, F, keep, table.time_update()).p_pred}
+    """p_pred, or P_pred of a dense covariance.  [KAL-1]."""
+    o = {**o, "covariance": "dense" if "P" in x else "diagonal"}
+    v = _put({"p": x.get("P", x.get("p"))}, o, F, keep, loko.time_update(o))
+    return {loko.output_name("p_pred", o): v.p_pred}
 
 
 def observation(kind: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """yhat, e, H, and R for glm.  [OBS-1, OBS-2, OBS-3, OBS-4]."""
     o = {"center": False, **o, "observation": kind}
-    v = _put(x, o, F, keep, table.observation(o))
+    v = _put(x, o, F, keep, loko.observation(o))
     out = {"yhat": v.yhat.reshape(-1), "e": v.e, "H": v.H}
-    return out | ({"R": evaluate(v, table.noise_used(o))["R_used"]} if kind == "glm" else {})
+    return out | ({"R": evaluate(v, loko.noise_used(o))["R_used"]} if kind == "glm" else {})
 
 
 def noise_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """R.  [NOISE-1, NOISE-2, NOISE-3, NOISE-4]."""
-    return {"R": _put(x, o, F, keep, table.noise(o)).R_post}
+    return {"R": _put(x, o, F, keep, loko.noise(o)).R_post}
 
 
 def delta(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return what LoRA adds.  [LORA-2]."""
-    return {"delta": _put(x, o, F, keep, table.delta()).delta}
+    return {"delta": _put(x, o, F, keep, loko.delta()).delta}
 
 
 def merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Return the merged weight.  [LORA-3]."""
-    return {"W": _put(x, o, F, keep, table.merge()).W_post}
+    return {"W": _put(x, o, F, keep, loko.merge()).W_post}
 
 
-def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
-    """Run the network: z.  [LAY-1, LAY-2]."""
+def model_forward(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) -> Out:
+    """Run the network: z; with `inside` its layers' outputs too.  [LAY-1, LAY-2]."""
     spec = F["layers"](o["spec"])
-    return {"z": _put(x, o, F, keep, (arrays(spec, packed=False), *ways(spec)[0])).z}
+    flow = (arrays(spec, packed=False), *ways(spec)[0])
+    return _shown(_put(x, o, F, keep, flow), flow, inside)
 
 
-def model_jacobian(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+def model_jacobian(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
-    v = _put(x, o, F, keep, network(F["layers"](o["spec"]), packed=False))
-    return {"z": v.z, "Z": v.Z}
+    flow = network(F["layers"](o["spec"]), packed=False, train=o.get("train", "factors"))
+    return _shown(_put(x, o, F, keep, flow), flow, inside)
 
 
-def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+def _shown(v: Values, flow: Iterable[Quantity], inside: bool) -> Out:
+    """Take the outputs from a network's values, and with `inside` what layers give."""
+    return {q.name: v[q.name] for q in flow if not q.hidden or (inside and within(q.name))}
+
+
+def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) -> Out:
     """One step of LoKO.  [LOKO-1, LOKO-2]."""
     v = _values(x, o, F, keep)
     v["p"] = v["P" if v.covariance == "dense" else "p"]
-    return measured(v, F["layers"](o["spec"]))
+    return measured(v, F["layers"](o["spec"]), inside)
 
 
-def measured(v: Values, spec: Any = None) -> Out:
+def loko_from_outputs(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """One step of LoKO whose network has run: z and Z are among the inputs.  [LOKO-1]."""
+    v = _values(x, o, F, keep)
+    v["p"] = v["P" if v.covariance == "dense" else "p"]
+    return measured(v)
+
+
+def measured(v: Values, spec: Any = None, inside: bool = False) -> Out:
     """Evaluate a step, and name it as outputs; without a network's spec z and Z are there.
 
-    Its timing is asked for, as a known mistake changes it.  [LOKO-1]
+    Its timing is asked for, as a known mistake changes it. With `inside`, layers' outputs too.
+    [LOKO-1]
     """
     o = {k: a for k, a in v.items() if k != "spec"} | {"timing": v.F["timing"](v)}
-    flow = table.dataflow(o if spec is None else {**o, "spec": spec})
+    flow = loko.dataflow(o if spec is None else {**o, "spec": spec})
     found = {q.name: v[q.name] for q in flow if q.network and q.name in v}
     found |= evaluate(v, (q for q in flow if q.name not in found))
-    out = {table.output_name(q.name, v): found[q.name] for q in flow if not q.hidden}
+    shown = [q for q in flow if not q.hidden or (inside and within(q.name))]
+    out = {loko.output_name(q.name, v): found[q.name] for q in shown}
     return out | {"yhat": v.yhat.reshape(-1)}
 
 
-def loko_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+def loko_run(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) -> Out:
     """Take steps of LoKO, each quantity stacked along a leading axis.  [LOKO-1]."""
     state = {k: a for k, a in x.items() if k not in ("x", "y")}
     rows = []
     for t, (batch, y) in enumerate(zip(x["x"], x["y"], strict=True), start=1):
         carried = state | ({"R": F["carried"](state, x)} if "R" in state else {})
-        out = loko_step({**carried, "x": batch, "y": y, "t": t}, o, F, keep)
+        out = loko_step({**carried, "x": batch, "y": y, "t": t}, o, F, keep, inside)
         state |= {k: out[k] for k in ("theta", "p", "P", "R") if k in out}
         rows.append(out)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -137,4 +137,4 @@ def loko_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
 
 def optimizer(name: str, x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """Theta and slots after each step.  [OPT-1, OPT-2, OPT-3]."""
-    return descent.run(name, _values(x, o, F, keep))
+    return optimizers.run(name, _values(x, o, F, keep))

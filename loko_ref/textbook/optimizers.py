@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.textbook.quantities import Quantity, Values, quantity
-
-__all__ = ["DESCENT", "METHODS", "SLOTS", "run"]
+from loko_ref.textbook.quantities import Quantity, Values, quantity, scalar
 
 METHODS: dict[str, tuple[Quantity, ...]] = {
     "sgd": (
@@ -106,7 +104,7 @@ def _adagrad_sum(v: Values) -> Array:
 
 
 def _adagrad_theta(v: Values) -> Array:
-    lr = v.lr / (1 + (v.t - 1) * v.lr_decay)
+    lr = scalar(v, "rate", v.lr / (1 + (v.t - 1) * v.lr_decay))
     return v.theta - lr * v.F["adagrad.decay"](v) / (np.sqrt(v.new["sum"]) + v.eps)
 
 
@@ -120,8 +118,10 @@ def _adamw_exp_avg_sq(v: Values) -> Array:
 
 
 def _adamw_hats(v: Values) -> tuple[Array, Array]:
-    t = v.t
-    return v.new["exp_avg"] / (1 - v.beta1**t), v.new["exp_avg_sq"] / (1 - v.beta2**t)
+    """Divide by 1 - beta^t, each of the two computed literally.  [TOL-7]."""
+    of = [1 - scalar(v, "power", beta**v.t) for beta in (v.beta1, v.beta2)]
+    m, s = (scalar(v, "correction", one) for one in of)
+    return v.new["exp_avg"] / m, v.new["exp_avg_sq"] / s
 
 
 def _adamw_theta(v: Values) -> Array:
@@ -148,17 +148,14 @@ DESCENT: dict[str, Callable[..., Any]] = {
 
 def run(method: str, v: Values) -> dict[str, Array]:
     """Take a step for each row of the gradient from a fresh state; stack theta and the slots."""
-    n, start = v.theta.shape[0], v.get("initial_accumulator_value", 0.0)
-    v["slot"] = {name: np.full(n, start) for name in SLOTS[method]}
-    *slots, theta = METHODS[method]
-    wanted = slots if method != "sgd" or v.momentum else []
-    rows: dict[str, list[Array]] = {q.name: [] for q in (*wanted, theta)}
+    flow = METHODS[method] if method != "sgd" or v.momentum else METHODS[method][-1:]
+    start = v.get("initial_accumulator_value", 0.0)
+    v["slot"] = {name: np.full(v.theta.shape[0], start) for name in SLOTS[method]}
+    rows: list[dict[str, Array]] = []
     for t, g in enumerate(v.gradient, start=1):
-        v["t"], v["g"], v["new"] = t, g, {}
-        for q in wanted:
+        v |= {"t": t, "g": g, "new": {}}
+        for q in flow:
             v.new[q.name] = v.keep(q.name, v.F[q.formula](v))
-            rows[q.name].append(v.new[q.name])
-        v["theta"] = v.keep("theta", v.F[theta.formula](v))
-        v["slot"] = v.new
-        rows["theta"].append(v.theta)
-    return {name: np.stack(values) for name, values in rows.items()}
+        v |= {"slot": v.new, "theta": v.new["theta"]}
+        rows.append(v.new)
+    return {q.name: np.stack([row[q.name] for row in rows]) for q in flow}

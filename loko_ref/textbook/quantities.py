@@ -33,6 +33,12 @@ def identity(name: str, value: Any) -> Any:
     return value
 
 
+def scalar(v: Values, name: str, value: float) -> float:
+    """Return a number computed from options alone; a hook may move it.  [TOL-7]."""
+    moved: float = getattr(v.keep, "scalar", identity)(name, value)
+    return moved
+
+
 class Values(dict[str, Any]):
     """Named inputs, options and quantities of one evaluation; ``v.S`` reads ``v["S"]``.
 
@@ -100,7 +106,8 @@ class Quantity:
     def compute(self, v: Values, formula: str = "") -> Any:
         """Compute it from the values, by the formula of its name or another; kept by the hook."""
         value = self.rule(v) if self.rule else v.F[formula or self.formula](v)
-        return value if self.exact else v.keep(self.name, value)
+        keep = getattr(v.keep, "exact", identity) if self.exact else v.keep
+        return keep(self.name, value)
 
 
 def quantity(

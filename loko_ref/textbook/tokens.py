@@ -15,8 +15,6 @@ from loko_ref.arrays import Array
 from loko_ref.textbook.layers import Back, Kind, Layer, Net
 from loko_ref.textbook.quantities import Formula, Values
 
-__all__ = ["ENDS", "ENDS_FORMULAS"]
-
 
 def _channels(layer: Layer, x: Array) -> tuple[dict[str, Array], Array]:
     """Token ids and what comes beside them, by name; which tokens are real."""

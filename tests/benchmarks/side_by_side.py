@@ -293,9 +293,9 @@ def work(contestant, case):
     call = ready(contestant, case)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        before = bench._peak_mb(reset=True)
+        before = bench.peak_mb(reset=True)
         timing = bench.clock(call, float(line))
-        peak = round(bench._peak_mb() - before, 1) if own is None else own
+        peak = round(bench.peak_mb() - before, 1) if own is None else own
         print(json.dumps(timing | {"peak_mb": peak}), flush=True)
 
 

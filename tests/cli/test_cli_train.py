@@ -16,8 +16,6 @@ from loko_ref.experiments.stream import Point
 from loko_ref.experiments.terminal import progress_bars
 from loko_ref.files import documents
 
-pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
-
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
@@ -209,7 +207,7 @@ def test_cupy_asked_for_and_absent_is_said(cli):
 
 @pytest.mark.parametrize(
     ("module", "words"),
-    [("sklearn.datasets", []), ("matplotlib.figure", ["--plot"])],
+    [("sklearn", []), ("matplotlib.figure", ["--plot"])],
 )
 def test_a_missing_package_names_its_extra(cli, monkeypatch, tmp_path, module, words):
     monkeypatch.setitem(sys.modules, module, None)

@@ -17,8 +17,10 @@ from loko_ref.conformance.assessment import calibration
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.judge.compare import ratios
-from loko_ref.conformance.mistakes.registry import all_mutants, formulas_of
+from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation, formulas_of
 from loko_ref.files import documents as schema
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
 
 EINSUM = str(Path(__file__).with_name("einsum_loko.py"))
 TARGETS = str(Path(__file__).with_name("targets.py"))
@@ -37,7 +39,7 @@ def test_command_writes_what_it_promises(tmp_path):
     document = json.loads(path.read_text())
     rule = schema.load("calibration")
     jsonschema.validate(document, rule)
-    assert document["schema"] == "loko-ref/calibration/2"
+    assert document["schema"] == "loko-ref/calibration/3"
     assert document["cases"] == len(select(OP))
     names = {(row["name"], row["dtype"]) for row in document["correct"]}
     assert names == {
@@ -57,6 +59,10 @@ def test_command_writes_what_it_promises(tmp_path):
         assert gap["mildest_wrong"] == wrong[gap["mutant"]] == min(w for w in wrong.values() if w)
         assert gap["quotient"] == pytest.approx(gap["mildest_wrong"] / right)
         assert gap["unseen"] == []
+        given = gap["given_parents"]
+        assert given["worst_correct"] == right  # within tolerance along the whole route
+        seen = {r["name"]: r["given"] for r in document["wrong"] if r["dtype"] == dtype}
+        assert given["mildest_wrong"] == seen[given["mutant"]] == min(w for w in seen.values() if w)
         assert f"{dtype}: worst correct {right:.2g}" in done.output
     assert "| einsum_loko.py | float64 |" in done.output
     assert "| S-JITTER | float64 |" in done.output
@@ -107,6 +113,25 @@ def test_wrong_code_called_correct_is_found(name, tmp_path):
     assert document["gap"]["float64"]["by"] == target
 
 
+def test_what_follows_from_its_parents_is_no_error():
+    """A right gain whose route amplifies rounding: it follows from the S that is returned."""
+    (case,) = select("loko.step/glm-saturated/float64")
+
+    def by_contrasts(**given):
+        table = {**FORMULA_TABLE, "K.glm": FORMULA_TABLE["K.softmax"]}
+        return dict(case.operation.plain(case.inputs(), case.options, table, identity))
+
+    target = Implementation(target="contrasts", functions={"loko.step": by_contrasts})
+    (found,) = calibration.of_correct(target, [case])
+    assert found.worst > 1
+    assert found.failed == (case.id,)
+    assert (found.given, found.amplified) == (0.0, 1)
+    off = as_implementation(BY_ID["S-NO-R"])
+    (wrong,) = calibration.of_correct(Implementation(target="wrong", functions=off), [case])
+    assert wrong.given > 1
+    assert wrong.amplified == 0
+
+
 def test_what_declines_is_left_out():
     nothing = Implementation(target="none", functions={})
     assert calibration.of_correct(nothing, select(f"{OP}/random/*")) == []
@@ -124,6 +149,8 @@ def test_unseen_mistakes_are_named_and_not_the_mildest():
             high=worst,
             worst=worst,
             at="x",
+            given=worst / 2,
+            amplified=0,
         )
 
     right, wrong = [one("good", 0.5)], [one("A", 0.1), one("B", math.inf), one("C", 40.0)]
@@ -131,6 +158,7 @@ def test_unseen_mistakes_are_named_and_not_the_mildest():
     gap = document["gap"]["float32"]
     assert (gap["mutant"], gap["mildest_wrong"], gap["quotient"]) == ("C", 40.0, 80.0)
     assert gap["unseen"] == ["A"]
+    assert gap["given_parents"]["quotient"] == 80.0
     assert document["wrong"][1]["worst"] is None
     json.dumps(document, allow_nan=False)
     text = "\n".join(calibration.lines(document))
@@ -142,7 +170,7 @@ def test_unseen_mistakes_are_named_and_not_the_mildest():
     [
         (["--score", "--calibration"], "--score: got --calibration too"),
         (["--correct", EINSUM], "--correct: got .*required --calibration beside it"),
-        (["--case", OP], "--case: got .*required --calibration beside it"),
+        (["--case", OP], "--case: got .*required --calibration or --generated beside it"),
         (["--calibration", "--case", "nothing"], "--case: got 'nothing'"),
         (["--calibration", "--only", "nothing"], "only: got 'nothing'"),
         (["--calibration", "--correct", "no.py"], "TARGET: got 'no.py'"),

@@ -108,11 +108,11 @@ def test_the_script_finds_what_verify_finds(case, tmp_path):
     code, text = outcome(case, {case.operation.name: once}, tmp_path)
     assert code == 1
     last = text.splitlines()[-1]
-    assert last.startswith(f"WRONG: {found.quantity}{list(found.index)} first: expected ")
+    assert last.startswith(f"FAILED: {found.quantity}{list(found.index)} first: expected ")
     assert f"an error of {found.ratio:.3g} times its tolerance" in last
     assert all(f"[{label}]" in last for label in found.labels)
     for name in wrong:
-        assert re.search(rf"^{name} .*WRONG$", text, re.MULTILINE)
+        assert re.search(rf"^{name} .*off$", text, re.MULTILINE)
 
 
 def drop(out, given, options):
@@ -209,7 +209,7 @@ def test_the_script_runs_on_the_examples(part, tmp_path):
         if found.divergence is None:
             assert ran.stdout.splitlines()[-1].startswith("right: ")
         else:
-            assert f"WRONG: {found.divergence.quantity}[" in ran.stdout
+            assert f"FAILED: {found.divergence.quantity}[" in ran.stdout
         expect_wrong = name == "my_buggy_loko.py" and part in PARTS[1]
         assert (ran.returncode == 1) == expect_wrong
 
@@ -320,7 +320,7 @@ def test_a_description_is_whole_and_fits_a_terminal(case):
     flat = " ".join(text.split())
     assert case.recipe.text in flat
     assert all(f"({key})" in flat for key in case.recipe.covers)
-    for option in (one for one in case.operation.options if one.name in case.options):
+    for option in case.operation.options:
         (line,) = [k for k in lines if re.match(rf"  {option.name} ", k)][:1]
         marked = line.endswith("(default)")
         if option.name != "spec":

@@ -107,7 +107,7 @@ MODEL = [c for c in select("model.jacobian") if c.dtype == "float64"]
 def test_each_layer_of_a_network_is_the_packages_own(case):
     """Layer by layer against :mod:`loko_ref.network`; each quantity after its parents."""
     x, spec, right = case.inputs(), case.options["spec"], expected(case)
-    flow = network(spec, packed=False)
+    flow = network(spec, packed=False, train=case.options["train"])
     have = {"x", "weights"}
     for q in flow:
         assert set(q.parents) <= have, q.name

@@ -148,7 +148,6 @@ def test_a_failed_report_raises_what_a_test_should_show():
     for part in (
         "FAILED: 2 of 4",
         f"{RANDOM}: first off: S[",
-        "covers: ",
         f"reproduce: loko_ref.verify(..., only={RANDOM!r})",
         "mistake R-JITTER: jitter added to R",
         "correct formula: R enters as it is given",
@@ -293,6 +292,7 @@ for work, extra in (
     (report.to_html, "cli"),
     (lambda: report.write(html="f.html", json="f.json"), "cli"),
     (lambda: loko_ref.strategies, "test"),
+    (lambda: loko_ref.properties, "test"),
 ):
     try:
         work()
@@ -327,14 +327,14 @@ def test_progress_counts_to_the_end():
     assert seen == [(k, 4) for k in (1, 2, 3, 4)]
 
 
-FACES = ["conformance", "explain", "kalman", "loko", "lte", "network", "strategies"]
+FACES = ["conformance", "explain", "kalman", "loko", "lte", "network", "properties", "strategies"]
 
 
 @pytest.mark.parametrize("name", ["", *FACES])
 def test_completion_shows_the_public_names_only(name):
     module = importlib.import_module(f"loko_ref.{name}".rstrip("."))
     shown = dir(module)
-    assert shown == sorted({*module.__all__, *([] if name else ["strategies"])})
+    assert shown == sorted({*module.__all__, *([] if name else ["properties", "strategies"])})
     assert module.__all__
     for one in shown:
         getattr(module, one)

@@ -72,15 +72,18 @@ def test_a_failure_has_its_walk_its_element_its_map_and_its_mistake():
     assert f"{first.got:.17g}" in text
     rows = [attributes.get("class") for tag, attributes in outline.tags if tag == "tr"]
     walk = [mark for mark in rows if mark]
-    assert walk == ["first", "off", "off", "off"] * 2  # S, K, theta, p
-    assert sum(tag == "svg" for tag, _ in outline.tags) == 2
+    assert walk == ["first", "off", "off", "off"]  # S, K, theta, p
+    assert sum(tag == "svg" for tag, _ in outline.tags) == 1
+    assert "Covers: " not in text  # there is a name
+    assert "and 1 more of this kind" in text
+    assert f"{OP}/random-variational/float64 S[" in text
 
 
 def test_on_a_narrow_screen_the_element_s_numbers_keep_their_heads_and_do_not_wrap():
     """There each cell is a line of its own, its head beside it by the style sheet."""
     source = page.as_html("mine.py", jitter())
     tables = re.findall(r'<table class="element">(.*?)</table>', source, re.DOTALL)
-    assert len(tables) == 2
+    assert len(tables) == 1
     for table in tables:
         heads = re.findall(r"<th[^>]*>(.*?)</th>", table)
         assert re.findall(r'<td[^>]* data-head="(.*?)"', table) == heads
@@ -96,6 +99,35 @@ def test_the_page_needs_nothing_else():
     assert not {tag for tag, _ in outline.tags} & {"script", "link", "img", "iframe", "object"}
     for _, attributes in outline.tags:
         assert not set(attributes) & {"src", "href", "onload"}
+
+
+def test_many_failures_are_folded():
+    """Hundreds of failures of one kind are one card, of many kinds at most CARDS; all are listed.
+
+    Maps in which no two neighbours have one colour are drawn up to a bound.
+    """
+    rng = np.random.default_rng(0)
+    cases = select("kalman.*", "float64")
+
+    def noisy(case):
+        factors = {k: 10.0 ** rng.integers(-4, 8, np.shape(a)) for k, a in tolerance(case).items()}
+        out = {k: a + tolerance(case)[k] * factors[k] for k, a in expected(case).items()}
+        return judge(case, Answer(outputs=out))
+
+    one = [noisy(case) for case in cases if tolerance(case).get("K") is not None]
+    kinds = []
+    for number in range(40):
+        finding = Finding(kind="raised", message=f"raised {chr(97 + number) * 9}")
+        kinds.append(judge(cases[number % len(cases)], Answer(finding=finding)))
+    one = [replace(check) for check in one if check.status == "failed" for _ in range(20)]
+    source = page.as_html("mine.py", [*one, *kinds])
+    assert len(source) < 300_000
+    assert len(one) > 300
+    outline = Outline(source)
+    assert sum(a.get("class") == "failure" for _, a in outline.tags) == page.CARDS
+    listed = sum(tag == "li" for tag, _ in outline.tags) - outline.text.count("below 0.001") * 8
+    assert listed == len(one) + len(kinds) - page.CARDS
+    assert chr(97 + 25) * 9 in outline.text
 
 
 def test_hostile_text_is_escaped():
@@ -169,7 +201,7 @@ def test_a_map_has_at_most_64_cells_a_side_and_loses_no_error():
     plane[130, 2999] = 5e2
     case = select(f"{OP}/random/float64")[0]
     check = off_by(case, "S", (1, 2), 5.0)
-    check = replace(check, divergence=replace(check.divergence, index=(130, 2999)))
+    check = replace(check, divergences=(replace(check.divergence, index=(130, 2999)),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "ratios", lambda case, outputs: {"S": plane})
         drawn = page.heat_map(check)

@@ -71,6 +71,7 @@ def test_every_mode_and_optimizer_has_a_case_and_its_arrays():
                 wanted |= {f"{k}_merge" for k in ({"theta", "p", memory} & wanted)}
         if "evaluation" in c.inputs():
             wanted |= {"z_main", "z_now"} if o["mode"] == "lte" else {"z_now"}
+            wanted |= {"z_first"} if c.recipe.name in ("evaluated", "transformer") else set()
         assert set(out) == wanted, c.id
 
 

@@ -67,9 +67,9 @@ def test_an_id_is_not_given_twice():
 
 
 def place(one):
-    """Name the file whose formulas a mistake changes (those without one change all formulas)."""
+    """Name the folder whose formulas a mistake changes (those without one change all formulas)."""
     every = "loko_ref.textbook.filter"
-    return next((f.__module__ for f in one.changes(one.example).values()), every)
+    return next((f.__module__ for f in one.changes(one.example).values()), every).split(".")[-2]
 
 
 COVERED = [
@@ -82,7 +82,8 @@ COVERED = [
 
 def caught(key, case):
     target = as_implementation(BY_ID[key], BY_ID[key].example)
-    return run(Implementation(target=key, functions=target), [case])[0].status == "failed"
+    (check,) = run(Implementation(target=key, functions=target), [case])
+    return check.status in ("failed", "imprecise")
 
 
 @pytest.mark.verdict
@@ -97,8 +98,8 @@ def test_a_case_catches_each_mistake_that_it_covers(case, key):
 @pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
 def test_a_mistake_is_caught_in_float32_by_a_case_that_covers_it(one):
     cases = [c for c in all_cases() if c.dtype == "float32" and one.id in c.recipe.covers]
-    # float32's own roundoff is seen in float64 alone
-    assert any(caught(one.id, c) for c in cases) == (one.id != "SINGLE")
+    # what has no more digits than float32 is seen in float64 alone
+    assert any(caught(one.id, c) for c in cases) == (one.id not in ("SINGLE", "SCALE-SINGLE"))
 
 
 @pytest.mark.verdict
@@ -109,6 +110,8 @@ def test_caught_and_named_first(one):
     everywhere = LONG or SHARE > 1
     cases = [c for c in CASES if everywhere or c.operation.name != "lte.run" or not idle(one, c)]
     outcome = score.outcome(one, cases)
+    if outcome.first != one.id and cases != CASES:  # what passes elsewhere tells mistakes apart
+        outcome = score.outcome(one, CASES)
     assert outcome.failed > 0
     stated = {i for group in score.INDISTINGUISHABLE for i in group}
     assert outcome.first == one.id or one.id in stated, outcome
@@ -288,7 +291,9 @@ def test_a_small_mistake_is_not_taken_for_lost_digits(odd):
     checks = run(Implementation(target="odd", functions=functions), select("kalman.d*"))
     named = name_mistakes(checks)
     assert named
-    assert not any(named.values())
+    for fits in named.values():  # its formula is found
+        assert all(" times 0.999" in m.equation for m in fits)
+    assert all(named.values())
 
 
 @pytest.mark.verdict
@@ -341,7 +346,8 @@ def test_a_size_that_belies_more_than_it_explains_is_not_named():
     target = Implementation(target="clip", functions={k: clipped(k) for k in kinds})
     named = name_mistakes(run(target, select("observation.*", "float64")))
     assert named
-    assert not any(named.values()), named
+    equations = {m.equation for fits in named.values() for m in fits}
+    assert equations == {"e = (y - yhat) clipped to +-0.5"}  # no known mistake: the formula itself
 
 
 def test_a_fit_needs_every_output():
@@ -396,7 +402,7 @@ def test_cli_mutants(tmp_path, monkeypatch):
     result = cli("mutants", "--score", "--only", "TIME-Q-*", "--json", out)
     assert result.returncode == 0, result.stdout
     document = json.loads(out.read_text())
-    assert (document["mutants"], document["caught"], document["named_first"]) == (4, 4, 4)
+    assert (document["mutants"], document["caught"], document["named_first"]) == (5, 5, 5)
     assert document["indistinguishable"] == []
-    assert "mutants 4, caught 4, named first 4" in result.stdout
+    assert "mutants 5, caught 5, named first 5" in result.stdout
     assert cli("mutants", "--only", "nothing").returncode == 2

@@ -291,7 +291,7 @@ def test_a_case_catches_a_mistake_written_for_it(mistake, dtype, monkeypatch):
     with np.errstate(all="ignore"):
         out = case.operation.plain(tolerance._wide(case.inputs()), case.options, table, identity)
         outputs = {key: np.asarray(value).astype(dtype) for key, value in out.items()}
-    assert judge(case, Answer(outputs=outputs)).status == "failed"
+    assert judge(case, Answer(outputs=outputs)).status in ("failed", "imprecise")
 
 
 def test_a_wrong_entry_is_named_by_its_factor():

@@ -40,6 +40,17 @@ def run(pytester, monkeypatch):
     return call
 
 
+def test_cases_are_chosen_by_options(run):
+    only = ["--loko-only", "noise.update"]
+    code, out, _ = run("IMPLEMENTATION", *only, "--loko-option", "noise=fixed", "--collect-only")
+    assert code == 0
+    assert "noise.update/fixed/float64" in out
+    assert "noise.update/ema" not in out
+    code, _, err = run("IMPLEMENTATION", *only, "--loko-option", "noise=none")
+    assert code == 4
+    assert "--loko-option noise: got 'none'; required one of" in err
+
+
 @pytest.mark.parametrize(
     ("target", "own", "words", "unsupported"),
     [

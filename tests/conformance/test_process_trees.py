@@ -189,7 +189,7 @@ def test_hostile_texts_stand_in_every_output_and_break_none(name):
     assert checks[1].reason == shown
     printed, document, xml, html = every_output("t", checks, [shown])
     assert printed.count(shown) == 3  # the failure, the note, what is unsupported
-    assert "FAILED" in printed.splitlines()[-1]
+    assert "FAILED" in printed.splitlines()[-2]  # then what to type next
     assert document["checks"][0]["finding"]["message"] == shown
     assert document["checks"][1]["reason"] == shown
     assert {node.get("message") for node in xml.iter() if node.get("message")} == {shown}
@@ -230,16 +230,16 @@ def test_the_command_reports_whole_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("fault", "wrong", "stop"),
     [
-        ("stop-hang-child", [], "WRONG stop: killed after 3 s"),
-        ("stop-session", [], "ok    stop: exit code 0"),
-        ("stop-crash", [], "WRONG stop: exit code 3"),
+        ("stop-hang-child", [], "FAILED stop: killed after 3 s"),
+        ("stop-session", [], "ok     stop: exit code 0"),
+        ("stop-crash", [], "FAILED stop: exit code 3"),
         (
             "stop-flood",
             ["one line per answer: another followed the last one: 'junk"],
-            "WRONG stop: killed",
+            "FAILED stop: killed",
         ),
-        ("crash-session", ["an unknown operation is answered"], "ok    stop: exit code 0"),
-        ("unknown-crash", ["an unknown type is answered"], "ok    stop: exit code 0"),
+        ("crash-session", ["an unknown operation is answered"], "ok     stop: exit code 0"),
+        ("unknown-crash", ["an unknown type is answered"], "ok     stop: exit code 0"),
     ],
 )
 def test_the_check_of_the_protocol_says_how_it_ends(fault, wrong, stop):
@@ -248,10 +248,10 @@ def test_the_check_of_the_protocol_says_how_it_ends(fault, wrong, stop):
     done = loko_ref("protocol", "--timeout", "3", "--cmd", command_line(fault, token))
     lines = done.stdout.splitlines()
     assert sum(line.startswith(stop) for line in lines) == 1, done
-    failed = [line for line in lines if line.startswith("WRONG") and " stop:" not in line]
+    failed = [line for line in lines if line.startswith("FAILED") and " stop:" not in line]
     assert len(failed) == len(wrong)
-    assert all(f"WRONG {text}" in line for text, line in zip(wrong, failed, strict=True))
-    assert done.returncode == (1 if wrong or stop.startswith("WRONG") else 0)
+    assert all(f"FAILED {text}" in line for text, line in zip(wrong, failed, strict=True))
+    assert done.returncode == (1 if wrong or stop.startswith("FAILED") else 0)
     assert survivors(token) == []
 
 

@@ -23,7 +23,8 @@ IMPLEMENTATION = {"lora.delta": delta, "lora.merge": merge}
 
 def pytest_in(folder, *arguments):
     installed = any(ep.name == "loko_ref" for ep in entry_points(group="pytest11"))
-    load = [] if installed else ["-p", "loko_ref.conformance.pytest_plugin"]
+    load = ["-p", "no:hypothesispytest"]  # whose import takes most of such a session
+    load += [] if installed else ["-p", "loko_ref.conformance.pytest_plugin"]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *load, "-p", "no:cacheprovider", *arguments],
         capture_output=True,

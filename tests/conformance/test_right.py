@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from loko_ref.conformance import recorded
+from loko_ref.conformance import recorded, user_inputs
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.implementations import recording
 from loko_ref.conformance.judge.compare import compare
@@ -115,3 +115,37 @@ def test_a_recording_without_its_gain_is_judged_alike(gain, off, status, tmp_pat
     np.savez(tmp_path / "t.npz", options=np.array(options), **record)
     checks = {c.case.id: c for c in recorded.check(recording.read(tmp_path / "t.npz"))}
     assert checks["trace/1/p"].status == status
+
+
+def powers(beta, steps):
+    return [1 - beta**t for t in range(1, steps + 1)]
+
+
+def products(beta, steps):
+    return list(1 - np.cumprod(np.full(steps, beta)))
+
+
+@pytest.mark.parametrize("corrections", [powers, products])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_adamw_with_literal_corrections_is_right_wherever_it_begins(dtype, scale, corrections):
+    """As torch has it: from theta = 0 nothing hides the last digits of a step.  [TOL-7]."""
+
+    def adamw(theta, gradient, lr, beta1, beta2, eps, weight_decay):
+        f, m, v, rows = theta.dtype.type, np.zeros_like(theta), np.zeros_like(theta), []
+        ones, twos = (corrections(beta, len(gradient)) for beta in (beta1, beta2))
+        for g, one, two in zip(gradient, ones, twos, strict=True):
+            m = m + (g - m) * f(1 - beta1)
+            v = f(beta2) * v + g * g * f(1 - beta2)
+            root = np.sqrt(v) / f(two**0.5) + f(eps)
+            theta = theta * f(1 - lr * weight_decay) - f(lr / one) * (m / root)
+            rows.append(theta)
+        return {"theta": np.stack(rows)}
+
+    for seed in range(4):
+        r = np.random.default_rng(seed)
+        arrays = {"theta": scale * r.standard_normal(8), "gradient": r.standard_normal((4, 8))}
+        arrays = {k: a.astype(dtype) for k, a in arrays.items()}
+        check = user_inputs.check(adamw, "optimizer.adamw", arrays, lr=0.02, weight_decay=0.01)
+        assert check.status == "passed"
+        assert check.worst < 0.1

@@ -38,7 +38,8 @@ def undescribed(value, rule, root, where=""):
     while "$ref" in rule:
         rule = root["$defs"][rule["$ref"].rsplit("/", 1)[1]]
     if "oneOf" in rule and value is not None:
-        (rule,) = [r for r in rule["oneOf"] if r.get("type") == "object"]
+        (rule,) = [r for r in rule["oneOf"] if r.get("type") != "null"]
+        return undescribed(value, rule, root, where)
     if isinstance(value, dict):
         known = rule.get("properties", {})
         return [

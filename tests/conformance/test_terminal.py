@@ -11,7 +11,7 @@ from loko_ref.conformance.cases.registry import all_cases, select
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.engine import judge, run
 from loko_ref.conformance.implementations.python import Implementation
-from loko_ref.conformance.judge.answer import Answer, Finding
+from loko_ref.conformance.judge.answer import NOT_OFFERED, Answer, Finding
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation
 from loko_ref.conformance.reports import document as report
@@ -51,10 +51,11 @@ def test_one_mistake_is_one_block_over_operations():
     groups = words.group(checks, mistakes)
     assert sum(len(g.checks) for g in groups) == len(failed) > 10
     assert {g.mistake.mutant.id for g in groups} == {"SCALE-ALPHA"}
-    assert [g.what for g in groups] == ["delta is off first", "W is off first"]
+    assert [g.what for g in groups] == ["delta is off first"]
+    assert groups[0].shown.case.id == "lora.delta/tiny/float64"
     text = printed(checks, mistakes)
     assert text.count("mistake SCALE-ALPHA: alpha for alpha / r; it reproduces") == 1
-    assert "mistake SCALE-ALPHA, described above" in text
+    assert "covers: " not in text  # there is a name
     assert text.count("\n    correct formula: scale = alpha / r") == 1
     assert "  in: lora.delta " in text
     assert len(text.splitlines()) < ONE_SCREEN
@@ -74,6 +75,34 @@ def test_the_one_shown_is_the_smallest_in_float64():
     assert f"  also: {', '.join(others[:4])}, and {len(others) - 4} more\n" in text
     again = "reproduce: loko-ref verify mine.py --only kalman.diagonal_update/tiny/float64"
     assert text.count(again) == 1
+
+
+def test_the_one_shown_is_no_combination_of_options():
+    """A fault is shown by the simplest case, whatever the order, and by a step, not a run."""
+    globs = ("loko.step/glm/*", "loko.step/glm-glm-before-*", "loko.run/glm/*")
+    checks = [answered(c, lambda out: {"e": out["e"] + 1}) for g in globs for c in select(g)]
+    for order in (checks, checks[::-1]):
+        (one,) = words.group(order)
+        assert one.shown.case.id == "loko.step/glm/float64"
+
+
+def test_what_failed_comes_first_and_what_to_type_last():
+    cases = select("kalman.diagonal_update") + select("lora.delta")
+    checks = [
+        answered(c, lambda out: {**out, "S": out["S"] * 2})
+        if c.operation.name != "lora.delta"
+        else judge(c, Answer(declined=NOT_OFFERED))
+        for c in cases
+    ]
+    text = printed(checks, notes=["a note"])
+    assert text.index("FAILED ") < text.index("┃ operation") < text.index("note a note")
+    assert "lora.delta" not in text
+    assert NOT_OFFERED not in text
+    key = words.group(checks)[0].shown.case.id
+    assert text.endswith(f"\nnext: loko-ref verify mine.py --only {key}\n")
+    assert "next:" not in printed([answered(cases[0], dict)])
+    nothing = printed([c for c in checks if c.status == "unsupported"])
+    assert f"unsupported {NOT_OFFERED} (8): lora.delta 8\n" in nothing
 
 
 def test_everything_wrong_is_one_screen():
@@ -97,14 +126,18 @@ def test_everything_wrong_is_one_screen():
     assert len(text.splitlines()) - table < ONE_SCREEN + len(names)
 
 
-def test_without_a_name_each_operation_is_a_kind_of_its_own():
+def test_without_a_name_one_quantity_is_one_kind_in_operations_that_compute_it_alike():
     pick = select("kalman.diagonal_update/random/float64") + select("kalman.dense_update/random/*")
     checks = [answered(c, lambda out: {**out, "K": out["K"] * 1.5}) for c in pick]
     groups = words.group(checks, {c.case.id: [] for c in checks})
     assert [(g.what, len(g.checks), g.mistake) for g in groups] == [
-        ("K is off first", 1, None),
-        ("K is off first", 2, None),
+        ("K is off first", 3, None),
     ]
+    text = printed(checks, {c.case.id: [] for c in checks})
+    assert f"  covers: {groups[0].shown.case.covers}\n" in text
+    others = [answered(c, lambda out: {"theta": out["theta"] + 1}) for c in select("optimizer.*")]
+    found = words.group([*others, answered(pick[0], lambda out: {"theta": out["theta"] + 1})])
+    assert [g.what for g in found] == ["theta is off first"] * 4  # three optimizers, a filter
     assert "No known mistake reproduces 3 of the wrong results." in printed(
         checks, {c.case.id: [] for c in checks}
     )

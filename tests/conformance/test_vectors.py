@@ -254,7 +254,7 @@ def cli(*arguments):
 def test_cli(tmp_path):
     result = cli("export", tmp_path / "v", "--only", "kalman.time_update")
     assert result.returncode == 0, result.stderr
-    assert "8 cases of vectors/1 in" in result.stdout
+    assert "14 cases of vectors/1 in" in result.stdout
     result = cli("check", tmp_path / "v")
     assert (result.returncode, result.stdout) == (0, "all vectors agree\n")
     (tmp_path / "v" / "manifest.json").write_text("{")

@@ -60,7 +60,8 @@ def test_no_false_alarm(path):
     assert {c.operation.name.split(".")[0] for c in mine} >= {"kalman", "model", "loko"}
     mine = sample(mine, 0.15, by=lambda c: (c.operation.name, c.dtype))
     done = run(implementation, mine)
-    assert [c.case.id for c in done if c.status != "passed"] == []
+    known = [c for c in done if not c.case.newer(implementation.catalogue)]
+    assert [c.case.id for c in known if c.status != "passed"] == []
     assert summarise(done).exit_code == 0
     assert len(done) >= 40
     # room to spare: another correct implementation stays inside too
@@ -76,7 +77,7 @@ def test_a_stable_solve_is_right_in_a_short_run():
 
 
 def test_my_buggy_loko_is_caught_at_z():
-    cases = sample(all_cases(), 0.3, by=lambda c: (c.operation.name, c.dtype))
+    cases = sample(all_cases(), 0.15, by=lambda c: (c.operation.name, c.dtype))
     done = run(load(str(EXAMPLES / "my_buggy_loko.py")), cases)
     failed = [c for c in done if c.status == "failed"]
     assert {c.divergence.quantity for c in failed} == {"Z"}

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from loko_ref.errors import InputError, MissingExtraError
-from loko_ref.experiments.data import bundled as data
+from loko_ref.experiments.data import bundled
 from loko_ref.experiments.data.bundled import Split, shift_features
 from loko_ref.experiments.data.registry import load
-
-pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 
 
 def test_digits_are_split_900_600_rest_and_lose_no_image():
@@ -28,7 +26,7 @@ def test_digits_are_split_900_600_rest_and_lose_no_image():
     assert parts.base.x.max() == 1
 
 
-@pytest.mark.parametrize("name", data.DATASETS)
+@pytest.mark.parametrize("name", bundled.DATASETS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_every_set_loads_in_the_dtype_asked_for(name, dtype):
     parts = load(name, seed=1, dtype=dtype, shift="permute")
@@ -117,7 +115,7 @@ def test_permute_is_one_permutation_for_stream_and_test():
 def test_shifts_leave_their_input_untouched(rng):
     x = rng.random((3, 64))
     x.flags.writeable = False
-    for shift in data.SHIFTS:
+    for shift in bundled.SHIFTS:
         shift_features(rng, x, shift, image=(1, 8, 8))
 
 
@@ -146,7 +144,7 @@ def test_bad_input_is_named(call, word):
 
 
 def test_a_missing_scikit_learn_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"loko-ref\[data\]"):
         load("digits")
 

@@ -381,7 +381,6 @@ def test_train_on_raw_text_by_a_tokenizer(cli, tmp_path):
     ],
 )
 def test_what_cannot_be_read_is_one_sentence_and_exit_code_2(cli, tmp_path, mnist, words, needle):
-    pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     folder, _ = mnist
     for name in ("empty", "good", "cut", "foreign"):

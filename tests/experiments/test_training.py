@@ -19,15 +19,12 @@ from loko_ref import arrays, loko, optimizers
 from loko_ref.arrays import backends
 from loko_ref.errors import BackendError, InputError, MissingExtraError, NumericalError
 from loko_ref.experiments import base_network as pretraining
-from loko_ref.experiments import checkpoint, evaluation, runs
-from loko_ref.experiments import stream as training
+from loko_ref.experiments import checkpoint, evaluation, runs, stream
 from loko_ref.experiments.config import RunConfig, default_options, default_shift
-from loko_ref.experiments.data import bundled as data
+from loko_ref.experiments.data import bundled
 from loko_ref.files import storage
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import unpack
-
-pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"data": "iris", "epochs": 2, "hidden": (16, 16), "evaluations": 4}
@@ -169,13 +166,13 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path):
 def test_other_data_than_the_run_began_with_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "c.npz"
     runs.run_all([config("glm")], checkpoint=path, stop_after=3)
-    raw = data._raw
+    raw = bundled._raw
 
     def other_release(name):
         x, y = raw(name)
         return x + 1e-9, y
 
-    monkeypatch.setattr(data, "_raw", other_release)
+    monkeypatch.setattr(bundled, "_raw", other_release)
     with pytest.raises(InputError, match=r"data with digest.*another release of scikit-learn"):
         runs.run_all(resume=path)
 
@@ -209,7 +206,7 @@ def test_a_run_that_diverges_names_its_step_and_leaves_the_others_alone(tmp_path
 def test_online_accuracy_is_of_predictions_before_learning():
     """A plain loop over loko.step gives the same counts and the same end."""
     given = config("logits")
-    task = training.prepare(given)
+    task = stream.prepare(given)
     learner = loko.LokoConfig(model=task.model, **given.options)
     state, right = loko.init(learner), 0
     for k in range(task.steps):
@@ -226,8 +223,8 @@ def test_online_accuracy_is_of_predictions_before_learning():
 
 def test_baselines_get_the_gradient_that_loko_weighs():
     """-Z'e / batch, with Z and e from the filter's own record."""
-    task = training.prepare(config("adamw", batch=5))
-    batch = training.stream_batch(task, 0)
+    task = stream.prepare(config("adamw", batch=5))
+    batch = stream.stream_batch(task, 0)
     learner = loko.LokoConfig(model=task.model, observation="logits")
     _, record = loko.step(loko.init(learner, batch=5), batch, learner)
     z, g = pretraining.loss_gradient(task.model, batch.x, batch.y, "logits")
@@ -269,7 +266,7 @@ def test_the_fast_route_is_taken_where_it_is_asked_for(monkeypatch):
 
 
 def test_every_run_starts_from_the_same_network():
-    a, b = training.prepare(config("glm")), training.prepare(config("adamw"))
+    a, b = stream.prepare(config("glm")), stream.prepare(config("adamw"))
     for name, w in a.model.weights.items():
         assert (w == b.model.weights[name]).all()
     assert {k.rsplit(".", 1)[1] for k in a.model.trainable} == {"A", "B"}
@@ -279,7 +276,7 @@ def test_every_run_starts_from_the_same_network():
 
 
 def test_narrow_layers_get_the_rank_that_fits_with_the_same_scale():
-    task = training.prepare(RunConfig(optimizer="loko", data="diabetes", epochs=1))
+    task = stream.prepare(RunConfig(optimizer="loko", data="diabetes", epochs=1))
     last = task.model.spec[-1]
     assert last["lora"] == {"r": 1, "alpha": 1.0, "bias": False}
     assert task.model.spec[0]["lora"] == {"r": 4, "alpha": 4.0, "bias": False}
@@ -287,10 +284,10 @@ def test_narrow_layers_get_the_rank_that_fits_with_the_same_scale():
 
 def test_the_base_has_learned_the_unshifted_digits():
     given = RunConfig(optimizer="loko", data="digits", shift="none")
-    task = training.prepare(given)
+    task = stream.prepare(given)
     assert [k["out"] for k in task.model.spec if k["kind"] == "linear"] == [128, 128, 10]
-    theta = training.begin(task).state.theta
-    assert training.evaluate(task, theta) > 0.93
+    theta = stream.begin(task).state.theta
+    assert stream.evaluate(task, theta) > 0.93
 
 
 def test_loko_beats_adamw_each_at_its_documented_default_over_seeds_0_1_2():
@@ -308,18 +305,18 @@ def test_loko_beats_adamw_each_at_its_documented_default_over_seeds_0_1_2():
 
 @pytest.mark.parametrize("data", ["iris", "diabetes"])
 def test_a_test_part_is_evaluated_in_pieces_and_whole_alike(monkeypatch, data):
-    task = training.prepare(RunConfig(optimizer="adamw", **(SMALL | {"data": data})))
-    theta = training.begin(task).state.theta
-    whole = training.evaluate(task, theta)
+    task = stream.prepare(RunConfig(optimizer="adamw", **(SMALL | {"data": data})))
+    theta = stream.begin(task).state.theta
+    whole = stream.evaluate(task, theta)
     monkeypatch.setattr(evaluation, "EVALUATED", 7)
     assert len(task.dataset.test) > 7
-    assert training.evaluate(task, theta) == pytest.approx(whole, rel=1e-12)
+    assert stream.evaluate(task, theta) == pytest.approx(whole, rel=1e-12)
 
 
 def test_regression_learns():
     given = RunConfig(optimizer="loko", data="diabetes", seed=0)
-    task = training.prepare(given)
-    before = training.evaluate(task, training.begin(task).state.theta)
+    task = stream.prepare(given)
+    before = stream.evaluate(task, stream.begin(task).state.theta)
     (entry,) = runs.run_all([given])
     assert entry.result["test_rmse"] < 0.7 * before  # measured: 69 of 133
     assert given.shift == "invert"
@@ -385,25 +382,25 @@ def test_a_faulty_config_is_refused_by_name(given, word):
 
 def test_faulty_calls_are_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="batch"):
-        training.prepare(config("glm", batch=51))
+        stream.prepare(config("glm", batch=51))
     with pytest.raises(InputError, match="no runs"):
         runs.run_all([])
     with pytest.raises(InputError, match="every"):
         runs.run_all([config("glm")], every=0)
     with pytest.raises(InputError, match=r"\.npz or \.safetensors"):
         runs.run_all([config("glm")], checkpoint=tmp_path / "c.pickle")
-    task = training.prepare(config("glm"))
+    task = stream.prepare(config("glm"))
     x = task.dataset.stream.x[:1]
     with pytest.raises(InputError, match=r"labels in \[0, 2\]"):
         pretraining.loss_gradient(task.model, x, np.array([3]), "softmax")
 
 
 def test_nothing_is_mutated():
-    task = training.prepare(config("adamw"))
-    progress = training.begin(task)
+    task = stream.prepare(config("adamw"))
+    progress = stream.begin(task)
     theta = progress.state.theta.copy()
     progress.state.theta.flags.writeable = False
-    after = training.advance(progress, task)
+    after = stream.advance(progress, task)
     assert (progress.state.theta == theta).all()
     assert progress.step == 0
     assert after.step == 1
@@ -412,11 +409,11 @@ def test_nothing_is_mutated():
 
 def test_a_base_that_diverges_is_named():
     with pytest.raises(NumericalError, match="base_lr"):
-        training.prepare(config("glm", base_lr=1e9, epochs=30))
+        stream.prepare(config("glm", base_lr=1e9, epochs=30))
 
 
 def test_a_missing_scikit_learn_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"loko-ref\[data\]"):
         runs.run_all([config("glm")])
 
@@ -459,8 +456,8 @@ def test_a_run_on_the_device_ends_as_on_the_host_and_resumes(tmp_path, cupy, nam
 
 
 def test_a_batch_goes_to_the_device_once(cupy, monkeypatch):
-    task = training.prepare(config("glm", backend="cupy"))
-    progress = training.begin(task)
+    task = stream.prepare(config("glm", backend="cupy"))
+    progress = stream.begin(task)
     moved = []
 
     def spy(values, like):
@@ -468,8 +465,8 @@ def test_a_batch_goes_to_the_device_once(cupy, monkeypatch):
             moved.append(values.shape)
         return arrays.asarray(values, like)
 
-    monkeypatch.setattr(training, "asarray", spy)
-    after = training.advance(progress, task)
+    monkeypatch.setattr(stream, "asarray", spy)
+    after = stream.advance(progress, task)
     assert moved == [(1, 4), (1,)]  # x and y
     assert arrays.backend_of(after.state.theta).name == "cupy"
 

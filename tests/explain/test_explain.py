@@ -14,8 +14,6 @@ from loko_ref.experiments.stream import prepare
 from loko_ref.explain.steps import explain, parameter_name
 from loko_ref.kalman.noise import combinations
 
-pytest.importorskip("sklearn", reason="needs scikit-learn (extra 'data')")
-
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"data": "iris", "epochs": 3, "hidden": (16, 16)}
 VARIANTS = [

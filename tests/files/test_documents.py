@@ -34,7 +34,6 @@ def written(path, *words, codes=(0,)):
 
 
 def train(tmp_path):
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra 'data')")
     small = ["train", "--data", "iris", "--seed", 0, "--limit", 20]
     diabetes = [*small[:2], "diabetes", *small[3:], "--optimizer", "sgd,lr=0.001"]
     yield written(tmp_path / "d.json", *diabetes, "--json")
@@ -43,14 +42,12 @@ def train(tmp_path):
 
 
 def lte(tmp_path):
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra 'data')")
     small = ["lte", "--data", "iris", "--heads", 2, "--rank", 2, "--steps", 3, "--batch", 8]
     small += ["--hidden", "8", "--details", tmp_path / "details.json"]
     yield written(tmp_path / "l.json", *small, "--baseline", "lora", "--json")
 
 
 def lte_details(tmp_path):
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra 'data')")
     small = ["lte", "--heads", 2, "--rank", 2, "--steps", 2, "--batch", 8, "--limit", 16]
     yield written(tmp_path / "a.json", *small, "--data", "iris", "--hidden", "8", "--details")
     vit = ["--network", "vit", "--size", "width=8", "--size", "ff=8", "--size", "layers=1"]
@@ -86,6 +83,11 @@ def calibration(tmp_path):
     yield written(tmp_path / "c.json", "mutants", "--calibration", *words, "--json")
 
 
+def generated(tmp_path):
+    words = ["--generated", 1, "--case", "lora.delta/*", "--json"]
+    yield written(tmp_path / "g.json", "mutants", *words, codes=(0, 1))
+
+
 def vectors(tmp_path):
     run("vectors", "export", tmp_path / "v", "--only", "lora.delta/tiny/*")
     yield json.loads((tmp_path / "v" / "manifest.json").read_text())
@@ -114,7 +116,10 @@ def curves(tmp_path):
 
 
 MAKERS = {
-    **{f.__name__: f for f in (verify, mutants, calibration, vectors, case, certify, train, lte)},
+    **{
+        f.__name__: f
+        for f in (verify, mutants, generated, calibration, vectors, case, certify, train, lte)
+    },
     "lte-details": lte_details,
     "bench": timing,
     "bench-curves": curves,

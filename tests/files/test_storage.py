@@ -12,6 +12,7 @@ import pytest
 from loko_ref.errors import InputError
 from loko_ref.files import storage
 from loko_ref.files.containers import pack_npz
+from loko_ref.files.writing import write_bytes
 
 SCHEMA = "loko-ref/test/1"
 
@@ -85,7 +86,7 @@ def test_a_file_of_before_there_was_a_digest_is_refused_and_the_reason_given(tmp
 
 
 def seal(path):
-    """Give a file the digest of what is in it now, as its forger would."""
+    """Write into a file the digest of what is in it now, as its forger would."""
     whole = bytearray(path.read_bytes())
     at, _ = storage._digest_place(path, len(whole))
     whole[at : at + 64] = b"0" * 64
@@ -160,7 +161,7 @@ def test_an_interrupt_during_a_write_leaves_the_old_file_whole(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        storage.write_bytes(path, b"new")
+        write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -170,7 +171,7 @@ def test_a_symbolic_link_is_followed(tmp_path):
     target, link = tmp_path / "real" / "a.npz", tmp_path / "a.npz"
     target.write_bytes(b"old")
     link.symlink_to(target)
-    storage.write_bytes(link, b"new")
+    write_bytes(link, b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
 

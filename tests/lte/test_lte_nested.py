@@ -43,8 +43,6 @@ def hot(c: lte.LteConfig, y: np.ndarray) -> np.ndarray:
         {},
         {"realisation": "copies"},
         {"reset": "AB"},
-        {"mode": "mhlora"},
-        {"mode": "mhlora", "scaling": "sum"},
     ],
     ids=lambda v: "-".join(v.values()) or "shared",
 )
@@ -54,7 +52,7 @@ def test_the_looped_route_is_the_stacked_one(make, changes) -> None:
     assert not c.nested
     s, _ = lte.run(c, start(c), batches(c, 3))
     view = heads_of(c, s)
-    x, _ = batches(c, 1, each=c.mode == "lte", seed=4)[0]
+    x, _ = batches(c, 1, each=True, seed=4)[0]
     z, cache = net.forward(c, view, x)
     again, other = nested.forward(c, view, x)
     np.testing.assert_allclose(again, z, **CLOSE)
@@ -373,12 +371,8 @@ def test_inputs_come_in_every_form_that_the_first_layer_takes() -> None:
         lte.step(t, start(t), ids + (11 - ids.max()), labels)
 
 
-def test_choices_return_from_json_and_tuples_become_lists() -> None:
+def test_tuples_become_lists_in_json() -> None:
     c = stack(replicas="frozen")
     spec = [{**layer} for layer in c.spec]
     spec[0]["patch"] = (2, 2)
-    told = replace(c, spec=spec).as_json()
-    assert told == c.as_json()
-    again = lte.LteConfig.from_json(told)
-    assert again.layout == c.layout
-    assert again.as_json() == told
+    assert replace(c, spec=spec).as_json() == c.as_json()

@@ -68,17 +68,24 @@ TRANSFORMER = {
 }
 PROBLEM = {"dtype": DTYPE, "cond": (1.0, 1e8)}
 
+WHOLE = {"whole": (False, True)}
+
 OPTIONS = {
-    "arrays": {"shape": (0, 3, (2, 3)), "dtype": DTYPE[1:], "size": (0.5, 4.0)},
+    "arrays": {
+        "shape": (0, 3, (2, 3)), "dtype": DTYPE[1:], "size": (0.5, 4.0), **WHOLE,
+    },
     "innovations": {"m": (1, 3), "dtype": DTYPE[1:], "size": (0.5, 4.0)},
     "dtypes": {},
-    "variances": {"n": (1, 4), "cond": (1.0, 1e8), "scale": ((1e-3, 10.0),), "dtype": DTYPE[1:]},
+    "variances": {
+        "n": (1, 4), "cond": (1.0, 1e8), "scale": ((1e-3, 10.0),), "dtype": DTYPE[1:], **WHOLE,
+    },
     "spd_matrices": {
         "m": (1, 3),
         "cond": (1.0, 1e8),
         "scale": ((1e-2, 10.0),),
         "dtype": DTYPE[1:],
         "diagonal": (False, True),
+        **WHOLE,
     },
     "probabilities": {
         "batch": (1, 2),
@@ -94,19 +101,20 @@ OPTIONS = {
         "min_outputs": (1, 3),
         "train_all": (False, True),
         "dtype": DTYPE,
+        **WHOLE,
     },
     "diagonal_problems": {
-        **PROBLEM, "max_n": (1, 6), "max_m": (1, 4), "diagonal_noise": (False, True),
+        **PROBLEM, "max_n": (1, 6), "max_m": (1, 4), "diagonal_noise": (False, True), **WHOLE,
     },
     "dense_problems": {
-        **PROBLEM, "max_n": (1, 5), "max_m": (1, 4), "diagonal_noise": (False, True),
+        **PROBLEM, "max_n": (1, 5), "max_m": (1, 4), "diagonal_noise": (False, True), **WHOLE,
     },
     "glm_problems": {
         **PROBLEM, "max_n": (1, 5), "max_batch": (1, 2), "max_C": (2, 4), "margin": (0.0, 40.0),
     },
     "observation_problems": {
         "observation": OBSERVATIONS, "max_n": (1, 4), "max_batch": (1, 2), "max_C": (2, 4),
-        "margin": (0.0, 40.0), "dtype": DTYPE,
+        "margin": (0.0, 40.0), "dtype": DTYPE, **WHOLE,
     },
     "configs": {"dense_form": (None, *DENSE_FORMS), **LOKO},
     "states": {"batch": (1, 2), "cond": (1.0, 1e6)},
@@ -118,7 +126,8 @@ OPTIONS = {
         **LOKO,
     },
     "lte_runs": {
-        "max_heads": (1, 3), "max_steps": (1, 4), "max_chunk": (1, 2), "dtype": DTYPE, **LTE,
+        "max_heads": (1, 3), "max_steps": (1, 4), "max_chunk": (1, 2), "max_width": (1, 3),
+        "max_depth": (1, 2), "dtype": DTYPE, **LTE,
     },
     "transformer_specs": TRANSFORMER,
     "transformers": {"size": (0.5, 1.0), "dtype": DTYPE, **TRANSFORMER},

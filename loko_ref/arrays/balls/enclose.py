@@ -3,7 +3,7 @@
 :func:`enclose` evaluates a function of exact inputs at 128, 256, ... bits until every output's
 ball is narrow enough to be rounded, or a bound is hit, and then says which are not.
 :func:`rounded` gives the float nearest to the exact number, with a proven bound on its distance,
-or says that the ball does not decide it.
+or that the ball does not decide it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import numpy as np
 from loko_ref.arrays.balls.ballarray import BallArray, balls, precision
 from loko_ref.errors import InputError, UndecidedError
 
-__all__ = ["Enclosed", "Rounded", "enclose", "loose", "radius", "rounded"]
-
 _FORMATS = {"float64": (53, -1074, 1024), "float32": (24, -149, 128)}
 _GONE = -1100  # log2 of a distance far below half the smallest subnormal of float64
 
@@ -31,7 +29,7 @@ class Enclosed:
     Attributes
     ----------
     outputs : mapping of str to BallArray
-        A proven enclosure an element.
+        A proven enclosure per element.
     bits : int
         Precision of the last evaluation.
     loose : mapping of str to int
@@ -167,7 +165,7 @@ def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 
 def rounded(x: Any, dtype: str = "float64") -> Rounded:
-    """Round a ball correctly, or say that it is too wide to.
+    """Round a ball correctly, or return that it is too wide to.
 
     Parameters
     ----------

@@ -17,8 +17,6 @@ from loko_ref.arrays.balls.ballarray import BallArray, balls, flint, from_mat, t
 from loko_ref.arrays.balls.namespace import xp
 from loko_ref.errors import UndecidedError
 
-__all__ = ["Factor", "cho_solve", "cholesky", "contrast_basis", "eigvalsh", "root", "solve"]
-
 
 class Factor(BallArray):
     """Cholesky factor L = L0 C of a ball matrix, which remembers how it came about.

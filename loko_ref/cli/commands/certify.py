@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,10 +38,10 @@ def certify(
     from json import dumps
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
     from loko_ref.checks.values import check_whole
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.cases.globs import matcher, nothing_matches
     from loko_ref.conformance.cases.registry import Case, select
     from loko_ref.conformance.catalogue.registry import OPERATIONS
@@ -66,21 +65,11 @@ def certify(
             "options that exclude each other",
         )
     console = Console()
-    bar = Progress(
-        TextColumn("certifying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[at]}"),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task("", total=len(chosen), at="")
+    with progress_bar() as bar:
+        task = bar.add_task("certifying", total=len(chosen))
 
         def progress(done: Case) -> None:
-            bar.update(task, advance=1, at=done.id)
+            bar.update(task, advance=1, description=f"certifying {done.id}")
 
         quantities, failed = certification.certify(chosen, limit=limit, progress=progress)
     result = certification.as_json(quantities, failed)

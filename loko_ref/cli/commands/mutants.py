@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,20 @@ def mutants(
         bool,
         typer.Option("--calibration", help="Measure how far right and wrong stand apart."),
     ] = False,
+    generated: Annotated[
+        int | None,
+        typer.Option(
+            "--generated",
+            help="Verify so many mistakes that change a number, made by changing the formulas' "
+            "syntax: how many are caught, and named by an equivalent formula?",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="With --generated: of the draw. Default 0.")
+    ] = None,
+    double: Annotated[
+        bool, typer.Option("--double", help="With --generated: two formulas changed at once.")
+    ] = False,
     correct: Annotated[
         list[str] | None,
         typer.Option("--correct", help="With --calibration: a correct implementation (TARGET)."),
@@ -27,7 +40,10 @@ def mutants(
     only: Annotated[str | None, typer.Option("--only", help="Ids that match this glob.")] = None,
     case: Annotated[
         str | None,
-        typer.Option("--case", help="With --calibration: cases or operations of this glob."),
+        typer.Option(
+            "--case",
+            help="With --calibration or --generated: cases or operations of this glob.",
+        ),
     ] = None,
 ) -> None:
     """List the known mistakes that a failed check is compared with.
@@ -36,12 +52,14 @@ def mutants(
     and named first (or their group is stated), else 1.
 
     With --calibration the largest errors of correct implementations (two that are built in, and
-    those given) are set beside the mistakes', in tolerances; exit code 0 if every correct one
-    stays below 1 and every mistake that occurs in the cases is seen in some dtype, else 1.
-    """
-    from rich.console import Console
-    from rich.progress import track
+    those given) are set beside the mistakes', in tolerances; exit code 0 if, given the parents,
+    every correct one stays below 1 and every mistake that occurs in the cases is seen in some
+    dtype, else 1.
 
+    With --generated and --json F, a run that was interrupted goes on from F; exit code 0 if enough
+    are caught and named (README), else 1.
+    """
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.assessment import score as scoring
     from loko_ref.conformance.cases.globs import matcher, nothing_matches
     from loko_ref.conformance.cases.registry import select
@@ -53,11 +71,25 @@ def mutants(
 
     if json is not None:
         check_target("--json", json)
-    if score and calibration:
-        raise InputError("--score", "--calibration too", "one of them", "two different questions")
-    if (correct or case is not None) and not calibration:
-        name, got = ("--correct", correct) if correct else ("--case", case)
-        raise InputError(name, got, "--calibration beside it", "--calibration was left out")
+    questions = {"--score": score, "--calibration": calibration, "--generated": generated}
+    asked = [name for name, value in questions.items() if value not in (None, False)]
+    if len(asked) > 1:
+        raise InputError(asked[0], f"{asked[1]} too", "one of them", "two different questions")
+    beside = {
+        "--correct": (correct or None, ("--calibration",)),
+        "--case": (case, ("--calibration", "--generated")),
+        "--seed": (seed, ("--generated",)),
+        "--double": (double or None, ("--generated",)),
+    }
+    for name, (got, of) in beside.items():
+        if got is not None and not set(of) & set(asked):
+            required = f"{' or '.join(of)} beside it"
+            raise InputError(name, got, required, f"{' or '.join(of)} was left out")
+    if generated is not None:
+        if only is not None:
+            required = "left out beside --generated"
+            raise InputError("--only", only, required, "generated mistakes have no ids")
+        raise typer.Exit(0 if _generate(generated, seed or 0, double, case, json) else 1)
     matches = matcher("--only", only)
     chosen = [m for m in all_mutants() if matches(m.id)]
     if not chosen:
@@ -79,12 +111,9 @@ def mutants(
             write_json(json, document("mutants", {"mutants": listing}))
         return
     cases = select(dtype="float64")
-    outcomes = [
-        scoring.outcome(m, cases)
-        for m in track(
-            chosen, description="verifying mutants", console=Console(stderr=True), transient=True
-        )
-    ]
+    with progress_bar() as bar:
+        tracked = bar.track(chosen, description="verifying mutants")
+        outcomes = [scoring.outcome(m, cases) for m in tracked]
     found = scoring.as_json(outcomes)
     for o in outcomes:
         mark = "named" if o.first == o.id else f"NOT NAMED (first: {o.first})"
@@ -102,10 +131,8 @@ def mutants(
 
 
 def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Path | None) -> bool:
-    """Measure, print the table and write it; tell whether right and wrong stand apart."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    """Measure, print the table and write it; return whether right and wrong stand apart."""
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.assessment import calibration
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.implementations.python import load
@@ -115,15 +142,7 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
     cases = select(glob, argument="--case")
     targets = [*calibration.built_in(), *(load(target) for target in correct)]
     right, wrong = [], []
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("correct code", total=len(cases) * len(targets))
         for target in targets:
             measured = calibration.of_correct(target, cases, progress=lambda: bar.advance(task))
@@ -149,5 +168,40 @@ def _calibrate(chosen: list[Any], correct: list[str], glob: str | None, json: Pa
         write_json(json, found)
     for line in calibration.lines(found):
         typer.echo(line)
-    unseen = {one.name for one in wrong} - {one.name for one in wrong if one.worst > 1}
-    return all(one.worst <= 1 for one in right) and not unseen
+    unseen = {one.name for one in wrong} - {one.name for one in wrong if one.given > 1}
+    return all(one.given <= 1 for one in right) and not unseen
+
+
+def _generate(count: int, seed: int, double: bool, glob: str | None, json: Path | None) -> bool:
+    """Verify generated mistakes, print the figures and write them; return whether they are good."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from loko_ref import interrupt
+    from loko_ref.checks.values import check_seed, check_whole
+    from loko_ref.conformance.assessment import generated_score as scoring
+    from loko_ref.conformance.cases.registry import select
+    from loko_ref.conformance.reports.document import write_json
+
+    check_whole("--generated", count, high=10**5)
+    check_seed("--seed", seed)
+    cases = select(glob, "float64", argument="--case")
+    what = scoring.run_of(seed, double, cases)
+    outcomes = scoring.known(json, what) if json is not None else []
+
+    def keep() -> None:
+        if json is not None and outcomes:
+            write_json(json, scoring.as_json(what, outcomes))
+            interrupt.keep(lambda: f"kept {len(outcomes)} in {json}: the same command goes on")
+
+    new = scoring.scored(count, cases, seed=seed, double=double, done=outcomes)
+    console = Console(stderr=True)
+    for one in track(new, description="generated mistakes", console=console, transient=True):
+        outcomes.append(one)
+        if len(outcomes) % 10 == 0:
+            keep()
+    keep()
+    found = scoring.summary(outcomes)
+    for line in scoring.lines(found):
+        typer.echo(line)
+    return scoring.good(found, double)

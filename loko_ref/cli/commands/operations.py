@@ -15,6 +15,10 @@ def _literal(value: Any) -> str:
     return repr(value) if isinstance(value, str) else json.dumps(value)
 
 
+def _since(version: int) -> str:
+    return f" (since operations/{version})" if version > 1 else ""
+
+
 def operations(
     name: Annotated[
         str | None,
@@ -40,15 +44,18 @@ def operations(
             "inputs and options below as keywords and returns a mapping of output name to\n"
             "array, any subset of the outputs, in the inputs' dtype (float64 or float32). It\n"
             "leaves its inputs unchanged and raises NotImplementedError for what it does not\n"
-            "offer. An option at its default is not passed to a function that has no parameter\n"
-            "for it; a later one is left out at its default, and else passed to a function that\n"
-            "names it as a parameter only. Options are JSON values; arithmetic between options\n"
-            "alone (1 - beta, alpha / r) is float64's. A batch of `batch` samples with C outputs\n"
-            "is stacked sample by sample: m = batch * C. Posteriors carry the plain names: the\n"
-            "output theta is the posterior mean. ' transposes, ^+ is the pseudo-inverse, theta+\n"
-            "the posterior. Vectors multiply elementwise where both are (n,): p (1 - diag(K H)).\n"
-            "Outputs that do not belong to the options are left out. Labels in brackets name the\n"
-            "derivation.\n"
+            "offer (a kind of layer that it does not know, say). An option at its default is not\n"
+            "passed to a function that has no parameter for it; nor is one of which the code has\n"
+            "one value alone, stated once beside IMPLEMENTATION, OPTIONS = {'noise': 'fixed'}, or\n"
+            "by 'loko-ref verify --option noise=fixed'. Options are JSON values; arithmetic\n"
+            "between options alone (1 - beta, alpha / r) is float64's. A batch of `batch` samples\n"
+            "with C outputs is stacked sample by sample: m = batch * C. Posteriors carry\n"
+            "the plain names: the output theta is the posterior mean. ' transposes, ^+ is the\n"
+            "pseudo-inverse, theta+ the posterior.\n"
+            "Vectors multiply elementwise where both are (n,): p (1 - diag(K H)). Outputs that do\n"
+            "not belong to the options are left out. Labels in brackets name the derivation.\n"
+            "What came after operations/1 says so. It is passed to a parameter of its name, or\n"
+            f"into **keywords where CATALOGUE = '{CATALOGUE}' stands beside IMPLEMENTATION.\n"
         )
     else:
         typer.echo("m = batch * C; 'loko-ref operations' without a name prints the conventions\n")
@@ -57,14 +64,13 @@ def operations(
         typer.echo("  inputs")
         for i in operation.inputs:
             only = f" (given only with {i.optional})" if i.optional else ""
-            typer.echo(f"    {i.name} {i.shape}: {i.text}{only}")
+            typer.echo(f"    {i.name} {i.shape}: {i.text}{only}{_since(i.since)}")
         if operation.options:
             typer.echo("  options")
         for o in operation.options:
             choices = f" one of {', '.join(o.choices)};" if o.choices else ""
             default = "no default" if o.default is None else f"default {_literal(o.default)}"
-            later = " (later)" if o.later else ""
-            typer.echo(f"    {o.name}{later}:{choices} {default}; {o.text}")
+            typer.echo(f"    {o.name}:{choices} {default}; {o.text}{_since(o.since)}")
         typer.echo("  outputs, in dataflow order")
         for q in operation.outputs:
             labels = " ".join(f"[{label}]" for label in q.labels)

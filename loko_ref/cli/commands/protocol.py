@@ -46,7 +46,7 @@ def protocol(
     def report(good: bool, text: str) -> None:
         nonlocal wrong
         wrong += not good
-        typer.echo(f"{'ok   ' if good else 'WRONG'} {printable(text)}")
+        typer.echo(f"{'ok    ' if good else 'FAILED'} {printable(text)}")
 
     with Command(cmd, 0, timeout) as harness:  # passes all tensors by file, if it reads files
         report(True, "hello: " + ", ".join(harness.operations))

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from loko_ref import interrupt
+from loko_ref.cli.needs import check_needs
+from loko_ref.cli.verdicts import Baseline, Html, Json, Junit, Strict, Xfail, publish
 
 __all__ = ["app"]
 
@@ -24,16 +26,13 @@ def export(
     only: Annotated[str | None, typer.Option("--only", help="Ids that match this glob.")] = None,
 ) -> None:
     """Write inputs, expected outputs and tolerances of the cases."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.cases.registry import select
     from loko_ref.conformance.vectors import vectors
 
     cases = select(only, argument="--only")
     interrupt.keep(lambda: f"{folder} is incomplete: export into a new or empty folder")
-    err = Console(stderr=True)
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("exporting", total=len(cases))
         manifest = vectors.export(folder, cases, lambda case: bar.advance(task), only=only or "*")
     typer.echo(f"{len(manifest['cases'])} cases of {vectors.VERSION} in {folder}")
@@ -55,6 +54,62 @@ def check(folder: Annotated[Path, typer.Argument(metavar="DIR", help="An export.
         typer.echo(f"note: {note}")
     typer.echo(f"{len(differing)} differences" if differing else "all vectors agree")
     raise typer.Exit(1 if differing else 0)
+
+
+@app.command("judge")
+def judge(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An export.")],
+    answers: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANSWERS",
+            help="Outputs for its inputs: a folder with one file for each case, named as in DIR "
+            "and ending in .npz, .safetensors or .json, its arrays named as the outputs; or one "
+            "such file of all, its arrays named ID/OUTPUT (in JSON an object for each ID). An "
+            "array in JSON is a nested list of numbers, or as in 'loko-ref protocol'.",
+        ),
+    ],
+    json: Json = None,
+    junit: Junit = None,
+    html: Html = None,
+    xfail: Xfail = None,
+    baseline: Baseline = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Judge ids or operations that match this glob.")
+    ] = None,
+    strict: Strict = False,
+) -> None:
+    """Judge outputs computed elsewhere on the inputs of DIR, as 'loko-ref verify' does.
+
+    A case without an answer counts as unsupported. Exit code 0: all that was judged passed, is
+    imprecise (without --strict), or failed as expected (--xfail); 1: something failed; 2: DIR or
+    ANSWERS cannot be used, or nothing was judged.
+    """
+    check_needs(html=html)
+    from loko_ref.cli.progress import progress_bar
+    from loko_ref.conformance.verification import naming, verify_answers
+    from loko_ref.files.writing import check_targets
+
+    check_targets(
+        {"--json": json, "--junit": junit, "--html": html},
+        {"DIR": folder, "ANSWERS": answers, "--xfail": xfail, "--baseline": baseline},
+    )
+    with (
+        progress_bar() as bar,
+        naming(folder="DIR", answers="ANSWERS", **{k: f"--{k}" for k in ("only", "xfail")}),
+        naming(baseline="--baseline"),
+    ):
+        task = bar.add_task("judging", total=None)
+        report = verify_answers(
+            folder,
+            answers,
+            only=only,
+            xfail=xfail,
+            baseline=baseline,
+            strict=strict,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    raise typer.Exit(publish(report, json, junit, html))
 
 
 @app.command("schema")

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
 from loko_ref.checks.values import check_range
 from loko_ref.cli.needs import check_needs
+from loko_ref.cli.verdicts import (
+    Baseline,
+    Html,
+    Json,
+    Junit,
+    Strict,
+    Xfail,
+    implementation_of,
+    publish,
+)
 from loko_ref.errors import InputError
-
-if TYPE_CHECKING:
-    from loko_ref.conformance.reports.report import Report
 
 __all__ = ["verify"]
 
@@ -46,37 +52,41 @@ def verify(
             "is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state before "
             "step k (its posteriors are k+1/theta, k+1/p, k+1/R), and whatever there is of k/y, "
             "k/z, k/Z, k/p_pred, k/yhat, k/e, k/H, k/R_used (the R in S), k/S, k/K, "
-            "k/r (y - h(theta+)): see 'loko-ref operations loko.step'.",
+            "k/r (y - h(theta+)): see 'loko-ref operations loko.step'. With the option operation="
+            "lte.run, optimizer.sgd, optimizer.adagrad or optimizer.adamw: that operation's inputs "
+            "and outputs, the state before step k under k/ (LTE: W, theta, p, R, merged, copies; "
+            "A drawn by a reset after step k is k/redraws.0.A).",
         ),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
             "--option",
-            help="For --trace: NAME=VALUE, an option of loko.step (observation is gaussian and "
-            "noise fixed by default); or JSON in the file, array or metadata 'options'.",
+            help="NAME=VALUE, repeatable: what the implementation has one value of, such as "
+            "observation=softmax; its cases are selected, or built for a number that none has. "
+            "For --trace an option of what was recorded (loko.step by default; there observation "
+            "is gaussian and noise fixed), or operation=NAME; or JSON in the file, array or "
+            "metadata 'options'.",
         ),
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
-    junit: Annotated[
-        Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write the report as one page.")
-    ] = None,
-    xfail: Annotated[
-        Path | None,
-        typer.Option(
-            "--xfail",
-            help="Expected failures, one 'id: reason' a line; one that passes is an error.",
-        ),
-    ] = None,
+    json: Json = None,
+    junit: Junit = None,
+    html: Html = None,
+    xfail: Xfail = None,
+    baseline: Baseline = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Run the ids or operations that match this glob.")
     ] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float64 or float32; both by default.")
     ] = None,
+    case: Annotated[
+        Path | None,
+        typer.Option(
+            "--case", help="Run this case alone, which 'loko-ref properties --save' has written."
+        ),
+    ] = None,
+    strict: Strict = False,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
     timeout: Annotated[
         float,
@@ -98,14 +108,12 @@ def verify(
 ) -> None:
     """Check an implementation against the oracle.
 
-    Exit code 0: all that ran passed, or failed as expected (--xfail), and something ran; 1:
-    something failed; 2: TARGET cannot be used, or nothing ran.
+    Exit code 0: all that ran passed, is imprecise (without --strict), or failed as expected
+    (--xfail), and something ran; 1: something failed; 2: TARGET cannot be used, or nothing ran.
     """
     check_needs(html=html)
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from loko_ref.conformance.cases.registry import select
+    from loko_ref.cli.progress import progress_bar
+    from loko_ref.conformance.cases.chosen import choose, read_options
     from loko_ref.conformance.verification import LONGEST, naming, verify_recording
     from loko_ref.conformance.verification import verify as check
     from loko_ref.files.writing import check_targets
@@ -113,39 +121,42 @@ def verify(
     check_range("--timeout", timeout, low=0, low_open=True, high=LONGEST)
     check_targets(
         {"--json": json, "--junit": junit, "--html": html},
-        {"TARGET": target, "--trace": trace, "--xfail": xfail},
+        {
+            "TARGET": target,
+            "--trace": trace,
+            "--xfail": xfail,
+            "--case": case,
+            "--baseline": baseline,
+        },
     )
     if large is not None and (cmd is None or large < 0):
         raise InputError("--large", large, "bytes >= 0, with --cmd", "only a command reads files")
     if trace is not None:
         if target is not None or cmd is not None:
             raise InputError("--trace", "TARGET or --cmd too", "one of them", "two ways to verify")
-        for name, value in {"--xfail": xfail, "--dtype": dtype, "--list": list_ or None}.items():
+        others = {"--xfail": xfail, "--dtype": dtype, "--list": list_ or None, "--case": case}
+        for name, value in others.items():
             if value is not None:
                 raise InputError(name, value, "not beside --trace", "a recording has no cases")
-        with naming(path="--trace", options="--option", only="--only"):
-            report = verify_recording(trace, option or [], only=only)
-        raise typer.Exit(_publish(report, json, junit, html))
-    if option:
-        raise InputError("--option", option[0], "--trace F beside it", "--trace was left out")
+        with naming(path="--trace", options="--option", only="--only", baseline="--baseline"):
+            report = verify_recording(
+                trace, option or [], only=only, baseline=baseline, strict=strict
+            )
+        raise typer.Exit(publish(report, json, junit, html))
     if list_:
-        for case in select(only, dtype, argument="--only"):
-            typer.echo(f"{case.id}\t{case.covers}")
+        if case is not None:
+            raise InputError("--case", case, "not beside --list", "a file holds one case")
+        with naming(options="--option", only="--only", dtype="--dtype"):
+            listed = choose(read_options("options", option or []), only, dtype)
+        for one in listed:
+            typer.echo(f"{one.id}\t{one.covers}")
         return
-    if (target is None) == (cmd is None):
-        got = "nothing" if target is None else "both TARGET and --cmd"
-        raise InputError(
-            "TARGET",
-            got,
-            "a Python file, a module or module:attribute, or --cmd COMMAND",
-            "it was left out" if target is None else "two ways to name the implementation",
-        )
-    implementation = str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
+    implementation = implementation_of(target, cmd)
     threads = set(threading.enumerate())
-    err = Console(stderr=True)
-    options = {name: f"--{name}" for name in ("only", "dtype", "xfail", "large")}
+    names = ("only", "dtype", "xfail", "large", "case", "baseline")
+    options = {**{name: f"--{name}" for name in names}, "options": "--option"}
     with (
-        Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
+        progress_bar() as bar,
         naming(implementation="TARGET" if cmd is None else "--cmd", **options),
     ):
         task = bar.add_task("verifying", total=None)
@@ -153,26 +164,19 @@ def verify(
             implementation,
             only=only,
             dtype=cast("Literal['float64', 'float32']", dtype),  # verify checks it
+            options=option or [],
             timeout=timeout,
             xfail=xfail,
             large=large,
+            case=case,
+            baseline=baseline,
+            strict=strict,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    code = _publish(report, json, junit, html)
+    code = publish(report, json, junit, html)
     if any(not thread.daemon for thread in set(threading.enumerate()) - threads):
         _end_within(LEAVING, code)
     raise typer.Exit(code)
-
-
-def _publish(report: Report, json: Path | None, junit: Path | None, html: Path | None) -> int:
-    """Write and print every report; return the exit code."""
-    from loko_ref.conformance.verification import naming
-
-    with naming(json="--json", junit="--junit", html="--html"):
-        # files first: who reads the terminal's report may stop early (head)
-        report.write(json=json, junit=junit, html=html)
-    report.print()
-    return report.summary.exit_code
 
 
 def _end_within(seconds: float, code: int) -> None:

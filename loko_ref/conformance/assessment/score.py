@@ -64,7 +64,7 @@ def outcome(one: Mutant, cases: Sequence[Case]) -> Outcome:
     leading = Counter(fits[0].mutant.id for fits in named.values() if fits)
     return Outcome(
         id=one.id,
-        failed=sum(check.status == "failed" for check in checks),
+        failed=sum(check.status in ("failed", "imprecise") for check in checks),
         named=leading[one.id],
         first=leading.most_common(1)[0][0] if leading else None,
         others=tuple(

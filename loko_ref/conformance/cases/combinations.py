@@ -6,15 +6,16 @@ any two of them meet.  [LOKO-4, NOISE-7]
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from loko_ref.conformance.cases.attention import TINY
 from loko_ref.conformance.cases.model import loko_inputs, lora
-from loko_ref.conformance.cases.registry import Draw, define
+from loko_ref.conformance.cases.registry import Draw, Recipe, define
 from loko_ref.network.model import mlp_spec
 from loko_ref.textbook.loko import choices
 
-__all__ = ["named"]
+__all__ = ["named", "on_networks"]
 
 Inputs = dict[str, Any]
 Spec = list[dict[str, Any]]
@@ -32,13 +33,16 @@ _FORGETTING: tuple[dict[str, float], ...] = (
     {"q": 0.02},
 )
 _STEPS = 3
+_KINDS = ("tanh", "relu", "gelu", "transformer")
+_FEW = 6
+"""Most combinations for which cases on every network are built."""
 
 
 def named(o: dict[str, Any]) -> str:
     """Return the name of the case of a combination of options."""
     parts = [o["observation"], o["noise"], o["timing"]]
     parts.append("dense" if o["covariance"] == "dense" else o["diagonal"])
-    parts += ["implicit"] if o["solve"] == "implicit" else []
+    parts += ["implicit"] if o.get("solve") == "implicit" else []
     return "-".join([*parts, *(["centred"] if o["center"] else [])])
 
 
@@ -47,6 +51,44 @@ def _inputs(draw: Draw, spec: Spec, options: dict[str, Any], batch: int, steps: 
     if spec is TINY:
         made["x"] = draw(*((steps,) if steps else ()), batch, 3, 4)
     return made
+
+
+def on_networks(operation: str, asked: dict[str, Any]) -> list[Recipe]:
+    """Build cases of the combinations that agree with options on every network, if they are few.
+
+    Parameters
+    ----------
+    operation : {"loko.step", "loko.run"}
+        The operation.
+    asked : dict
+        Options by name, ``beta``, ``lam`` and ``q`` among them.
+    """
+    agree = [o for o in choices() if all(o[k] == v for k, v in asked.items() if k in o)]
+    numbers = {k: asked[k] for k in ("beta", "lam", "q") if k in asked}
+    steps = _STEPS if operation == "loko.run" else 0
+    if len(agree) > _FEW or asked.get("train", "factors") != "factors":
+        return []
+    found = []
+    for o in agree:
+        for k, (kind, spec) in enumerate(zip(_KINDS, _NETWORKS, strict=True)):
+            batch, options = 1 + k // 2, o | _FORGETTING[k] | numbers
+            name = "+".join([named(o), kind, *(f"{key}={value}" for key, value in numbers.items())])
+            build = partial(_built, spec=spec, options=options, batch=batch, steps=steps)
+            found.append(
+                Recipe(
+                    operation=operation,
+                    name=name,
+                    build=build,
+                    options={"spec": spec, **options},
+                    shared=True,
+                    text=f"the combination {named(o)} on a network of {kind}, batch {batch}",
+                )
+            )
+    return found
+
+
+def _built(draw: Draw, dtype: str, **about: Any) -> Inputs:
+    return _inputs(draw, **about)
 
 
 for _k, _options in enumerate(choices()):

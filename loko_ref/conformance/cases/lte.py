@@ -252,7 +252,7 @@ _RUN |= {
         _MIXED,
         {**_SGD, "merge_every": 3},
         "LTE-EVAL-MERGED-ALONE LTE-EVAL-SUM LTE-EVAL-UNCORRECTED LTE-EVAL-FIRST-HEAD "
-        "LTE-EVAL-UNMERGED",
+        "LTE-EVAL-UNMERGED LTE-EVAL-COPY-MEAN LTE-EVAL-COPY-LAST",
     ),
     "evaluated-reset": (
         _BIASED,
@@ -360,7 +360,7 @@ _RUN |= {
         _ENCODER,
         {**_SGD, "momentum": 0.5},
         "LTE-EVAL-MERGED-ALONE LTE-EVAL-SUM LTE-EVAL-UNCORRECTED LTE-EVAL-FIRST-HEAD "
-        "LTE-EVAL-STALE",
+        "LTE-EVAL-STALE LTE-EVAL-COPY-MEAN LTE-EVAL-COPY-LAST",
     ),
     "transformer-frozen": (
         _ENCODER,

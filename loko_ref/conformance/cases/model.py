@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.conformance.cases.registry import Draw, define
-from loko_ref.network.model import mlp_spec, param_shapes
+from loko_ref.network.spec import mlp_spec, param_shapes, trained_shapes
 
 __all__ = ["loko_inputs", "lora", "network_weights"]
 
@@ -147,13 +147,12 @@ def loko_inputs(
     draw: Draw, spec: Spec, options: dict[str, Any], batch: int, steps: int = 0
 ) -> Inputs:
     """Draw the inputs of a step or of a run, x of single vectors."""
-    shapes = param_shapes(spec)
-    factors = [k for k in shapes if k.rsplit(".", 1)[1] in ("A", "B", "bA", "bB")]
-    n = sum(math.prod(shapes[k]) for k in factors)
+    trained = trained_shapes(spec, options.get("train", "factors"))
+    n = sum(map(math.prod, trained.values()))
     C = next(k["out"] for k in reversed(spec) if k["kind"] == "linear")
     lead = (steps, batch) if steps else (batch,)
     gaussian = options.get("observation") == "gaussian"
-    weights = {k: a for k, a in network_weights(draw, spec).items() if k not in factors}
+    weights = {k: a for k, a in network_weights(draw, spec).items() if k not in trained}
     x: Inputs = {
         "x": draw(*lead, spec[0].get("in", 1)),
         "y": draw(*lead, C) if gaussian else draw.one_hot(*lead, C=C),

@@ -11,9 +11,9 @@ Shapes as in ``operations``.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -22,9 +22,21 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.checks.values import FORMATS, check_choice
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
-from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation
+from loko_ref.conformance.catalogue.registry import OPERATIONS, VERSION, Operation
 
-__all__ = ["DTYPES", "OWN", "RETIRED", "Case", "Draw", "Recipe", "all_cases", "define", "select"]
+__all__ = [
+    "ALIASES",
+    "DTYPES",
+    "OWN",
+    "RETIRED",
+    "Case",
+    "Draw",
+    "Recipe",
+    "all_cases",
+    "current",
+    "define",
+    "select",
+]
 
 DTYPES = FORMATS
 
@@ -33,6 +45,9 @@ OWN = "own"
 
 RETIRED = ("lora.delta/untrained",)
 """Operation and name of cases that were withdrawn: never given to another one."""
+
+ALIASES: dict[str, str] = {}
+"""Operation and name that a case once had -> those that it has; none has been renamed yet."""
 
 
 class Draw:
@@ -108,16 +123,35 @@ class Case:
         Where it comes from.
     dtype : str
         float64 or float32.
+    inside : bool
+        Whether the outputs of the network's layers are judged too.
+    version : int
+        Of the catalogue: later options are left out, which are at their defaults.
     """
 
     id: str
     recipe: Recipe
     dtype: str
+    inside: bool = False
+    version: int = VERSION
 
-    @property
+    @cached_property
     def operation(self) -> Operation:
-        """Entry of the catalogue."""
-        return OPERATIONS[self.recipe.operation]
+        """Entry of the catalogue; with `inside`, the network's layers are among its outputs."""
+        entry = OPERATIONS[self.recipe.operation]
+        return entry.detailed(self.options) if self.inside else entry
+
+    @cached_property
+    def _detailed(self) -> Case:
+        return replace(self, inside=True)
+
+    def holding(self, names: Iterable[object]) -> Case:
+        """Return the case as answered by outputs of these names: with its layers where they are."""
+        more = set(names).difference(o.name for o in self.operation.outputs)
+        if self.inside or self.operation.inside is None or not more:
+            return self
+        known = {o.name for o in self._detailed.operation.outputs}
+        return self._detailed if more & known else self
 
     @property
     def covers(self) -> str:
@@ -126,21 +160,14 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        """All options, defaults included but for those that came later."""
-        known = {o.name: o for o in self.operation.options}
-        chosen = {**{name: o.default for name, o in known.items()}, **self.recipe.options}
-        return {
-            name: value
-            for name, value in chosen.items()
-            if name not in known or not known[name].later or value != known[name].default
-        }
+        """All options, defaults included."""
+        entry = OPERATIONS[self.recipe.operation] if self.inside else self.operation
+        defaults = {o.name: o.default for o in entry.options if o.since <= self.version}
+        return {**defaults, **self.recipe.options}
 
-    @property
-    def later(self) -> tuple[str, ...]:
-        """Options away from their default that came later: an implementation has to name them."""
-        known = [o.name for o in self.operation.options if o.later]
-        chosen = () if self.recipe.name == OWN else self.options
-        return tuple(name for name in chosen if name in known)
+    def newer(self, version: int) -> list[str]:
+        """Name the inputs it gives, and the options it sets, that came after a catalogue's."""
+        return self.operation.newer(self.inputs(), self.options, version)
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -153,12 +180,16 @@ class Case:
         made = self.recipe.build(Draw(self.id.rsplit("/", 1)[0]), self.dtype)
         return _cast(_cast(made, "float32") if self.recipe.shared else made, self.dtype)
 
-    @property
+    @cached_property
     def twin(self) -> Case:
         """Case of float64 with the same inputs: itself, unless inputs are shared."""
         if self.dtype == "float64" or not self.recipe.shared:
             return self
-        return next(case for case in _by_recipe()[self.recipe] if case.dtype == "float64")
+        for case in _by_recipe().get(self.recipe, ()):
+            if case.dtype == "float64":
+                return case._detailed if self.inside else case
+        # of a recipe with the inputs of a file
+        return replace(self, id=f"{self.id.rsplit('/', 1)[0]}/float64", dtype="float64")
 
 
 def _cast(value: Any, dtype: str) -> Any:
@@ -220,7 +251,7 @@ def _by_recipe() -> dict[Recipe, list[Case]]:
 @cache
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the catalogue, float64 before float32."""
-    for part in ("filter", "model", "attention", "combinations", "implicit", "lte"):
+    for part in ("filter", "model", "attention", "combinations", "implicit", "edges", "lte"):
         import_module(f"loko_ref.conformance.cases.{part}")  # which registers its own
 
     def generate() -> Iterator[Case]:
@@ -232,6 +263,12 @@ def all_cases() -> tuple[Case, ...]:
                         yield Case(id=key, recipe=recipe, dtype=dtype)
 
     return tuple(generate())
+
+
+def current(key: str) -> str:
+    """Return the id of a case by one that it once had; any other text as it is."""
+    stem, slash, dtype = key.rpartition("/")
+    return f"{ALIASES[stem]}{slash}{dtype}" if stem in ALIASES else ALIASES.get(key, key)
 
 
 def select(
@@ -255,7 +292,7 @@ def select(
     """
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
-    chosen = matcher(argument, only)
+    chosen = matcher(argument, current(only) if isinstance(only, str) else only)
     found = [
         case
         for case in all_cases()

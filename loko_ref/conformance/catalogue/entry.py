@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
 
 __all__ = ["Input", "Operation", "Option", "Output", "gives", "option", "takes"]
 
@@ -13,27 +17,30 @@ Arrays = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """An input array: name, shape, meaning; `optional` ones are given only where they belong."""
+    """An input array: name, shape, meaning; `optional` ones are given only where they belong.
+
+    `since` is the version of the catalogue that it came with.
+    """
 
     name: str
     shape: str
     text: str
     optional: str = ""
+    since: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """An option: name, default (None: always given), choices where it is a name, meaning.
 
-    A `later` one came after implementations of the catalogue were written: at its default, which
-    is what they do, it is not sent.
+    `since` is the version of the catalogue that it came with.
     """
 
     name: str
     default: Any
     text: str
     choices: tuple[str, ...] = ()
-    later: bool = False
+    since: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +72,8 @@ class Operation:
         Whether the leading axis of every output counts steps.
     narrow : callable, optional
         ``(output, options) -> labels``, where options choose among an output's formulas.
+    inside : callable, optional
+        ``options -> outputs`` of the network's layers, which may be returned too.
     """
 
     name: str
@@ -76,6 +85,7 @@ class Operation:
     plain: Callable[..., dict[str, Any]]
     stepwise: bool = False
     narrow: Callable[[str, Arrays], tuple[str, ...]] | None = None
+    inside: Callable[[Arrays], tuple[Output, ...]] | None = None
 
     def labels(self, quantity: str, options: Arrays) -> tuple[str, ...]:
         """Return the derivation labels of an output, of those that hold under the options."""
@@ -83,17 +93,49 @@ class Operation:
             return self.narrow(quantity, options)
         return next((o.labels for o in self.outputs if o.name == quantity), ())
 
+    def detailed(self, options: Arrays) -> Operation:
+        """Return the operation with its network's layers among the outputs, before z."""
+        if self.inside is None:
+            return self
+        more, plain = self.inside(options), partial(self.plain, inside=True)
 
-def takes(name: str, shape: str, text: str, optional: str = "") -> Input:
+        def oracle(x: Arrays, o: Arrays) -> dict[str, Any]:
+            layers = plain(x, o, FORMULA_TABLE, identity)
+            found: dict[str, Any] = {}
+            for name, value in self.oracle(x, o).items():
+                found |= {q.name: layers[q.name] for q in more} if name == "z" else {}
+                found[name] = value
+            return found
+
+        at = [q.name for q in self.outputs].index("z")
+        outputs = (*self.outputs[:at], *more, *self.outputs[at:])
+        return replace(self, outputs=outputs, oracle=oracle, plain=plain)
+
+    def newer(self, inputs: Iterable[str], options: Arrays, version: int) -> list[str]:
+        """Name the inputs given, and the options set, that came after a version."""
+        given = [i.name for i in self.inputs if i.since > version and i.name in inputs]
+        return given + [
+            o.name
+            for o in self.options
+            if o.since > version and options.get(o.name, o.default) != o.default
+        ]
+
+    def known(self, options: Arrays, version: int) -> dict[str, Any]:
+        """Return the options that a version of the catalogue had."""
+        since = {o.name: o.since for o in self.options}
+        return {name: value for name, value in options.items() if since[name] <= version}
+
+
+def takes(name: str, shape: str, text: str, optional: str = "", since: int = 1) -> Input:
     """Write an input."""
-    return Input(name=name, shape=shape, text=text, optional=optional)
+    return Input(name=name, shape=shape, text=text, optional=optional, since=since)
 
 
 def option(
-    name: str, default: Any, text: str, choices: tuple[str, ...] = (), *, later: bool = False
+    name: str, default: Any, text: str, choices: tuple[str, ...] = (), since: int = 1
 ) -> Option:
     """Write an option."""
-    return Option(name=name, default=default, text=text, choices=choices, later=later)
+    return Option(name=name, default=default, text=text, choices=choices, since=since)
 
 
 def gives(name: str, shape: str, formula: str, labels: str, feeds: str) -> Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from loko_ref.conformance.catalogue.entry import Operation, Option, Output, gives, option, takes
@@ -12,9 +13,11 @@ from loko_ref.kalman.diagonal import DIAGONALS
 from loko_ref.kalman.implicit import SOLVES
 from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
 from loko_ref.kalman.observation import OBSERVATIONS
+from loko_ref.network.spec import TRAINED
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.loko import dataflow, output_name, summary
-from loko_ref.textbook.network import BACK, FORWARD
+from loko_ref.textbook.network import BACK, FORWARD, ways, within
+from loko_ref.textbook.quantities import in_order
 
 __all__ = ["DIAGONAL", "MODEL", "SOLVE"]
 
@@ -32,7 +35,7 @@ SOLVE = option(
     "for glm, how theta is found: linear: theta + K e; implicit: theta + P_pred Z' v, v solving "
     "v = y - softmax(z + Z P_pred Z' v). S, K and the covariance are the same in both",
     SOLVES,
-    later=True,
+    since=3,
 )
 """How the mean is found."""
 
@@ -51,7 +54,18 @@ _FROZEN = takes(
     "mapping",
     'a mapping of name to the frozen arrays alone: "0.W" (o, i), "0.b" (o,), and so on; the LoRA '
     "factors are in theta: linear by linear in the spec's order, A then B (then bA, bB), each "
-    "row-major; an attention's linears are its q, k, v, o. Norms and tables are frozen",
+    "row-major; an attention's linears are its q, k, v, o. Norms and tables are frozen. With "
+    'train="weights" theta holds every other array, and these are LoRA\'s factors alone: a mapping '
+    "without entries where the spec has no LoRA",
+)
+_TRAIN = option(
+    "train",
+    "factors",
+    "what Z, and theta, goes by. factors: LoRA's; weights: every array of the network but these "
+    "(an extended Kalman filter without LoRA), layer by layer in the spec's order, of a linear W, "
+    "b, of a norm g, b, of tables token, position, type, each row-major",
+    TRAINED,
+    since=2,
 )
 
 
@@ -62,7 +76,8 @@ def _network(feeds: str) -> tuple[Output, Output]:
             "Z",
             "(m, n)",
             "dz/dtheta, row b*C + j for output j of sample b; columns in packing order: linear by "
-            "linear (an attention's q, k, v, o), A then B (then bA, bB), each row-major",
+            "linear (an attention's q, k, v, o), A then B (then bA, bB), each row-major; with "
+            "train=weights as there",
             BACK,
             feeds,
         ),
@@ -106,6 +121,7 @@ _LOKO_OPTIONS = (
     option("lam", 1.0, "forgetting: p_pred = p / lam + q"),
     option("q", 0.0, "process noise"),
     option("center", False, "for logits: centre H over each sample's classes"),
+    _TRAIN,
     SOLVE,
 )
 
@@ -149,9 +165,34 @@ _LOKO_OUTPUTS = (
 )
 
 
+def network_labels(quantity: str, o: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the labels of z by the layers that there are, those of Z as the table has them."""
+    if quantity != "z":
+        return tuple(BACK.split())
+    found = {label for q in ways(o["spec"])[0] if q.name != "z" for label in q.labels}
+    return tuple(in_order(found - {"LORA-4"}))  # which packs theta
+
+
 def _labels(quantity: str, o: Mapping[str, Any]) -> tuple[str, ...]:
-    """Find the labels of an output under the options in force."""
+    """Return the labels of an output under the options in force."""
+    if quantity in ("z", "Z"):
+        return network_labels(quantity, o)
     return next((q.labels for q in dataflow(o) if output_name(q.name, o) == quantity), ())
+
+
+def _inside(lead: str, o: Mapping[str, Any]) -> tuple[Output, ...]:
+    """List a network's layers as outputs: what each gives, an attention's scores and weights."""
+    return tuple(
+        gives(
+            q.name,
+            f"({lead}{q.shape.removeprefix('(') or 'batch, ...)'}",
+            q.equation,
+            " ".join(q.labels),
+            "x weights",
+        )
+        for q in ways(o["spec"])[0]
+        if within(q.name)
+    )
 
 
 def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
@@ -187,6 +228,7 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
         plain=plain.loko_run if run else plain.loko_step,
         stepwise=run,
         narrow=_labels,
+        inside=partial(_inside, lead),
     )
 
 
@@ -199,15 +241,19 @@ MODEL = (
         outputs=_network("x weights")[:1],
         oracle=oracle.model_forward,
         plain=plain.model_forward,
+        narrow=network_labels,
+        inside=partial(_inside, ""),
     ),
     Operation(
         name="model.jacobian",
-        text="outputs and their Jacobian with respect to every LoRA factor",
+        text="outputs and their Jacobian with respect to every LoRA factor, or every weight",
         inputs=(_X, _WEIGHTS),
-        options=(_SPEC,),
+        options=(_SPEC, _TRAIN),
         outputs=_network("x weights"),
         oracle=oracle.model_jacobian,
         plain=plain.model_jacobian,
+        narrow=network_labels,
+        inside=partial(_inside, ""),
     ),
     _loko("loko.step", "one step of LoKO on a batch stacked into one observation", "", False),
     _loko("loko.run", "LoKO on a stream: a step for each leading entry of x, y", "steps, ", True),

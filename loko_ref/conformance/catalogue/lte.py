@@ -5,7 +5,9 @@ A run's is in ``operations_lte_run``, which shares the inputs and options here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from loko_ref.conformance.catalogue import network_text as operations_network
 from loko_ref.conformance.catalogue.entry import Operation, gives, option, takes
@@ -14,7 +16,7 @@ from loko_ref.lte.config import CHOICES
 from loko_ref.textbook import lte as lte_plain
 from loko_ref.textbook.quantities import origins
 
-__all__ = ["FACTORS", "HEADS", "LTE", "MODE", "RESET", "SCALING", "SPEC", "WEIGHTS"]
+__all__ = ["FACTORS", "HEADS", "LTE", "MODE", "RESET", "SCALING", "SPEC", "WEIGHTS", "narrow"]
 
 SPEC = option("spec", None, operations_network.SPEC)
 HEADS = option("heads", None, "number of heads")
@@ -51,6 +53,17 @@ WEIGHTS = takes(
     'the shared "0.W" (o, i), "0.b" (o,), and so on, of every linear; of other layers their own',
 )
 
+
+def narrow(labels: Sequence[str], o: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return those of an output's labels that hold under the options, all where none is left."""
+    one, copies = o.get("mode") == "mhlora", o.get("realisation") == "copies"
+    holds = {"LTE-2": one, "LTE-3": not (one or copies), "LTE-4": copies and not one}
+    holds |= {"LTE-6": o.get("reset", "none") != "none"}
+    if "optimizer" in o:
+        holds |= {"LTE-10": o["optimizer"] == "loko"}
+    return tuple(k for k in labels if holds.get(k, True)) or tuple(labels)
+
+
 _FORWARD = Operation(
     name="lte.forward",
     text="every head's outputs with a shared weight: W x + b + branch(factors) - branch(merged)",
@@ -81,6 +94,7 @@ _FORWARD = Operation(
     ),
     oracle=lte_oracle.forward,
     plain=lte_plain.lte_forward,
+    narrow=lambda name, o: narrow(("LTE-2", "LTE-3"), o),
 )
 
 
@@ -121,6 +135,7 @@ _MERGE = Operation(
     ),
     oracle=lte_oracle.merge,
     plain=lte_plain.lte_merge,
+    narrow=lambda name, o: narrow(_read({"W": "W_post"}.get(name, name))[0].split(), o),
 )
 
 LTE = (_FORWARD, _MERGE)

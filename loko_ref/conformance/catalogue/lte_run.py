@@ -6,7 +6,16 @@ from dataclasses import replace
 
 from loko_ref.conformance.catalogue.entry import Operation, Output, gives, option, takes
 from loko_ref.conformance.catalogue.loko import SOLVE
-from loko_ref.conformance.catalogue.lte import FACTORS, HEADS, MODE, RESET, SCALING, SPEC, WEIGHTS
+from loko_ref.conformance.catalogue.lte import (
+    FACTORS,
+    HEADS,
+    MODE,
+    RESET,
+    SCALING,
+    SPEC,
+    WEIGHTS,
+    narrow,
+)
 from loko_ref.conformance.oracle import lte as lte_oracle
 from loko_ref.kalman.diagonal import DIAGONALS
 from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
@@ -266,6 +275,13 @@ _OUTPUTS = (
         "would give: W + mean over heads of (delta - delta'), means of the copies of layers "
         "without LoRA; for mhlora the one network's",
     ),
+    _out(
+        "z_first",
+        "(steps, samples, C)",
+        "with evaluation, where layers without LoRA are trained, after step, merge and reset: "
+        "outputs of the network of W whose layers without LoRA are the first head's copies, as the "
+        "authors' code evaluates; not for mhlora",
+    ),
 )
 
 RUN = Operation(
@@ -277,5 +293,6 @@ RUN = Operation(
     oracle=lte_oracle.run,
     plain=table.lte_run,
     stepwise=True,
+    narrow=lambda name, o: narrow(next(q.labels for q in table.RUN if q.name == name), o),
 )
 """The entry."""

@@ -29,8 +29,8 @@ LAYERS = """\
 layers of a spec
   A layer is a dict: its kind, then the keys named here; those in brackets may be missing, and are
   then what stands after the =. NAME is the value of "name"; the arrays of a layer are entries of
-  weights. All arrays but A, B, bA, bB are frozen. Vectors are columns: y = W x is, for rows,
-  y = x W'. t counts the tokens of a sample, d is the width of a token.
+  weights. All arrays but A, B, bA, bB are frozen, unless train is "weights". Vectors are columns:
+  y = W x is, for rows, y = x W'. t counts the tokens of a sample, d is the width of a token.
 
   x, by the first layer (loko.run: behind a leading axis of steps)
     embedding     token ids: (batch, t), or (batch, channels, t) if "inputs" names several
@@ -95,8 +95,20 @@ layers of a spec
     cls: the first token; mean: the mean of the tokens that count by the mask (one at least does)
     [ATT-6]
 
+  more outputs, of model.forward, model.jacobian, loko.step and loko.run (behind the steps there);
+  those that are returned are judged, before z, so that a fault is found in its layer
+    z.NAME            what a layer gives in the forward pass, at the prior theta: (batch, width) or
+                      (batch, t, width); of an attention behind its o, of its linears z.NAME.q,
+                      z.NAME.k, z.NAME.v. A layer without a name is called by its place in its list,
+                      0, 1, ..., behind the branch's name and a dot inside a residual (z.1.0); where
+                      a named layer is called so, by place:kind (z.1:tanh)
+    scores.NAME       an attention's q k' / sqrt c, (batch, heads, t, t), before anything is masked
+    weights.NAME      its softmax over the keys seen, (batch, heads, t, t); 0 for a key not seen
+
   theta: the factors A, B (then bA, bB) of one linear, each row-major, then the next linear's, in
   the order of the spec; an attention's are q, k, v, o; a residual's layers stand where it
-  stands  [LORA-4]
+  stands. With train = "weights" every other array in the same order of layers: W, b of a linear;
+  g, b of a layernorm; token, position, type of an embedding; token of a prepend; position of a
+  positions; those that a layer does not have are left out  [LORA-4]
 """
 """What ``loko-ref operations`` prints below the operations that take a spec."""

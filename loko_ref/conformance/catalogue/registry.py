@@ -1,4 +1,4 @@
-"""The catalogue ``operations/1``: what an implementation may offer, what it takes and returns.
+"""The catalogue ``operations/3``: what an implementation may offer, what it takes and returns.
 
 An operation is a function of named arrays (its inputs) and options, all given as keywords, that
 returns a mapping of named arrays (its outputs, any subset). Inputs and outputs have one dtype,
@@ -31,9 +31,13 @@ from loko_ref.textbook import operations as plain
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Quantity, in_order, origins
 
-__all__ = ["CATALOGUE", "OPERATIONS", "Input", "Operation", "Option", "Output", "get"]
+__all__ = ["CATALOGUE", "OPERATIONS", "VERSION", "Input", "Operation", "Option", "Output", "get"]
 
-CATALOGUE = "operations/1"
+VERSION = 3
+"""Of the catalogue. What a new one may ask of an implementation stands in CHANGELOG."""
+
+CATALOGUE = f"operations/{VERSION}"
+"""Its name; each input and option says with which version it came."""
 
 _THETA = takes("theta", "(n,)", "prior mean: the packed trainables")
 _H = takes("H", "(m, n)", "the observation's linearisation at the prior theta")
@@ -53,7 +57,8 @@ def _outputs(
     labels: dict[str, dict[str, None]] = {}
     feeds: dict[str, dict[str, None]] = {}
     for o in choices:
-        named = {"p_pred": "P" if o.get("covariance") == "dense" else "p", "R_used": "R"}
+        big = "P" if o.get("covariance") == "dense" else "p"
+        named = {"p": big, "p_pred": big, "R_used": "R"}
         found = list(flow(o))
         for q in found:
             if not q.hidden:
@@ -66,6 +71,19 @@ def _outputs(
         gives(name, *texts[name], " ".join(in_order(labels[name])), " ".join(feeds[name]))
         for name in labels
     )
+
+
+def _narrow(
+    flow: Callable[[Mapping[str, Any]], Iterable[Quantity]], **fixed: Any
+) -> Callable[[str, Mapping[str, Any]], tuple[str, ...]]:
+    """Return the labels of an output under the options, as a function."""
+
+    def labels(name: str, o: Mapping[str, Any]) -> tuple[str, ...]:
+        chosen = {**o, **fixed}
+        own = (q for q in flow(chosen) if table.output_name(q.name, chosen) == name)
+        return tuple(k for q in own for k in q.labels if not k.startswith("LOKO"))
+
+    return labels
 
 
 _UPDATE = {
@@ -176,16 +194,33 @@ _ALL = (
         ),
         oracle=oracle.diagonal_update,
         plain=plain.diagonal_update,
+        narrow=_narrow(table.update, observation="gaussian", covariance="diagonal"),
     ),
     Operation(
         name="kalman.time_update",
         text="forgetting and process noise",
-        inputs=(takes("p", "(n,)", "posterior variances of the last step"),),
+        inputs=(
+            takes("p", "(n,)", "posterior variances of the last step", "a diagonal covariance"),
+            takes(
+                "P",
+                "(n, n)",
+                "posterior covariance of the last step, in place of p",
+                "a dense covariance",
+                since=2,
+            ),
+        ),
         options=(
             option("lam", 1.0, "forgetting factor, 0 < lam <= 1"),
             option("q", 0.0, "process noise variance, >= 0"),
         ),
-        outputs=_outputs(lambda o: table.time_update(), [{}], {"p_pred": ("(n,)", "p / lam + q")}),
+        outputs=_outputs(
+            table.time_update,
+            [{"covariance": "diagonal"}, {"covariance": "dense"}],
+            {
+                "p_pred": ("(n,)", "p / lam + q (of p)"),
+                "P_pred": ("(n, n)", "P / lam + q I (of P): q on the diagonal alone"),
+            },
+        ),
         oracle=oracle.time_update,
         plain=plain.time_update,
     ),
@@ -215,6 +250,7 @@ _ALL = (
         ),
         oracle=oracle.noise_update,
         plain=plain.noise_update,
+        narrow=_narrow(table.noise),
     ),
     Operation(
         name="lora.delta",

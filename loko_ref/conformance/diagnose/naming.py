@@ -11,16 +11,18 @@ where these are equal, by the order of the catalogue.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose import precision
+from loko_ref.conformance.diagnose.doubt import with_formulas
 from loko_ref.conformance.diagnose.match import distance, within
+from loko_ref.conformance.diagnose.mistake import Mistake
 from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import canonical, tolerance
@@ -41,50 +43,11 @@ OFF = 1e100
 EVALUATIONS = 40
 """Evaluations of a mistake in a fit of its size, from each of two starts."""
 
+MISSES = 8
+"""Checks after which a mistake with a size that fits none of them is tried no more."""
+
 PROBES = 2
 """Failed checks of each operation on which every mutant is tried."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Mistake:
-    """A mutant that reproduces a failed check.
-
-    Attributes
-    ----------
-    mutant : Mutant
-        The mistake.
-    size : float or None
-        Its fitted size.
-    ratio : float
-        Largest error against the mutant's outputs, in tolerances.
-    explained, failed : int
-        Failed checks of the run that it reproduces, of how many.
-    contradicted : int
-        Passed checks that it would have failed.
-    alone : bool
-        Whether its size was fitted to one number, which some size always meets.
-    sharp : bool
-        Whether it gives the first quantity that is off to the oracle's own tolerance: rounding
-        does that by no chance.
-    alike : tuple of str
-        Ids of mutants that reproduce the check too, and that nothing in the run tells from it.
-    """
-
-    mutant: Mutant
-    size: float | None
-    ratio: float
-    explained: int = 0
-    failed: int = 0
-    contradicted: int = 0
-    alone: bool = False
-    sharp: bool = False
-    alike: tuple[str, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """Name it, with its size."""
-        size = "" if self.size is None else f", size about {self.size:.3g}"
-        return f"{self.mutant.name}{size}"
 
 
 def _came(check: Check) -> Mapping[str, Array]:
@@ -107,6 +70,8 @@ def _fit_size(
             return np.full(got.size, OFF)
         r = ((got - canonical(case, quantity, out[quantity])) / bound).reshape(-1)
         return r if np.isfinite(r).all() else np.full(got.size, OFF)
+
+    from scipy.optimize import least_squares  # a tenth of a second, which right code need not wait
 
     def far(log: float) -> float:
         return float(np.log1p(residual(np.array([log])) ** 2).sum())
@@ -215,7 +180,8 @@ def name_mistakes(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
         Check id -> mistakes, most likely first; an empty list where none fits.
     """
     with np.errstate(all="ignore"):
-        return _name(checks)
+        named = _name(checks)
+        return with_formulas(checks, named)
 
 
 def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
@@ -243,12 +209,17 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
 
     def spread() -> None:
         """Try the survivors on every check that was not probed."""
+        missed: Counter[str] = Counter()
         for check in failed:
             for key, (one, size) in survivors.items():
-                if check.case.id not in tried and key not in found[check.case.id]:
-                    mistake = fit(one, check, size, anew=False)
-                    if mistake is not None:
-                        found[check.case.id][key] = mistake
+                if check.case.id in tried or key in found[check.case.id] or missed[key] > MISSES:
+                    continue
+                mistake = fit(one, check, size, anew=False)
+                if mistake is not None:
+                    found[check.case.id][key] = mistake
+                    missed[key] = -len(failed)
+                elif not idle(one, check.case):
+                    missed[key] += bool(one.sizes)
 
     for name in operations:
         same = [c for c in failed if c.case.operation.name == name]

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.implementations import protocol
 from loko_ref.conformance.implementations.child import Child, Ended
 from loko_ref.conformance.implementations.protocol import ProtocolError
-from loko_ref.conformance.implementations.target import later_option, unknown_operations
-from loko_ref.conformance.judge.answer import Answer, Finding, check
+from loko_ref.conformance.implementations.target import (
+    stated_catalogue,
+    stated_options,
+    too_new,
+    unknown_operations,
+)
+from loko_ref.conformance.judge.answer import NOT_OFFERED, Answer, Finding, check
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
 
@@ -54,6 +60,10 @@ class Command:
         What it offers.
     files : bool
         Whether it reads tensors from files.
+    catalogue : int
+        Version of the catalogue that it states that it was written for; 1 if it states none.
+    options : dict
+        The one value that it states that it has of an option: it is sent no other cases.
     folder : path
         Where these lie during a request.
     notes : tuple of str
@@ -92,8 +102,9 @@ class Command:
         self.stop_timeout = min(self._timeout, STOP_TIMEOUT)
         self.operations: list[str] = []
         self.dtypes: list[str] = []
-        self.options: list[str] = []
         self.files = False
+        self.catalogue = 1
+        self.options: dict[str, Any] = {}
         try:
             self._start(self._timeout, time.monotonic() + self._timeout)
         except (Ended, ValueError, OSError) as error:  # ValueError: of the protocol, or a NUL
@@ -127,9 +138,10 @@ class Command:
         message = protocol.hello(str(self.folder))
         answer, _ = self._exchange(child, message, timeout, deadline, " hello")
         try:
-            known = protocol.check_hello(answer, self.folder)
-            self.operations, self.dtypes, self.options, self.files = known
-        except ProtocolError as error:
+            self.operations, self.dtypes, self.files = protocol.check_hello(answer, self.folder)
+            self.catalogue = stated_catalogue("catalogue", answer.get("catalogue"))
+            self.options = stated_options("options", answer.get("options"))
+        except (ProtocolError, InputError) as error:
             raise ProtocolError(f"{error}{self._drop()}") from None
         return child
 
@@ -176,6 +188,11 @@ class Command:
         self._folder.cleanup()
         return code
 
+    def having(self, options: Mapping[str, Any]) -> Command:
+        """Return it with more options that it has one value of."""
+        self.options = {**self.options, **options}
+        return self
+
     def ready(self, timeout: float) -> None:
         """Start it, within `timeout` seconds, unless it is running; raises as `ask` does."""
         if self._child is None:
@@ -220,12 +237,12 @@ class Command:
     def run(self, case: Case, timeout: float | None = None) -> Answer:
         """Run one case; any failure is returned as its finding."""
         if case.operation.name not in self.operations:
-            return Answer(declined="the implementation has no such operation")
+            return Answer(declined=NOT_OFFERED)
         if case.dtype not in self.dtypes:
             return Answer(declined=f"the implementation does not offer {case.dtype}")
-        for name in case.later:
-            if name not in self.options:
-                return Answer(declined=later_option(name, "its hello does not name it"))
+        newer = case.newer(self.catalogue)
+        if newer:
+            return Answer(declined=too_new(newer, self.catalogue))
         self._number += 1
         number = self._number
         try:
@@ -233,7 +250,7 @@ class Command:
                 number,
                 case.operation.name,
                 case.inputs(),
-                case.options,
+                case.operation.known(case.options, self.catalogue),
                 self.folder if self.files else None,
                 self._large,
             )
@@ -267,6 +284,7 @@ class Command:
             raise ProtocolError(
                 f"an answer that is not result, unsupported or error: {protocol.quote(line)}"
             )
+        case = case.holding(outputs)
         known = {output.name for output in case.operation.outputs}
         if not set(outputs) <= known:  # `check` names the unknown one; no tensor is decoded
             return check(dict.fromkeys(outputs), case)

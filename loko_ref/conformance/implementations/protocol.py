@@ -283,10 +283,8 @@ def hello(folder: str) -> dict[str, Any]:
     }
 
 
-def check_hello(
-    message: Mapping[str, Any], folder: Path
-) -> tuple[list[str], list[str], list[str], bool]:
-    """Return operations, dtypes, options, whether files are read, from a checked answer to hello.
+def check_hello(message: Mapping[str, Any], folder: Path) -> tuple[list[str], list[str], bool]:
+    """Return operations, dtypes, and whether files are read, from a checked answer to hello.
 
     Raises
     ------
@@ -298,8 +296,8 @@ def check_hello(
     if message.get("protocol") != PROTOCOL:
         raise ProtocolError(f"protocol {show(message.get('protocol'))}, not {PROTOCOL!r}")
     lists: list[list[str]] = []
-    for key in ("operations", "dtypes", "options"):
-        names = message.get(key, [] if key == "options" else None)
+    for key in ("operations", "dtypes"):
+        names = message.get(key)
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise ProtocolError(f"hello: '{key}' is no list of names")
         if len(names) > NAMES or len(set(names)) < len(names):
@@ -311,7 +309,7 @@ def check_hello(
         if long is not None:
             raise ProtocolError(f"hello: '{key}' holds {show(long)}, which is not a name")
         lists.append(names)
-    operations, dtypes, options = lists
+    operations, dtypes = lists
     unknown = [name for name in dtypes if name not in _DTYPES]
     if unknown or not dtypes:
         raise ProtocolError(f"hello: dtypes {show(dtypes)}; known are float64, float32")
@@ -330,7 +328,7 @@ def check_hello(
                     f"canary.{name}: element {at} ({sent[at]}) was sent as bits {int(b):#x} and "
                     f"returned as {int(a):#x}"
                 )
-    return operations, dtypes, options, message.get("files") is True
+    return operations, dtypes, message.get("files") is True
 
 
 def request(

@@ -19,16 +19,24 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
+from loko_ref.arrays import read_array
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.implementations.target import check_place, collect, later_option
-from loko_ref.conformance.judge.answer import Answer, Finding, check, describe, words
+from loko_ref.conformance.catalogue.registry import VERSION
+from loko_ref.conformance.implementations.target import (
+    check_place,
+    collect,
+    stated_catalogue,
+    stated_options,
+    too_new,
+)
+from loko_ref.conformance.judge.answer import NOT_OFFERED, Answer, Finding, check, describe, words
 from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
 
@@ -61,18 +69,28 @@ class Implementation:
         Operation name -> function.
     notes : tuple of str
         Remarks on names that are not operations.
+    catalogue : int
+        Version of the catalogue that it states that it was written for.
+    options : mapping
+        The one value that it has of an option, name -> value: its functions need no parameter.
     """
 
     target: str
     functions: Mapping[str, Callable[..., Any]]
     notes: tuple[str, ...] = ()
+    catalogue: int = VERSION
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def having(self, options: Mapping[str, Any]) -> Implementation:
+        """Return it with more options that it has one value of."""
+        return replace(self, options={**self.options, **options})
 
     def run(self, case: Case, timeout: float | None = None) -> Answer:
         """Call the function of the case's operation on new copies of the inputs."""
         function = self.functions.get(case.operation.name)
         if function is None:
-            return Answer(declined="the implementation has no such operation")
-        return call(function, case, timeout)
+            return Answer(declined=NOT_OFFERED)
+        return call(function, case, timeout, self.catalogue, self.options)
 
 
 class _TimeOutError(BaseException):
@@ -209,10 +227,16 @@ def load(target: str, timeout: float | None = None) -> Implementation:
 def hold(holder: object, target: str, attribute: str = "IMPLEMENTATION") -> Implementation:
     """Make an implementation of what :func:`collect` finds in a mapping, module or object."""
     functions, notes = collect(holder, target, attribute)
-    return Implementation(target=target, functions=functions, notes=notes)
+    catalogue = stated_catalogue("CATALOGUE", getattr(holder, "CATALOGUE", None))
+    options = stated_options("OPTIONS", getattr(holder, "OPTIONS", None))
+    return Implementation(
+        target=target, functions=functions, notes=notes, catalogue=catalogue, options=options
+    )
 
 
-def _keywords(function: Callable[..., Any], case: Case) -> dict[str, Any] | Answer:
+def _keywords(
+    function: Callable[..., Any], case: Case, catalogue: int, stated: Mapping[str, Any]
+) -> dict[str, Any] | Answer:
     """Return the keywords of the call, without defaults for which it has no parameter."""
     operation = case.operation
     given: dict[str, Any] = {**case.inputs(), **copy.deepcopy(case.options)}
@@ -220,21 +244,26 @@ def _keywords(function: Callable[..., Any], case: Case) -> dict[str, Any] | Answ
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return given
-    named = {p.name for p in parameters}
-    for name in case.later:
-        if name not in named:  # what takes any keyword may be older than the option
-            return Answer(declined=later_option(name, "the function has no parameter of that name"))
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    taken, optional = {p.name for p in named}, {i.name for i in operation.inputs if i.optional}
+    for p in named:
+        if p.default is p.empty and p.name in optional and p.name not in given:
+            return Answer(declined=f"it needs the input '{p.name}', which this case does not give")
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return given
-    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    optional = {i.name for i in operation.inputs if i.optional}
-    defaults = {o.name: o.default for o in operation.options}
-    for name in [name for name in given if name not in taken]:
-        if name in defaults and defaults[name] is not None:
-            if given[name] != defaults[name]:
-                return Answer(
-                    declined=f"it takes no option '{name}', which this case sets to {given[name]!r}"
-                )
+        newer = [name for name in case.newer(catalogue) if name not in taken]
+        if newer:
+            return Answer(declined=too_new(newer, catalogue))
+        gone = case.options.keys() - operation.known(case.options, catalogue).keys() - taken
+        return {name: value for name, value in given.items() if name not in gone}
+    defaults = {o.name: o.default for o in operation.options} | dict(stated)
+    left = [name for name in given if name not in taken]
+    known = [name for name in left if name in case.options and defaults[name] is not None]
+    lacking = tuple(name for name in known if given[name] != defaults[name])
+    if lacking:
+        sets = f"which this case sets to {given[lacking[0]]!r}"
+        return Answer(declined=f"it takes no option '{lacking[0]}', {sets}", lacking=lacking)
+    for name in left:
+        if name in known:
             del given[name]
         elif name in optional:
             return Answer(declined=f"it takes no input '{name}', which this case gives")
@@ -280,11 +309,17 @@ def _plain(result: Any) -> Any:
         value = plain[name] = result[name]
         if not isinstance(value, np.ndarray) and hasattr(value, "__array__"):
             with contextlib.suppress(Exception):  # `check` meets it again, and reports it
-                plain[name] = np.array(value)
+                plain[name] = np.array(read_array(value))
     return plain
 
 
-def call(function: Callable[..., Any], case: Case, timeout: float | None = None) -> Answer:
+def call(
+    function: Callable[..., Any],
+    case: Case,
+    timeout: float | None = None,
+    catalogue: int = VERSION,
+    stated: Mapping[str, Any] | None = None,
+) -> Answer:
     """Call a function on a case's inputs and check the form of what it returns.
 
     Whatever it raises is a finding, SystemExit and KeyboardInterrupt too. It runs in this process:
@@ -299,8 +334,13 @@ def call(function: Callable[..., Any], case: Case, timeout: float | None = None)
         The case.
     timeout : float, optional
         Seconds after which it is interrupted (Python code, main thread, POSIX).
+    catalogue : int
+        Version of the catalogue that it was written for: what came later is passed to parameters
+        of its own alone, never to ``**keywords``.
+    stated : mapping, optional
+        The one value that it has of an option: it needs no parameter for it.
     """
-    keywords = _keywords(function, case)
+    keywords = _keywords(function, case, catalogue, stated or {})
     if isinstance(keywords, Answer):
         return keywords
     given = dict(keywords)

@@ -7,7 +7,7 @@ so on. The names are those of the operation ``loko.step``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from loko_ref.files.strict_json import parse_json
 from loko_ref.kalman.noise import check_combination
 from loko_ref.textbook.loko import SHAPES
 
-__all__ = ["NAMING", "Recording", "read"]
+__all__ = ["NAMING", "Recording", "by_step", "load", "parse", "read"]
 
 NAMING = (
     "Array 'k/name' is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state "
@@ -62,8 +62,14 @@ class Recording:
     notes: tuple[str, ...]
 
 
-def _content(path: Path) -> tuple[dict[str, Array], str]:
-    """Return the arrays by name, and the options as JSON."""
+def load(path: Path) -> tuple[dict[str, Array], str]:
+    """Return the arrays of a recording by name, and its options as JSON.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, or of another kind.
+    """
     suffix, form = path.suffix.lower(), "a file that ends in .npz or .safetensors"
     if suffix not in (".npz", ".safetensors"):
         raise refuse(path, "--trace", f"suffix {suffix!r}", form, "a missing or unknown suffix")
@@ -173,24 +179,36 @@ def _shape(step: int, arrays: dict[str, Array], n: int) -> tuple[int, int] | Non
     return pair
 
 
-def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
-    """Read a recording.
+def by_step(
+    place: Path, arrays: Mapping[str, Array], known: Collection[str], naming: str
+) -> tuple[dict[int, dict[str, Array]], str, list[str]]:
+    """Sort a recording's arrays by step, each checked: its name, its dtype, its numbers.
 
     Parameters
     ----------
-    path : path-like
-        ``.npz`` or ``.safetensors``. Options as JSON: in an array ``options`` of text (npz), or
-        in the metadata's entry ``options`` (safetensors).
-    given : sequence of str
-        More options, ``NAME=VALUE``; they override the file's.
+    place : path
+        The file, for errors.
+    arrays : mapping of str to array
+        ``k/name`` -> array.
+    known : collection of str
+        Names of quantities; others are passed over.
+    naming : str
+        How a recording is laid out, in a sentence.
+
+    Returns
+    -------
+    steps : dict of int to dict of str to array
+        Step -> name -> array, of one dtype.
+    dtype : {"float64", "float32"}
+        That of every array.
+    notes : list of str
+        What was passed over.
 
     Raises
     ------
     InputError
-        If the file is damaged, a name, shape, dtype or value is invalid, or theta is missing.
+        If a name, a dtype or a number cannot be used, or no quantity is there.
     """
-    place = Path(path)
-    arrays, head = _content(place)
     steps: dict[int, dict[str, Array]] = {}
     other: dict[str, None] = {}
     kinds: dict[str, str] = {}
@@ -199,8 +217,8 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
         number = int(step) if step.isascii() and step.isdigit() and len(step) < 10 else -1
         if str(number) != step or not name:
             got = f"an array {key!r:.120}"
-            raise refuse(place, "--trace", got, "names such as '0/theta'", NAMING[:-1])
-        if name not in SHAPES:
+            raise refuse(place, "--trace", got, "names such as '0/theta'", naming[:-1])
+        if name not in known:
             other[name] = None
             continue
         if array.dtype.kind not in "fiu" or str(array.dtype) == "float16":
@@ -215,32 +233,56 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
         steps.setdefault(number, {})[name] = array
     if not steps:
         got = "no quantity of any step"
-        raise refuse(place, "--trace", got, "names such as '0/theta'", NAMING[:-1])
+        raise refuse(place, "--trace", got, "names such as '0/theta'", naming[:-1])
     if len(kinds) > 1 or not set(kinds) <= {"float64", "float32"}:
         got = ", ".join(f"{dtype} ({key})" for dtype, key in kinds.items())
         cause = "an array converted before it was recorded"
         raise refuse(place, "--trace", got, "one dtype, float64 or float32", cause)
-    for k, one in sorted(steps.items()):
-        if "theta" not in one or one["theta"].ndim != 1:
-            got = f"shape {one['theta'].shape}" if "theta" in one else "nothing"
-            cause = "theta before each step was not recorded, or not packed into one vector"
-            raise InputError(f"--trace, {k}/theta", got, "an array (n,)", cause)
-    n = steps[min(steps)]["theta"].shape[0]
-    names = {name for one in steps.values() for name in one}
+    dtype = next(iter(kinds), "float64")
+    cast = {k: {q: a.astype(dtype) for q, a in one.items()} for k, one in sorted(steps.items())}
+    return cast, dtype, [f"ignored: {', '.join(other)}"] if other else []
+
+
+def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
+    """Read a recording of LoKO.
+
+    Parameters
+    ----------
+    path : path-like
+        ``.npz`` or ``.safetensors``. Options as JSON: in an array ``options`` of text (npz), or
+        in the metadata's entry ``options`` (safetensors).
+    given : sequence of str
+        More options, ``NAME=VALUE``; they override the file's.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, a name, shape, dtype or value is invalid, or theta is missing.
+    """
+    return parse(Path(path), *load(Path(path)), given)
+
+
+def parse(place: Path, arrays: dict[str, Array], head: str, given: Sequence[str] = ()) -> Recording:
+    """Check the content of a recording of LoKO, from :func:`load`; as :func:`read`."""
+    names = {key.partition("/")[2] for key in arrays}
     dense = bool(names & {"P", "P_pred"})
     if dense and names & {"p", "p_pred"}:
         cause = "the diagonal stored beside the matrix"
         raise refuse(place, "--trace", "both p and P", "one of them", cause)
     options = _options(head, given, dense)
-    if options["solve"] == "linear" and "v" in names:  # another's v, such as Adam's
-        other["v"] = None
-        steps = {k: {q: a for q, a in one.items() if q != "v"} for k, one in steps.items()}
-    shapes = {k: _shape(k, one, n) for k, one in sorted(steps.items())}
-    notes = [f"ignored: {', '.join(other)}"] if other else []
+    # a v beside the linear step is another's, such as Adam's
+    known = {k: axes for k, axes in SHAPES.items() if k != "v" or options["solve"] == "implicit"}
+    steps, dtype, notes = by_step(place, arrays, known, NAMING)
+    for k, one in steps.items():
+        if "theta" not in one or one["theta"].ndim != 1:
+            got = f"shape {one['theta'].shape}" if "theta" in one else "nothing"
+            cause = "theta before each step was not recorded, or not packed into one vector"
+            raise InputError(f"--trace, {k}/theta", got, "an array (n,)", cause)
+    n = steps[min(steps)]["theta"].shape[0]
+    shapes = {k: _shape(k, one, n) for k, one in steps.items()}
     notes.append("options: " + ", ".join(f"{k}={v}" for k, v in options.items()))
-    dtype = next(iter(kinds), "float64")
     return Recording(
-        steps={k: {q: a.astype(dtype) for q, a in one.items()} for k, one in steps.items()},
+        steps=steps,
         shapes={k: pair for k, pair in shapes.items() if pair is not None},
         options=options,
         dtype=dtype,

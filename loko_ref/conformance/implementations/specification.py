@@ -25,12 +25,14 @@ TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
     "canary": {{"float64": TENSOR, "float32": TENSOR}}, "folder": "/tmp/..."}}
    and answer
    {{"type": "hello", "protocol": "{PROTOCOL}", "operations": ["lora.delta", ...],
-    "dtypes": ["float64"], "canary": {{"float64": TENSOR}}, "files": false}}
+    "dtypes": ["float64"], "canary": {{"float64": TENSOR}}, "files": false,
+    "catalogue": "{CATALOGUE}", "options": {{"observation": "softmax"}}}}
    where operations and dtypes are those you support, and canary has, for each of these dtypes, the
    tensor you were sent, decoded to numbers and encoded again. It holds 0.1, -0.0, a subnormal,
    infinity, -infinity and a quiet NaN (0x7ff8000000000000, 0x7fc00000), and must be returned bit
-   for bit. No run sends infinities or NaN. You may add "options": ["solve", ...], those you know of
-   the options that 'loko-ref operations' marks as later: a case that sets another is not sent.
+   for bit. No run sends infinities or NaN. catalogue is the version that you were written for
+   ("operations/1" if left out): you are sent no input and no option that came later.
+   options, which may be left out, has what you have one value of: you are sent those cases alone.
 
 2. run, any number of times. You are sent
    {{"type": "run", "id": 7, "operation": "lora.delta", "inputs": {{"A": TENSOR, "B": TENSOR}},
@@ -39,7 +41,7 @@ TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
    outputs must have it too; you may compute in another (float64, rounded at the end, is accepted
    for float32). An input that is a mapping ("weights") is an object of tensors: it has no "dtype".
    An input that does not apply to the options is left out, not null. Every option is sent, those at
-   their default too (not later ones at theirs); 1 and 1.0 are the same number. You answer one of
+   their default too; 1 and 1.0 are the same number. You answer one of
    {{"type": "result", "id": 7, "outputs": {{"delta": TENSOR}}}}     any subset of the outputs
    {{"type": "unsupported", "id": 7, "reason": "..."}}              you decline this case
    {{"type": "error", "id": 7, "message": "..."}}                   you fail on it

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.cases.chosen import read_options
+from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, VERSION
 from loko_ref.conformance.judge.answer import describe
 from loko_ref.errors import InputError, closest, shown
 
@@ -17,7 +18,9 @@ __all__ = [
     "SOURCES",
     "check_place",
     "collect",
-    "later_option",
+    "stated_catalogue",
+    "stated_options",
+    "too_new",
     "unknown_operations",
 ]
 
@@ -95,9 +98,42 @@ def unknown_operations(names: Iterable[object]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def later_option(name: str, lacks: str) -> str:
-    """Return why a case with an option newer than the implementation may be is not run."""
-    return f"the case sets '{name}', an option that came later, and {lacks}"
+def stated_catalogue(argument: str, value: object) -> int:
+    """Return the version of the catalogue that code states that it was written for; 1 if none.
+
+    Parameters
+    ----------
+    argument : str
+        What the statement is called, for the error.
+    value : object
+        ``operations/N``, or None.
+    """
+    if value is None:
+        return 1
+    known = [f"operations/{version}" for version in range(1, VERSION + 1)]
+    if value not in known:
+        cause = "a later version of loko_ref, or a typing error"
+        raise InputError(argument, f"{value!r:.80}", f"one of {', '.join(known)}", cause)
+    return known.index(str(value)) + 1
+
+
+def stated_options(argument: str, value: object) -> dict[str, Any]:
+    """Return the options of which code states that it has one value; none if it states nothing."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        required = "a mapping of option name to value: OPTIONS = {'observation': 'softmax'}"
+        raise InputError(argument, f"a {type(value).__name__}", required, "another form")
+    return read_options(argument, value)
+
+
+def too_new(names: Iterable[str], catalogue: int) -> str:
+    """Return why code is not given inputs and options that came after it."""
+    return (
+        f"it may not know {', '.join(names)}, which came after operations/{catalogue}: give the "
+        f"function a parameter of that name, or state CATALOGUE = '{CATALOGUE}' beside "
+        f'IMPLEMENTATION (of a command: "catalogue": "{CATALOGUE}" in hello)'
+    )
 
 
 def collect(

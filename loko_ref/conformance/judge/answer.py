@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.arrays import Array
+from loko_ref.arrays import Array, read_array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.layout import arranged
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import closest, printable
 
-__all__ = ["Answer", "Finding", "check", "describe", "words"]
+__all__ = ["NOT_OFFERED", "Answer", "Finding", "check", "describe", "words"]
 
+NOT_OFFERED = "the implementation has no such operation"
+"""Why a case is declined whose operation is not offered at all."""
 
 TEXT = 2000
 """Most characters of a message."""
@@ -60,13 +62,15 @@ class Answer:
     """The answer for one case: outputs, or the reason why it was declined, or a finding.
 
     ``returned`` holds all outputs where one has a wrong shape that no reordering of the expected
-    values explains.
+    values explains; ``lacking`` names the options for which a function that declines has no
+    parameter.
     """
 
     outputs: Mapping[str, Array] = field(default_factory=dict)
     returned: Mapping[str, Array] = field(default_factory=dict)
     declined: str | None = None
     finding: Finding | None = None
+    lacking: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.declined is not None:
@@ -98,6 +102,7 @@ def check(result: Any, case: Case) -> Answer:
     if not isinstance(result, Mapping):
         message = f"returned {type(result).__name__} in place of a mapping of named arrays"
         return Answer(finding=Finding(kind="result", message=message))
+    case = case.holding(result)
     wanted = expected(case)
     known = [output.name for output in case.operation.outputs]
     outputs: dict[str, Array] = {}
@@ -138,7 +143,8 @@ def _array(value: Any) -> Array | str:
     if not (isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__")):
         return f"a {type(value).__name__} in place of an array"
     try:
-        return np.array(value)
+        array = np.array(read_array(value))
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
     except Exception as error:
         return f"cannot be read as a NumPy array: {describe(error, __file__)}"
 

@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 
 from loko_ref.conformance.catalogue.registry import Operation, Option
 from loko_ref.errors import InputError, unknown_option
-from loko_ref.network.spec import check_input, check_spec, param_shapes, width_out
+from loko_ref.network.spec import (
+    check_input,
+    check_spec,
+    param_shapes,
+    trained_shapes,
+    width_out,
+)
 
 __all__ = ["check_arguments"]
-
-_FACTORS = ("A", "B", "bA", "bB")
 
 _Sizes = dict[str, tuple[int, str]]
 """Letter -> size, and the input or option that determines it."""
@@ -54,7 +58,8 @@ def check_arguments(
         _check_layers(spec)
         sizes["C"] = width_out(spec), "the spec"
         if operation.name.startswith("loko."):
-            sizes["n"] = sum(math.prod(s) for s in _factors(spec).values()), "the spec"
+            shapes = trained_shapes(spec, chosen["train"])
+            sizes["n"] = sum(map(math.prod, shapes.values())), "the spec"
     if "heads" in chosen:
         sizes["heads"] = chosen["heads"], "the option heads"
     for entry in operation.inputs:
@@ -65,7 +70,7 @@ def check_arguments(
                 got = type(inputs[entry.name]).__name__
                 required = "a mapping of name to array"
                 raise InputError(entry.name, got, required, "an array in its place")
-            _check_mapping(operation, entry.name, inputs[entry.name], spec, sizes)
+            _check_mapping(operation, entry.name, inputs[entry.name], chosen, sizes)
             continue
         first, _, other = entry.shape.partition("; mhlora: ")
         shape = other if other and chosen["mode"] == "mhlora" else first
@@ -127,12 +132,6 @@ def _check_layers(spec: Any) -> None:
     check_spec(spec)
 
 
-def _factors(spec: Any) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the LoRA factors of a spec."""
-    shapes = param_shapes(spec)
-    return {k: s for k, s in shapes.items() if k.rsplit(".", 1)[-1] in _FACTORS}
-
-
 def _fit(name: str, shape: tuple[int, ...], axes: Sequence[str], sizes: _Sizes) -> None:
     """Raise if a shape contradicts the sizes known so far; record the new ones."""
     if "m" in axes and "m" not in sizes and {"batch", "C"} <= sizes.keys():
@@ -181,14 +180,20 @@ def _check_x(
 
 
 def _check_mapping(
-    operation: Operation, name: str, given: Mapping[str, Any], spec: Any, sizes: _Sizes
+    operation: Operation,
+    name: str,
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+    sizes: _Sizes,
 ) -> None:
     """Check a mapping's names and shapes against the spec."""
-    shapes, factors = param_shapes(spec), _factors(spec)
+    spec = options["spec"]
+    shapes, factors = param_shapes(spec), trained_shapes(spec)
     lead: tuple[str, ...] = ()
     if name == "weights":
         whole = operation.name.startswith("model.")
-        wanted = shapes if whole else {k: s for k, s in shapes.items() if k not in factors}
+        gone = () if whole else trained_shapes(spec, options.get("train", "factors"))
+        wanted = {k: s for k, s in shapes.items() if k not in gone}
     elif name == "redraws":
         lead, wanted = ("merges", "heads"), {k: s for k, s in factors.items() if k.endswith(".A")}
     else:

@@ -11,9 +11,9 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.tolerance import canonical, expected, tolerance
-from loko_ref.textbook.network import NETWORK, factors
+from loko_ref.textbook.network import NETWORK, packing
 
-__all__ = ["Divergence", "compare", "in_theta", "ratios"]
+__all__ = ["Divergence", "compare", "diverging", "in_theta", "ratios", "worst_of"]
 
 
 EQUAL = 0.9
@@ -84,14 +84,14 @@ def in_theta(
     axis = -1 - axes[::-1].index("n")
     at, lines = index[axis], np.moveaxis(off, axis, 0).reshape(off.shape[axis], -1)
     entry, wrong, start = "", [], 0
-    for layer in NETWORK["sites"](case.options["spec"]):
-        for key, shape in factors(layer).items():
-            name, stop = f"{layer['name']}.{key}", start + math.prod(shape)
-            if start <= at < stop:
-                entry = f"{name}{list(map(int, np.unravel_index(at - start, shape)))}"
-            if lines[start:stop].any():
-                wrong.append(name)
-            start = stop
+    train = case.options.get("train", "factors")
+    for name, shape in packing(NETWORK, case.options["spec"], train).items():
+        stop = start + math.prod(shape)
+        if start <= at < stop:
+            entry = f"{name}{list(map(int, np.unravel_index(at - start, shape)))}"
+        if lines[start:stop].any():
+            wrong.append(name)
+        start = stop
     return entry, tuple(wrong)
 
 
@@ -110,13 +110,50 @@ def ratios(case: Case, outputs: Mapping[str, Array]) -> dict[str, Array]:
     return found
 
 
-def _worst(part: Array) -> int:
-    """Return the flat index of the worst element: the first of those equal to it up to rounding.
+def worst_of(part: Array) -> tuple[int, ...]:
+    """Return the index of the worst element: the first of those equal to it up to rounding.
 
     Otherwise the choice among elements that differ by rounding alone, as S[0, 1] and S[1, 0] do,
     would depend on the machine.
     """
-    return int(np.argmax(part >= EQUAL * np.max(part)))
+    flat = int(np.argmax(part >= EQUAL * np.max(part)))
+    return tuple(map(int, np.unravel_index(flat, part.shape)))
+
+
+def diverging(
+    case: Case,
+    name: str,
+    index: tuple[int, ...],
+    numbers: tuple[float, float, float],
+    off: Array,
+) -> Divergence:
+    """Describe a wrong quantity.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    name : str
+        The quantity.
+    index : tuple of int
+        Its worst element.
+    numbers : (float, float, float)
+        What the element should be, what it is, and its error over tolerance.
+    off : array of bool
+        Which elements are wrong, of the whole quantity or of one step.
+    """
+    entry, wrong = in_theta(case, name, index, off)
+    should, got, ratio = numbers
+    return Divergence(
+        quantity=name,
+        index=index,
+        expected=should,
+        got=got,
+        ratio=ratio,
+        labels=case.operation.labels(name, case.options),
+        entry=entry,
+        factors=wrong,
+    )
 
 
 def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None, float]:
@@ -148,22 +185,9 @@ def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None
             part = ratio if step is None else ratio[step]
             if float(np.max(part, initial=0.0)) <= 1:
                 continue
-            inner = np.unravel_index(_worst(part), part.shape)
-            inside = tuple(map(int, inner))
+            inside = worst_of(part)
             index = inside if step is None else (step, *inside)
             got = canonical(case, name, outputs[name].astype(np.float64))
-            entry, wrong = in_theta(case, name, index, part > 1)
-            return (
-                Divergence(
-                    quantity=name,
-                    index=index,
-                    expected=float(expected(case)[name][index]),
-                    got=float(got[index]),
-                    ratio=float(ratio[index]),
-                    labels=case.operation.labels(name, case.options),
-                    entry=entry,
-                    factors=wrong,
-                ),
-                worst,
-            )
+            numbers = float(expected(case)[name][index]), float(got[index]), float(ratio[index])
+            return diverging(case, name, index, numbers, part > 1), worst
     return None, worst

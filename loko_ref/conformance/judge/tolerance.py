@@ -16,9 +16,8 @@ reason is stated.  [TOL-3]
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,13 +26,25 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import OWN, Case
+from loko_ref.conformance.judge.disturb import (
+    DELTA,
+    SOLVED_WITH,
+    DisturbInNorm,
+    DisturbScalars,
+    Still,
+)
+from loko_ref.conformance.judge.disturb import Disturb as _Disturb
 from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.operations import loko_from_outputs
 from loko_ref.textbook.quantities import identity
 
 __all__ = [
+    "DELTA",
     "EXPLANATION",
     "FACTOR",
     "Unit",
+    "Units",
+    "_Disturb",
     "canonical",
     "expected",
     "factor",
@@ -41,16 +52,11 @@ __all__ = [
     "least",
     "tolerance",
     "unit",
+    "widening",
 ]
 
 FACTOR = 32.0
 """Units of error allowed to a correct implementation, for short sums.  [TOL-2]"""
-
-DELTA = 2.0**-34
-"""Relative size of the perturbations; their effect, linear in them, is scaled down to u."""
-
-BLOCK = 2048
-"""Random numbers drawn at once."""
 
 DRAWS = 16
 """Perturbations per case; over 16 the root mean square is not below a third of its mean."""
@@ -65,9 +71,6 @@ is only normwise stable (by eigenvalues) may err by many units in a small row an
 SOLVED = ("K", "theta", "p", "P")
 """Results of a solve with S; not judged where the case is row-scaled.  [TOL-3]"""
 
-SOLVED_WITH = ("S", "R", "R_used")
-"""Matrices that a gain is solved with.  [TOL-4]"""
-
 COVARIANCES = ("P_pred", "R_used", "S", "P", "R", "R_step")
 """Symmetric outputs: the unit of entry (i, j) is at least u sqrt(diagonal_i diagonal_j)."""
 
@@ -78,7 +81,8 @@ EXPLANATION = (
     "conditioning, cancellation and dtype are in it. In a single step, and in the runs of a few "
     "steps that have every combination of options, K and what follows it have "
     "at least the unit that the backward error of a stable solve gives them, and what follows K "
-    "the one that K off by its unit does. float32 results are judged against float64's."
+    "the one that K off by its unit does. Numbers made of options alone (1 - beta^t) move by one "
+    "unit roundoff of float64, in either dtype. float32 results are judged against float64's."
 )
 
 
@@ -92,58 +96,19 @@ class Unit:
         One number > 0 per element.
     how : str
         How it was computed.
+    rounding : array, optional
+        The part that is in proportion to the dtype's unit roundoff, where not all is.
     """
 
     size: Array
     how: str
+    rounding: Array | None = None
 
 
 def _wide(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _wide(item) for name, item in value.items()}
     return np.asarray(value, dtype=np.float64)
-
-
-class _Disturb:
-    """The hook that perturbs each quantity by DELTA, relative, by seeded random numbers."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._ready = np.empty(0)
-
-    def noise(self, shape: tuple[int, ...]) -> Array:
-        """Draw numbers of variance DELTA^2, uniform; many at once, since most arrays are small."""
-        count = math.prod(shape)
-        if self._ready.size < count:
-            fresh = self._rng.random(max(BLOCK, count))
-            self._ready = np.concatenate([self._ready, DELTA * 3**0.5 * (2 * fresh - 1)])
-        taken, self._ready = self._ready[:count], self._ready[count:]
-        return taken.reshape(shape)
-
-    def __call__(self, name: str, value: Any) -> Any:
-        return value * (1 + self.noise(np.shape(value)))
-
-    def inputs(self, value: Any, exact: tuple[str, ...] = (), name: str = "") -> Any:
-        """Perturb every input except the exact ones."""
-        if isinstance(value, Mapping):
-            return {
-                k: item if k in exact else self.inputs(item, name=k) for k, item in value.items()
-            }
-        return self(name, value)
-
-
-class _DisturbInNorm(_Disturb):
-    """Perturbs the matrices of a solve by DELTA of their largest entry too.
-
-    That is the backward error of a factorisation: small relative to the matrix, not to each entry.
-    """
-
-    def __call__(self, name: str, value: Any) -> Any:
-        moved = super().__call__(name, value)
-        if name in SOLVED_WITH:
-            largest = np.max(np.abs(value), axis=(-2, -1), keepdims=True)
-            moved = moved + self.noise(np.shape(value)) * largest
-        return moved
 
 
 @lru_cache(maxsize=1024)
@@ -175,7 +140,10 @@ def expected(case: Case) -> Mapping[str, Array]:
 
 
 def _evaluate(
-    case: Case, inputs: Any, keep: Callable[[str, Any], Any] = identity
+    case: Case,
+    inputs: Any,
+    keep: Callable[[str, Any], Any] = identity,
+    plain: Callable[..., dict[str, Any]] | None = None,
 ) -> dict[str, Array]:
     """Evaluate the plain formulas; K comes first where it is computed without being an output."""
     seen = {}
@@ -184,7 +152,9 @@ def _evaluate(
         seen[name] = keep(name, value)
         return seen[name]
 
-    out = dict(case.operation.plain(inputs, case.options, FORMULA_TABLE, look))
+    look.scalar = getattr(keep, "scalar", identity)  # type: ignore[attr-defined]
+    plain = plain or case.operation.plain
+    out = dict(plain(inputs, case.options, FORMULA_TABLE, look))
     return out if "K" in out or "K" not in seen else {"K": seen["K"], **out}
 
 
@@ -193,10 +163,13 @@ def _root_mean_square(
 ) -> dict[str, Array]:
     """Return the root mean square distance of DRAWS evaluations from the unperturbed one."""
     total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
+    # squares of what is below 1e-154 would be 0: powers of two take it nearer to 1, and no bit else
+    power = {name: np.maximum(np.frexp(value)[1], -500) for name, value in centre.items()}
     for draw in range(DRAWS):
         for name, value in moved(draw).items():
-            total[name] += canonical(case, name, value - centre[name]) ** 2
-    return {name: np.sqrt(square / DRAWS) for name, square in total.items()}
+            off = canonical(case, name, value - centre[name])
+            total[name] += np.ldexp(off, -power[name]) ** 2
+    return {name: np.ldexp(np.sqrt(a / DRAWS), power[name]) for name, a in total.items()}
 
 
 def least(name: str, value: Array, dtype: str) -> Array:
@@ -212,6 +185,125 @@ def least(name: str, value: Array, dtype: str) -> Array:
     return np.maximum(size, float(info.tiny))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Units:
+    """Units of error of every output along one route.
+
+    Attributes
+    ----------
+    centre : mapping of str to array
+        The outputs undisturbed; the gain leads where it is on the way and no output.
+    size : mapping of str to array
+        One number per element, > 0.
+    how : str
+        How they were found.
+    rounding : mapping of str to array, optional
+        The part that is in proportion to the dtype's unit roundoff, where not all is.
+    """
+
+    centre: Mapping[str, Array]
+    size: Mapping[str, Array]
+    how: str
+    rounding: Mapping[str, Array] | None = None
+
+
+Evaluate = Callable[[Any, Callable[[str, Any], Any]], Mapping[str, Array]]
+
+Moved = Callable[[int, type[_Disturb]], tuple[Any, Callable[[str, Any], Any]]]
+"""Draw and kind of disturbance -> disturbed inputs, and the hook for what comes from them."""
+
+
+def widening(
+    case: Case,
+    evaluate: Evaluate,
+    *,
+    known: Mapping[str, Array] | None = None,
+    inputs: Any = None,
+    moved: Moved | None = None,
+    single: bool = False,
+    networked: bool = False,
+) -> Iterator[Units]:
+    """Find the units of error of a route's outputs, part by part.  [TOL-1, TOL-4, TOL-5].
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    evaluate : callable
+        ``inputs, keep -> outputs``, `keep` called on each quantity as it arises.
+    known : mapping of str to array, optional
+        Better values of the outputs than the undisturbed route gives, for their sizes.
+    inputs : mapping, optional
+        Other inputs than the case's.
+    moved : callable, optional
+        Another way to disturb them.
+    single : bool
+        Whether the route is one step of the case's run.
+    networked : bool
+        Whether it runs a network, which a move of the gain leaves as it is.
+
+    Yields
+    ------
+    Units
+        Each no smaller than the one before: of a rounding of the result alone; with the draws of
+        TOL-1; with TOL-4, where a gain is on the way; with TOL-5; with TOL-7, where there are
+        numbers made of options alone.
+    """
+    inputs = _wide(_inputs(case)) if inputs is None else inputs
+    seed, u = zlib.crc32(case.id.encode()), float(np.finfo(case.dtype).eps) / 2
+    still = Still()
+    centre = evaluate(inputs, still)
+    known = {**centre, **(known or {})}
+    size = {name: least(name, known[name], case.dtype) for name in centre}
+    yield Units(centre=centre, size=size, how="")
+    follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
+    step = single or not case.operation.stepwise
+    how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
+
+    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> Mapping[str, Array]:
+        if moved is not None:
+            return evaluate(*moved(draw, kind))
+        disturb = kind(seed + draw)
+        return evaluate(disturb.inputs(inputs, case.exact), disturb)
+
+    def widened(found: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+        return size | {name: np.maximum(size[name], found[name] * (u / DELTA)) for name in names}
+
+    size = widened(_root_mean_square(case, centre, disturbed), centre)
+    yield Units(centre=centre, size=size, how=how)
+    short = case.recipe.shared and not step  # a run of a few steps
+    if follows and (case.recipe.name == OWN or short or step):
+        solve = _root_mean_square(case, centre, lambda draw: disturbed(DRAWS + draw, DisturbInNorm))
+        size = widened(solve, [k for k in centre if k not in SOLVED_WITH] if short else follows)
+        how += "; K and what follows it also with the backward error of a stable solve"
+        yield Units(centre=centre, size=size, how=how)
+    if follows and step:
+
+        def by_gain(draw: int) -> Mapping[str, Array]:
+            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
+            move = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
+
+            def keep(name: str, value: Any) -> Any:
+                return value + move if name == "K" else value
+
+            if not networked:
+                return evaluate(inputs, keep)
+            run = {name: centre[name] for name in ("z", "Z")}
+            return _evaluate(case, {**inputs, **run}, keep, loko_from_outputs)
+
+        size = widened(_root_mean_square(case, centre, by_gain), follows[1:])
+        how += "; what follows K also with K off by its unit"
+        yield Units(centre=centre, size=size, how=how)
+    if still.scalars:
+        rounding, u = size, 2.0**-53
+        move = _root_mean_square(
+            case, centre, lambda draw: disturbed(3 * DRAWS + draw, DisturbScalars)
+        )
+        size = widened(move, centre)
+        how += "; also with numbers made of options alone off by one unit roundoff of float64"
+        yield Units(centre=centre, size=size, how=how, rounding=rounding)
+
+
 @lru_cache(maxsize=1024)
 def unit(case: Case) -> Mapping[str, Unit]:
     """Return the unit of error of every output of a case.  [TOL-1, TOL-4, TOL-5].
@@ -223,49 +315,28 @@ def unit(case: Case) -> Mapping[str, Unit]:
     """
     if case.twin is not case:
         return _in_dtype(unit(case.twin), case)
-    inputs, seed = _wide(_inputs(case)), zlib.crc32(case.id.encode())
-    centre, u = _evaluate(case, inputs), float(np.finfo(case.dtype).eps) / 2
-    follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
-    how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
 
-    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> dict[str, Array]:
-        disturb = kind(seed + draw)
-        return _evaluate(case, disturb.inputs(inputs, case.exact), disturb)
+    def evaluate(inputs: Any, keep: Callable[[str, Any], Any]) -> Mapping[str, Array]:
+        return _evaluate(case, inputs, keep)
 
-    size = _root_mean_square(case, centre, disturbed)
-    short = case.operation.stepwise and case.recipe.shared  # a run of a few steps
-    if follows and (case.recipe.name == OWN or short or not case.operation.stepwise):
-        solve = _root_mean_square(
-            case, centre, lambda draw: disturbed(DRAWS + draw, _DisturbInNorm)
-        )
-        after = [name for name in centre if name not in SOLVED_WITH] if short else follows
-        size |= {name: np.maximum(size[name], solve[name]) for name in after}
-        how += "; K and what follows it also with the backward error of a stable solve"
-    known = {**centre, **expected(case)}
-    size = {
-        name: np.maximum(value * (u / DELTA), least(name, known[name], case.dtype))
-        for name, value in size.items()
+    networked = case.operation.name == "loko.step"
+    *_, found = widening(case, evaluate, known=expected(case), networked=networked)
+    part = found.rounding or {}
+    return {
+        name: Unit(size=found.size[name], how=found.how, rounding=part.get(name))
+        for name in expected(case)
     }
-    if follows and not case.operation.stepwise:
-
-        def by_gain(draw: int) -> dict[str, Array]:
-            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
-            step = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
-            return _evaluate(case, inputs, lambda name, a: a + step if name == "K" else a)
-
-        gain = _root_mean_square(case, centre, by_gain)
-        size |= {name: np.maximum(size[name], gain[name] * (u / DELTA)) for name in follows[1:]}
-        how += "; what follows K also with K off by its unit"
-    return {name: Unit(size=size[name], how=how) for name in expected(case)}
 
 
 def _in_dtype(units: Mapping[str, Unit], case: Case) -> dict[str, Unit]:
-    """Turn units of float64 into those of another dtype: all is linear in the unit roundoff."""
+    """Turn units of float64 into those of another dtype, linear in its unit roundoff."""
     u = float(np.finfo(case.dtype).eps) / 2
     more = float(np.finfo(case.dtype).eps / np.finfo("float64").eps)
     found = {}
     for name, one in units.items():
-        size = np.maximum(one.size * more, least(name, expected(case)[name], case.dtype))
+        rounding = one.size if one.rounding is None else one.rounding
+        size = np.maximum(rounding * more, least(name, expected(case)[name], case.dtype))
+        size = size if one.rounding is None else np.maximum(size, one.size)
         how = one.how.replace(f"u = {np.finfo('float64').eps / 2:.3g}", f"u = {u:.3g}")
         found[name] = Unit(size=size, how=how)
     return found

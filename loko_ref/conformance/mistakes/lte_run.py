@@ -277,6 +277,20 @@ mutant(
     {"lte.now": lambda W, seen, deltas: seen[0]},
 )
 mutant(
+    "LTE-EVAL-COPY-MEAN",
+    "LTE: evaluated with the mean of the copies",
+    "Layers without LoRA are averaged where the first head's copy is asked for.",
+    "replicas[0]",
+    {"lte.copy": lambda copies: sum(copies) / len(copies)},
+)
+mutant(
+    "LTE-EVAL-COPY-LAST",
+    "LTE: evaluated with the last head's copy",
+    "Layers without LoRA are those of the last head.",
+    "replicas[0]",
+    {"lte.copy": lambda copies: copies[-1]},
+)
+mutant(
     "LTE-EVAL-UNMERGED",
     "LTE: the main network evaluated with unmerged factors",
     "Where W as last merged is asked for, what the heads learned since is added.",

@@ -6,7 +6,6 @@ has a size (a jitter, a clip, a factor), that one number is fitted to what is se
 
 from __future__ import annotations
 
-import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,6 +77,7 @@ _PARTS = (
     *(f"kalman.{part}" for part in ("filter", "time", "observation", "implicit", "batch", "noise")),
     *("lte", "lte_run"),
     *(f"network.{part}" for part in ("norm", "attention", "block", "ends", "model")),
+    "edges",
 )
 
 
@@ -200,14 +200,6 @@ def functions_by(apply: Apply) -> dict[str, Callable[..., Any]]:
             inputs = {k: a for k, a in keywords.items() if k in taken}
             return apply(operation, inputs, {k: a for k, a in keywords.items() if k not in taken})
 
-        empty = inspect.Parameter.empty
-        later = [o.name for o in operation.options if o.later]
-        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                *(inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY) for k in later),
-                inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD, annotation=empty),
-            ]
-        )
         return function
 
     return {name: function_of(operation) for name, operation in OPERATIONS.items()}

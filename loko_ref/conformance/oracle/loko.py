@@ -13,6 +13,7 @@ import numpy as np
 
 from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, asarray, namespace
+from loko_ref.errors import InputError
 from loko_ref.kalman import dense, diagonal, noise, time
 from loko_ref.kalman import observation as obs
 from loko_ref.network import lora
@@ -28,6 +29,7 @@ __all__ = [
     "merge",
     "model_forward",
     "model_jacobian",
+    "network_input",
     "noise_update",
     "observation",
     "optimizer",
@@ -51,8 +53,12 @@ def diagonal_update(x: Arrays, o: Arrays) -> Out:
 
 
 def time_update(x: Arrays, o: Arrays) -> Out:
-    """p_pred.  [KAL-1]."""
-    return {"p_pred": time.update(x["p"], o["lam"], o["q"])}
+    """p_pred, or P_pred of a dense covariance.  [KAL-1]."""
+    if len(x) != 1:
+        got, cause = " and ".join(sorted(x)) or "neither", "a diagonal stored beside the matrix"
+        raise InputError("p", got, "p (n,) or P (n, n), one of them", cause)
+    ((name, prior),) = x.items()
+    return {f"{name}_pred": time.update(prior, o["lam"], o["q"])}
 
 
 def observation(kind: obs.ObservationModel, x: Arrays, o: Arrays) -> Out:
@@ -80,30 +86,32 @@ def merge(x: Arrays, o: Arrays) -> Out:
     return {"W": lora.merge(x["W"], x["A"], x["B"], o["alpha"])}
 
 
-def _read(x: Arrays, o: Arrays) -> Array:
-    """Return the network's input; token ids, which come as floats, as whole numbers."""
-    return x["x"].astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x["x"]
+def network_input(x: Any, o: Arrays) -> Any:
+    """Return inputs as the network takes them: token ids, which come as floats, whole numbers."""
+    return x.astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x
 
 
 def model_forward(x: Arrays, o: Arrays) -> Out:
     """Run the network: z.  [LAY-1, LAY-2, ATT-1, ATT-2]."""
-    return {"z": forward(Model(spec=o["spec"], weights=x["weights"]), _read(x, o))[0]}
+    return {"z": forward(Model(spec=o["spec"], weights=x["weights"]), network_input(x["x"], o))[0]}
 
 
 def model_jacobian(x: Arrays, o: Arrays) -> Out:
     """Run the network: z and their Jacobian Z.  [LAY-9, LAY-10]."""
-    z, Z = jacobian(Model(spec=o["spec"], weights=x["weights"]), _read(x, o))
+    model = Model(spec=o["spec"], weights=x["weights"], trainable=o.get("train", "factors"))
+    z, Z = jacobian(model, network_input(x["x"], o))
     return {"z": z, "Z": Z}
 
 
 def _config(x: Arrays, o: Arrays) -> tuple[loko.LokoConfig, loko.LokoState]:
-    """Build configuration and first state; the factors' values come from theta alone."""
+    """Build configuration and first state; the values of what is trained come from theta."""
     weights = dict(x["weights"])
     for name, shape in param_shapes(o["spec"]).items():
         zeros = np.zeros(shape, x["theta"].dtype)
         weights.setdefault(name, asarray(zeros, x["theta"]))
-    named = {k: v for k, v in o.items() if k != "spec"}
-    config = loko.LokoConfig(model=Model(spec=o["spec"], weights=weights), **named)
+    named = {k: v for k, v in o.items() if k not in ("spec", "train")}
+    model = Model(spec=o["spec"], weights=weights, trainable=o.get("train", "factors"))
+    config = loko.LokoConfig(model=model, **named)
     state = loko.LokoState(theta=x["theta"], p=x.get("p"), P=x.get("P"), R=x.get("R"))
     return config, state
 
@@ -136,7 +144,7 @@ def loko_step(x: Arrays, o: Arrays) -> Out:
     """One step of LoKO.  [LOKO-1, LOKO-2]."""
     from loko_ref.network.model import unpack
 
-    (config, state), batch = _config(x, o), _read(x, o)
+    (config, state), batch = _config(x, o), network_input(x["x"], o)
     _, out = _step(state, batch, x["y"], config)
     out["Z"] = jacobian(unpack(config.model, x["theta"]), batch)[1]
     return out
@@ -148,7 +156,7 @@ def loko_run(x: Arrays, o: Arrays) -> Out:
 
     config, state = _config(x, o)
     rows = []
-    for batch, y in zip(_read(x, o), x["y"], strict=True):
+    for batch, y in zip(network_input(x["x"], o), x["y"], strict=True):
         Z = jacobian(unpack(config.model, state.theta), batch)[1]
         state, out = _step(state, batch, y, config)
         rows.append(out | {"Z": Z})

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref import lte
+from loko_ref.conformance.oracle.loko import network_input
 from loko_ref.lte import heads as net
 from loko_ref.lte.config import Merging
 from loko_ref.lte.state import heads_of
@@ -21,7 +22,7 @@ from loko_ref.network import model
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 from loko_ref.textbook.lte import RUN
 
-__all__ = ["forward", "merge", "run"]
+__all__ = ["configured", "forward", "merge", "run"]
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -69,11 +70,6 @@ def _state(config: lte.LteConfig, state: lte.LteState) -> Out:
     return out | {"merged": np.concatenate(rows, axis=1)}
 
 
-def _read(x: Any, o: Arrays) -> Any:
-    """Return the network's inputs; token ids, which come as floats, as whole numbers."""
-    return x.astype(np.int64) if o["spec"][0]["kind"] == "embedding" else x
-
-
 def run(x: Arrays, o: Arrays, merging: Merging = "incremental") -> Out:
     """Compute the expected numbers of ``lte.run``, by :mod:`loko_ref.lte`."""
     config, state = _package(x, o, merging)
@@ -81,7 +77,7 @@ def run(x: Arrays, o: Arrays, merging: Merging = "incremental") -> Out:
     drawn: Callable[[int], Out] | None = None
     if redraws is not None:
         drawn = partial(_redraw, redraws)
-    given = list(zip(_read(x["x"], o), x["y"], strict=True))
+    given = list(zip(network_input(x["x"], o), x["y"], strict=True))
     rows: list[Out] = []
     ends: list[lte.LteState] = []
     for event in lte.iterate(
@@ -109,7 +105,7 @@ def run(x: Arrays, o: Arrays, merging: Merging = "incremental") -> Out:
         if o["mode"] == "lte":
             out["seen"] = _seen(config, end)
         if "evaluation" in x:
-            out |= _evaluated(config, end, _read(x["evaluation"], o))
+            out |= _evaluated(config, end, network_input(x["evaluation"], o))
     sorted_rows = [{q.name: row[q.name] for q in RUN if q.name in row} for row in rows]
     return {name: np.stack([row[name] for row in sorted_rows]) for name in sorted_rows[0]}
 
@@ -130,10 +126,19 @@ def _evaluated(config: lte.LteConfig, state: lte.LteState, x: Any) -> Out:
     if config.mode == "mhlora":
         return {"z_now": net.forward(config, heads_of(config, state), x)[0]}
     now = lte.merge(config, state).weights
-    return {
+    out = {
         "z_main": model.forward(lte.merged_model(config, state.weights), x)[0],
         "z_now": model.forward(lte.merged_model(config, now), x)[0],
     }
+    view, first = heads_of(config, state), dict[str, Any]()
+    for name, site in config.layout.sites.items():
+        if not site.lora:
+            copies = config.layout.site(view.theta, name)
+            first |= {f"{name}.{key}": array[0] for key, array in copies.items()}
+    if first:
+        main = lte.merged_model(config, {**state.weights, **first})
+        out["z_first"] = model.forward(main, x)[0]
+    return out
 
 
 def _optimizer(x: Arrays, o: Arrays) -> Any:
@@ -143,14 +148,25 @@ def _optimizer(x: Arrays, o: Arrays) -> Any:
     return kind(**named, **({"p0": x["p"]} if kind is lte.Loko else {}))
 
 
-def _package(x: Arrays, o: Arrays, merging: Merging) -> tuple[Any, Any]:
-    """Build the package's configuration and first state for a case."""
+def configured(x: Arrays, o: Arrays, merging: Merging = "incremental") -> lte.LteConfig:
+    """Build the package's configuration of a run; of `x` the prior p is read, with LoKO.
+
+    Raises
+    ------
+    InputError
+        If options contradict one another.
+    """
     own = {f.name for f in fields(lte.LteConfig)} - {"optimizer"}
-    config = lte.LteConfig(
+    return lte.LteConfig(
         merging=merging,
         optimizer=_optimizer(x, o),
         **{name: value for name, value in o.items() if name in own},
     )
+
+
+def _package(x: Arrays, o: Arrays, merging: Merging) -> tuple[Any, Any]:
+    """Build the package's configuration and first state for a case."""
+    config = configured(x, o, merging)
     wanted = _factors(config)
     factors = {k: x["factors"][k] for k in wanted}
     whole = o["mode"] == "mhlora" or o["data"] == "replicated"
@@ -174,7 +190,7 @@ def forward(x: Arrays, o: Arrays) -> Out:
 
     old = rows(x["merged"]) if "merged" in x else None
     view = net.Heads(theta=rows(x["factors"]), merged=old, weights=x["weights"])
-    return {"z": net.forward(config, view, _read(x["x"], o))[0]}
+    return {"z": net.forward(config, view, network_input(x["x"], o))[0]}
 
 
 def merge(x: Arrays, o: Arrays) -> Out:

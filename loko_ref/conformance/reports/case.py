@@ -19,7 +19,7 @@ from loko_ref.conformance.judge.tolerance import expected, tolerance
 from loko_ref.conformance.reports.literals import WIDTH
 from loko_ref.conformance.reports.snippet import centred, covers, defaults
 from loko_ref.conformance.vectors.numbers import flatten
-from loko_ref.textbook.network import NETWORK, factors, projections
+from loko_ref.textbook.network import NETWORK, packing, projections
 
 __all__ = ["describe", "network"]
 
@@ -149,8 +149,9 @@ def _network(case: Case) -> Iterator[str]:
     spec = case.options.get("spec")
     if spec is None:
         return
-    sizes = [math.prod(s) for layer in NETWORK["sites"](spec) for s in factors(layer).values()]
-    yield f"\nnetwork, {sum(sizes)} LoRA parameters"
+    train = case.options.get("train", "factors")
+    count = sum(map(math.prod, packing(NETWORK, spec, train).values()))
+    yield f"\nnetwork, {count} {'LoRA' if train == 'factors' else 'trained'} parameters"
     yield network(spec, 2)
 
 

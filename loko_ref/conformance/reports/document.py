@@ -9,15 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loko_ref.conformance.cases.digest import catalogue_digest
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.catalogue.registry import CATALOGUE
+from loko_ref.conformance.diagnose.baseline import Changes
+from loko_ref.conformance.diagnose.coverage import Coverage, citation, coverage
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import Check, outcome, summarise
+from loko_ref.conformance.judge.compare import Divergence
 from loko_ref.conformance.judge.tolerance import EXPLANATION, unit
 from loko_ref.files.documents import document
 from loko_ref.files.writing import write_bytes
 
-__all__ = ["as_json", "failure", "how_found", "write_json"]
+__all__ = ["as_json", "failure", "how_found", "write_json", "written"]
 
 NAMED = 8
 """LoRA factors that a failure names."""
@@ -30,18 +34,21 @@ def _number(value: float | str | None) -> float | str | None:
     return value
 
 
+def _divergence(d: Divergence) -> dict[str, Any]:
+    return {
+        "quantity": d.quantity,
+        "index": list(d.index),
+        "expected": _number(d.expected),
+        "got": _number(d.got),
+        "ratio": d.ratio if math.isfinite(d.ratio) else None,
+        "labels": list(d.labels),
+        **({"entry": d.entry, "factors": list(d.factors)} if d.entry else {}),
+    }
+
+
 def _first(check: Check) -> dict[str, Any] | None:
     if check.divergence is not None:
-        d = check.divergence
-        return {
-            "quantity": d.quantity,
-            "index": list(d.index),
-            "expected": _number(d.expected),
-            "got": _number(d.got),
-            "ratio": d.ratio if math.isfinite(d.ratio) else None,
-            "labels": list(d.labels),
-            **({"entry": d.entry, "factors": list(d.factors)} if d.entry else {}),
-        }
+        return _divergence(check.divergence)
     if check.finding is not None and check.finding.quantity is not None:
         f = check.finding
         return {
@@ -64,7 +71,9 @@ def _forced(check: Check) -> dict[str, Any]:
     """Report the forced walk of a failed run."""
     forced = check.forced
     assert forced is not None
-    walked = replace(check, divergence=forced.divergence, finding=forced.finding)
+    walked = replace(
+        check, divergences=(forced.divergence,) if forced.divergence else (), finding=forced.finding
+    )
     return {"steps": forced.steps, "first_divergence": _first(walked), "text": forced.text}
 
 
@@ -88,19 +97,29 @@ def as_json(
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     expected: Mapping[str, str] | None = None,
+    found: Coverage | None = None,
+    changes: Changes | None = None,
 ) -> dict[str, Any]:
     """Build the report ``loko-ref/verify/2``.
 
-    ``first_divergence`` is null for a check that did not fail by a quantity; ``ratio`` is null
-    where the number that came is not finite, or the form is wrong. ``mistakes`` of a failed check
-    are the known ones that reproduce it, most likely first; where none does, the list is empty.
+    ``divergences`` of a check are all quantities that are wrong given their parents, and
+    ``first_divergence`` is the first; it is null for a check that did not fail by a quantity;
+    ``ratio`` is null where the number that came is not finite, or the form is wrong.
+    ``not_judged`` are quantities whose parents are wrong and outside the domain of their formula.
+    ``amplified`` is information: every quantity follows from its parents, and this one is off
+    along the whole route. ``imprecise`` is the algorithm that explains all that is off.
+    ``mistakes`` of a failed check are the known ones that reproduce it, most likely first; where
+    none does, the list is empty.
     ``status`` is by the numbers alone, ``outcome`` in the light of the expected failures
-    (id -> reason), and ``verdict`` that of the whole run.
+    (id -> reason), and ``verdict`` that of the whole run. ``coverage`` is what the run could
+    reveal, and ``changes`` what changed since an earlier report, null without one.
     """
     named, expected = mistakes or {}, expected or {}
-    summary = summarise(checks, expected)
+    summary, found = summarise(checks, expected), found or coverage(checks)
     content = {
         "catalogue": CATALOGUE,
+        "catalogue_digest": catalogue_digest(),
+        "citation": citation(found, summary) or None,
         "target": target,
         "tolerance": EXPLANATION,
         "notes": list(notes),
@@ -115,8 +134,11 @@ def as_json(
             "ran": summary.ran,
             "passed": summary.passed,
             "failed": summary.failed,
+            "imprecise": summary.imprecise,
             "unsupported": summary.unsupported,
         },
+        "coverage": found.as_json(),
+        "changes": None if changes is None else changes.as_json(),
         "checks": [
             {
                 "id": check.case.id,
@@ -125,6 +147,10 @@ def as_json(
                 "outcome": outcome(check.case.id, check.status, expected),
                 "expected_failure": expected.get(check.case.id),
                 "first_divergence": _first(check),
+                "divergences": [_divergence(d) for d in check.divergences],
+                "not_judged": list(check.unjudged),
+                "amplified": None if check.amplified is None else _divergence(check.amplified),
+                "imprecise": None if check.imprecise is None else vars(check.imprecise),
                 "finding": None
                 if check.finding is None
                 else {"kind": check.finding.kind, "message": check.finding.message},
@@ -167,13 +193,17 @@ def failure(check: Check) -> str:
     """
     if check.finding is not None:
         return check.finding.message
-    d = check.divergence
-    assert d is not None
-    operation = check.case.operation
+    assert check.divergence is not None
+    return f"first off: {written(check.case, check.divergence)}"
+
+
+def written(case: Case, d: Divergence) -> str:
+    """Write one wrong quantity: where, expected, got, how far, and its labels."""
+    operation = case.operation
     place = f"{d.quantity}{_index(d.index)}"
     if operation.stepwise:
         place = f"step {d.index[0]}, {d.quantity}{_index(d.index[1:])}"
-    digits = 17 if check.case.dtype == "float64" else 9
+    digits = 17 if case.dtype == "float64" else 9
     off = "is not finite" if not math.isfinite(d.ratio) else f"{d.ratio:.3g} times its tolerance"
     labels = " ".join(f"[{label}]" for label in d.labels)
     entry = ""
@@ -181,6 +211,5 @@ def failure(check: Check) -> str:
         more = "" if len(d.factors) <= NAMED else f" and {len(d.factors) - NAMED} more"
         entry = f", at {d.entry}; off in {', '.join(d.factors[:NAMED])}{more}"
     return (
-        f"first off: {place}: expected {d.expected:.{digits}g}, got {d.got:.{digits}g}: {off}  "
-        f"{labels}{entry}"
+        f"{place}: expected {d.expected:.{digits}g}, got {d.got:.{digits}g}: {off}  {labels}{entry}"
     )

@@ -10,6 +10,7 @@ from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
     FAILED,
+    IMPRECISE,
     UNEXPECTED_PASS,
     UNSUPPORTED,
     Check,
@@ -17,7 +18,7 @@ from loko_ref.conformance.engine import (
     summarise,
 )
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import describe, group
+from loko_ref.conformance.reports.text import amplified, command, describe, group, imprecise
 
 __all__ = ["as_xml"]
 
@@ -38,10 +39,11 @@ def as_xml(
 ) -> bytes:
     """Build the document: one test case per check, and the verdict among the suite's properties.
 
-    Declined checks and expected failures are skipped ones, unexpected passes are failures. A run
+    Declined checks and expected failures are skipped ones, unexpected passes are failures; what is
+    imprecise passes, and its output says so. A run
     in which nothing ran has one test case more, which is an error.
     """
-    suite = ElementTree.Element("testsuite", name=_text(f"loko-ref verify {target}"))
+    suite = ElementTree.Element("testsuite", name=_text(command(target)))
     summary = summarise(checks, expected)
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in (("verdict", summary.text), *(("note", note) for note in notes)):
@@ -69,6 +71,12 @@ def as_xml(
             counts["failures"] += 1
             message = _text(f"passed, but was expected to fail: {reason}")
             ElementTree.SubElement(case, "failure", message=message)
+        elif found == IMPRECISE:
+            ElementTree.SubElement(case, "system-out").text = _text(
+                f"imprecise: {imprecise(check)}"
+            )
+        if check.amplified is not None:
+            ElementTree.SubElement(case, "system-out").text = _text(amplified(check))
     if not summary.ran:
         counts |= {"tests": len(checks) + 1, "errors": 1}
         case = ElementTree.SubElement(suite, "testcase", classname="loko-ref", name="verify")

@@ -1,4 +1,7 @@
-"""The report as one self-contained HTML page: no network, no script."""
+"""The report as one self-contained HTML page: no network, no script.
+
+A kind of failure has one card, on the check that the terminal shows; the others are folded below.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,39 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.conformance.diagnose.groups import Group, brief, group
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
     FAILED,
+    IMPRECISE,
     UNEXPECTED_PASS,
     Check,
     outcome,
     summarise,
 )
+from loko_ref.conformance.judge.answer import NOT_OFFERED
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import reproduce
+from loko_ref.conformance.reports.text import (
+    amplified,
+    command,
+    further,
+    reproduce,
+)
 from loko_ref.errors import extras
 
-__all__ = ["CELLS", "COLOURS", "HeatMap", "as_html", "heat_map"]
+__all__ = ["CARDS", "CELLS", "COLOURS", "MAPS", "HeatMap", "as_html", "heat_map"]
+
+CARDS = 12
+"""Kinds of failure that have a card; the others are folded, a line each."""
 
 CELLS = 64
 """Cells a side of a heat map at most; beyond, a cell shows the worst of a block."""
+
+MAPS = 120_000
+"""Characters of all heat maps; cards beyond have none."""
 
 COLOURS = (
     (-3.0, "#2c5f8a", "below 0.001"),
@@ -138,6 +155,7 @@ def _walk(check: Check) -> list[dict[str, Any]]:
     if first is not None and check.case.operation.stepwise:
         found = {name: ratio[first.index[0]] for name, ratio in found.items()}
     finding = check.finding.quantity if check.finding is not None else None
+    wrong = {d.quantity for d in check.divergences}
     steps = []
     for output in check.case.operation.outputs:
         if output.name not in expected(check.case):
@@ -146,8 +164,11 @@ def _walk(check: Check) -> list[dict[str, Any]]:
         mark = "none"
         text = "not judged" if output.name in check.outputs else "not returned"
         if worst is not None:
-            mark = "off" if worst > 1 else "good"
+            mark = "off" if output.name in wrong or worst > 1 else "good"
             text = f"{worst:.3g} times its tolerance" if math.isfinite(worst) else "is not finite"
+            if worst > 1 and output.name not in wrong:
+                came = "is not judged" if output.name in check.unjudged else "follows"
+                text += f"; {came} from what came before it"
         if finding == output.name:
             mark, text = "first", "its form is wrong"
         elif first is not None and first.quantity == output.name:
@@ -178,12 +199,14 @@ def _element(check: Check) -> dict[str, str] | None:
 
 
 def _operations(checks: Sequence[Check], known: Mapping[str, str]) -> list[dict[str, Any]]:
-    table = []
+    table, anything = [], summarise(checks, known).ran
     for name in dict.fromkeys(check.case.operation.name for check in checks):
         part = [check for check in checks if check.case.operation.name == name]
         counts = summarise(part, known)
         worst = max((c.worst for c in part if c.status != "unsupported"), default=0.0)
         reasons = dict.fromkeys(str(c.reason) for c in part if c.status == "unsupported")
+        if set(reasons) == {NOT_OFFERED} and not counts.ran and anything:
+            continue
         marks = {"failed": "off", "as expected": "off", "passed": "good"}
         mark = marks.get(counts.verdict, "none")
         shown = f"{worst:.2g}" if counts.ran else ""
@@ -192,12 +215,34 @@ def _operations(checks: Sequence[Check], known: Mapping[str, str]) -> list[dict[
     return table
 
 
+def _card(
+    one: Group, target: str, named: Mapping[str, Sequence[Mistake]], known: Mapping[str, str]
+) -> dict[str, Any]:
+    """Collect what the card of a kind of failure shows."""
+    check = one.shown
+    return {
+        "check": check,
+        "text": failure(check),
+        "walk": _walk(check),
+        "element": _element(check),
+        "map": heat_map(check),
+        "forced": "" if check.forced is None else check.forced.text,
+        "mistakes": named.get(check.case.id, ()),
+        "expected": known.get(check.case.id, ""),
+        "again": reproduce(target, check.case.id),
+        "imprecise": "" if check.imprecise is None else check.imprecise.text,
+        "others": [line.strip() for line in further(check)],
+        "more": [c for c in one.checks if c is not check],
+    }
+
+
 def as_html(
     target: str,
     checks: Sequence[Check],
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     known: Mapping[str, str] | None = None,
+    closing: Sequence[str] = (),
 ) -> str:
     """Build the page.
 
@@ -213,6 +258,8 @@ def as_html(
         Check id -> known mistakes that reproduce it.
     known : mapping, optional
         Check id -> why it was expected to fail.
+    closing : sequence of str
+        Lines on the run as a whole: what changed, what it could not reveal, what to cite.
 
     Raises
     ------
@@ -221,22 +268,18 @@ def as_html(
     """
     jinja2 = extras.load("jinja2", "the HTML report")
     named, known = mistakes or {}, known or {}
-    failures: list[dict[str, Any]] = [
-        {
-            "check": check,
-            "outcome": outcome(check.case.id, check.status, known),
-            "text": failure(check),
-            "walk": _walk(check),
-            "element": _element(check),
-            "map": heat_map(check),
-            "forced": "" if check.forced is None else check.forced.text,
-            "mistakes": named.get(check.case.id, ()),
-            "expected": known.get(check.case.id, ""),
-            "again": reproduce(target, check.case.id),
-        }
-        for check in checks
-        if check.status == "failed"
-    ]
+
+    def section(kind: str) -> tuple[list[dict[str, Any]], list[Check]]:
+        """Return the cards of the failures of a kind, and what is left beyond CARDS."""
+        some = [c for c in checks if outcome(c.case.id, c.status, known) == kind]
+        groups = group(some, named, (FAILED, IMPRECISE))
+        cards = [_card(one, target, named, known) for one in groups[:CARDS]]
+        drawn = 0
+        for card in cards:
+            drawn += 0 if card["map"] is None else sum(len(d) for _, d in card["map"].paths)
+            card["map"] = card["map"] if drawn <= MAPS else None
+        return cards, [check for one in groups[CARDS:] for check in one.checks]
+
     leading: dict[str, Mistake] = {}
     for fits in named.values():
         if fits:
@@ -250,16 +293,23 @@ def as_html(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page: str = environment.from_string(source).render(
-        target=target,
+        command=command(target),
         summary=summarise(checks, known),
         notes=notes,
+        closing=closing,
         operations=_operations(checks, known),
         sections=[
-            (heading, [f for f in failures if f["outcome"] == kind])
-            for heading, kind in (("Failures", FAILED), ("Expected failures", EXPECTED_FAILURE))
+            (heading, *section(kind))
+            for heading, kind in (
+                ("Failures", FAILED),
+                ("Imprecise", IMPRECISE),
+                ("Expected failures", EXPECTED_FAILURE),
+            )
         ],
+        brief=brief,
         leading=sorted(leading.values(), key=lambda m: m.contradicted - m.explained),
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],
+        amplified=[(c.case.id, amplified(c)) for c in checks if c.amplified is not None],
         known=known,
         colours=COLOURS,
         explanation=EXPLANATION,

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from loko_ref.conformance.diagnose.baseline import Changes
+from loko_ref.conformance.diagnose.coverage import Coverage, citation, coverage
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import FAILED, UNEXPECTED_PASS, Check, Summary, outcome, summarise
 from loko_ref.conformance.reports.document import as_json, failure
@@ -55,6 +57,8 @@ class Failure:
         Its first wrong element; of a run the step comes first.
     expected, got : float, str or None
         The element's values; of a wrong form its shape or dtype.
+    wrong : tuple of str
+        Every output that is wrong given those before it, in dataflow order.
     ratio : float or None
         Error over tolerance of the element, infinite where it is not finite.
     mistake : str or None
@@ -71,6 +75,7 @@ class Failure:
     ratio: float | None
     mistake: str | None
     text: str
+    wrong: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.case}: {self.text}"
@@ -96,6 +101,8 @@ class Report:
         Case id -> known mistakes that reproduce the failure, most likely first.
     expected : mapping of str to str
         Case id -> why it is expected to fail.
+    changes : Changes or None
+        What changed since an earlier report, where one was given.
     """
 
     target: str
@@ -103,6 +110,29 @@ class Report:
     notes: tuple[str, ...] = ()
     mistakes: Mapping[str, list[Mistake]] = field(default_factory=dict)
     expected: Mapping[str, str] = field(default_factory=dict)
+    changes: Changes | None = None
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """What the run could reveal: known mistakes, and combinations of LoKO's options."""
+        return coverage(self.checks)
+
+    @property
+    def citation(self) -> str:
+        """What may be cited: version, the catalogue's digest, checks and combinations of options.
+
+        Empty where nothing ran. The whole digest is in :attr:`document`.
+        """
+        return citation(self.coverage, self.summary)
+
+    @cached_property
+    def _closing(self) -> list[str]:
+        """Lines that stand before the verdict."""
+        found = [] if self.changes is None else list(self.changes.lines())
+        if self.summary.ran:
+            found += [f"not revealed: {self.coverage.text}"] if self.coverage.text else []
+            found.append(f"cite: {self.citation}")
+        return found
 
     @cached_property
     def summary(self) -> Summary:
@@ -134,6 +164,7 @@ class Report:
             got=None if first is None else first.got,
             ratio=None if check.divergence is None else check.divergence.ratio,
             mistake=named[0].mutant.id if named else None,
+            wrong=tuple(d.quantity for d in check.divergences),
             text=failure(check)
             if found == FAILED
             else f"passed, but was expected to fail: {self.expected[key]}",
@@ -217,16 +248,22 @@ class Report:
 
     @property
     def text(self) -> str:
-        """The whole report in words, as the command prints it below its table."""
-        return "\n".join(head + rest for _, head, rest in lines(*self._content))
+        """The whole report in words, as the command prints it around its table."""
+        return "\n".join(
+            head + rest for _, head, rest in lines(*self._content, closing=self._closing)
+        )
 
     @property
     def document(self) -> dict[str, Any]:
         """The report ``loko-ref/verify/2``; `loko-ref schema verify` describes it."""
-        return as_json(*self._content)
+        return as_json(*self._content, found=self.coverage, changes=self.changes)
 
     @property
-    def _content(self) -> tuple[Any, ...]:
+    def _content(
+        self,
+    ) -> tuple[
+        str, tuple[Check, ...], tuple[str, ...], Mapping[str, list[Mistake]], Mapping[str, str]
+    ]:
         return self.target, self.checks, self.notes, self.mistakes, self.expected
 
     def to_json(self) -> str:
@@ -248,7 +285,7 @@ class Report:
         extras.load("jinja2", "the HTML report")
         from loko_ref.conformance.reports import page
 
-        return page.as_html(*self._content)
+        return page.as_html(*self._content, closing=self._closing)
 
     def write(
         self,
@@ -280,7 +317,7 @@ class Report:
             write_bytes(html, page, "html")
 
     def print(self, console: Console | None = None) -> None:
-        """Print the report as the command does: a table by operation, and :attr:`text`.
+        """Print the report as the command does: :attr:`text`, and a table by operation.
 
         Parameters
         ----------
@@ -295,4 +332,4 @@ class Report:
         rich = extras.load("rich.console", "the report on the terminal")
         from loko_ref.conformance.reports.terminal import print_report
 
-        print_report(console or rich.Console(emoji=False), *self._content)
+        print_report(console or rich.Console(emoji=False), *self._content, closing=self._closing)

@@ -32,7 +32,7 @@ def defaults(case: Case) -> tuple[str, ...]:
     return tuple(
         o.name
         for o in case.operation.options
-        if o.default is not None and case.options.get(o.name) == o.default
+        if o.default is not None and case.options[o.name] == o.default
     )
 
 
@@ -159,7 +159,7 @@ def same(a, b):
 
 
 def fail(text):
-    print(f"WRONG: {{text}}")
+    print(f"FAILED: {{text}}")
     sys.exit(1)
 
 
@@ -189,7 +189,7 @@ for name, wanted in expected.items():
         ratio = np.abs(got.astype("float64") - wanted) / tolerance[name]
     ratios[name] = np.where(np.isfinite(got), ratio, np.inf)
     worst = ratios[name].max(initial=0.0)
-    mark = "  WRONG" if worst > 1 else ""
+    mark = "  off" if worst > 1 else ""
     print(f"{{name:14}} error / tolerance {{worst:.3g}}{{mark}}")
 
 off = [name for name, ratio in ratios.items() if ratio.max(initial=0.0) > 1]
@@ -201,7 +201,8 @@ if off:
     place = f"{{name}}{{list(map(int, index))}}"
     fail(
         f"{{place}} first: expected {{wanted!r}}, got {{came!r}}, "
-        f"an error of {{ratio[index]:.3g}} times its tolerance  {{labels[name]}}"
+        f"an error of {{ratio[index]:.3g}} times its tolerance "
+        + "".join(f" [{{label}}]" for label in labels[name].split())
     )
 if problem:
     fail(problem)
@@ -296,7 +297,7 @@ def _declinable(case: Case) -> list[str]:
 
 
 def _labels(case: Case, name: str) -> str:
-    return " ".join(f"[{label}]" for label in case.operation.labels(name, case.options))
+    return " ".join(case.operation.labels(name, case.options))
 
 
 # ----------------------------------------------------------------------------------- document

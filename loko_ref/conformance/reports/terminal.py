@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import Check, summarise
-from loko_ref.conformance.reports.text import lines
+from loko_ref.conformance.reports.text import command, failed, group, rest
 from loko_ref.errors import extras
 
 if TYPE_CHECKING:
@@ -23,29 +23,37 @@ def print_report(
     notes: Sequence[str] = (),
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
     known: Mapping[str, str] | None = None,
+    closing: Sequence[str] = (),
 ) -> None:
-    """Print a table by operation, the kinds of failure, what was declined, and the verdict.
+    """Print the kinds of failure, a table by operation, what was declined, and the verdict.
 
-    Expected failures (`known`: id -> reason) are listed with their reasons, apart from the others.
+    Expected failures (`known`: id -> reason) are listed with their reasons, apart from the others;
+    `closing` has lines that stand before the verdict.
     """
     text = extras.load("rich.text", "the report on the terminal")
-    _print_table(console, target, checks, known or {})
-    for style, head, rest in lines(target, checks, notes, mistakes, known):
-        line = text.Text.assemble((head, style), rest)
-        console.print(line, soft_wrap=style != "dim", highlight=False)
+    known, mistakes = known or {}, mistakes or {}
+
+    def write(lines: Iterable[tuple[str, str, str]]) -> None:
+        for style, head, more in lines:
+            line = text.Text.assemble((head, style), more)
+            console.print(line, soft_wrap=style != "dim", highlight=False)
+
+    groups = group([check for check in checks if check.case.id not in known], mistakes)
+    write([("italic", command(target), "")])
+    write(failed(target, groups, mistakes))
+    _print_table(console, checks, known)
+    write(rest(target, checks, notes, groups, known, closing))
 
 
-def _print_table(
-    console: Console, target: str, checks: Sequence[Check], known: Mapping[str, str]
-) -> None:
+def _print_table(console: Console, checks: Sequence[Check], known: Mapping[str, str]) -> None:
     """Count by operation; those of which nothing ran have no row."""
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"loko-ref verify {escape(target)}", title_justify="left")
+    table = Table()
     table.add_column("operation", no_wrap=True)
     expecting = ("expected failures", "unexpected passes") if known else ()
-    for head in ("ran", "passed", "failed", *expecting, "unsupported", "error/tol."):
+    lossy = ("imprecise",) if summarise(checks, known).imprecise else ()
+    for head in ("ran", "passed", *lossy, "failed", *expecting, "unsupported", "error/tol."):
         table.add_column(head, justify="right")
     for name in dict.fromkeys(check.case.operation.name for check in checks):
         part = [check for check in checks if check.case.operation.name == name]
@@ -55,7 +63,8 @@ def _print_table(
         worst = max(c.worst for c in part if c.status != "unsupported")
         mark = {"failed": "red", "as expected": "yellow"}.get(counts.verdict, "green")
         apart = (counts.expected_failures, counts.unexpected_passes) if known else ()
-        numbers = (counts.ran, counts.passed, counts.failed, *apart, counts.unsupported)
+        lost = (counts.imprecise,) if lossy else ()
+        numbers = (counts.ran, counts.passed, *lost, counts.failed, *apart, counts.unsupported)
         table.add_row(
             f"[{mark}]{name}[/]",
             *map(str, numbers),
@@ -63,5 +72,3 @@ def _print_table(
         )
     if table.row_count:
         console.print(table)
-    else:
-        console.print(f"loko-ref verify {escape(target)}", style="italic", soft_wrap=True)

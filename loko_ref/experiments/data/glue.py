@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from loko_ref.errors import InputError, MissingExtraError
 from loko_ref.files.reading import read_text
 
-__all__ = ["GLUE", "glue_rows", "number_labels", "read_glue", "tokenize", "tokenizer_ids"]
-
 Labels = NDArray[np.int64]
 
 GLUE = {
@@ -40,18 +38,14 @@ HOLES = 1000
 """Ids of a vocabulary that no token has, beyond as many as there are tokens."""
 
 
-def glue_rows(
-    path: str | Path, text: str | Sequence[str] | None = None, label: str | None = None
-) -> tuple[list[tuple[str, ...]], list[str]]:
+def glue_rows(path: str | Path) -> tuple[list[tuple[str, ...]], list[str]]:
     """Read a GLUE task's tsv: texts (one or two per sample), and labels as they stand.
 
     Parameters
     ----------
     path : path-like
-        ``train.tsv`` or ``dev.tsv``.
-    text, label : str or sequence of str, str
-        Columns; by default those of the task in ``GLUE`` whose columns the header has, or CoLA's
-        (four columns, the second 0 or 1, no header).
+        ``train.tsv`` or ``dev.tsv`` of a task in ``GLUE``, known by its columns, or CoLA's (four
+        columns, the second 0 or 1, no header).
 
     Raises
     ------
@@ -64,20 +58,9 @@ def glue_rows(
     if not lines:
         raise InputError(str(path), "an empty file", "rows of a GLUE task", "a cut file")
     head, first = _cells(lines[0]), 1
-    columns = [text] if isinstance(text, str) else list(text or ("sentence",))
-    if text is None and label is None:
-        if len(head) == 4 and head[1] in ("0", "1"):
-            head, first = ["source", "label", "mark", "sentence"], 0
-        columns, label = _columns(path, head)
-    label = label or "label"
-    for name in (*columns, label):
-        if name not in head:
-            raise InputError(
-                str(path),
-                f"columns {', '.join(head)!r}"[:200],
-                f"a column '{name}'",
-                "another task, or a test part",
-            )
+    if len(head) == 4 and head[1] in ("0", "1"):
+        head, first = ["source", "label", "mark", "sentence"], 0
+    columns, label = _columns(path, head)
     if len(lines) == first:
         raise InputError(str(path), "a header alone", "at least one row", "a cut file")
     at, answer = [head.index(name) for name in columns], head.index(label)
@@ -155,24 +138,10 @@ def number_labels(names: Sequence[str]) -> Labels:
             raise InputError(
                 "label",
                 f"{name:.40}" + ("..." if len(name) > 40 else ""),
-                f"below {CLASSES}: the network has an output a class",
+                f"below {CLASSES}: the network has one output per class",
                 "a column of ids, or a damaged line",
             )
     return np.array([int(name) for name in names], dtype=np.int64)
-
-
-def read_glue(
-    path: str | Path, text: str | Sequence[str] | None = None, label: str | None = None
-) -> tuple[list[tuple[str, ...]], Labels]:
-    """Read a GLUE task's tsv: texts (one or two per sample), and labels as numbers.
-
-    Parameters
-    ----------
-    path, text, label
-        As for :func:`glue_rows`; for a task not recognised name both columns.
-    """
-    samples, names = glue_rows(path, text, label)
-    return samples, number_labels(names)
 
 
 def tokenize(
@@ -242,7 +211,7 @@ def _tokenizer(tokenizer: str | Path) -> tuple[Any, str, tuple[int, ...]]:
             "tokenizer",
             f"{path}: an id {rows - 1} among {len(known)} tokens",
             f"ids below {2 * len(known) + HOLES}",
-            "a damaged vocabulary: the table of tokens has a row an id",
+            "a damaged vocabulary: the table of tokens has one row per id",
         )
     pad = next((t for t in ("<pad>", "[PAD]") if made.token_to_id(t) is not None), None)
     if pad is None:

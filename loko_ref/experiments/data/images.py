@@ -1,6 +1,6 @@
 """Images that the user has as files: MNIST (idx), CIFAR (binary).
 
-Shapes: images (samples, channels, h, w) in [0, 1]; labels (samples,) of int64.
+Shapes: images (samples, channels, h, w) of unsigned bytes; labels (samples,) of int64.
 
 Nothing is downloaded, and nothing is unpickled.
 """
@@ -16,17 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref.checks.values import check_choice
 from loko_ref.errors import InputError
 from loko_ref.files.reading import read_bytes
 
-__all__ = ["read_cifar", "read_idx", "read_mnist"]
-
 Images = NDArray[Any]
 Labels = NDArray[np.int64]
-
-DTYPES = ("float64", "float32", "uint8")
-"""Of images: scaled to [0, 1], or the file's bytes."""
 
 IDX = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 AXES = 8
@@ -34,10 +28,6 @@ AXES = 8
 
 CIFAR_ROWS = 100_000
 """Most samples of a CIFAR file; the published ones have 50,000 at most."""
-
-
-def _scaled(raw: NDArray[Any], dtype: str) -> Images:
-    return raw if dtype == "uint8" else raw.astype(dtype) / 255
 
 
 def read_idx(path: str | Path) -> NDArray[np.generic]:
@@ -73,19 +63,14 @@ def _idx_head(path: str | Path, data: bytes) -> tuple[int, np.dtype[Any], tuple[
     return 4 + 4 * axes + math.prod(shape) * dtype.itemsize, dtype, shape
 
 
-def read_mnist(
-    images: str | Path, labels: str | Path, dtype: str = "float64"
-) -> tuple[Images, Labels]:
-    """Read MNIST's (or Fashion-MNIST's) two files: (samples, 1, 28, 28) in [0, 1], and labels.
+def read_mnist(images: str | Path, labels: str | Path) -> tuple[Images, Labels]:
+    """Read MNIST's (or Fashion-MNIST's) two files: (samples, 1, 28, 28), and labels.
 
     Parameters
     ----------
     images, labels : path-like
         idx files of unsigned bytes, gzipped or not.
-    dtype : {"float64", "float32", "uint8"}
-        Of the images; ``uint8`` leaves them in [0, 255].
     """
-    check_choice("dtype", dtype, DTYPES)
     x, y = read_idx(images), read_idx(labels)
     for path, array in ((images, x), (labels, y)):
         if array.dtype != np.uint8:
@@ -99,13 +84,11 @@ def read_mnist(
             "(samples, h, w) and (samples,)",
             "images and labels of different parts, or exchanged",
         )
-    return _scaled(x[:, None], dtype), y.astype(np.int64)
+    return x[:, None], y.astype(np.int64)
 
 
-def read_cifar(
-    paths: Sequence[str | Path], classes: int = 10, dtype: str = "float64"
-) -> tuple[Images, Labels]:
-    """Read CIFAR's binary files: (samples, 3, 32, 32) in [0, 1], and labels.
+def read_cifar(paths: Sequence[str | Path], classes: int = 10) -> tuple[Images, Labels]:
+    """Read CIFAR's binary files: (samples, 3, 32, 32), and labels.
 
     Parameters
     ----------
@@ -113,10 +96,7 @@ def read_cifar(
         ``data_batch_1.bin`` and so on, or ``train.bin``; stacked in this order.
     classes : {10, 100}
         CIFAR-100 puts a coarse label before the fine one, which is the one returned.
-    dtype : {"float64", "float32", "uint8"}
-        Of the images; ``uint8`` leaves them in [0, 255].
     """
-    check_choice("dtype", dtype, DTYPES)
     if classes not in (10, 100):
         raise InputError("classes", classes, "10 or 100", "another data set")
     before = 1 if classes == 10 else 2
@@ -144,4 +124,4 @@ def read_cifar(
         raise InputError("paths", "no file", "at least one", "an empty list")
     both = np.concatenate(parts)
     labels = both[:, before - 1].astype(np.int64)
-    return _scaled(both[:, before:].reshape(-1, 3, 32, 32), dtype), labels
+    return both[:, before:].reshape(-1, 3, 32, 32), labels

@@ -32,12 +32,8 @@ from numpy.typing import NDArray
 
 from loko_ref.checks.values import check_choice, check_memory, check_whole
 from loko_ref.errors import InputError
-from loko_ref.experiments.data import bundled as data
-from loko_ref.experiments.data import glue, texts
-from loko_ref.experiments.data import images as files
+from loko_ref.experiments.data import bundled, glue, images, texts
 from loko_ref.experiments.data.bundled import Dataset, Request, Split, assemble, shift_features
-
-__all__ = ["FILES", "kind_of", "load", "regression"]
 
 FILES = {"mnist": "image", "cifar10": "image", "cifar100": "image", "glue": "text"}
 """Sets read from files: the word before the colon -> what a sample is."""
@@ -73,7 +69,7 @@ def kind_of(name: str) -> str:
     if colon:
         check_choice("data", word, FILES)
         return FILES[word]
-    check_choice("data", name, (*data.DATASETS, *texts.TEXTS))
+    check_choice("data", name, (*bundled.DATASETS, *texts.TEXTS))
     if name in texts.TEXTS:
         return "text"
     return "image" if name == "digits" else "table"
@@ -93,7 +89,7 @@ def check_options(name: str, shift: str, tokenizer: str | None, length: int | No
             "glue:FILE.tsv as data",
             "an option of raw text, with other data",
         )
-    check_choice("shift", shift, texts.SHIFTS if kind_of(name) == "text" else data.SHIFTS)
+    check_choice("shift", shift, texts.SHIFTS if kind_of(name) == "text" else bundled.SHIFTS)
 
 
 def load(
@@ -140,7 +136,7 @@ def load(
         name=name, shift=shift, seed=seed, dtype=dtype, label_noise=label_noise, limit=limit
     )
     if not colon:
-        return texts.load(request) if kind == "text" else data.load(request)
+        return texts.load(request) if kind == "text" else bundled.load(request)
     if word == "glue":
         return _glue(request, Path(path), tokenizer, LENGTH if length is None else length)
     parts = _mnist(Path(path)) if word == "mnist" else _cifar(Path(path), int(word[5:]))
@@ -167,7 +163,7 @@ def _mnist(folder: Path) -> list[Part]:
             stems = [f"{part}-{what}{sign}idx{dims}-ubyte" for sign in "-."]
             names = [stem + end for stem in stems for end in ("", ".gz")]
             pair.append(_find(folder, names, "another directory, or a file not yet there"))
-        parts.append(files.read_mnist(pair[0], pair[1], "uint8"))
+        parts.append(images.read_mnist(*pair))
     return parts
 
 
@@ -181,7 +177,7 @@ def _cifar(folder: Path, classes: int) -> list[Part]:
             "test": ["test_batch.bin"],
         }
     return [
-        files.read_cifar([_find(folder, [name], cause) for name in some], classes, "uint8")
+        images.read_cifar([_find(folder, [name], cause) for name in some], classes)
         for some in names.values()
     ]
 
@@ -244,7 +240,9 @@ def _glue(request: Request, path: Path, tokenizer: str | None, length: int) -> D
     y = glue.number_labels([name for _, some in both for name in some])
     _check_classes(request, y)
     if len({len(sample) for sample in samples}) > 1:
-        raise InputError(request.name, "one text and two texts a sample", "one task", "mixed files")
+        raise InputError(
+            request.name, "one text and two texts per sample", "one task", "mixed files"
+        )
     parts = [pick[: request.limit] for pick in picks]
     chosen = np.concatenate(parts)
     check_memory("length", length, len(chosen) * length)

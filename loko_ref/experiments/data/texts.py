@@ -22,21 +22,6 @@ from loko_ref.checks.values import check_choice
 from loko_ref.errors import InputError
 from loko_ref.experiments.data.bundled import Dataset, Request, Split, assemble
 
-__all__ = [
-    "CHAPTERS",
-    "CLS",
-    "PAD",
-    "SEP",
-    "SHIFTS",
-    "TEXTS",
-    "UNKNOWN",
-    "VOCABULARY",
-    "encode_samples",
-    "load",
-    "shift_tokens",
-    "vocabulary_of",
-]
-
 TEXTS = ("topics",)
 """Names of the text data sets."""
 
@@ -112,7 +97,7 @@ def encode_samples(
     Raises
     ------
     InputError
-        If there is no room for a word.
+        If the length leaves no token for a word.
 
     Examples
     --------

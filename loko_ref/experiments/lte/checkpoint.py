@@ -20,15 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref.arrays import Array, asarray, namespace, to_host
-from loko_ref.checks.fields import Floats, Items, Kind, Maybe, Place, Real, Scalar, Whole
+from loko_ref.checks.fields import SCALAR, Floats, Items, Kind, Maybe, Place, real, whole
 from loko_ref.experiments.checkpoint import HOLDS, check_same, read, write
 from loko_ref.experiments.lte.train import History
 from loko_ref.lte.config import LteConfig
 from loko_ref.lte.serial import bytes_per_merge
 from loko_ref.lte.state import LteState, head_arrays, shared_arrays
 from loko_ref.lte.team import Team, span
-
-__all__ = ["load", "save"]
 
 _PROGRESS = ("step", "merges", "optimizer_step", "loss", "evaluations", "sent")
 
@@ -143,7 +141,7 @@ def _check_progress(place: Place, config: LteConfig, found: Any, itemsize: int) 
     """Check counters and curves; a file is written at a merge, or where mhlora would have one."""
     name, every = "runs[0].progress", config.merge_every
     place.names(name, found, _PROGRESS)
-    place.check(f"{name}.step", found["step"], Whole(1))
+    place.check(f"{name}.step", found["step"], whole(1))
     step = found["step"]
     if step % every:
         raise place.error(f"{name}.step", step, f"a multiple of merge_every = {every}")
@@ -156,14 +154,14 @@ def _check_progress(place: Place, config: LteConfig, found: Any, itemsize: int) 
     }
     for key, value in fixed.items():
         place.same(f"{name}.{key}", found[key], value)
-    place.check(f"{name}.loss", found["loss"], Items(Real(), length=step))
-    triples = Items(Items(Scalar(), length=3), length=1 + step // every)
+    place.check(f"{name}.loss", found["loss"], Items(real(), length=step))
+    triples = Items(Items(SCALAR, length=3), length=1 + step // every)
     place.check(f"{name}.evaluations", found["evaluations"], triples)
-    accuracy: Kind = Maybe(Real(0, 1)) if config.loss == "mse" else Real(0, 1)
+    accuracy: Kind = Maybe(real(0, 1)) if config.loss == "mse" else real(0, 1)
     for k, (at, loss, share) in enumerate(found["evaluations"]):
         where = f"{name}.evaluations[{k}]"
         place.same(f"{where}[0]", at, k * every)
-        place.check(f"{where}[1]", loss, Real())
+        place.check(f"{where}[1]", loss, real())
         place.check(f"{where}[2]", share, accuracy)
         if config.loss == "mse":
             place.same(f"{where}[2]", share, None)

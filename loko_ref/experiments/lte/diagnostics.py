@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,20 +14,10 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from loko_ref.arrays import Array, to_host
-from loko_ref.lte import heads as net
 from loko_ref.lte.config import LteConfig
+from loko_ref.lte.nested import joint_network
 from loko_ref.lte.state import LteState, heads_of
-
-__all__ = [
-    "Costs",
-    "Network",
-    "costs",
-    "effective_rank",
-    "effective_weights",
-    "numerical_rank",
-    "principal_angles",
-    "update_spectrum",
-]
+from loko_ref.network.model import Model, merge_lora
 
 
 def effective_weights(config: LteConfig, state: LteState) -> dict[str, Array]:
@@ -37,19 +25,10 @@ def effective_weights(config: LteConfig, state: LteState) -> dict[str, Array]:
 
     LTE: the merged weights. mhlora: W plus the (mean or sum of the) heads' deltas.
     """
-    weights = dict(state.weights)
     if config.mode == "lte":
-        return weights
-    for site in config.layout.sites.values():
-        params, scale = net.mhlora_params(config, heads_of(config, state), site)
-        if "A" in params:
-            weights[f"{site.name}.W"] = params["W"] + scale * (params["B"] @ params["A"])
-            if "bA" in params:
-                shift = params["B"] @ params["bA"] + params["bB"]
-                weights[f"{site.name}.b"] = params["b"] + scale * shift
-        else:
-            weights |= {f"{site.name}.{key}": value for key, value in params.items()}
-    return weights
+        return dict(state.weights)
+    spec, weights = joint_network(config, heads_of(config, state))
+    return dict(merge_lora(Model(spec=spec, weights=weights)).weights)
 
 
 def update_spectrum(W: Array, W_0: Array) -> NDArray[np.float64]:
@@ -108,77 +87,3 @@ def principal_angles(A: Array) -> NDArray[np.float64]:
     # of Q, whose rank is r whatever that of A: every pair has r angles
     found = [scipy.linalg.subspace_angles(a, b) for a, b in itertools.combinations(Q, 2)]
     return np.degrees(np.array(found).reshape(len(found), Q.shape[2]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """What the cost model assumes of machine and network.  [LTE-11]."""
-
-    bandwidth: float  # bytes per second, each way, of one node's link
-    latency: float  # seconds per message
-    flops: float  # floating-point operations per second of one node
-    itemsize: int = 4  # bytes per number
-
-
-@dataclass(frozen=True, kw_only=True)
-class Costs:
-    """Seconds of one step on one node, on average over a merge interval.  [LTE-11]."""
-
-    compute: float  # forward and backward of a head's chunk
-    merge: float  # forming W, a share of each step
-    lte: float  # communication of LTE
-    data_parallel: float  # communication of data-parallel training (ring all-reduce)
-    lte_bytes: float  # received by one node per step
-    data_parallel_bytes: float
-
-
-def costs(
-    sizes: Mapping[str, tuple[int, int]],
-    *,
-    nodes: int,
-    heads: int,
-    r: int,
-    merge_every: int,
-    batch: int,
-    network: Network,
-) -> Costs:
-    """Cost model of one step on `nodes` nodes, one after another's algebra in [LTE-11].
-
-    Parameters
-    ----------
-    sizes : mapping of str to (o, i)
-        The LoRA sites.
-    nodes, heads, r, merge_every : int
-        Nodes (at most heads), heads, rank, steps between merges.
-    batch : int
-        Samples that one node works on in a step (weak scaling).
-    network : Network
-        Machine and network.
-
-    Examples
-    --------
-    >>> net = Network(bandwidth=1e9, latency=1e-5, flops=1e12)
-    >>> c = costs({"0": (1024, 1024)}, nodes=8, heads=8, r=16, merge_every=8, batch=1, network=net)
-    >>> round(c.data_parallel_bytes / c.lte_bytes, 3)
-    64.0
-    """
-    weights = sum(o * i for o, i in sizes.values())
-    factors = sum(r * (o + i) for o, i in sizes.values())  # of one head
-    bits = network.itemsize
-    # an allgather's ring: nodes - 1 rounds, each brings the factors of one node's heads
-    lte_bytes = bits * factors * heads * (nodes - 1) / nodes / merge_every
-    rounds = 0 if nodes == 1 else nodes - 1
-    lte = lte_bytes / network.bandwidth + rounds * network.latency / merge_every
-    # a ring all-reduce: 2 (nodes - 1) rounds of weights / nodes numbers
-    dp_bytes = 2 * bits * weights * (nodes - 1) / nodes
-    dp = dp_bytes / network.bandwidth + 2 * rounds * network.latency
-    compute = 6 * batch * weights / network.flops
-    merge = 2 * heads * r * weights / network.flops / merge_every
-    return Costs(
-        compute=compute,
-        merge=merge,
-        lte=lte,
-        data_parallel=dp,
-        lte_bytes=lte_bytes,
-        data_parallel_bytes=dp_bytes,
-    )

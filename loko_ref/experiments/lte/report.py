@@ -14,8 +14,7 @@ import numpy as np
 
 from loko_ref.arrays import Array, to_host
 from loko_ref.errors import NumericalError
-from loko_ref.experiments.lte import checkpoint
-from loko_ref.experiments.lte import diagnostics as diag
+from loko_ref.experiments.lte import checkpoint, diagnostics
 from loko_ref.experiments.lte.setup import Job
 from loko_ref.experiments.lte.train import History, baseline_config, evaluate, train
 from loko_ref.experiments.plots import COLOURS, Line, Panel, draw
@@ -26,9 +25,6 @@ from loko_ref.lte.config import LteConfig
 from loko_ref.lte.state import LteState, fingerprint, init
 from loko_ref.lte.team import Alone, Team
 from loko_ref.network.spec import linears
-
-__all__ = ["execute", "plot", "report", "show"]
-
 
 Result = tuple[dict[str, Any], dict[str, Any]]
 """Of one run that is over: its summary, and its curves and spectra, both as JSON data."""
@@ -113,19 +109,19 @@ def _spectra(
 ) -> dict[str, Any]:
     """Return rank and spectrum of each layer's update, and the angles between the heads' A."""
     found: dict[str, Any] = {}
-    weights = diag.effective_weights(config, state)
+    weights = diagnostics.effective_weights(config, state)
     for name in (layer["name"] for layer in linears(config.spec)):
         site = config.layout.sites.get(name)
         W, W_0 = weights[f"{name}.W"], start[f"{name}.W"]
-        s = diag.update_spectrum(W, W_0)
+        s = diagnostics.update_spectrum(W, W_0)
         found[name] = {
-            "rank": diag.numerical_rank(W, W_0),
-            "effective_rank": diag.effective_rank(s),
+            "rank": diagnostics.numerical_rank(W, W_0),
+            "effective_rank": diagnostics.effective_rank(s),
             "singular_values": s.tolist(),
         }
         if site is not None and site.lora and config.heads > 1:
             A = config.layout.take(rows, f"{name}.A")
-            found[name]["angles"] = diag.principal_angles(A).tolist()
+            found[name]["angles"] = diagnostics.principal_angles(A).tolist()
     return found
 
 

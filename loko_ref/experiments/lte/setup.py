@@ -25,8 +25,6 @@ from loko_ref.lte.config import OPTIMIZERS, LteConfig
 from loko_ref.lte.state import LteState, init
 from loko_ref.lte.team import Team
 
-__all__ = ["Job", "prepare"]
-
 STEPS = 480
 """Steps of a run where neither steps nor epochs are given."""
 

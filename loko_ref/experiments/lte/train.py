@@ -25,8 +25,6 @@ from loko_ref.lte.state import LteState, heads_of, merged_model, without_lora
 from loko_ref.lte.team import Team
 from loko_ref.network import model
 
-__all__ = ["BASELINES", "Data", "History", "baseline_config", "evaluate", "schedule", "train"]
-
 BASELINES = ("full", "lora")
 """Full-weight training; plain LoRA (one head, never merged)."""
 

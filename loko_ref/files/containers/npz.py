@@ -23,8 +23,6 @@ from loko_ref.errors import InputError
 from loko_ref.files.containers.shapes import are_booleans, check_shape
 from loko_ref.files.reading import refuse
 
-__all__ = ["pack_npz", "parse_npz", "text_of"]
-
 DIRECTORY_LIMIT = 12 * 2**20
 """Most bytes of the directory of an ``.npz``: about 150,000 arrays."""
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AXES", "are_booleans", "check_shape"]
-
 AXES = 32
 """Most axes of an array in NumPy 1."""
 

@@ -22,8 +22,6 @@ from loko_ref.files.containers.shapes import are_booleans, check_shape
 from loko_ref.files.reading import refuse
 from loko_ref.files.strict_json import parse_json
 
-__all__ = ["DTYPES", "pack_safetensors", "parse_safetensors"]
-
 DTYPES = {
     "F64": "<f8",
     "F32": "<f4",

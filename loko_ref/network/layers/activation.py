@@ -19,20 +19,6 @@ from loko_ref.arrays.special import (
 )
 from loko_ref.network.layers.base import Context, Kind, Layer, Params, Request
 
-__all__ = [
-    "ACTIVATIONS",
-    "Activation",
-    "ActivationName",
-    "gelu_forward",
-    "gelu_tanh_forward",
-    "gelu_tanh_vjp",
-    "gelu_vjp",
-    "relu_forward",
-    "relu_vjp",
-    "tanh_forward",
-    "tanh_vjp",
-]
-
 
 def tanh_forward(x: Array) -> tuple[Array, Array]:
     """``y = tanh(x)``; the cache is the slope 1 / cosh^2 x.  [LAY-4, BALL-7].

@@ -25,7 +25,6 @@ from loko_ref.network.layers.base import (
     Context,
     Flow,
     Grads,
-    Init,
     Kind,
     Layer,
     Params,
@@ -36,18 +35,7 @@ from loko_ref.network.layers.base import (
     wanted,
 )
 from loko_ref.network.layers.linear import LINEAR
-
-__all__ = [
-    "PROJECTIONS",
-    "Attention",
-    "Cache",
-    "allowed",
-    "forward",
-    "merge_heads",
-    "projections",
-    "split_heads",
-    "vjp",
-]
+from loko_ref.network.lora import Init
 
 PROJECTIONS = ("q", "k", "v", "o")
 """An attention layer's linears, in model order."""

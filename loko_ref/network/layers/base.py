@@ -21,32 +21,6 @@ from loko_ref.checks.values import check_choice, check_whole
 from loko_ref.errors import InputError, closest
 from loko_ref.network.lora import Init
 
-__all__ = [
-    "KINDS",
-    "Context",
-    "Flow",
-    "Grads",
-    "Init",
-    "Kind",
-    "Layer",
-    "Layers",
-    "Params",
-    "Request",
-    "Shapes",
-    "backward",
-    "check_entry",
-    "check_kinds",
-    "check_layers",
-    "init_layers",
-    "layer_shapes",
-    "names",
-    "option",
-    "own",
-    "run",
-    "wanted",
-    "width_in",
-]
-
 Layer: TypeAlias = Mapping[str, Any]
 Layers: TypeAlias = Sequence[Layer]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]

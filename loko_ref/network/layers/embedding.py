@@ -23,8 +23,6 @@ from loko_ref.network.layers.base import (
     Shapes,
 )
 
-__all__ = ["Channel", "Embedding", "channels", "lookup_forward", "lookup_vjp", "positions"]
-
 Channel = Literal["ids", "types", "mask"]
 """What a channel of the integer input holds."""
 

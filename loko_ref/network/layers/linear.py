@@ -30,8 +30,6 @@ from loko_ref.network.layers.base import (
     check_entry,
 )
 
-__all__ = ["LINEAR", "PARAMS", "Cache", "Linear", "forward", "site_scale", "vjp"]
-
 PARAMS = ("W", "b", "A", "B", "bA", "bB")
 """Parameter names; the last four are the LoRA factors, in packing order."""
 

@@ -13,9 +13,8 @@ import numpy as np
 
 from loko_ref.arrays import Array, namespace
 from loko_ref.checks.values import check_range
-from loko_ref.network.layers.base import Context, Flow, Init, Kind, Layer, Params, Request, Shapes
-
-__all__ = ["PARAMS", "LayerNorm", "forward", "vjp"]
+from loko_ref.network.layers.base import Context, Flow, Kind, Layer, Params, Request, Shapes
+from loko_ref.network.lora import Init
 
 PARAMS = ("g", "b")
 """Parameter names: gain and shift."""

@@ -16,8 +16,6 @@ from loko_ref.checks.values import check_floats, check_shape, check_whole
 from loko_ref.errors import InputError
 from loko_ref.network.layers.base import Context, Flow, Kind, Layer, Params, Request
 
-__all__ = ["Patchify", "forward", "vjp"]
-
 
 def forward(image: Array, patch: tuple[int, int]) -> Array:
     """Cut an image into patches, row by row, each flattened as (channels, h, w).  [ATT-5].

@@ -11,8 +11,6 @@ from loko_ref.arrays import Array, namespace
 from loko_ref.checks.values import check_choice
 from loko_ref.network.layers.base import Context, Flow, Kind, Layer, Params, Request
 
-__all__ = ["Pool", "Pooling", "forward", "vjp"]
-
 Pooling = Literal["cls", "mean"]
 """The first token, or the mean of those that count."""
 

@@ -11,22 +11,6 @@ from loko_ref.arrays import Array, namespace
 from loko_ref.errors import InputError
 from loko_ref.network.layers.base import Context, Kind, Layer, Params, Request, Shapes
 
-__all__ = ["Positions", "forward", "vjp"]
-
-
-def forward(x: Array, table: Array) -> Array:
-    """``y = x + table[:t]``.  [ATT-4]."""
-    return x + table[: x.shape[1]]
-
-
-def vjp(dy: Array, count: int, *, per_sample: bool = False) -> Array:
-    """Cotangent of the table, (k, count, d) or (k, batch, count, d); dx is dy.  [ATT-4]."""
-    xp = namespace(dy)
-    k, batch, t, d = dy.shape
-    rest = xp.zeros((k, batch, count - t, d), dtype=dy.dtype)
-    dtable = xp.concatenate([dy, rest], axis=2)
-    return dtable if per_sample else dtable.sum(axis=1)
-
 
 class Positions(Kind):
     """Learnt positions added to a fixed number of tokens.  [ATT-4]."""
@@ -51,10 +35,14 @@ class Positions(Kind):
                 f"at most {table.shape[0]}, the positions of '{layer['name']}'",
                 "an image or text longer than the model was made for",
             )
-        return forward(x, table), table.shape[0]
+        return x + table[: x.shape[1]], table.shape[0]
 
     def vjp(self, dy: Array, cache: Any, layer: Layer, request: Request) -> Any:
         """``dx = dy``, and the table's cotangent where it is wanted."""
         if "position" not in request.need:
             return dy, {}
-        return dy, {"position": vjp(dy, cache, per_sample=request.per_sample)}
+        k, batch, t, d = dy.shape
+        xp = namespace(dy)
+        rest = xp.zeros((k, batch, cache - t, d), dtype=dy.dtype)
+        dtable = xp.concatenate([dy, rest], axis=2)  # (k, batch, count, d)
+        return dy, {"position": dtable if request.per_sample else dtable.sum(axis=1)}

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from loko_ref.arrays import Array, namespace
 from loko_ref.network.layers.base import Context, Kind, Layer, Params, Request, Shapes
 
-__all__ = ["Prepend", "forward", "vjp"]
-
 
 def forward(x: Array, token: Array) -> Array:
     """Put the learnt tokens (count, d) before each sample's own ([CLS]).  [ATT-5]."""

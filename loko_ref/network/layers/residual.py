@@ -17,7 +17,6 @@ from loko_ref.network.layers.base import (
     KINDS,
     Context,
     Flow,
-    Init,
     Kind,
     Layer,
     Params,
@@ -30,8 +29,7 @@ from loko_ref.network.layers.base import (
     run,
     width_in,
 )
-
-__all__ = ["Residual"]
+from loko_ref.network.lora import Init
 
 
 class Residual(Kind):

@@ -58,6 +58,13 @@ mutant(
     {"p_pred": lambda v: v.p / v.lam - _noise_of(v)},
 )
 mutant(
+    "TIME-Q-EVERYWHERE",
+    "q added to every entry of P",
+    "A number added to a matrix goes to all its entries: any two parameters get the covariance q.",
+    "P_pred = P / lam + q * np.eye(n)",
+    {"p_pred": lambda v: v.p / v.lam + v.q},
+)
+mutant(
     "TIME-NO-Q",
     "process noise left out",
     "p / lam only.",

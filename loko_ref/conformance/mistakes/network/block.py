@@ -216,7 +216,10 @@ mutant(
     "sites in the order of their names",
     "Sorted, as JAX orders a dict's leaves: an attention's k, o, q, v.",
     "theta: linears in the order of the spec, an attention's q, k, v, o",
-    {"sites": lambda spec: sorted(F["sites"](spec), key=lambda layer: str(layer["name"]))},
+    {
+        key: lambda spec, key=key: sorted(F[key](spec), key=lambda layer: str(layer["name"]))
+        for key in ("sites", "sites.weights")
+    },
 )
 
 

@@ -115,7 +115,7 @@ mutant(
     "sites in reverse order",
     "theta is packed from the last linear to the first (the order of a backward pass).",
     "theta: linears in the order of the spec",
-    {"sites": lambda spec: F["sites"](spec)[::-1]},
+    {key: lambda spec, key=key: F[key](spec)[::-1] for key in ("sites", "sites.weights")},
 )
 
 

@@ -1,4 +1,4 @@
-"""The later rooms on balls: LayerNorm, attention, embeddings, pooling, LTE's heads and merge."""
+"""The network and LTE on balls: norm, attention, tables, pooling, LTE's heads and merge."""
 
 import dataclasses
 

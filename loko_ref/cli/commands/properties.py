@@ -1,0 +1,114 @@
+"""``loko-ref properties TARGET``: has an implementation every exact fact?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loko_ref.cli.needs import check_needs
+from loko_ref.cli.verdicts import implementation_of
+
+if TYPE_CHECKING:
+    from loko_ref.properties import Property
+
+__all__ = ["properties"]
+
+
+def properties(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="A Python file, a module or module:attribute that holds IMPLEMENTATION."
+        ),
+    ] = None,
+    cmd: Annotated[
+        str | None,
+        typer.Option("--cmd", help="In place of TARGET: a command of 'loko-ref protocol'."),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", help="Properties whose name or operation matches this glob."),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", help="How many problems are drawn: dev, ci or thorough.")
+    ] = "dev",
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="Seconds that one call may take.")
+    ] = 60.0,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save", help="Write the first failing example here, for 'loko-ref verify --case'."
+        ),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the properties and stop.")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Print which known mistake each property finds.")
+    ] = False,
+) -> None:
+    """Check the exact facts of every operation that an implementation offers.
+
+    A property needs no expected value: it compares an implementation with itself, or with a bound.
+    A failing example is as small as could be found, and printed as Python to paste.
+
+    Exit code 0: all that ran hold, and something ran; 1: one fails; 2: TARGET cannot be used, or
+    nothing ran. With --matrix 0 if every property finds a known mistake and at least 90 % of the
+    mistakes are found, else 1.
+    """
+    check_needs(modules=[("hypothesis", "properties")])
+    from loko_ref.checks.values import check_range
+    from loko_ref.cli.progress import progress_bar
+    from loko_ref.conformance.verification import LONGEST, naming
+    from loko_ref.files.writing import check_targets
+    from loko_ref.properties import check_all, select
+
+    check_range("--timeout", timeout, low=0, low_open=True, high=LONGEST)
+    check_targets({"--save": save}, {"TARGET": target})
+    with naming(only="--only"):
+        facts = select(only)
+    if list_:
+        for fact in facts:
+            labels = " ".join(f"[{label}]" for label in fact.labels)
+            typer.echo(f"{fact.name}\t{labels}\t{fact.domain}\t{fact.statement}")
+        return
+    if matrix:
+        raise typer.Exit(_matrix(facts))
+    implementation = implementation_of(target, cmd)
+    options = {name: f"--{name}" for name in ("only", "profile")}
+    with (
+        progress_bar() as bar,
+        naming(implementation="TARGET" if cmd is None else "--cmd", **options),
+    ):
+        task = bar.add_task("checking", total=None)
+        results = check_all(
+            implementation,
+            only=only,
+            profile=profile,
+            timeout=timeout,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if save is not None and results.failures:
+        results.failures[0].save_case(save)
+    for outcome in results.outcomes:
+        if outcome.status == "unsupported":
+            typer.echo(f"unsupported {outcome.fact.name}: {outcome.reason}")
+    typer.echo(str(results))
+    raise typer.Exit(results.summary.exit_code)
+
+
+def _matrix(facts: list[Property]) -> int:
+    """Print the matrix; return the exit code."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from loko_ref.conformance.mistakes.registry import all_mutants
+    from loko_ref.properties.matrix import row, summary
+
+    bar = Console(stderr=True)
+    mistakes = track(all_mutants(), "known mistakes", console=bar, transient=True)
+    found = summary([row(one, facts) for one in mistakes], facts)
+    for line in found.lines:
+        typer.echo(line)
+    return 0 if found.good else 1

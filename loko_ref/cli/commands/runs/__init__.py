@@ -1,0 +1,1 @@
+"""The commands that train: a stream, and parallel heads."""

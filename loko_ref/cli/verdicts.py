@@ -1,0 +1,68 @@
+"""What the commands with a verdict share: their options, their target, and what they print."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loko_ref.errors import InputError
+
+if TYPE_CHECKING:
+    from loko_ref.conformance.reports.report import Report
+
+__all__ = ["Baseline", "Html", "Json", "Junit", "Strict", "Xfail", "implementation_of", "publish"]
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
+Junit = Annotated[Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write the report as one page.")]
+Xfail = Annotated[
+    Path | None,
+    typer.Option(
+        "--xfail",
+        help="Expected failures, one 'id: reason' a line; one that passes is an error.",
+    ),
+]
+Baseline = Annotated[
+    Path | None,
+    typer.Option("--baseline", help="An earlier report (--json): say what changed since."),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Let imprecise results fail: right formulas by an algorithm that loses digits.",
+    ),
+]
+
+
+def implementation_of(target: str | None, cmd: str | None) -> str:
+    """Return what was named, TARGET or ``--cmd COMMAND``.
+
+    Raises
+    ------
+    InputError
+        If neither was named, or both.
+    """
+    if (target is None) == (cmd is None):
+        got = "nothing" if target is None else "both TARGET and --cmd"
+        raise InputError(
+            "TARGET",
+            got,
+            "a Python file, a module or module:attribute, or --cmd COMMAND",
+            "it was left out" if target is None else "two ways to name the implementation",
+        )
+    return str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
+
+
+def publish(report: Report, json: Path | None, junit: Path | None, html: Path | None) -> int:
+    """Write and print every report; return the exit code."""
+    from loko_ref.conformance.verification import naming
+
+    with naming(json="--json", junit="--junit", html="--html"):
+        # files first: who reads the terminal's report may stop early (head)
+        report.write(json=json, junit=junit, html=html)
+    report.print()
+    return report.summary.exit_code

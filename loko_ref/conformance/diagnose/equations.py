@@ -1,0 +1,91 @@
+"""Formulas in the catalogue's letters."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from loko_ref.conformance.diagnose.search.candidates import Candidate
+from loko_ref.conformance.diagnose.search.instrument import RESULT
+from loko_ref.textbook.loko import choices, dataflow, delta, merge, noise
+from loko_ref.textbook.optimizers import METHODS
+from loko_ref.textbook.quantities import Quantity
+
+__all__ = ["equation", "letters"]
+
+_WORDS = (
+    (r"v\.F\['(\w+(?:\.\w+)?)'\]\(([^()]*)\)", r"\1"),
+    (r"v\.(?:slot|new)\['(\w+)'\]", r"\1"),
+    (r"\bv\.", ""),
+    (r"\bw\['(\w+)'\]", r"\1"),
+    (r"\[(?:\.\.\.|:|None|, )+\]", ""),
+    (r"\bnp\.linalg\.|\bnp\.|\bmath\.", ""),
+    (r"\.T\b", "'"),
+    (r" @ ", " "),
+    (r" \*\* ", "^"),
+    (r" \* ", " "),
+    (r"\bpHt\b", "P H'"),
+    (r"\b(\w+)_post\b", r"\1+"),
+)
+
+
+def letters(text: str) -> str:
+    """Write a source expression in the catalogue's letters.
+
+    Examples
+    --------
+    >>> letters("v.p_pred[:, None] * v.H.T")
+    "p_pred H'"
+    """
+    for old, new in _WORDS:
+        text = re.sub(old, new, text)
+    return text
+
+
+@cache
+def _by_formula() -> dict[str, Quantity]:
+    flows = [*(dataflow(o) for o in choices()), delta(), merge(), *METHODS.values()]
+    flows += [noise({"noise": o["noise"]}) for o in choices() if o["observation"] != "glm"]
+    found: dict[str, Quantity] = {}
+    for flow in flows:
+        for q in flow:
+            found.setdefault(q.formula, q)
+    return found
+
+
+def equation(quantity: str, one: Candidate) -> str:
+    """Write what a quantity is by a formula: the right equation and what differs.
+
+    Parameters
+    ----------
+    quantity : str
+        The output.
+    one : Candidate
+        The formula.
+    """
+    if one.mutant is not None:
+        return one.text
+    parts = []
+    for site, edit in one.edits:
+        what = letters(site.text)
+        if site.place == RESULT:
+            known = _by_formula().get(edit.inner)
+            what = known.equation if known else what
+        if re.search(r" [-+*/] | [A-Z\w']+$", what) and not what.endswith(")"):
+            what = f"({what})"
+        parts.append(letters(edit.change.text.replace("{x}", what)))
+    named = _by_formula().get(one.edits[0][1].root)
+    inside = all(edit.place == RESULT and edit.inner == edit.root for _, edit in one.edits)
+    if named is None:
+        text = f"{quantity}: in {one.edits[0][1].root}, {', and '.join(parts)}"
+    else:
+        own = named.name.removesuffix("_post")
+        own = quantity if own.lower() == quantity.lower() else own
+        lead = "" if own == quantity else f"{quantity}: "
+        text = f"{lead}{own} = {named.equation}: {', and '.join(parts)}"
+        if inside and len(parts) == 1:
+            text = f"{lead}{own} = {parts[0]}"
+    if one.scope:
+        values = " or ".join(sorted(map(str, one.scope[1])))
+        text += f" (where {one.scope[0]} is {values})"
+    return text

@@ -1,0 +1,1 @@
+"""The search for the formula that gives what came back."""

@@ -1,0 +1,337 @@
+"""A quantity that came out wrong, and what any formulas give for it at the parents that came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases.registry import Case, Recipe
+from loko_ref.conformance.judge.given import LEVELS, Reading, Step
+from loko_ref.conformance.judge.hook import Given
+from loko_ref.conformance.judge.tolerance import _inputs, _wide, canonical, factor, tolerance
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.loko import dataflow, output_name
+from loko_ref.textbook.operations import measured
+from loko_ref.textbook.quantities import Formula, Quantity, Values, identity
+
+__all__ = ["ERRORS", "MOVED", "Problem", "cut", "shortened"]
+
+Table = Mapping[str, Formula]
+Calls = list[tuple[list[Any], dict[str, Any]]]
+
+MOVED = 1 + 2.0**-12
+"""Factor by which a formula's result is moved, to see what depends on it."""
+
+ERRORS = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError,
+          np.linalg.LinAlgError)  # fmt: skip
+"""What a formula may raise that a change makes meaningless."""
+
+LEFT = 1e-6
+"""Part of an error that a formula may leave where tolerances are too fine for it."""
+
+NEAR = 1e4
+"""Largest tolerances of the right formula within which a candidate's own are found."""
+
+
+def cut(case: Case, outputs: Mapping[str, Array], step: int) -> tuple[Case, dict[str, Array]]:
+    """Return one step of a run as a case of its own, from the state that the last one returned."""
+    inputs, state = dict(_inputs(case)), ("theta", "p", "P", "R")
+    inputs |= {k: inputs[k][step] for k in ("x", "y")}
+    if step:
+        inputs |= {k: outputs[k][step - 1] for k in state if k in outputs and k in inputs}
+    recipe = Recipe(operation="loko.step", name=f"{case.recipe.name}[{step}]",
+                    build=lambda draw, dtype: inputs, options=case.recipe.options)  # fmt: skip
+    one = Case(id=f"{case.id}[{step}]", recipe=recipe, dtype=case.dtype)
+    return one, {name: value[step] for name, value in outputs.items()}
+
+
+@dataclass(eq=False)
+class Problem:
+    """A quantity of one check.
+
+    Attributes
+    ----------
+    case : Case
+        Its inputs and options; of a run of LoKO, one step.
+    quantity : str
+        Which output.
+    outputs : mapping of str to array
+        What came back.
+    check : str
+        Id of the check.
+    taken : frozenset of str
+        Parents that are taken as they were returned.
+    spent : int
+        Work done so far: quantities computed.
+    """
+
+    case: Case
+    quantity: str
+    outputs: Mapping[str, Array]
+    check: str
+    taken: frozenset[str]
+    _direct: dict[str, Calls | None] = field(default_factory=dict)
+    spent: int = 0
+
+    @cached_property
+    def inputs(self) -> Any:
+        """Inputs in float64."""
+        return _wide(_inputs(self.case))
+
+    @cached_property
+    def came(self) -> dict[str, Array]:
+        """What takes the place of what is computed."""
+        return {k: self.outputs[k].astype(np.float64) for k in self.taken if k in self.outputs}
+
+    @cached_property
+    def got(self) -> Array:
+        """What came back of the quantity."""
+        return canonical(self.case, self.quantity, self.outputs[self.quantity].astype(np.float64))
+
+    @cached_property
+    def _walked(self) -> tuple[Values, tuple[Quantity, ...]] | None:
+        """Values of a step of LoKO at what came, and the quantities that lead to this one."""
+        case, o = self.case, self.case.options
+        if case.operation.name != "loko.step" or not {"z", "Z"} <= set(self.came):
+            return None
+        if self.quantity in ("z", "Z"):
+            return None
+        v = Values(self.inputs, **o, F=FORMULA_TABLE, keep=Given(case, self.came, False))
+        v["p"] = v["P" if v.covariance == "dense" else "p"]
+        v["z"] = self.came["z"].reshape(-1, self.inputs["y"].shape[-1])
+        v["Z"] = self.came["Z"]
+        measured(v)
+        v["keep"] = identity
+        flow = {q.name: q for q in dataflow({k: a for k, a in o.items() if k != "spec"})}
+        named = {output_name(name, o): name for name in flow}
+        wanted, stack = {named[self.quantity]}, [named[self.quantity]]
+        while stack:
+            for parent in flow[stack.pop()].parents:
+                q = flow.get(parent)
+                if q is None or q.network or parent in wanted:
+                    continue
+                if q.hidden or output_name(parent, o) not in self.came:
+                    wanted.add(parent)
+                    stack.append(parent)
+        own = list(flow).index(named[self.quantity])
+        for name in (*wanted, *list(flow)[own:]):  # nothing that it is, or that comes of it
+            v.pop(name, None)
+        return v, tuple(q for name, q in flow.items() if name in wanted)
+
+    def _step(self, table: Table) -> Any:
+        """Compute the quantity from what came, without the network."""
+        assert self._walked is not None
+        v, flow = self._walked
+        w = Values(v)
+        w["F"] = table
+        for q in flow:
+            w[q.name] = q.compute(w)
+        return w[flow[-1].name]
+
+    def value(self, changes: Table, watch: Callable[[Table], Table] = dict) -> Array | None:
+        """Compute the quantity with some formulas changed; None where that has no meaning.
+
+        Parameters
+        ----------
+        changes : mapping of str to callable
+            The formulas.
+        watch : callable, optional
+            Wraps the table.
+        """
+        if watch is dict and len(set(changes.values())) == 1:
+            root, formula = self._own(changes)
+            if self._direct[root] is not None:
+                return self._at_once(formula, self._direct[root] or [])
+        self.spent += self._walk
+        table = watch({**FORMULA_TABLE, **changes})
+        hook = Given(self.case, self.came, self.case.operation.stepwise)
+        plain, o = self.case.operation.plain, self.case.options
+        try:
+            with np.errstate(all="ignore"):
+                if self._walked is not None:
+                    return self._finished(np.reshape(self._step(table), self.got.shape))
+                out = hook.outputs(plain(self.inputs, o, table, hook))
+        except ERRORS:
+            return None
+        return self._finished(out.get(self.quantity))
+
+    def _finished(self, found: Any) -> Array | None:
+        if found is None or np.shape(found) != self.got.shape or np.iscomplexobj(found):
+            return None
+        found = np.asarray(found, dtype=np.float64)
+        return canonical(self.case, self.quantity, found) if np.isfinite(found).all() else None
+
+    def _own(self, changes: Table) -> tuple[str, Formula]:
+        """Return the one of some names of a formula that the quantity has."""
+        for root in changes:
+            if root not in self._direct:
+                self._direct[root] = self._calls(root)
+        named = next((r for r in changes if self._direct[r] is not None), next(iter(changes)))
+        return named, changes[named]
+
+    def _calls(self, root: str) -> Calls | None:
+        """Return with what a formula is called whose result is the quantity itself, or None."""
+        formula, found = FORMULA_TABLE.get(root), []
+        if formula is None:
+            return None
+
+        def noted(*arguments: Any, **keywords: Any) -> Any:
+            own = [Values(a) if type(a) is Values else a for a in arguments]
+            value = formula(*arguments, **keywords)
+            found.append((own, keywords))
+            return value * MOVED if isinstance(value, np.ndarray) else value
+
+        moved = self.value({root: noted}, watch=lambda table: dict(table))
+        rows = len(self.got) if self.case.operation.stepwise else 1
+        if moved is None or len(found) != rows or not self.right.any():
+            return None
+        return found if np.allclose(moved, self.right * MOVED, rtol=1e-12, atol=0) else None
+
+    def _at_once(self, formula: Formula, calls: Calls) -> Array | None:
+        """Compute the quantity by its own formula alone."""
+        self.spent += len(calls)
+        try:
+            with np.errstate(all="ignore"):
+                given = [np.asarray(formula(*a, **k)) for a, k in calls]
+                if any(np.iscomplexobj(row) for row in given):
+                    return None
+                rows = [row.astype(np.float64) for row in given]
+                shape = self.got.shape[1:] if self.case.operation.stepwise else self.got.shape
+                rows = [row.reshape(shape) for row in rows]
+        except ERRORS:
+            return None
+        return self._finished(np.stack(rows) if self.case.operation.stepwise else rows[0])
+
+    @cached_property
+    def _walk(self) -> int:
+        """Quantities that one walk computes."""
+        if self._walked is not None:
+            return len(self._walked[1])
+        kept: list[str] = []
+
+        def keep(name: str, value: Any) -> Any:
+            kept.append(name)
+            return value
+
+        with np.errstate(all="ignore"):
+            self.case.operation.plain(self.inputs, self.case.options, FORMULA_TABLE, keep)
+        return len(kept)
+
+    @cached_property
+    def right(self) -> Array:
+        """What the quantity should be."""
+        found = self.value({})
+        assert found is not None
+        return found
+
+    @cached_property
+    def _judged(self) -> Step:
+        return Step(
+            self.case,
+            self.inputs,
+            {name: np.asarray(a, dtype=np.float64) for name, a in self.outputs.items()},
+            {},
+            {},
+        )
+
+    def units(self, changes: Table) -> Array | None:
+        """Return tolerances of the quantity by changed formulas."""
+        step, wrong = self._judged, frozenset({self.quantity})
+        forms = step.forms
+        step.forms = (*forms, changes)
+        try:
+            reading = Reading(step, self.taken, wrong, len(forms), full=True)
+            with np.errstate(all="ignore"):
+                size = reading.units(LEVELS).size.get(self.quantity)
+        except ERRORS:
+            return None
+        finally:
+            step.forms = forms
+        return None if size is None else factor(self.case) * size
+
+    @cached_property
+    def bound(self) -> Array:
+        """Tolerances by the right formulas."""
+        found = self.units({})
+        assert found is not None
+        return found
+
+    @cached_property
+    def loose(self) -> Array:
+        """Tolerances of the whole route where the case has them: no finer than these count."""
+        found = None if "[" in self.case.id else tolerance(self.case).get(self.quantity)
+        return self.bound if found is None else found
+
+    def far(self, value: Array | None) -> float:
+        """Return the largest error of a candidate's value, in the right formula's tolerances."""
+        if value is None:
+            return float("inf")
+        return float(np.max(np.abs(self.got - value) / self.bound, initial=0.0))
+
+    def near(self, value: Array | None) -> bool:
+        """Return whether a candidate is worth finding its own tolerances."""
+        if value is None:
+            return False
+        error = np.abs(self.got - value)
+        scale = max(float(self.bound.max(initial=0.0)), 1e-300)
+        u = float(np.finfo(self.case.dtype).eps)
+        own = 1e2 * u * float(np.abs(value).max(initial=0.0))
+        return bool(error.max(initial=0.0) <= NEAR * scale + own)
+
+    def fits(self, changes: Table, value: Array | None = None) -> bool:
+        """Return whether changed formulas give what came back, within their own tolerances."""
+        value = self.value(changes) if value is None else value
+        if not self.near(value):
+            return False
+        if self.far(value) <= 1:
+            return True
+        own = self.units(changes)
+        if own is None or own.shape != self.got.shape:
+            return False
+        error = np.abs(self.got - value) / np.maximum(own, self.bound)
+        return bool(np.max(error, initial=0.0) <= 1)
+
+    def mostly(self, value: Array | None) -> bool:
+        """Return whether a candidate leaves next to nothing of the error: less than `LEFT`."""
+        if value is None:
+            return False
+        error = float(np.linalg.norm((self.got - value) / self.bound))
+        return error <= LEFT * float(np.linalg.norm((self.right - value) / self.bound))
+
+    def digits(self, value: Array, fitted: int = 0) -> float:
+        """Count digits that a candidate explains and the right formula does not.
+
+        Each element on which they differ by more than tolerance adds the logarithm of by how
+        much; of a fitted number the best element proves nothing.
+        """
+        scale = np.abs(self.right - value)
+        left = np.maximum(np.abs(self.got - value), self.bound)
+        with np.errstate(all="ignore"):
+            each = np.log10(np.where(scale > left, scale / left, 1.0)).reshape(-1)
+        each = np.sort(each)[::-1]
+        return float(each[fitted:].sum())
+
+
+def shortened(problem: Problem) -> Problem:
+    """Return a problem of an optimizer with fewer steps: until shortly after what is wrong."""
+    case, got = problem.case, problem.got
+    if not case.operation.name.startswith("optimizer."):
+        return problem
+    off = np.abs(got - problem.right) > problem.bound
+    steps = max(3, int(np.argmax(off.reshape(len(got), -1).any(axis=1))) + 2)
+    inputs = dict(_inputs(case))
+    inputs["gradient"] = inputs["gradient"][:steps]
+    recipe = replace(case.recipe, name=f"{case.recipe.name}[:{steps}]",
+                     build=lambda draw, dtype: inputs)  # fmt: skip
+    return Problem(
+        case=Case(id=f"{case.id}[:{steps}]", recipe=recipe, dtype=case.dtype),
+        quantity=problem.quantity,
+        outputs={name: a[:steps] for name, a in problem.outputs.items()},
+        check=problem.check,
+        taken=problem.taken,
+    )

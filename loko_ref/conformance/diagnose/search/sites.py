@@ -1,0 +1,180 @@
+"""Where a wrong formula may stand: every place that a quantity depends on, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.diagnose.search.edits import reading
+from loko_ref.conformance.diagnose.search.instrument import RESULT, instrument
+from loko_ref.conformance.diagnose.search.problem import ERRORS, MOVED, Problem
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import Formula, Values
+
+__all__ = ["Call", "Site", "calls", "sites"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """The first call of a formula that has numbers in it.
+
+    Attributes
+    ----------
+    root, inner : str
+        The formula that the route calls; the one that is called, by it or itself.
+    v : Values
+        The quantities then, or its arguments by name.
+    places : mapping of int to object
+        What its expressions came to.
+    """
+
+    root: str
+    inner: str
+    v: Values
+    places: Mapping[int, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Site:
+    """One place of a call.
+
+    Attributes
+    ----------
+    call : Call
+        Whose.
+    place : int
+        Number of the place, or ``RESULT``.
+    value : object
+        An array of float64, a number or a bool.
+    """
+
+    call: Call
+    place: int
+    value: Any
+
+    @property
+    def text(self) -> str:
+        """Return its source."""
+        if self.place == RESULT:
+            return self.call.inner
+        return instrument(FORMULA_TABLE[self.call.inner]).places[self.place].text
+
+
+def _moved(value: Any) -> Any:
+    """Return something else of the same kind; None where there is none."""
+    if isinstance(value, tuple):
+        parts = [_moved(part) for part in value]
+        return None if all(part is None for part in parts) else tuple(
+            old if new is None else new for old, new in zip(value, parts, strict=True)
+        )  # fmt: skip
+    if isinstance(value, bool | np.bool_) or np.asarray(value).dtype.kind == "b":
+        return np.logical_not(value)
+    if isinstance(value, int | float | np.ndarray | np.floating):
+        return value * MOVED if np.asarray(value).dtype.kind == "f" else value + 1
+    return "after" if value == "before" else "before" if value == "after" else None
+
+
+def _watching(
+    enter: Callable[..., Any],
+) -> Callable[[Mapping[str, Formula]], dict[str, Formula]]:
+    """Return a wrapper of tables: `enter` is called with name and arguments of each call."""
+
+    def watch(table: Mapping[str, Formula]) -> dict[str, Formula]:
+        depth: list[str] = []
+
+        def noted(name: str, formula: Formula) -> Formula:
+            def call(*arguments: Any, **keywords: Any) -> Any:
+                root = depth[0] if depth else name
+                depth.append(name)
+                try:
+                    return enter(root, name, formula, arguments, keywords)
+                finally:
+                    depth.pop()
+
+            return call
+
+        return {name: noted(name, formula) for name, formula in table.items()}
+
+    return watch
+
+
+def calls(problem: Problem) -> list[Call]:
+    """List the formulas that a quantity depends on, as they are called at what came."""
+    called: dict[tuple[str, str], None] = {}
+
+    def enter(root: str, name: str, formula: Formula, arguments: Any, keywords: Any) -> Any:
+        called[root, name] = None
+        return formula(*arguments, **keywords)
+
+    problem.value({}, _watching(enter))
+    matter = {root for root, _ in called if _matters(problem, root)}
+    found: dict[tuple[str, str], Call] = {}
+    within: dict[str, Values] = {}
+
+    def record(root: str, name: str, formula: Formula, arguments: Any, keywords: Any) -> Any:
+        if root not in matter or (root, name) in found or name not in FORMULA_TABLE:
+            return formula(*arguments, **keywords)
+        if arguments and isinstance(arguments[0], Values):
+            within.setdefault(root, Values(arguments[0]))
+        places: dict[int, Any] = {}
+
+        def see(place: int, value: Any) -> Any:
+            places.setdefault(place, value)
+            return value
+
+        try:
+            value = instrument(FORMULA_TABLE[name]).made(see)(*arguments, **keywords)
+        except ERRORS:
+            return formula(*arguments, **keywords)
+        places[RESULT] = value
+        outer = within.get(root) if root != name else None
+        v = Values(reading(FORMULA_TABLE[name], arguments, outer))
+        found[root, name] = Call(root=root, inner=name, v=v, places=places)
+        return value
+
+    problem.value({}, _watching(record))
+    order = list(called)
+    return sorted(found.values(), key=lambda c: -order.index((c.root, c.inner)))
+
+
+def _matters(problem: Problem, root: str) -> bool:
+    """Return whether a quantity depends on what a formula gives."""
+    formula, able = FORMULA_TABLE.get(root), []
+    if formula is None:
+        return False
+
+    def moved(*arguments: Any, **keywords: Any) -> Any:
+        value = formula(*arguments, **keywords)
+        new = _moved(value)
+        able.append(new is not None)
+        return value if new is None else new
+
+    value = problem.value({root: moved})
+    return any(able) and (value is None or not np.array_equal(value, problem.right))
+
+
+def _number(value: Any) -> bool:
+    if isinstance(value, bool | np.bool_ | int | float | np.floating | np.integer):
+        return True
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fb" and value.size > 0
+
+
+def sites(problem: Problem) -> Iterator[Site]:
+    """Yield every place at which a quantity's formulas hold an array, a number or a choice."""
+    for call in calls(problem):
+        for place in sorted(call.places):
+            value = call.places[place]
+            if _number(value):
+                yield Site(call=call, place=place, value=value)
+
+
+def arrays_of(v: Values) -> dict[str, Array]:
+    """Return the arrays among the quantities."""
+    return {
+        name: a for name, a in v.items()
+        if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size > 0
+    }  # fmt: skip

@@ -1,0 +1,306 @@
+"""One walk of the dataflow from the quantities that were returned.
+
+The plain route is walked with a hook that notes what each quantity comes to and passes on what
+was returned in its place: a quantity's *conditional* expectation is its formula at the returned
+parents.  [TOL-6]
+
+A run is cut into steps, each from the state that the implementation returned; where it returned
+no whole state, or where there is no network, the whole run is one walk.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from loko_ref.arrays import Array
+from loko_ref.conformance.cases.registry import Case
+from loko_ref.conformance.judge.disturb import Disturb, Still
+from loko_ref.conformance.judge.hook import Given, Hook
+from loko_ref.conformance.judge.tolerance import (
+    Units,
+    _inputs,
+    _wide,
+    canonical,
+    expected,
+    factor,
+    widening,
+)
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.loko import dataflow, output_name
+from loko_ref.textbook.network import network
+from loko_ref.textbook.operations import measured
+from loko_ref.textbook.quantities import Values, evaluate, identity
+
+__all__ = ["LEVELS", "Reading", "Step", "steps"]
+
+LEVELS = 5
+"""Parts of a unit of error, from the cheapest to all of it."""
+
+FAR = 1e3
+"""Tolerances of the whole route beyond which an error may be looked at by its size alone."""
+
+FARTHEST = 1e6
+"""Times an output's largest tolerance of the whole route, grown with its size: no error is less
+than a mistake there."""
+
+SIZE = 2.0**-8
+"""Part of a quantity's size: a tolerance as wide as this judges nothing.  [TOL-3]"""
+
+Table = Mapping[str, Callable[..., Any]]
+
+FORMS: dict[str, tuple[Table, ...]] = {
+    "glm": ({}, {"K.glm": FORMULA_TABLE["K.softmax"]}),
+    "softmax": ({}, {"K.softmax": FORMULA_TABLE["K"]}),
+}
+"""Observation -> forms of the gain that are equal in the domain, and differ at a wrong S."""
+
+
+class Step:
+    """What came back of one step, or of a whole run, and what it should be given its parents.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    inputs : mapping
+        Inputs of the step, float64, its state among them.
+    came : mapping of str to array
+        What came back of it, float64.
+    plainly : mapping of str to array
+        Error over tolerance of the whole route.
+    bound : mapping of str to array
+        Tolerance of the whole route.
+    at : int, optional
+        The step of a run.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        inputs: Mapping[str, Any],
+        came: Mapping[str, Array],
+        plainly: Mapping[str, Array],
+        bound: Mapping[str, Array],
+        at: int | None = None,
+    ) -> None:
+        self.case, self.came, self.plainly, self.bound, self.at = case, came, plainly, bound, at
+        self.networked = case.operation.name == "loko.step" or at is not None
+        self.rows = case.operation.stepwise and at is None
+        self.forms = FORMS.get(str(case.options.get("observation")), ({},))
+        if not case.operation.name.startswith("loko."):
+            self.forms = self.forms[:1]
+        self._start = inputs
+        self._readings: dict[tuple[Any, ...], Reading] = {}
+        self._moves: dict[int, Mapping[str, Any]] = {}
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Any]:
+        """Inputs, with z and Z of the network where there is one."""
+        return self._run(self._start, identity) if self.networked else self._start
+
+    def _run(self, inputs: Mapping[str, Any], disturb: Hook) -> dict[str, Any]:
+        """Run the network; z and Z then take the place of what it is made of."""
+        o = self.case.options
+        v = Values(inputs, **o, F=FORMULA_TABLE, keep=disturb)
+        evaluate(v, network(o["spec"], packed=True, train=o.get("train", "factors")))
+        again = ("weights", "x") if o["noise"] != "ema_residual_hph" else ()
+        return {k: a for k, a in inputs.items() if k not in again} | {"z.own": v.z, "Z.own": v.Z}
+
+    def moved(self, draw: int, kind: type[Disturb]) -> tuple[Any, Hook]:
+        """Disturb the inputs; the network's part is kept for the next choice of parents."""
+        seed = zlib.crc32(f"{self.case.id}#{self.at}".encode()) + draw
+        disturb = kind(seed)
+        if draw not in self._moves:
+            self._moves[draw] = self._run(disturb.inputs(self._start, self.case.exact), disturb)
+        return self._moves[draw], kind(seed + 3 * 2**20)
+
+    def walk(self, form: Table, inputs: Any, hook: Given, *, full: bool) -> dict[str, Array]:
+        """Evaluate every output by a hook."""
+        table, o = {**FORMULA_TABLE, **form}, self.case.options
+        with np.errstate(all="ignore"):
+            if not self.networked:
+                out = dict(self.case.operation.plain(inputs, o, table, hook))
+            else:
+                note = hook.exact if full else hook  # their roundoffs are the network's already
+                v = Values(inputs, **o, F=table, keep=hook)
+                v |= {k: note(k, inputs[f"{k}.own"]) for k in ("z", "Z")}
+                v["p"] = v["P" if v.covariance == "dense" else "p"]
+                out = measured(v)
+        if "K" in hook.noted and "K" not in out:  # on the way, and no output: it leads
+            out = {"K": hook.noted["K"][0], **out}
+        return hook.outputs(out)
+
+    def reading(
+        self, taken: frozenset[str], wrong: frozenset[str], form: int, *, full: bool
+    ) -> Reading:
+        """Take parents as they were returned, or as they should be, in one form of the gain."""
+        key = (taken, wrong & taken, form, full)
+        if key not in self._readings:
+            self._readings[key] = Reading(self, *key)
+        return self._readings[key]
+
+    def ancestors(self, name: str) -> set[str]:
+        """Find the outputs that came back and that a quantity is computed from at once."""
+        case, o = self.case, self.case.options
+        if case.operation.name.startswith("loko."):
+            feeds: dict[str, set[str]] = {}
+            flow = {q.name: q for q in dataflow({k: a for k, a in o.items() if k != "spec"})}
+            for q in flow.values():
+                parents = {*q.parents, *q.given_returned[1]} & set(flow)
+                own = {output_name(parent, o) for parent in parents}
+                feeds.setdefault(output_name(q.name, o), set()).update(own)
+        else:
+            taken = {one.name for one in case.operation.inputs}
+            feeds = {q.name: set(q.feeds) - taken for q in case.operation.outputs}
+        found, seen, stack = set(), {name}, list(feeds.get(name, ()))
+        while stack:
+            one = stack.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            if one in self.came:
+                found.add(one)
+            else:
+                stack += feeds.get(one, ())
+        return found
+
+
+NOTHING = Units(centre={}, size={}, how="")
+"""Units where the formulas have no value."""
+
+
+class Reading:
+    """What a step's outputs should be by one choice of their parents, and their units.
+
+    Parameters
+    ----------
+    step : Step
+        The step.
+    taken : frozenset of str
+        Outputs taken as they were returned.
+    wrong : frozenset of str
+        Those of them that were found wrong.
+    form : int
+        Which of the step's forms.
+    full : bool
+        Whether right parents move by units of their own, not by a roundoff.
+    """
+
+    def __init__(
+        self, step: Step, taken: frozenset[str], wrong: frozenset[str], form: int, full: bool
+    ) -> None:
+        self.step, case = step, step.case
+        came = {name: value for name, value in step.came.items() if name in taken}
+        centre = Given(case, came, step.rows)
+        networked = step.networked
+
+        def walk(inputs: Any, disturb: Hook) -> dict[str, Array]:
+            if isinstance(disturb, Still):
+                hook = centre.watched(disturb)
+            else:
+                hook = Given(case, came, step.rows, disturb, centre if full else None, wrong)
+            return step.walk(step.forms[form], inputs, hook, full=full)
+
+        self._found: list[Units] = []
+        self._broken = False
+        self._parts: Iterator[Units] = widening(
+            case,
+            walk,
+            inputs=step.inputs,
+            moved=step.moved if full and networked else None,
+            single=networked,
+        )
+        self._last = LEVELS if full else 2
+
+    def units(self, level: int) -> Units:
+        """Return the units up to a level, or all that there is."""
+        while len(self._found) <= min(level, self._last - 1):
+            try:
+                self._found.append(next(self._parts))
+            except StopIteration:
+                self._last = len(self._found)
+            except np.linalg.LinAlgError:  # a matrix as it came, or one next to it, is singular
+                self._broken, self._last = True, max(len(self._found), 1)
+                break
+        return self._found[min(level, self._last - 1)] if self._found else NOTHING
+
+    def expected(self, name: str) -> Array:
+        """Return what an output should be."""
+        return canonical(self.step.case, name, np.asarray(self.units(0).centre[name]))
+
+    def signed(self, name: str, level: int) -> Array:
+        """Return error over tolerance with the error's sign; infinite where it is not finite."""
+        case, got = self.step.case, canonical(self.step.case, name, self.step.came[name])
+        with np.errstate(all="ignore"):
+            found = (got - self.expected(name)) / (factor(case) * self.units(level).size[name])
+        return np.where(np.isfinite(got), found, np.inf)
+
+    def beyond(self, name: str) -> bool:
+        """Return whether no tolerance that judges anything could explain the error."""
+        should = self.expected(name)
+        got = canonical(self.step.case, name, self.step.came[name])
+        bound = self.step.bound[name]
+        with np.errstate(all="ignore"):
+            error = np.abs(got - should)
+            size = float(np.max(np.abs(should), initial=0.0))
+            far = (error > SIZE * size) & (error > FAR * bound)
+            usual = expected(self.step.case)[name]
+            usual = usual if self.step.at is None else usual[self.step.at]
+            grown = max(1.0, size / max(float(np.max(np.abs(usual), initial=0.0)), 1e-300))
+            far |= error > FARTHEST * grown * float(np.max(bound, initial=0.0))
+        return bool(np.any(far | ~np.isfinite(got)))
+
+    def defined(self, name: str) -> bool:
+        """Return whether the formula has a value at these parents."""
+        self.units(0) if not self._broken else None
+        return not self._broken and bool(np.isfinite(self.expected(name)).all())
+
+    def follows(self, name: str) -> bool:
+        """Return whether all elements are within tolerance; no more is computed than it takes."""
+        if not self.defined(name):
+            return False
+        for level in range(LEVELS):
+            if level == 1 and self.beyond(name):
+                return False
+            if level >= self._last or not self.defined(name):
+                break
+            if float(np.max(np.abs(self.signed(name, level)), initial=0.0)) <= 1:
+                return True
+        return False
+
+
+def steps(
+    case: Case, outputs: Mapping[str, Array], found: Mapping[str, Array], bound: Mapping[str, Array]
+) -> list[Step]:
+    """Cut what came back into steps, each from the state that came back.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    outputs : mapping of str to array
+        What came back.
+    found, bound : mapping of str to array
+        Error over tolerance, and tolerance, of the whole route.
+    """
+    came = {name: np.asarray(a, dtype=np.float64) for name, a in outputs.items()}
+    inputs = _wide(_inputs(case))
+    held = [k for k in ("theta", "p", "P", "R") if k in inputs]
+    if case.options.get("noise") == "fixed":
+        held = [k for k in held if k != "R" or k in came]
+    if case.operation.name != "loko.run" or not set(held) <= set(came):
+        return [Step(case, inputs, came, found, bound)]
+    cut = []
+    for t in range(len(inputs["x"])):
+        state = {k: came[k][t - 1] for k in held} if t else {}
+        of_step = {**inputs, **state, "x": inputs["x"][t], "y": inputs["y"][t]}
+        row, plainly, allowed = (
+            {k: a[t] for k, a in some.items()} for some in (came, found, bound)
+        )
+        cut.append(Step(case, of_step, row, plainly, allowed, t))
+    return cut

@@ -1,0 +1,375 @@
+"""Facts of the filter: measurement updates with a dense or diagonal prior, and the time update.
+
+Shapes: theta, p (n,); P (n, n); H (m, n); e (m,); R, S (m, m); K (n, m).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as hs
+
+from loko_ref import strategies as st
+from loko_ref.arrays import Array
+from loko_ref.kalman.diagonal import DIAGONALS
+from loko_ref.properties.registry import fact
+from loko_ref.properties.trial import (
+    Got,
+    Problem,
+    Problems,
+    Trial,
+    Unsuitable,
+    exact,
+    inverse,
+    size,
+)
+
+__all__: list[str] = []
+
+DENSE, DIAGONAL, TIME = "kalman.dense_update", "kalman.diagonal_update", "kalman.time_update"
+BOTH = f"{DENSE} {DIAGONAL}"
+
+
+def _updates(operation: str, **choices: Any) -> Problems:
+    def problems(small: bool) -> hs.SearchStrategy[Problem]:
+        drawn: dict[str, Any] = {"cond": 1e3, **choices, "whole": small}
+        drawn |= {"max_n": 2, "max_m": 2} if small else {}
+        if operation == DENSE:
+            return st.dense_problems(**drawn).map(lambda p: Problem(inputs=p.arguments()))
+        kinds = hs.sampled_from([{} if d == "decoupled" else {"diagonal": d} for d in DIAGONALS])
+        return hs.builds(
+            lambda p, o: Problem(inputs=p.arguments(), options=o),
+            st.diagonal_problems(**drawn),
+            kinds,
+        )
+
+    return problems
+
+
+def _independent(operation: str) -> Problems:
+    return _updates(operation, diagonal_noise=True)
+
+
+def _variances(t: Trial) -> str:
+    return "P" if t.held.operation == DENSE else "p"
+
+
+def _prior(t: Trial) -> Array:
+    """P (n, n), in rational numbers."""
+    (given,) = t.exact(_variances(t))
+    return given if given.ndim == 2 else np.diag(given)
+
+
+def _innovation_covariance(t: Trial) -> Array:
+    H, R = t.exact("H", "R")
+    return H @ _prior(t) @ H.T + R
+
+
+@fact(BOTH, "still", "KAL-2", "e = 0 leaves theta unchanged", _updates)
+def _still(t: Trial) -> None:
+    got = t.run(e=np.zeros_like(t.given["e"]))
+    if got.has("theta"):
+        t.near("theta", got["theta"], t.given["theta"], got.tol["theta"])
+
+
+@fact(BOTH, "blind", "KAL-2", "S, K and the posterior covariance do not depend on e", _updates)
+def _blind(t: Trial) -> None:
+    other = 1 + 2 * t.wide("e")[0]
+    t.same(t.run(), t.run(e=other), ("S", "K", _variances(t)))
+
+
+@fact(BOTH, "linear", "KAL-2", "theta moves in proportion to e", _updates)
+def _linear(t: Trial) -> None:
+    e, theta = t.wide("e", "theta")
+    a, b = t.run(), t.run(e=2 * e)
+    if a.has("theta") and b.has("theta"):
+        moved = theta + 2 * (a["theta"] - theta)
+        t.near("theta", b["theta"], moved, 2 * a.tol["theta"] + b.tol["theta"])
+
+
+@fact(BOTH, "gain", "KAL-2", "S = H P H' + R,  K S = P H',  theta+ = theta + K e", _updates)
+def _gain(t: Trial) -> None:
+    got, (H, e, theta) = t.run(), t.exact("H", "e", "theta")
+    S = _innovation_covariance(t)
+    if got.has("S"):
+        t.near("S", got["S"], S, got.tol["S"])
+    if got.has("K"):
+        K, tol = exact(got["K"]), got.tol["K"]
+        t.near("K S", K @ S, _prior(t) @ H.T, tol @ size(S))
+        if got.has("theta"):
+            bound = got.tol["theta"] + tol @ size(e)
+            t.near("theta", got["theta"], theta + K @ e, bound)
+
+
+@fact(
+    BOTH,
+    "residual",
+    "KAL-2",
+    "the residual e - H (theta+ - theta) is R S^-1 e",
+    _updates,
+)
+def _residual(t: Trial) -> None:
+    got, (H, e, R, theta) = t.run(), t.exact("H", "e", "R", "theta")
+    if got.has("theta"):
+        left = e - H @ (exact(got["theta"]) - theta)
+        wanted = R @ (inverse(_innovation_covariance(t)) @ e)
+        t.near("the residual", left, wanted, size(H) @ got.tol["theta"])
+
+
+@fact(
+    BOTH,
+    "stationary",
+    "KAL-2 KAL-4",
+    "theta+ maximises the posterior: theta+ - theta = P H' R^-1 (e - H (theta+ - theta))",
+    _updates,
+)
+def _stationary(t: Trial) -> None:
+    got, (H, e, R, theta) = t.run(), t.exact("H", "e", "R", "theta")
+    if got.has("theta"):
+        moved, gain = exact(got["theta"]) - theta, _prior(t) @ H.T @ inverse(R)
+        slack = got.tol["theta"]
+        t.near("theta", moved, gain @ (e - H @ moved), slack + size(gain @ H) @ slack)
+
+
+@fact(
+    BOTH,
+    "information",
+    "KAL-4 DIAG-1 DIAG-2",
+    "P+^-1 = P^-1 + H' R^-1 H; decoupled p+ is the diagonal of P+, 1/p+ variational that of P+^-1",
+    _updates,
+)
+def _information(t: Trial) -> None:
+    got, (H, R) = t.run(), t.exact("H", "R")
+    name = _variances(t)
+    if not got.has(name):
+        return
+    precision = inverse(_prior(t)) + H.T @ inverse(R) @ H
+    if name == "P":
+        product = exact(got["P"]) @ precision
+        t.near("P+ P+^-1", product, exact(np.eye(len(product))), got.tol["P"] @ size(precision))
+    elif t.options.get("diagonal") == "variational":
+        t.near("p", got["p"], 1 / np.diagonal(precision), got.tol["p"])
+    else:
+        t.near("p", got["p"], np.diagonal(inverse(precision)), got.tol["p"])
+
+
+@fact(
+    BOTH,
+    "shrinks",
+    "DIAG-4 KAL-4",
+    "0 < p+ <= p; P+ is symmetric with 0 <= P+ <= P",
+    _updates,
+)
+def _shrinks(t: Trial) -> None:
+    got, name = t.run(), _variances(t)
+    if not got.has(name):
+        return
+    (prior,), posterior, tol = t.wide(name), got[name], got.tol[name]
+    if name == "p":
+        t.below("p - p_pred", posterior - prior, tol)
+        t.below("-p", -posterior, tol)
+        return
+    slack = np.linalg.norm(tol)
+    t.near("P - P'", posterior, posterior.T, tol + tol.T)
+    posterior = (posterior + posterior.T) / 2
+    t.below("-eigenvalue of P", -np.linalg.eigvalsh(posterior)[0], slack)
+    t.below("-eigenvalue of P_pred - P", -np.linalg.eigvalsh(prior - posterior)[0], slack)
+
+
+@fact(
+    BOTH,
+    "vague",
+    "KAL-2",
+    "R to infinity leaves theta and the covariance unchanged",
+    _updates,
+    "R = 2^80 I",
+)
+def _vague(t: Trial) -> None:
+    m = len(t.given["e"])
+    got, (H, e) = t.run(R=2.0**80 * np.eye(m)), t.wide("H", "e")
+    P, name = size(_prior(t)), _variances(t)
+    moves = P @ size(H.T) / 2.0**80
+    if got.has("theta"):
+        t.near("theta", got["theta"], t.given["theta"], got.tol["theta"] + moves @ size(e))
+    if got.has(name):
+        shrink = moves @ size(H) @ P
+        bound = shrink if name == "P" else np.diagonal(shrink)
+        t.near(name, got[name], t.given[name], got.tol[name] + bound)
+
+
+@fact(
+    BOTH,
+    "certain",
+    "KAL-2",
+    "R to 0 fits the observation: H (theta+ - theta) = e",
+    _updates,
+    "n >= m, H of full rank, R = 2^-10 I",
+)
+def _certain(t: Trial) -> None:
+    (H, e, theta), R = t.wide("H", "e", "theta"), 2.0**-10 * np.eye(len(t.given["e"]))
+    G = np.asarray(t.exact("H")[0] @ _prior(t) @ t.exact("H")[0].T, dtype=np.float64)
+    if np.linalg.cond(G) > 1e3:
+        raise Unsuitable("H is not of full rank")
+    got = t.run(R=R)
+    if got.has("theta"):
+        left = size(np.linalg.inv(G)) @ size(e) * 2.0**-9  # |R S^-1 e|, twice
+        fitted = H @ (got["theta"] - theta)
+        rounding = 4 * np.finfo(np.float64).eps * size(H) @ (size(got["theta"]) + size(theta))
+        t.near("the fit", fitted, e, left + size(H) @ got.tol["theta"] + rounding)
+
+
+def _outputs(t: Trial, T: Array) -> Got:
+    """Run with the outputs changed by T."""
+    e, H, R = t.wide("e", "H", "R")
+    R = T @ R @ T.T
+    return t.run(e=T @ e, H=T @ H, R=(R + R.T) / 2)
+
+
+def _posteriors(t: Trial) -> tuple[str, str]:
+    return "theta", _variances(t)
+
+
+@fact(BOTH, "permuted", "KAL-7", "the order of the outputs changes K's columns alone", _updates)
+def _permuted(t: Trial) -> None:
+    m = len(t.given["e"])
+    order = np.roll(np.arange(m), 1)
+    b, undo = _outputs(t, np.eye(m)[order]), np.argsort(order)
+
+    def back(name: str, value: Array) -> Array:
+        if name == "S":
+            return value[np.ix_(undo, undo)]
+        return value[:, undo] if name == "K" else value
+
+    t.same(t.run(), b, back=back)
+
+
+@fact(BOTH, "mixed", "KAL-7", "an invertible change of the outputs changes nothing", _updates)
+def _mixed(t: Trial) -> None:
+    m = len(t.given["e"])
+    t.same(t.run(), _outputs(t, np.triu(np.ones((m, m))) + np.eye(m)), _posteriors(t))
+
+
+@fact(BOTH, "unseen", "KAL-2 DIAG-4", "a parameter that no output sees is unchanged", _updates)
+def _unseen(t: Trial) -> None:
+    H, given = t.wide("H", _variances(t))
+    H[:, 0] = 0
+    if given.ndim == 2:  # uncorrelated with the others, so that no observation informs it
+        given[0, 1:] = given[1:, 0] = 0
+    got = t.run(**{"H": H, _variances(t): given})
+    for name, prior in (("theta", t.wide("theta")[0]), (_variances(t), given)):
+        if got.has(name):
+            t.near(name, got[name][0], prior[0], got.tol[name][0])
+
+
+@fact(
+    BOTH,
+    "rescaled",
+    "KAL-7",
+    "parameters in other units give the posterior in other units",
+    _updates,
+)
+def _rescaled(t: Trial) -> None:
+    n, (theta, H, given) = len(t.given["theta"]), t.wide("theta", "H", _variances(t))
+    c = 2.0 ** (1 - np.arange(n) % 4)  # powers of 2: exact
+    square = np.outer(c, c) if given.ndim == 2 else c**2
+    a, b = t.run(), t.run(**{"theta": c * theta, "H": H / c, _variances(t): square * given})
+    units = {"theta": c, "K": c[:, None], _variances(t): square}
+    t.same(a, b, back=lambda name, value: value / units.get(name, 1.0))
+
+
+@fact(DENSE, "turned", "KAL-7", "a rotation of the parameters rotates the posterior", _updates)
+def _turned(t: Trial) -> None:
+    theta, P, H = t.wide("theta", "P", "H")
+    n = len(theta)
+    Q = np.eye(n) - 2 / n  # a reflection, symmetric
+    turned = Q @ P @ Q
+    a, b = t.run(), t.run(theta=Q @ theta, P=(turned + turned.T) / 2, H=H @ Q)
+    for name, right in (("theta", np.ones(())), ("P", Q)):
+        if a.has(name) and b.has(name):
+            bound = np.linalg.norm(a.tol[name]) + np.linalg.norm(b.tol[name])
+            t.below(
+                f"|error of {name}|", np.linalg.norm(Q @ np.dot(b[name], right) - a[name]), bound
+            )
+
+
+@fact(
+    BOTH,
+    "one by one",
+    "KAL-5 DIAG-6",
+    "independent outputs one after another give the joint update (dense; variational: p alone)",
+    _independent,
+    "R diagonal; dense, or variational",
+)
+def _one_by_one(t: Trial) -> None:
+    name = _variances(t)
+    if name == "p" and t.options.get("diagonal") != "variational":
+        raise Unsuitable("the order matters to the decoupled diagonal")
+    whole, state = t.run(), dict(zip(_posteriors(t), t.wide(*_posteriors(t)), strict=True))
+    theta, R, H, e = t.wide("theta", "R", "H", "e")
+    names = (name,) if name == "p" else ("theta", "P")
+    if not whole.has(*names):
+        return
+    slack = {key: whole.tol[key] for key in names}
+    for j in range(len(e)):
+        e_j = e[j : j + 1] - H[j : j + 1] @ (state["theta"] - theta)
+        got = t.run(**state, H=H[j : j + 1], e=e_j, R=R[j : j + 1, j : j + 1])
+        if not got.has(*names):
+            return
+        state |= {key: (got[key] + got[key].T) / 2 for key in names}  # P symmetric
+        # what follows inherits the error: e that of theta
+        slack = {key: slack[key] + len(e) * np.max(got.tol[key]) for key in names}
+    for key in names:
+        t.near(key, state[key], whole[key], slack[key])
+
+
+# ---------------------------------------------------------------------------------- time update
+
+
+def _times(operation: str) -> Problems:
+    def problems(small: bool) -> hs.SearchStrategy[Problem]:
+        lam = hs.sampled_from([0.5, 1.0] if small else [0.5, 0.75, 0.875, 1.0])
+        q = hs.sampled_from([0.0, 2.0] if small else [0.0, 0.25, 1.5])
+        p = hs.integers(1, 2 if small else 5).flatmap(
+            lambda n: st.dtypes().flatmap(lambda d: st.variances(n, dtype=d, whole=small))
+        )
+        return hs.builds(
+            lambda p, lam, q: Problem(inputs={"p": p}, options={"lam": lam, "q": q}), p, lam, q
+        )
+
+    return problems
+
+
+@fact(TIME, "identity", "KAL-1", "lam = 1 and q = 0 change nothing", _times)
+def _identity(t: Trial) -> None:
+    got = t.run(options={"lam": 1.0, "q": 0.0})
+    t.near("p_pred", got["p_pred"], t.given["p"], got.tol["p_pred"])
+
+
+@fact(TIME, "forgets", "KAL-1", "lam p_pred = p where q = 0", _times, "q = 0")
+def _forgets(t: Trial) -> None:
+    got, lam = t.run(options={"q": 0.0}), t.options["lam"]
+    t.near("lam p", exact(lam) * exact(got["p_pred"]), t.given["p"], lam * got.tol["p_pred"])
+
+
+@fact(TIME, "adds", "KAL-1", "process noise adds to p_pred, whatever p and lam", _times)
+def _adds(t: Trial) -> None:
+    a, b, q = t.run(options={"q": 0.0}), t.run(), t.options["q"]
+    bound = a.tol["p_pred"] + b.tol["p_pred"]
+    t.near("p_pred", exact(b["p_pred"]) - exact(a["p_pred"]), exact(q), bound)
+
+
+@fact(
+    TIME,
+    "composes",
+    "KAL-1",
+    "two steps are one with lam^2 and noise q / lam + q",
+    _times,
+)
+def _composes(t: Trial) -> None:
+    lam, q = t.options["lam"], t.options["q"]
+    first = t.run()
+    twice = t.run(p=first["p_pred"])
+    once = t.run(options={"lam": lam**2, "q": q / lam + q})
+    bound = once.tol["p_pred"] + twice.tol["p_pred"] + first.tol["p_pred"] / lam
+    t.near("p_pred", twice["p_pred"], once["p_pred"], bound)

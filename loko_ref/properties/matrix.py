@@ -1,0 +1,178 @@
+"""Which known mistakes the properties find, and which property finds which.
+
+A mistake is turned into an implementation of every operation, with rounding errors of its own, and
+each property that reads one of its formulas is checked on it. No expected value takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from hypothesis import Phase, given, settings
+
+from loko_ref.conformance.catalogue.registry import Operation
+from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.mistakes.registry import (
+    Mutant,
+    as_implementation,
+    dtype_of,
+    functions_by,
+)
+from loko_ref.properties.running import LARGE, PROFILES
+from loko_ref.properties.trial import Declined, Problem, Property, Refuted, Trial, Unsuitable
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
+
+__all__ = ["LEAST", "UNSEEN", "Matrix", "Row", "problems", "row", "summary"]
+
+LEAST = 0.9
+"""Share of the known mistakes that the properties have to find."""
+
+_OTHER_FUNCTION = "a smooth function like it: only its values differ, no exact fact of a network"
+
+UNSEEN: Mapping[str, str] = dict.fromkeys(
+    ("GELU-TANH", "GELU-ERF", "GELU-SIGMOID"), _OTHER_FUNCTION
+)
+"""Known mistakes that no property finds: id -> why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One known mistake.
+
+    Attributes
+    ----------
+    mistake : str
+        Its id.
+    read : tuple of str
+        The properties that read a formula which it changes.
+    found : tuple of str
+        Those of them that fail.
+    """
+
+    mistake: str
+    read: tuple[str, ...]
+    found: tuple[str, ...]
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _wide(item) for name, item in value.items()}
+    return np.asarray(value, dtype=np.float64)
+
+
+@cache
+def problems(fact: Property) -> tuple[tuple[Problem, frozenset[str]], ...]:
+    """Draw a property's problems, each with the formulas that the right code calls on it."""
+    drawn: list[Problem] = []
+    for small in (True, False):
+        some = PROFILES["dev"].max_examples // (2 if fact.operation.startswith(LARGE) else 1)
+        profile = settings(PROFILES["dev"], max_examples=some, phases=[Phase.generate])
+        profile(given(problem=fact.problems(small))(lambda problem: drawn.append(problem)))()
+    called: set[str] = set()
+
+    def noted(name: str, formula: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            called.add(name)
+            return formula(*arguments, **keywords)
+
+        return call
+
+    table = {name: noted(name, formula) for name, formula in FORMULA_TABLE.items()}
+
+    def apply(operation: Operation, inputs: Mapping[str, Any], options: Any) -> dict[str, Any]:
+        out, dtype = operation.plain(_wide(inputs), options, table, identity), dtype_of(inputs)
+        return {name: np.asarray(value).astype(dtype) for name, value in out.items()}
+
+    right = Implementation(target="plain formulas", functions=functions_by(apply))
+    found = []
+    for problem in drawn:
+        called.clear()
+        if _holds(fact, right, problem) is not None:
+            found.append((problem, frozenset(called)))
+    return tuple(found)
+
+
+def _holds(fact: Property, target: Implementation, problem: Problem) -> bool | None:
+    """Return whether a property holds on a problem; None where it says nothing."""
+    try:
+        fact.check(Trial(fact, target, problem))
+    except Refuted:
+        return False
+    except (Declined, Unsuitable):
+        return None
+    return True
+
+
+def row(mistake: Mutant, facts: Sequence[Property]) -> Row:
+    """Check properties on a known mistake.
+
+    Parameters
+    ----------
+    mistake : Mutant
+        The mistake, at its example's size.
+    facts : sequence of Property
+        The properties.
+    """
+    wrong = Implementation(target=mistake.id, functions=as_implementation(mistake, mistake.example))
+    changed = frozenset(mistake.changes(mistake.example))
+    read, found = [], []
+    for fact in facts:
+        reached = [p for p, called in problems(fact) if mistake.roundoff or changed & called]
+        if reached:
+            read.append(fact.name)
+            if any(_holds(fact, wrong, problem) is False for problem in reached):
+                found.append(fact.name)
+    return Row(mistake=mistake.id, read=tuple(read), found=tuple(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Which known mistakes a set of properties finds.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+        Of the mistakes in what the properties read.
+    unseen : tuple of str
+        Those that no property finds.
+    idle : tuple of str
+        Properties that find none.
+    """
+
+    rows: tuple[Row, ...]
+    unseen: tuple[str, ...]
+    idle: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """The share of the mistakes that is found."""
+        return 1 - len(self.unseen) / max(len(self.rows), 1)
+
+    @property
+    def good(self) -> bool:
+        """Whether there are mistakes, 90 % are found, and every property finds one."""
+        return bool(self.rows) and self.share >= LEAST and not self.idle
+
+    @property
+    def lines(self) -> list[str]:
+        """The matrix as text: the properties that find each mistake, and what is not found."""
+        text = [f"{r.mistake}: {', '.join(r.found) or 'no property'}" for r in self.rows]
+        text += [f"not found: {key}: {UNSEEN.get(key, 'unexplained')}" for key in self.unseen]
+        text += [f"finds no mistake: {name}" for name in self.idle]
+        found, total = len(self.rows) - len(self.unseen), len(self.rows)
+        return [*text, f"found {found} of {total} mistakes ({self.share:.1%})"]
+
+
+def summary(rows: Sequence[Row], facts: Sequence[Property]) -> Matrix:
+    """Join the rows of all mistakes."""
+    met = tuple(r for r in rows if r.read)
+    return Matrix(
+        rows=met,
+        unseen=tuple(r.mistake for r in met if not r.found),
+        idle=tuple(f.name for f in facts if not any(f.name in r.found for r in met)),
+    )

@@ -1,0 +1,81 @@
+"""The formula that code computes is found where no known mistake is it, and no other is named."""
+
+import numpy as np
+import pytest
+
+from loko_ref.conformance.cases.registry import Draw, select
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.diagnose.search.instrument import instrument
+from loko_ref.conformance.engine import run
+from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
+
+pytestmark = pytest.mark.verdict
+
+
+def update(theta, P, H, e, R, jitter=0.0, power=1, sign=1.0):
+    """Return the dense update with mistakes."""
+    Q = P if power == 1 else P @ P
+    S = H @ Q @ H.T + R
+    K = np.linalg.solve(S + jitter * np.eye(len(S)), H @ P).T
+    out = {"S": S, "K": K, "theta": theta + sign * K @ e, "P": P - K @ H @ P}
+    return {name: value.astype(theta.dtype) for name, value in out.items()}
+
+
+def named(**mistakes):
+    target = Implementation(
+        target="made", functions={"kalman.dense_update": lambda **k: update(**k, **mistakes)}
+    )
+    checks = run(target, select("kalman.dense_update", "float64"))
+    found = name_mistakes(checks)
+    return {(m.quantity, m.equation, m.mutant.id) for fits in found.values() for m in fits}, found
+
+
+@pytest.mark.parametrize("size", ["1e-10", "1e-09"])
+def test_a_jitter_in_the_solve_alone_is_no_lost_precision(size):
+    """Named under every kernel: the number is fitted by a slope above its roundoff."""
+    found, by_check = named(jitter=float(size))
+    assert {(q, text) for q, text, _ in found} == {("K", f"K = diag(p) H' S^-1: S + {size} I")}
+    assert all(by_check.values())
+
+
+def test_two_mistakes_are_both_named_and_reproduced():
+    found, by_check = named(power=2, sign=-1.0)
+    assert {q for q, _, _ in found} == {"S", "theta"}
+    assert {key for q, _, key in found if q == "theta"} == {"THETA-SIGN"}
+    (case,) = select("kalman.dense_update/wide/float64")
+    inputs = case.recipe.build(Draw("other numbers"), "float64")  # that the search never saw
+    formula = next(m for fits in by_check.values() for m in fits if m.quantity == "S")
+    out = case.operation.plain(
+        inputs, case.options, {**FORMULA_TABLE, **formula.changes()}, identity
+    )
+    np.testing.assert_allclose(out["S"], update(**inputs, power=2)["S"], rtol=1e-12, atol=1e-14)
+
+
+def test_a_pseudo_inverse_that_cuts_is_not_taken_for_lost_digits():
+    def cutting(theta, P, H, e, R):
+        S = H @ P @ H.T + R
+        K = P @ H.T @ np.linalg.pinv(S, rcond=1e-3)
+        return {"S": S, "K": K, "theta": theta + K @ e, "P": P - K @ H @ P}
+
+    target = Implementation(target="pinv", functions={"kalman.dense_update": cutting})
+    found = name_mistakes(run(target, select("kalman.dense_update", "float64")))
+    assert found
+    assert not any(found.values()), found
+
+
+@pytest.mark.parametrize("name", ["K.softmax", "p.variational", "adamw.theta", "attend", "outer"])
+def test_every_expression_of_a_formula_is_in_reach(name):
+    assert len(instrument(FORMULA_TABLE[name]).places) > 10
+
+
+def test_formulas_seen_place_by_place_give_the_same_numbers():
+    seen = {k: instrument(f).made(lambda place, value: value) for k, f in FORMULA_TABLE.items()}
+    for case in select("*/*/float64")[::40]:
+        if case.operation.name == "lte.run":
+            continue
+        inputs = case.inputs()
+        right = case.operation.plain(inputs, case.options, FORMULA_TABLE, identity)
+        again = case.operation.plain(inputs, case.options, seen, identity)
+        assert all(np.array_equal(right[k], again[k], equal_nan=True) for k in right)
