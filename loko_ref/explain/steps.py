@@ -178,6 +178,14 @@ def explain(
         raise InputError(
             "steps", (skip or 0) + steps, f"at most {source.steps} in all", "a shorter stream"
         )
+    learner = source.learner
+    if learner.covariance not in ("diagonal", "dense"):
+        raise InputError(
+            "covariance",
+            repr(learner.covariance),
+            "'diagonal' or 'dense'",
+            "a precision is not listed entry by entry: 'train' runs it",
+        )
     state = source.start
     if skip is None:
         skip, state = _first_wrong(source, source.steps - steps)
