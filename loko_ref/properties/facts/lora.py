@@ -94,7 +94,8 @@ def _unmerged(t: Trial) -> None:
 @fact(RUN, "one network", "LTE-2 LTE-8",
       "from B = 0, merged after every step on one batch for all, the heads move as mhlora's",
       runs(mode="lte", merge_every=1, data="replicated", reset="none", reduction="all",
-           replicas="frozen", optimizer_state="keep", optimizer=SGDS), "SGD without weight decay")  # fmt: skip
+           replicas="frozen", optimizer_state="keep", optimizer=SGDS),
+      "SGD without weight decay")  # fmt: skip
 def _one_network(t: Trial) -> None:
     begun = {k: 0 * a if ".B" in k or ".bB" in k else a for k, a in t.given["factors"].items()}
     heads = t.run(factors=begun)

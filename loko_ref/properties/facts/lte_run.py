@@ -27,6 +27,8 @@ RUN = "lte.run"
 
 
 def runs(**fixed: Any) -> Any:
+    """Return the problems of short runs with some choices fixed, or drawn from a strategy."""
+
     def of(operation: str) -> Problems:
         @hs.composite
         def draw(draw: hs.DrawFn, small: bool) -> Problem:
