@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from loko_ref.cli import main
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.experiments.config import RunConfig
-from loko_ref.explain.sources import FILTERS, from_config, tiny
+from loko_ref.explain.sources import FILTERS, OPERATIONS, from_case, from_config, tiny
 from loko_ref.explain.steps import explain
 from loko_ref.explain.walk import of_source, of_tiny
 from loko_ref.explain.walk.cells import cells, largest, read
@@ -181,6 +183,10 @@ def test_the_command_writes_a_page_or_says_what_is_wrong(monkeypatch, tmp_path, 
     for words, needle in (
         (["small"], "tiny"),
         (["tiny", "--seed", "1"], "no --seed with 'tiny'"),
+        (["tiny", "--case", "loko.run/glm/float64"], "no --case with 'tiny'"),
+        (["--case", "loko.run/glm/float32", "--data", "iris"], "no --data with --case"),
+        (["--case", "loko.run/gml/float64"], "loko.run/glm/float64"),
+        (["--case", "lora.delta/tiny/float64"], "loko.step or loko.run"),
         (["tiny", "--steps", "0", "--html", str(file)], "steps"),
         (["tiny", "--html", str(tmp_path / "absent" / "x.html")], "--html"),
     ):
@@ -188,3 +194,22 @@ def test_the_command_writes_a_page_or_says_what_is_wrong(monkeypatch, tmp_path, 
         err = capsys.readouterr().err
         assert needle in err
         assert err.count("\n") == 1
+
+
+CASES = [case.id for name in OPERATIONS for case in select(name, "float64")]
+
+
+@pytest.mark.sampled(2 / len(CASES))
+@pytest.mark.parametrize("key", CASES)
+def test_a_case_is_walked_through(key):
+    source = from_case(key)
+    text = of_source(source, key, steps=min(2, source.steps))
+    assert len(text.encode()) < MOST
+    carried = document(text)["walks"][0]["steps"][0]
+    case = next(case for case in select(key))
+    theta = expected(case)["theta"]
+    theta = theta[0] if source.steps > 1 else theta
+    (step,) = explain(source, steps=1)
+    by = {q.key: q.value for q in step.quantities}
+    np.testing.assert_allclose(by["theta_post"], theta, rtol=1e-9, atol=1e-12)
+    assert carried["stats"]["theta_post"][0] == by["theta_post"].min()

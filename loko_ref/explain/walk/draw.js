@@ -111,11 +111,12 @@ function paint(canvas, colours) {
  * A picture of an item; small ones are tables of numbers.
  *
  * label: what it is; bounds: [low, high] of the colours; parts: [name, entries] along the columns;
+ * columns: column -> its name, above a table of numbers;
  * cell: called with row and column under the pointer, or reached by the arrow keys.
  */
-function heat(item, { label, bounds, parts, cell, side = 22 }) {
+function heat(item, { label, bounds, parts, columns, cell, side = 22 }) {
   const tones = scale(...(bounds || [item.low, item.high]));
-  if (item.full && item.r <= 6 && item.c <= 3) return h("div", {}, entries(item, tones, label), legend(tones));
+  if (item.full && item.r <= 6 && item.c <= 3) return h("div", {}, entries(item, tones, label, columns), legend(tones));
   const canvas = h("canvas", { width: item.c, height: item.r });
   paint(canvas, Array.from(item.tone, tones.colour));
   const mark = h("i");
@@ -151,13 +152,14 @@ function heat(item, { label, bounds, parts, cell, side = 22 }) {
   return h("div", {}, axis, map, legend(tones));
 }
 
-function entries(item, tones, label) {
+function entries(item, tones, label, columns) {
   const rows = Array.from({ length: item.r }, (_, i) => h("tr", {}, Array.from({ length: item.c }, (_, j) => {
     const value = item.mean[i * item.c + j];
     const rgb = tones.colour(value);
     return h("td", { style: `background: rgb(${rgb}); color: ${ink(rgb)}`, title: value }, show(value));
   })));
-  return h("table", { class: "entries", "aria-label": label }, h("tbody", {}, rows));
+  const head = columns ? h("thead", {}, h("tr", {}, Array.from({ length: item.c }, (_, j) => h("th", { scope: "col", class: "small" }, columns(j))))) : "";
+  return h("table", { class: "entries", "aria-label": label }, head, h("tbody", {}, rows));
 }
 
 // ----------------------------------------------------------------------------------------- curves
@@ -239,7 +241,7 @@ function openDerivation(label) {
   const body = h("div", { class: "derivation" }, h("h3", {}, `[${label}] ${kept.dataset.title}`), kept.content.cloneNode(true));
   body.querySelectorAll("[data-label]").forEach((button) => button.addEventListener("click", () => openDerivation(button.dataset.label)));
   side.append(body);
-  if (side.scrollTo) side.scrollTo({ top: body.offsetTop - side.offsetTop - 8 });
+  side.scrollTop += body.getBoundingClientRect().top - side.getBoundingClientRect().top - 8;
 }
 
 function closeSide() {
