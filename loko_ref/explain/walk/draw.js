@@ -165,21 +165,21 @@ function entries(item, tones, label, columns) {
 // ----------------------------------------------------------------------------------------- curves
 
 /** A curve over the steps with the present one marked, and its value in words. */
-function chart(label, values, now, first = 0) {
+function chart(label, values, now, first = 0, unit = "step") {
   const [wide, tall, left, low] = [320, 150, 46, 22];
   const logarithmic = Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 300;
   const turned = values.map((v) => (logarithmic ? Math.log10(v) : v));
   const [least, most] = [Math.min(...turned), Math.max(...turned)];
   const x = (k) => left + ((wide - left - 10) * k) / Math.max(1, values.length - 1);
   const y = (v) => (most > least ? 10 + ((tall - low - 16) * (most - v)) / (most - least) : (tall - low) / 2);
-  const words = `${label}: ${show(values[now])} at step ${first + now}, from ${show(values[0])} to ${show(values.at(-1))}`;
-  return h("figure", { class: "card" }, h("figcaption", {}, h("h2", {}, label), h("span", { class: "small" }, `${show(values[now])} at step ${first + now}${logarithmic ? "; logarithmic" : ""}`)),
+  const words = `${label}: ${show(values[now])} at ${unit} ${first + now}, from ${show(values[0])} to ${show(values.at(-1))}`;
+  return h("figure", { class: "card" }, h("figcaption", {}, h("h2", {}, label), h("span", { class: "small" }, `${show(values[now])} at ${unit} ${first + now}${logarithmic ? "; logarithmic" : ""}`)),
     h("svg", { class: "chart", viewBox: `0 0 ${wide} ${tall}`, role: "img", "aria-label": words },
       h("line", { class: "rule", x1: left, x2: wide - 10, y1: tall - low, y2: tall - low }),
       h("text", { x: left - 6, y: 14, "text-anchor": "end" }, show(logarithmic ? 10 ** most : most, 3)),
       h("text", { x: left - 6, y: tall - low - 2, "text-anchor": "end" }, show(logarithmic ? 10 ** least : least, 3)),
       h("text", { x: left, y: tall - 6 }, String(first)),
-      h("text", { x: wide - 10, y: tall - 6, "text-anchor": "end" }, `step ${first + values.length - 1}`),
+      h("text", { x: wide - 10, y: tall - 6, "text-anchor": "end" }, `${unit} ${first + values.length - 1}`),
       h("polyline", { class: "line", points: turned.map((v, k) => `${x(k)},${y(v)}`).join(" ") }),
       h("circle", { class: "now", cx: x(now), cy: y(turned[now]), r: 5 })));
 }
