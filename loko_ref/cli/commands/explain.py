@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from loko_ref.checks.values import check_choice
+from loko_ref.cli import explained
 from loko_ref.cli.needs import check_needs
 from loko_ref.cli.options import describe, parse_variants
 from loko_ref.errors import InputError, shown
@@ -36,11 +36,16 @@ def explain_command(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[tiny]",
-            help="'tiny': one linear layer with LoRA of rank 1, two parameters in all. By default "
-            "LoKO on --data.",
+            metavar="[tiny|lte|labels|LABEL]",
+            help="'tiny': one linear layer with LoRA of rank 1, two parameters in all. 'lte': a "
+            "merge. A label, such as KAL-2: its statement and derivation; 'labels': all of them. "
+            "By default LoKO on --data.",
         ),
     ] = None,
+    matrix: Annotated[
+        bool,
+        typer.Option("--matrix", help="With 'labels': the code, tests and known mistakes of each."),
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(
@@ -90,11 +95,19 @@ def explain_command(
     if html is not None:
         check_page_needs()
     if what is not None:
-        check_choice("WHAT", what, ("tiny",))
         for name, value in of_data.items():
             if value is not None:
                 cause = f"'{what}' and an option of a run on data"
                 raise InputError(name, shown(value), f"no {name} with '{what}'", cause)
+    if matrix and what != "labels":
+        raise InputError("--matrix", "no 'labels'", "'labels' before it", "it was left out")
+    if what is not None and what != "tiny":
+        for name, given_ in {"--html": html, "--steps": steps}.items():
+            if given_ is not None:
+                cause = "an option of a walk through LoKO's steps"
+                raise InputError(name, shown(given_), f"no {name} with '{what}'", cause)
+        explained.show(what, matrix, _print_quantity)
+        return
     if what == "tiny" and html is not None:
         _write(html, pages.of_tiny(TINY if steps is None else steps))
         return
