@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from loko_ref.checks.values import check_choice
+from loko_ref.cli import explained
 from loko_ref.cli.needs import check_needs
 from loko_ref.cli.options import describe, parse_variants
 from loko_ref.errors import InputError, shown
@@ -28,7 +28,7 @@ __all__ = ["explain_command"]
 CELL = 12
 INDENT = "    "
 
-PAGE, TINY = 20, 12
+PAGE, TINY, LTE = 20, 12, 24
 """Steps in a page, where none are asked for."""
 
 
@@ -36,11 +36,16 @@ def explain_command(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[tiny]",
-            help="'tiny': one linear layer with LoRA of rank 1, two parameters in all. By default "
-            "LoKO on --data.",
+            metavar="[tiny|lte|labels|LABEL]",
+            help="'tiny': one linear layer with LoRA of rank 1, two parameters in all. 'lte': a "
+            "merge, or with --html heads, merges and resets on --data. A label, such as KAL-2: its statement and derivation; 'labels': all of them. "
+            "By default LoKO on --data.",
         ),
     ] = None,
+    matrix: Annotated[
+        bool,
+        typer.Option("--matrix", help="With 'labels': the code, tests and known mistakes of each."),
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(
@@ -57,7 +62,7 @@ def explain_command(
         Path | None,
         typer.Option(
             help="Write a page to step through here; it needs no network, and shows 20 steps "
-            "(tiny: 12) unless --steps says otherwise."
+            "(tiny: 12, lte: 24) unless --steps says otherwise."
         ),
     ] = None,
     steps: Annotated[
@@ -95,9 +100,22 @@ def explain_command(
     check_targets({"--html": html})
     if html is not None:
         check_page_needs()
+    if matrix and what != "labels":
+        raise InputError("--matrix", "no 'labels'", "'labels' before it", "it was left out")
     if what is not None:
-        check_choice("WHAT", what, ("tiny",))
-        _alone(f"'{what}'", {**of_data, "--case": case, "--skip": skip})
+        of_page = {"--data": data, "--seed": seed} if what == "lte" and html is not None else {}
+        _alone(f"'{what}'", {**of_data, "--case": case, "--skip": skip} | dict.fromkeys(of_page))
+    if what == "lte" and html is not None:
+        check_needs(data=data or "digits")
+        _write(
+            html,
+            pages.of_lte(data or "digits", steps=LTE if steps is None else steps, seed=seed or 0),
+        )
+        return
+    if what not in (None, "tiny"):
+        _alone(f"'{what}'", {"--html": html, "--steps": steps})
+        explained.show(what, matrix, _print_quantity)
+        return
     if what is not None and html is not None:
         _write(html, pages.of_tiny(TINY if steps is None else steps))
         return
