@@ -12,9 +12,9 @@ from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
 from loko_ref.experiments.config import RunConfig
+from loko_ref.explain.heads import HEADS, RANK, explain_lte
 from loko_ref.explain.sources import FILTERS, OPERATIONS, from_case, from_config, tiny
 from loko_ref.explain.steps import explain
-from loko_ref.explain.heads import HEADS, RANK, explain_lte
 from loko_ref.explain.walk import of_lte, of_source, of_tiny
 from loko_ref.explain.walk.cells import cells, largest, read
 from loko_ref.explain.walk.prose import html, mathml
