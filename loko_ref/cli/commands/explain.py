@@ -38,8 +38,8 @@ def explain_command(
         typer.Argument(
             metavar="[tiny|lte|labels|LABEL]",
             help="'tiny': one linear layer with LoRA of rank 1, two parameters in all. 'lte': a "
-            "merge, or with --html heads, merges and resets on --data. A label, such as KAL-2: its statement and derivation; 'labels': all of them. "
-            "By default LoKO on --data.",
+            "merge, or with --html heads, merges and resets on --data. A label, such as KAL-2: "
+            "its statement and derivation; 'labels': all of them. By default LoKO on --data.",
         ),
     ] = None,
     matrix: Annotated[
