@@ -248,12 +248,15 @@ NOT_NAMED = {
     "loko_ref.fast.bench": {"read_text", "write_text"},  # /proc
     "loko_ref.cli": {"open"},  # /dev/null
     "loko_ref.conformance.implementations.child": {"read_bytes"},  # /proc
-    "loko_ref.conformance.reports.page": {"read_text"},  # the package's own template
+    "loko_ref.explain.derivations": {"read_text"},  # the project's own
+    "loko_ref.explain.walk.page": {"read_text"},  # the package's own template
+    "loko_ref.cli.scaffolds": {"read_text"},
     "loko_ref.conformance.implementations.protocol": {
         "loads",
         "open",
     },  # messages; a harness's file, no link
     "loko_ref.files.documents": {"loads", "read_text"},  # the package's own schemas
+    "loko_ref.files.pages": {"read_text"},  # the package's own styles, scripts and templates
     "loko_ref.conformance.implementations.supervisor": {"open"},  # /proc
     "loko_ref.interop.patterns": {"loads"},  # what its own process answers
     "loko_ref.interrupt": {"open"},  # /proc

@@ -103,7 +103,10 @@ def command(target: str) -> str:
     if target.startswith(OFFLINE):
         return f"loko-ref {target}"
     head, *options = target.split(" --option ")
-    ready = target.startswith(("--cmd ", "--trace ", PYTHON))
+    if target.startswith(PYTHON):
+        more = f", options={options}" if options else ""
+        return f"loko_ref.verify(<{head.removeprefix(PYTHON)}>{more})"
+    ready = target.startswith(("--cmd ", "--trace "))
     return f"loko-ref verify {' --option '.join([head if ready else shlex.quote(head), *options])}"
 
 
