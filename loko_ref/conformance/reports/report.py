@@ -316,13 +316,16 @@ class Report:
         if html is not None and page is not None:
             write_bytes(html, page, "html")
 
-    def print(self, console: Console | None = None) -> None:
-        """Print the report as the command does: :attr:`text`, and a table by operation.
+    def print(self, console: Console | None = None, *, verbose: bool = False) -> None:
+        """Print the report as the command does: verdict, first fault, a table by operation.
 
         Parameters
         ----------
         console : rich.console.Console, optional
             Where; the terminal by default.
+        verbose : bool
+            Whether more kinds of failure are described in full, every operation has its row, and
+            tolerances are explained: all of :attr:`text`.
 
         Raises
         ------
@@ -332,4 +335,5 @@ class Report:
         rich = extras.load("rich.console", "the report on the terminal")
         from loko_ref.conformance.reports.terminal import print_report
 
-        print_report(console or rich.Console(emoji=False), *self._content, closing=self._closing)
+        console = console or rich.Console(emoji=False)
+        print_report(console, *self._content, closing=self._closing, verbose=verbose)
