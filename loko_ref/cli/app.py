@@ -53,6 +53,7 @@ from loko_ref.cli.commands.bench import bench  # noqa: E402
 from loko_ref.cli.commands.case import case  # noqa: E402
 from loko_ref.cli.commands.certify import certify  # noqa: E402
 from loko_ref.cli.commands.explain import explain_command  # noqa: E402
+from loko_ref.cli.commands.init import init  # noqa: E402
 from loko_ref.cli.commands.mutants import mutants  # noqa: E402
 from loko_ref.cli.commands.operations import operations  # noqa: E402
 from loko_ref.cli.commands.properties import properties  # noqa: E402
@@ -64,6 +65,7 @@ from loko_ref.cli.commands.verify import verify  # noqa: E402
 from loko_ref.cli.values import read_by_type  # noqa: E402
 
 app.command("verify")(verify)
+app.command("init")(init)
 app.command("operations")(operations)
 app.command("case")(case)
 app.command("mutants")(mutants)

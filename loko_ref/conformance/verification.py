@@ -15,6 +15,7 @@ from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_range
 from loko_ref.conformance.cases.chosen import choose, in_the_way, read_options, written
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
+from loko_ref.conformance.diagnose.search.again import Again, calling
 from loko_ref.conformance.diagnose.baseline import compare
 from loko_ref.conformance.diagnose.baseline import read as read_baseline
 from loko_ref.conformance.diagnose.naming import Mistake, name_mistakes
@@ -114,10 +115,10 @@ def _read_baseline(
 
 
 def _settled(
-    checks: Sequence[Check], strict: bool = False
+    checks: Sequence[Check], strict: bool = False, again: Again | None = None
 ) -> tuple[list[Check], dict[str, list[Mistake]]]:
     """Name the mistakes of a run, and settle what is imprecise in their light."""
-    mistakes = name_mistakes(checks)
+    mistakes = name_mistakes(checks, again)
     named = {key for key, fits in mistakes.items() if any(one.sharp for one in fits)}
     return settle(checks, named=named, strict=strict), mistakes
 
@@ -229,7 +230,7 @@ def verify(
         cases = choose(found.options, only, dtype)
     with found if isinstance(found, Command) else contextlib.nullcontext():
         checks = run(found, cases, timeout=timeout, progress=count, again=True)
-    checks, mistakes = _settled(checks, strict)
+        checks, mistakes = _settled(checks, strict, calling(found, timeout))
     statuses = [(check.case.id, check.status) for check in checks]
     notes = [*found.notes, *expected_failures.not_run(statuses, expected)]
     if not summarise(checks).ran:
