@@ -17,7 +17,7 @@ from loko_ref.explain.sources import FILTERS, OPERATIONS, from_case, from_config
 from loko_ref.explain.steps import explain
 from loko_ref.explain.walk import of_lte, of_source, of_tiny
 from loko_ref.explain.walk.cells import cells, largest, read
-from loko_ref.explain.walk.prose import html, mathml
+from loko_ref.files.pages.prose import html, mathml
 
 MOST = 1_000_000
 
@@ -91,7 +91,7 @@ def test_formulas_are_mathml_and_labels_buttons():
 
 @pytest.mark.larger
 def test_every_formula_of_the_derivations_becomes_mathml():
-    from loko_ref.explain.derivations import derivations
+    from loko_ref.files.derivations import derivations
 
     for one in derivations().values():
         assert "$" not in re.sub(r"<code>.*?</code>", "", html(one.text)), one.label

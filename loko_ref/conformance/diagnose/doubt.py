@@ -109,9 +109,7 @@ def _doubtful(
     }
 
 
-def _rare(
-    checks: Sequence[Check], named: Mapping[str, Sequence[Mistake]]
-) -> set[tuple[str, str]]:
+def _rare(checks: Sequence[Check], named: Mapping[str, Sequence[Mistake]]) -> set[tuple[str, str]]:
     """Collect the operations and mistakes that one input alone shows, of several like it."""
     families: dict[str, list[Check]] = {}
     for check in checks:

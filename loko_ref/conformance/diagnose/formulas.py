@@ -109,9 +109,7 @@ def find(
                     alike=tuple(_mutant(quantity, other) for other in one.alike),
                     checks=tuple(
                         key
-                        for key in dict.fromkeys(
-                            _explained(one, quantity, own, operation, unnamed)
-                        )
+                        for key in dict.fromkeys(_explained(one, quantity, own, operation, unnamed))
                         if key in cases
                     ),
                 )

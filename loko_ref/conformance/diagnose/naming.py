@@ -206,9 +206,7 @@ def _cost(check: Check) -> tuple[bool, bool, int]:
     return check.case.operation.name == "loko.run", check.case.dtype != "float64", elements
 
 
-def name_mistakes(
-    checks: Sequence[Check], again: Again | None = None
-) -> dict[str, list[Mistake]]:
+def name_mistakes(checks: Sequence[Check], again: Again | None = None) -> dict[str, list[Mistake]]:
     """Name what reproduces each failed check.
 
     Parameters
