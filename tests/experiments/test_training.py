@@ -365,6 +365,7 @@ def test_defaults_are_torch_s_and_the_filter_s_own():
         ({"optimizer": "loko", "batch": 0}, "batch"),
         ({"optimizer": "loko", "batch": 2.0}, "batch"),
         ({"optimizer": "loko", "activation": "swish"}, "activation"),
+        ({"optimizer": "loko", "activation": ""}, "activation"),
         ({"optimizer": "loko", "init": "xavier"}, "init"),
         ({"optimizer": "loko", "targets": "q"}, "targets"),
         ({"optimizer": "loko", "hidden": 5}, "hidden"),
