@@ -52,6 +52,7 @@ def _root(
 from loko_ref.cli.commands.bench import bench  # noqa: E402
 from loko_ref.cli.commands.case import case  # noqa: E402
 from loko_ref.cli.commands.certify import certify  # noqa: E402
+from loko_ref.cli.commands.compare import app as compare  # noqa: E402
 from loko_ref.cli.commands.explain import explain_command  # noqa: E402
 from loko_ref.cli.commands.lte import lte  # noqa: E402
 from loko_ref.cli.commands.mutants import mutants  # noqa: E402
@@ -69,6 +70,7 @@ app.command("mutants")(mutants)
 app.command("protocol")(protocol)
 app.add_typer(vectors, name="vectors")
 app.command("train")(train)
+app.add_typer(compare, name="compare")
 app.command("explain")(explain_command)
 app.command("lte")(lte)
 app.command("certify")(certify)
