@@ -1,4 +1,4 @@
-"""``loko-ref compare``: trials are the runs of ``train``, choices stay on their half of the seeds."""
+"""``loko-ref compare``: a trial is a run of ``train``; choices stay on their half of the seeds."""
 
 import dataclasses
 import json

@@ -60,6 +60,7 @@ def online(
         plot=None if plot is None else plot / "curves.svg",
     )
     from loko_ref.experiments.compare import online as room
+    from loko_ref.experiments.compare.analysis import Table
 
     if json_file is not None:
         check_target("--json", json_file)
@@ -73,7 +74,7 @@ def online(
 
     def keep(trials: Sequence[Any]) -> None:
         if json_file is not None:
-            table = room.Table(trials, chosen.streams, chosen.seeds)
+            table = Table(trials, chosen.streams, chosen.seeds)
             write_json("--json", json_file, room.as_document(table, chosen))
             text = f"kept: {json_file}, {len(trials)} trials; go on with: {go_on(json_file)}"
             interrupt.keep(lambda: text)

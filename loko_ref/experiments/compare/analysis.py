@@ -167,7 +167,9 @@ class Table:
         """
         pools = {f: [one for one in GRID if one.family == f] for f in FAMILIES}
         families = {f: self.rivals(pool) for f, pool in pools.items()}
-        columns: dict[str, list[float]] = {one.name: [] for one in LOKO} | {f: [] for f in FAMILIES}
+        columns: dict[str, list[float]] = {
+            name: [] for name in (*(k.name for k in LOKO), *FAMILIES)
+        }
         for stream in self.streams:
             for metric in METRICS:
                 for name, means in columns.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,16 @@ class Plan:
 
 def _learner(one: Learner) -> dict[str, Any]:
     found = {"name": one.name, "family": one.family, "method": one.method}
-    return found | {"options": dict(one.options), "ratio": one.ratio}
+    return found | {"options": list(_words(one.options)), "ratio": one.ratio}
+
+
+def _words(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield options as the command line has them: ``p0.A=0.2``."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{word}" for word in _words(value))
+        else:
+            yield f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
 
 
 def plan(
