@@ -12,7 +12,8 @@ import sampling
 
 import loko_ref
 from loko_ref.errors import InputError
-from loko_ref.experiments.compare import online
+from loko_ref.experiments.compare import lte as compared_lte
+from loko_ref.experiments.compare import lte_report, online
 from loko_ref.experiments.compare.learners import GRID, LOKO
 from loko_ref.fast import bench
 from loko_ref.files import documents
@@ -100,6 +101,14 @@ def compare_online(tmp_path):
         yield written(tmp_path / "c.json", "compare", "online", *words, "--json")
 
 
+def compare_lte(tmp_path):
+    words = ["--quick", "--seeds", 1, "--steps", 2, "--limit", 40, "--workers", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (compared_lte, lte_report):
+            patch.setattr(module, "SETTINGS", compared_lte.SETTINGS[:4])
+        yield written(tmp_path / "c.json", "compare", "lte", *words, "--json")
+
+
 def case(tmp_path):
     for key in ("lora.delta/tiny/float64", "loko.step/glm/float32"):
         yield written(tmp_path / "one.json", "case", key, "--json")
@@ -128,6 +137,7 @@ MAKERS = {
     "bench": timing,
     "bench-curves": curves,
     "compare-online": compare_online,
+    "compare-lte": compare_lte,
 }
 
 

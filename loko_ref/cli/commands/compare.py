@@ -100,6 +100,70 @@ def online(
             write_bytes(names[name], picture, "--plot")
 
 
+_TASK = "One of 'digits, mlp', 'digits, vit', 'topics, encoder', in place of all; repeatable."
+_STEPS = "Steps of each run. Default 480, or 120."
+
+
+@app.command("lte")
+def lte(
+    quick: Annotated[
+        bool, opt.option(opt.RUN, "The perceptron alone, 120 steps.", "--quick")
+    ] = False,
+    task: Annotated[list[str] | None, opt.option(opt.RUN, _TASK)] = None,
+    seeds: Annotated[int | None, opt.option(opt.RUN, "How many seeds, from 0. Default 4.")] = None,
+    steps: Annotated[int | None, opt.option(opt.RUN, _STEPS)] = None,
+    limit: Annotated[int | None, opt.option(opt.RUN, _LIMIT)] = None,
+    workers: Annotated[int | None, opt.option(opt.RUN, _WORKERS)] = None,
+    json_file: Annotated[Path | None, opt.option(opt.OUTPUT, _JSON, "--json")] = None,
+    resume: Annotated[Path | None, opt.option(opt.OUTPUT, _RESUME)] = None,
+) -> None:
+    """Compare LTE, choice by choice, with full training and plain LoRA; judge the paper's claims.
+
+    The rate of every setting is chosen on half of the seeds and reported on the other half. Equal
+    samples for all; "timed" is what a setting had reached when full training ended. Example:
+    loko-ref compare lte --quick --json lte.json
+    """
+    check_needs(modules=[("threadpoolctl", "one BLAS thread for each process")], data="digits")
+    from loko_ref.experiments.compare import lte_report as room
+
+    if json_file is not None:
+        check_target("--json", json_file)
+    chosen = room.plan(quick=quick, tasks=task or (), seeds=seeds, steps=steps, limit=limit)
+    before = room.read(resume, chosen) if resume is not None else []
+    interrupt.resumes(resume)
+
+    def keep(runs: Sequence[Any]) -> None:
+        if json_file is not None:
+            write_json("--json", json_file, room.as_document(runs, chosen))
+            text = f"kept: {json_file}, {len(runs)} runs; go on with: {go_on(json_file)}"
+            interrupt.keep(lambda: text)
+
+    with progress_bars() as update:
+
+        def ended(runs: Sequence[Any], done: int, total: int) -> None:
+            keep(runs)
+            update("runs", done, total)
+
+        runs = room.compare(chosen, workers=workers, before=before, ended=ended)
+    keep(runs)
+    for name, found in room.summary(runs, chosen).items():
+        show_table(
+            f"{name}: accuracy on the test part after {chosen.steps} steps",
+            ("setting", "rate x", "accuracy", "timed", "minus full [95 %]", "minus LoRA [95 %]",
+             "eff. rank", "s", "MB sent"),
+            [[row["setting"], f"{row['rate']:g}", f"{row['accuracy']:.3f}", f"{row['timed']:.3f}",
+              _signed(row["to_full"], False), _signed(row["to_lora"], False),
+              f"{row['effective_rank']:.1f}", f"{row['seconds']:.1f}",
+              f"{row['bytes_sent'] / 1e6:.1f}"] for row in found["rows"]],
+        )  # fmt: skip
+        show_table(
+            f"{name}: the paper's claims",
+            ("claim", "verdict", "difference [95 %]"),
+            [[one["claim"], one["verdict"], _signed(one["difference"], False)]
+             for one in found["claims"]],
+        )  # fmt: skip
+
+
 def _number(value: float | None, real: bool) -> str:
     return "-" if value is None else format(value, ".1f" if real else ".3f")
 

@@ -20,7 +20,7 @@ from loko_ref.experiments.compare.learners import FAMILIES, GRID, LOKO, SCALED, 
 from loko_ref.experiments.compare.streams import Stream
 from loko_ref.experiments.compare.trials import Trial
 
-__all__ = ["METRICS", "Difference", "Table", "critical_difference", "halves"]
+__all__ = ["METRICS", "Difference", "Table", "critical_difference", "halves", "paired"]
 
 METRICS = ("online", "final")
 
@@ -58,7 +58,14 @@ class Difference:
     high: float
 
 
-def _difference(a: NDArray[Any], b: NDArray[Any]) -> Difference:
+def paired(a: NDArray[Any], b: NDArray[Any]) -> Difference:
+    """Return the mean of a - b with its interval.
+
+    Parameters
+    ----------
+    a, b : array (seeds,)
+        Scores with the same seeds.
+    """
     with np.errstate(invalid="ignore"):
         d = a - b
     finite = np.isfinite(d)
@@ -114,7 +121,7 @@ class Table:
     def difference(self, stream: Stream, metric: str, first: str, second: str) -> Difference:
         """Return the first minus the second, over the reporting seeds."""
         a, b = (self.scores(stream, one, metric, self.reporting) for one in (first, second))
-        return _difference(a, b)
+        return paired(a, b)
 
     def rivals(self, pool: Sequence[Learner]) -> dict[tuple[str, str], str]:
         """Return the best setting of a pool for each stream and metric."""

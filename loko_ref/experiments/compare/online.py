@@ -12,10 +12,11 @@ from typing import Any
 
 from loko_ref.checks.fields import Choice, Items, Kind, Maybe, Place, Real, Record, Whole
 from loko_ref.errors import InputError, shown
+from loko_ref.experiments.compare import pool
 from loko_ref.experiments.compare.analysis import METRICS, Difference, Table, halves
 from loko_ref.experiments.compare.learners import FAMILIES, LOKO, Learner, learners
 from loko_ref.experiments.compare.streams import QUICK, STREAMS, Stream
-from loko_ref.experiments.compare.trials import Job, Trial, run
+from loko_ref.experiments.compare.trials import Job, Trial, work
 from loko_ref.files.documents import SCHEMAS, document
 from loko_ref.files.strict_json import read_json
 
@@ -162,9 +163,7 @@ def compare(
     InputError
         If `workers` is below 1.
     """
-    count = workers if workers is not None else os.cpu_count() or 1
-    if count < 1:
-        raise InputError("--workers", count, "a whole number >= 1", "a zero or negative count")
+    count = pool.count(workers)
     table = Table(before, chosen.streams, chosen.seeds)
     done = 0
     while True:
@@ -179,7 +178,7 @@ def compare(
             if ended is not None:
                 ended(list(table.trials.values()), done, total)
 
-        run(jobs, workers=min(count, len(jobs)), ended=add)
+        pool.run(work, jobs, workers=count, ended=add)
 
 
 def _missing(chosen: Plan, table: Table) -> list[Job]:

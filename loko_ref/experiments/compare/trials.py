@@ -1,4 +1,4 @@
-"""Trials: one learner on one stream with one seed; many of them on all cores.
+"""Trials: one learner on one stream with one seed.
 
 A trial that diverges keeps what it had predicted; the rest of the stream counts as wrong.
 """
@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from loko_ref.errors import InputError, NumericalError, extras
+from loko_ref.errors import NumericalError
 from loko_ref.experiments.base_network import Task, prepare
 from loko_ref.experiments.compare.learners import Learner
 from loko_ref.experiments.compare.streams import Stream
 from loko_ref.experiments.stream import evaluate, mean, stream_batch
 
-__all__ = ["EVALUATIONS", "Job", "Trial", "run", "trial"]
+__all__ = ["EVALUATIONS", "Job", "Trial", "trial", "work"]
 
 EVALUATIONS = 40
 """Points of a curve on the test part, evenly along the stream; half of them for a transformer."""
-
-SILENCE = 1800.0
-"""Most seconds without any trial's end; a job takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +125,8 @@ def _tested(task: Task, theta: Any, step: int) -> float | None:
         return None if task.dataset.regression else 0.0
 
 
-def _job(job: Job) -> list[Trial]:
+def work(job: Job) -> list[Trial]:
+    """Train the base and run all learners of a job."""
     found: list[Trial] = []
     first: Task | None = None
     for learner in job.learners:
@@ -142,72 +135,3 @@ def _job(job: Job) -> list[Trial]:
             first = prepare(config, dataset=job.stream.dataset(config))
         found.append(trial(learner, dataclasses.replace(first, config=config), job.stream))
     return found
-
-
-def one_thread() -> Any:
-    """Return a context in which BLAS takes one thread; entered or not, it begins now."""
-    limits = extras.load("threadpoolctl", "one BLAS thread for each process")
-    return limits.threadpool_limits(1, user_api="blas")
-
-
-def _start(parent: int) -> None:
-    """Prepare a worker: one thread, no interrupt of its own, an end where the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    one_thread()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def run(
-    jobs: Sequence[Job], *, workers: int, ended: Callable[[Job, Sequence[Trial]], None]
-) -> None:
-    """Run jobs on all cores; each result is handed over as soon as it is there.
-
-    Parameters
-    ----------
-    jobs : sequence of Job
-        The long ones first, so that no core waits at the end.
-    workers : int
-        Processes, each with one thread; 1 runs them here.
-    ended : callable
-        Called with a job and its trials.
-
-    Raises
-    ------
-    InputError
-        If nothing ends for half an hour.
-    """
-    if workers == 1:
-        with one_thread():
-            for job in jobs:
-                ended(job, _job(job))
-        return
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(os.getpid(),),
-    )
-    try:
-        left: dict[Future[list[Trial]], Job] = {pool.submit(_job, job): job for job in jobs}
-        for future in _as_ended(left):
-            ended(left[future], future.result())
-    finally:
-        for child in multiprocessing.active_children():
-            child.kill()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _as_ended(left: Mapping[Future[list[Trial]], Job]) -> Iterator[Future[list[Trial]]]:
-    pending = set(left)
-    while pending:
-        done, pending = wait(pending, timeout=SILENCE, return_when=FIRST_COMPLETED)
-        if not done:
-            got = f"no trial that ended within {SILENCE:g} s"
-            raise InputError("--workers", got, "one at least", "a machine that stands still")
-        yield from done
