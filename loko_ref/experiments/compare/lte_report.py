@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loko_ref.checks.fields import Choice, Items, Kind, Maybe, Place, Real, Record, Whole
+from loko_ref.checks.fields import Items, Kind, Maybe, Place, Record, choice, real, whole
 from loko_ref.checks.values import check_choice, check_whole
 from loko_ref.experiments.compare import pool
 from loko_ref.experiments.compare.analysis import Difference, paired
@@ -216,17 +216,17 @@ def read(path: str | os.PathLike[str], chosen: Plan) -> list[Run]:
     place.names("", root, None)
     place.same("schema", root.get("schema"), SCHEMAS["compare-lte"])
     place.same("plan", root.get("plan"), chosen.about())
-    share = Real(low=0, high=1)
+    share = real(low=0, high=1)
     fields: dict[str, Kind] = {
-        "task": Choice(tuple(chosen.tasks)),
-        "setting": Choice(tuple(one.name for one in SETTINGS)),
-        "factor": Real(low=min(RATES), high=max(RATES)),
-        "seed": Whole(high=len(chosen.seeds) - 1),
+        "task": choice(*chosen.tasks),
+        "setting": choice(*(one.name for one in SETTINGS)),
+        "factor": real(low=min(RATES), high=max(RATES)),
+        "seed": whole(high=len(chosen.seeds) - 1),
         "accuracy": share,
-        "curve": Items(Items(Real(low=0), 2)),
-        "seconds": Real(low=0),
-        "effective_rank": Maybe(Real(low=0)),
-        "bytes_sent": Whole(),
+        "curve": Items(Items(real(low=0), 2)),
+        "seconds": real(low=0),
+        "effective_rank": Maybe(real(low=0)),
+        "bytes_sent": whole(),
     }
     place.check("runs", root.get("runs"), Items(Record(fields)))
     return [

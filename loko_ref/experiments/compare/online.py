@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loko_ref.checks.fields import Choice, Items, Kind, Maybe, Place, Real, Record, Whole
+from loko_ref.checks.fields import Items, Kind, Maybe, Place, Record, choice, real, whole
 from loko_ref.errors import InputError, shown
 from loko_ref.experiments.compare import pool
 from loko_ref.experiments.compare.analysis import METRICS, Difference, Table, halves
@@ -311,15 +311,15 @@ def read(path: str | os.PathLike[str], chosen: Plan) -> list[Trial]:
 
 
 def _kind(chosen: Plan) -> Record:
-    score = Maybe(Real(low=0))
+    score = Maybe(real(low=0))
     fields: dict[str, Kind] = {
-        "stream": Choice(tuple(one.name for one in chosen.streams)),
-        "learner": Choice(tuple(one.name for one in chosen.learners)),
-        "seed": Whole(high=len(chosen.seeds) - 1),
+        "stream": choice(*(one.name for one in chosen.streams)),
+        "learner": choice(*(one.name for one in chosen.learners)),
+        "seed": whole(high=len(chosen.seeds) - 1),
         "online": score,
         "final": score,
         "curve": Items(score),
-        "diverged": Maybe(Whole()),
-        "ms": Real(low=0),
+        "diverged": Maybe(whole()),
+        "ms": real(low=0),
     }
     return Record(fields)

@@ -11,6 +11,7 @@ import typer
 
 from loko_ref import interrupt
 from loko_ref.cli import options as opt
+from loko_ref.cli.examples import epilog
 from loko_ref.cli.needs import check_needs
 from loko_ref.cli.results import go_on, write_json
 from loko_ref.experiments.terminal import progress_bars, show_table
@@ -37,7 +38,7 @@ def _group() -> None:
     """Hold the commands below ``compare``."""
 
 
-@app.command("online")
+@app.command("online", epilog=epilog("compare online"))
 def online(
     quick: Annotated[bool, opt.option(opt.RUN, _QUICK, "--quick")] = False,
     stream: Annotated[list[str] | None, opt.option(opt.RUN, _STREAM)] = None,
@@ -52,7 +53,7 @@ def online(
 
     Streams of shifted real data, learned once, sample by sample. The best of a grid is chosen for
     each stream and metric on half of the seeds; differences are reported on the other half, with
-    95 % intervals. Example: loko-ref compare online --quick --json quick.json --plot pictures
+    95 % intervals.
     """
     check_needs(
         modules=[("threadpoolctl", "one BLAS thread for each process")],
@@ -104,7 +105,7 @@ _TASK = "One of 'digits, mlp', 'digits, vit', 'topics, encoder', in place of all
 _STEPS = "Steps of each run. Default 480, or 120."
 
 
-@app.command("lte")
+@app.command("lte", epilog=epilog("compare lte"))
 def lte(
     quick: Annotated[
         bool, opt.option(opt.RUN, "The perceptron alone, 120 steps.", "--quick")
@@ -120,8 +121,7 @@ def lte(
     """Compare LTE, choice by choice, with full training and plain LoRA; judge the paper's claims.
 
     The rate of every setting is chosen on half of the seeds and reported on the other half. Equal
-    samples for all; "timed" is what a setting had reached when full training ended. Example:
-    loko-ref compare lte --quick --json lte.json
+    samples for all; "timed" is what a setting had reached when full training ended.
     """
     check_needs(modules=[("threadpoolctl", "one BLAS thread for each process")], data="digits")
     from loko_ref.experiments.compare import lte_report as room
