@@ -21,7 +21,7 @@ _WORDS = re.compile(r"\w{2,}[':,]|[a-z]{2,} [a-z]{2,}")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What the code computes and what it should; empty where that is not known."""
+    """What the code does and the formula that it should follow; empty where that is not known."""
 
     found: str
     right: str
@@ -64,4 +64,5 @@ def pair(one: Group) -> Pair:
         return Pair(found=mistake.text, right=mistake.mutant.look)
     if mistake is not None:
         return Pair(found=mistake.text, right=right(check.case, mistake.quantity or str(quantity)))
-    return Pair(found="", right="" if quantity is None else right(check.case, quantity))
+    found = "" if check.imprecise is None else check.imprecise.text
+    return Pair(found=found, right="" if quantity is None else right(check.case, quantity))

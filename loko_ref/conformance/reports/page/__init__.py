@@ -40,7 +40,7 @@ CARDS = 24
 """Kinds of failure of a section that have a card; the others are folded, a line each."""
 
 EQUATION = 80
-"""Characters of an equation that stands below the right line of a known mistake."""
+"""Characters of an equation that has a place beside something else."""
 
 MAPS = 120_000
 """Characters of all heat maps; cards beyond have none."""
@@ -73,7 +73,12 @@ def _walk(check: Check) -> list[dict[str, Any]]:
             mark = "first"
         elif check.finding is not None and worst is None:
             text = "not compared"
-        steps.append({"output": output, "mark": mark, "found": text})
+        sign = "✓" if mark == "good" else "" if mark == "none" else "✗"
+        if mark == "off" and output.name not in wrong:
+            sign = "↳"
+        formula = right(check.case, output.name).removeprefix(output.name).lstrip(" =:")
+        step = {"output": output, "mark": mark, "sign": sign, "formula": formula, "found": text}
+        steps.append(step)
     return steps
 
 
@@ -231,6 +236,7 @@ def as_html(
             label for one in sections for card in one["cards"] for label in card["labels"]
         ),
         brief=brief,
+        long=EQUATION,
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],
         amplified=[(c.case.id, amplified(c)) for c in checks if c.amplified is not None],
         known=known,
