@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.diagnose.formulas import find
 from loko_ref.conformance.diagnose.mistake import Mistake
+from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.engine import FAILED, Check
 from loko_ref.conformance.mistakes.registry import Mutant, idle
 
