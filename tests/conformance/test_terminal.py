@@ -2,21 +2,23 @@
 
 import io
 import json
+from html import unescape
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from loko_ref.conformance.cases.registry import all_cases, select
-from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.diagnose.naming import Mistake, name_mistakes
 from loko_ref.conformance.engine import judge, run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.answer import NOT_OFFERED, Answer, Finding
 from loko_ref.conformance.judge.tolerance import expected
-from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation
+from loko_ref.conformance.mistakes.registry import Mutant, all_mutants, as_implementation
 from loko_ref.conformance.reports import document as report
 from loko_ref.conformance.reports import terminal
 from loko_ref.conformance.reports import text as words
+from loko_ref.conformance.reports.report import Report
 
 pytestmark = pytest.mark.verdict
 ONE_SCREEN = 60
@@ -243,3 +245,22 @@ def test_only_what_is_read_is_broken_not_what_is_copied():
     assert broken.splitlines()[1].startswith("      word")
     for start in terminal.COPIED:
         assert terminal._broken(f"  {start}{long}", 80) == f"  {start}{long}"
+
+
+def test_two_wrong_quantities_have_two_formulas_in_every_report():
+    (case,) = select("kalman.diagonal_update/random/float64")
+    check = answered(case, lambda out: {**out, "S": out["S"] * 2, "p": out["p"] * 3})
+
+    def searched(quantity, text):
+        one = Mutant(id=f"FORMULA-{quantity}-0", name=text, explanation="E", look="", changes=dict)
+        return Mistake(mutant=one, size=None, ratio=1.0, explained=1, failed=1, quantity=quantity)
+
+    fits = [searched("S", "S = 2 (H P H' + R)"), searched("p", "p = 3 p"), searched("p", "p = 4 p")]
+    found = Report(target="t", checks=(check,), mistakes={case.id: fits})
+    right = {"S": "S = H diag(p) H' + R", "p": "p = p o (1 - diag(K H))"}
+    for source in (found.text, found.to_html(), found._repr_html_(), found.to_junit().decode()):
+        page = unescape(source)
+        for part in ("S = 2 (H P H' + R)", "p = 3 p", *right.values()):
+            assert part in page, part
+        assert "p = 4 p" not in page
+        assert page.index("p = 3 p") < page.rindex(right["p"])

@@ -28,7 +28,7 @@ from loko_ref.conformance.judge.answer import NOT_OFFERED
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.formulas import pair, right
+from loko_ref.conformance.reports.formulas import pairs, right, title
 from loko_ref.conformance.reports.page.drawing import as_table, heat_map, matrices
 from loko_ref.conformance.reports.text import amplified, command, further, reproduce
 from loko_ref.files.derivations import derivations
@@ -135,17 +135,18 @@ def _card(one: Group, target: str, known: Mapping[str, str]) -> dict[str, Any]:
     """Collect what the card of a kind of failure shows."""
     check, mistake = one.shown, one.mistake
     drawn, d = matrices(check), check.divergence
+    formulas, *others = pairs(one)
     first = d or check.finding
     quantity = None if first is None else first.quantity
     labels = () if quantity is None else check.case.operation.labels(quantity, check.case.options)
-    title = one.what if mistake is None else f"{mistake.mutant.id}: {mistake.text}"
     return {
         "check": check,
         "count": len(one.checks),
-        "title": title,
+        "title": title(one),
         "brief": brief(check),
         "mistake": mistake,
-        "pair": pair(one),
+        "pair": formulas,
+        "pairs": others,
         "equation": _equation(check, quantity),
         "text": failure(check),
         "element": _element(check),
