@@ -125,7 +125,7 @@ def fixed_point(
     for _ in range(most):
         J = np.diag(q) - np.outer(q, q) * same
         d = np.linalg.solve(np.eye(y.size) + J @ G, r)
-        t, size, slope, moved = 1.0, np.abs(r).max(), d @ G @ r, np.abs(G @ d).max()
+        t, size, slope, moved = 1.0, np.abs(r).max(), float(d @ G @ r), np.abs(G @ d).max()
         q, r = look(w + d)
         while damped and t * moved > 0.01 and d @ G @ r < 0 and np.abs(r).max() > size / 2:
             t /= 2
