@@ -129,7 +129,7 @@ def init(
         The choices.
     weights : mapping of str to array, optional
         Initial ``layer.W``, ``layer.b`` and so on; drawn from the seed by default.
-    factors : mapping of str to array (heads, *shape), optional
+    factors : mapping of str to array (heads, ...), optional
         Initial ``layer.A``, ``layer.B``, ...; drawn from the seed by default.
     batch : int
         Samples that one head sees in a step (LoKO's R is (batch C, batch C)).

@@ -18,7 +18,7 @@ import scipy.linalg
 
 from loko_ref.arrays import Array
 from loko_ref.textbook.network import NETWORK, arrays, ways
-from loko_ref.textbook.quantities import Formula, Values, evaluate, identity
+from loko_ref.textbook.quantities import Formula, Values, evaluate, identity, inner
 
 __all__ = [
     "FORMULAS",
@@ -207,7 +207,7 @@ def _ema_hph(v: Values) -> Array:
 
 def _residual(v: Values) -> Array:
     """``y - h(theta+)`` (m,); h is ``v.outputs`` where LTE's heads have it.  [NOISE-4]."""
-    w = Values(v)
+    w = Values(v, keep=inner(v.keep))
     if "outputs" in v:
         w["z"] = v.outputs(v.theta_post)
     else:

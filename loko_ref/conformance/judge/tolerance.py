@@ -149,8 +149,10 @@ def _evaluate(
     seen = {}
 
     def look(name: str, value: Any) -> Any:
-        seen[name] = keep(name, value)
-        return seen[name]
+        value = keep(name, value)
+        if name == "K":
+            seen[name] = value
+        return value
 
     look.scalar = getattr(keep, "scalar", identity)  # type: ignore[attr-defined]
     plain = plain or case.operation.plain
