@@ -113,7 +113,7 @@ def fixed_point(
         Whether steps are halved.
     """
     same = np.kron(np.eye(len(y)), np.ones((y.shape[1], y.shape[1])))  # of one sample
-    rounding = v.keep("yhat_post", np.ones(z.shape))  # of the probabilities, the same throughout
+    rounding = v.keep("probabilities", np.ones(z.shape))  # the same throughout
 
     def look(w: Array) -> tuple[Array, Array]:
         q = (rounding * v.F["softmax"](v, z + (G @ w).reshape(z.shape))).reshape(-1)
