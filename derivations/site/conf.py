@@ -7,11 +7,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from docutils import nodes
-from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 import loko_ref
+from loko_ref.explain.walk.prose import mathml
 
 project = "loko_ref"
 copyright = "The loko_ref maintainers"
@@ -42,26 +42,12 @@ pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
 LABEL = re.compile(r"\b[A-Z]{2,}-\d+\b")
-SPELLED = (
-    (r"\\lt(?![a-zA-Z])", "<"),
-    (r"\\gt(?![a-zA-Z])", ">"),
-    (r"\\dots(?![a-zA-Z])", r"\\ldots"),
-    (r"\\cr(?![a-zA-Z])", r"\\\\"),
-    (r"\\(t?)frac(\d)(\d)", r"\\\1frac{\2}{\3}"),
-    (r"\\mathrel\{(.)\}", r"\1"),
-    (r"\\Big(?![a-zA-Z])", ""),
-    (r"^\^", "{}^"),
-)
-"""What docutils reads otherwise than TeX does, and how it reads it."""
 
 
 def formula(translator, node):
     """Write a formula as MathML, which browsers draw by themselves."""
     block = isinstance(node, nodes.math_block)
-    text = node.astext()
-    for pattern, spelled in SPELLED:
-        text = re.sub(pattern, spelled, text)
-    text = tex2mathml(text, as_block=block)
+    text = mathml(node.astext(), block=block)
     translator.body.append(f'<div class="formula" tabindex="0">{text}</div>\n' if block else text)
     raise nodes.SkipNode
 
