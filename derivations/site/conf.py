@@ -11,7 +11,7 @@ from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 import loko_ref
-from loko_ref.explain.walk.prose import mathml
+from loko_ref.files.pages.prose import mathml
 
 project = "loko_ref"
 copyright = "The loko_ref maintainers"
