@@ -11,6 +11,7 @@ from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 import loko_ref
+from loko_ref.files.derivations import LABEL, derivations
 from loko_ref.files.pages.prose import mathml
 
 project = "loko_ref"
@@ -41,8 +42,6 @@ html_math_renderer = "mathml"
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
-LABEL = re.compile(r"\b[A-Z]{2,}-\d+\b")
-
 
 def formula(translator, node):
     """Write a formula as MathML, which browsers draw by themselves."""
@@ -59,7 +58,7 @@ class Labels(SphinxTransform):
 
     def apply(self, **kwargs):
         """Replace the mentions, except in code, formulas, links and headings."""
-        known = self.config.loko_labels
+        known = derivations()
         closed = (
             nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.reference,
             nodes.title, nodes.raw, nodes.comment, addnodes.pending_xref, addnodes.desc_signature,
@@ -71,7 +70,7 @@ class Labels(SphinxTransform):
                 above = above.parent
             if any(isinstance(node, closed) for node in inside):
                 continue
-            found = [m for m in LABEL.finditer(text) if m[0] in known]
+            found = [m for m in re.finditer(rf"\b{LABEL}\b", text) if m[0] in known]
             if not found:
                 continue
             new, at = [], 0
@@ -95,7 +94,6 @@ class Labels(SphinxTransform):
 
 def setup(app):
     """Register both."""
-    app.add_config_value("loko_labels", [], "env", list)
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.add_transform(Labels)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
