@@ -25,6 +25,8 @@ from loko_ref.conformance.oracle.loko import configuration, network_input
 from loko_ref.errors import InputError, closest, shown
 from loko_ref.experiments import stream
 from loko_ref.experiments.config import RunConfig
+from loko_ref.explain.equations import options
+from loko_ref.explain.quantities import Frame
 from loko_ref.network.model import Model
 
 __all__ = ["FILTERS", "TRUE_WEIGHT", "WEIGHT", "Source", "from_case", "from_config", "tiny"]
@@ -75,6 +77,18 @@ class Source:
     regression: bool
     image: tuple[int, int, int] | None = None
     score: Callable[[Array, int], float] | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """What is the same in all steps."""
+        weights = self.model.weights
+        return Frame(
+            name=self.name,
+            options=options(self.learner),
+            parts=[(name, weights[name].shape) for name in self.model.trainable],
+            outputs=self.model.outputs,
+            image=self.image,
+        )
 
     @property
     def model(self) -> Model:

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import browser
 import numpy as np
@@ -13,9 +16,10 @@ from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
 from loko_ref.experiments.config import RunConfig
 from loko_ref.explain.heads import HEADS, RANK, explain_lte
+from loko_ref.explain.recorded import explain_recording
 from loko_ref.explain.sources import FILTERS, OPERATIONS, from_case, from_config, tiny
 from loko_ref.explain.steps import explain
-from loko_ref.explain.walk import of_lte, of_source, of_tiny
+from loko_ref.explain.walk import of_lte, of_recording, of_source, of_tiny
 from loko_ref.explain.walk.cells import cells, largest, read
 from loko_ref.explain.walk.prose import html, mathml
 
@@ -213,6 +217,57 @@ def test_the_page_of_lte_is_gone_through_by_keyboard(chromium, tmp_path):
             keys(tab, "ArrowRight")
         tab.focus("#filter-0")
         keys(tab, "ArrowRight")
+        assert page.faults == []
+
+
+@pytest.fixture
+def trace(tmp_path):
+    file = tmp_path / "trace.npz"
+    example = Path(__file__).resolve().parents[2] / "examples" / "record_trace.py"
+    subprocess.run([sys.executable, str(example), str(file)], check=True, capture_output=True)
+    return file
+
+
+def test_a_recording_is_explained_and_its_wrong_quantity_marked(trace, tmp_path):
+    frame, steps = explain_recording(trace)
+    assert [step.number for step in steps] == list(range(5))
+    assert all(step.wrong == () for step in steps)
+    by = {q.key: q for q in steps[2].quantities}
+    assert list(by) == ["theta", "p_pred", "e", "H", "R_used", "S", "K", "theta_post", "p_post"]
+    with np.load(trace) as recorded:
+        arrays = dict(recorded)
+    for name in ("H", "S", "K"):
+        assert (by[name].value == arrays[f"2/{name}"]).all()
+    assert (by["theta_post"].value == arrays["3/theta"]).all()
+    arrays["2/K"] = 1.001 * arrays["2/K"]
+    arrays["4/p"] = 0.9 * arrays["4/p"]
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    frame, steps = explain_recording(tmp_path / "wrong.npz")
+    assert [step.wrong for step in steps][2:4] == [("K",), ("p_post",)]
+    text = of_recording(frame, steps)
+    assert "The first wrong quantity: trace/2/K: K[" in text
+    carried = document(text)["walks"][0]["steps"][2]
+    assert carried["wrong"][0] == "K"
+    assert carried["off"]["K"] == pytest.approx(1e-3)
+    states = {
+        name: array for name, array in arrays.items() if name.split("/")[-1] in ("theta", "p")
+    }
+    np.savez(tmp_path / "states.npz", **states)
+    with pytest.raises(InputError, match="states alone"):
+        explain_recording(tmp_path / "states.npz")
+
+
+@pytest.mark.larger
+def test_the_page_of_a_recording_opens(chromium, trace, tmp_path):
+    (tmp_path / "trace.html").write_text(of_recording(*explain_recording(trace)), encoding="utf-8")
+    with browser.opened(chromium, tmp_path / "trace.html", width=400) as page:
+        page.tab.focus("#tab-0")
+        for _ in range(5):
+            assert page.violations() == []
+            assert not page.overflows()
+            keys(page.tab, "ArrowRight")
+        page.tab.focus("#step")
+        keys(page.tab, "End")
         assert page.faults == []
 
 
