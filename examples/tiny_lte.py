@@ -70,7 +70,10 @@ if __name__ == "__main__":
     options = {"scale": 2.0, "lr": 0.5, "merge_every": 10}
     x, wanted = xs.reshape(-1, i), labels.reshape(-1)
     print(f"before: {accuracy(W_0, x, wanted):.0%} classified correctly")
-    for name, redraw in (("no reset", None), ("reset", lambda merge: rng.standard_normal((N, r, i)))):
+    for name, redraw in (
+        ("no reset", None),
+        ("reset", lambda merge: rng.standard_normal((N, r, i))),
+    ):
         W, _, _ = train(W_0, A, xs, ys, **options, redraw=redraw)
         rank = np.linalg.matrix_rank(W - W_0)
         print(f"{name}: {accuracy(W, x, wanted):.0%}, W - W_0 of rank {rank}; N r = {N * r}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loko_ref.loko import LokoConfig
+from loko_ref.loko.state import PRECISIONS
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import Quantity
 
@@ -49,7 +50,7 @@ class Line:
 
 _AXES = {
     "z": "sc", "Z": "mn", "yhat": "m", "e": "m", "H": "mn", "R_used": "mm", "S": "mm",
-    "K": "nm", "theta_post": "n", "R_post": "mm",
+    "K": "nm", "v": "m", "theta_post": "n", "R_post": "mm",
 }  # fmt: skip
 
 _MEANING = {
@@ -60,6 +61,8 @@ _MEANING = {
     "observation noise.",
     "K": "The Kalman gain, how far each entry of theta moves per unit of innovation: its "
     "covariance with the observation over the innovation's covariance. (Compared: K S = P H'.)",
+    "v": "The innovation at the posterior mean: what is left of e once theta has moved. It solves "
+    "its own equation, and is damped where e would overshoot.",
     "theta_post": "The posterior mean.",
     "p_post": "The posterior uncertainty: never more than the prior's, never 0.",
     "R_post": "The noise estimate that the next step uses.",
@@ -88,14 +91,19 @@ _FORMS = {
     "joseph": ("(I - K H) P (I - K H)' + K R K'", "KAL-3"),
     "information": ("(P^-1 + H' R^-1 H)^-1", "KAL-4"),
     "sequential": ("P - K H P, one output after the other", "KAL-5"),
+    "lowrank": ("(B + W W')^-1: of [W, H'] the L longest columns stay in W, diagonal B", "KAL-9"),
+    "block": ("(B + W W')^-1: of [W, H'] the L longest columns stay in W, blocks B", "KAL-10"),
 }
 """Form of the dense update -> equation and label, for forms other than the textbook's."""
 
 
 def options(config: LokoConfig) -> dict[str, Any]:
     """Return a variant's options by their names in the table of quantities."""
-    names = ("observation", "noise", "timing", "covariance", "diagonal", "center", "form")
-    return {name: getattr(config, name) for name in (*names, "lam", "q", "beta")}
+    names = ("observation", "noise", "timing", "covariance", "diagonal", "center", "solve", "form")
+    found = {name: getattr(config, name) for name in (*names, "lam", "q", "beta")}
+    if config.covariance in PRECISIONS:  # its inverse is shown
+        found |= {"covariance": "dense", "form": config.covariance}
+    return found
 
 
 def _noise_meaning(o: Options) -> str:
@@ -138,6 +146,8 @@ def _line(q: Quantity, o: Options, first: bool) -> Line:
     elif q.name == "p_post" and dense and o.get("form") in _FORMS:
         form, label = _FORMS[o["form"]]
         equation, labels = f"P+ = {form}", (label, "LOKO-4")
+        if o["form"] in PRECISIONS:
+            meaning += " What the cut leaves out is its difference from the dense P - K H P."
     axes = "n" * (2 if dense else 1) if q.name in ("p_pred", "p_post") else _AXES[q.name]
     return Line(
         key=q.name,

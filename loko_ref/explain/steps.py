@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from loko_ref import loko
-from loko_ref.arrays import to_host
+from loko_ref.arrays import Array, namespace, to_host
 from loko_ref.arrays.special import softmax_forward
 from loko_ref.errors import InputError
 from loko_ref.experiments.config import RunConfig
 from loko_ref.explain.quantities import Excerpt, Frame, Numbers, Quantity, described
 from loko_ref.explain.sources import Source, from_config
+from loko_ref.kalman.lowrank import Precision
 from loko_ref.kalman.observation import one_hot
+from loko_ref.loko.state import PRECISIONS, groups_for
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.layers import Context, run
 from loko_ref.network.model import Model, forward, unpack
@@ -30,6 +32,9 @@ __all__ = ["Excerpt", "Quantity", "Step", "explain", "parameter_name"]
 
 SEARCHED = 100
 """Steps among which the first misclassified sample is sought."""
+
+LISTED = 512
+"""Parameters up to which the inverse of a precision is formed to be shown."""
 
 CONFIDENT = 0.99
 SATURATED = {
@@ -125,6 +130,13 @@ def explain(
         raise InputError(
             "steps", (skip or 0) + steps, f"at most {source.steps} in all", "a shorter stream"
         )
+    if source.learner.covariance in PRECISIONS and source.model.n > LISTED:
+        raise InputError(
+            "covariance",
+            f"{source.learner.covariance!r} with n = {source.model.n}",
+            f"n of at most {LISTED}, or 'diagonal' or 'dense'",
+            "a precision, of which every entry of the inverse would be listed: 'train' runs it",
+        )
     state = source.start
     if skip is None:
         skip, state = _first_wrong(source, source.steps - steps)
@@ -152,6 +164,21 @@ def _first_wrong(source: Source, last: int) -> tuple[int, loko.LokoState]:
     return 0, source.start
 
 
+def _covariance(
+    learner: loko.LokoConfig, state: loko.LokoState, *, predicted: bool = False
+) -> Array:
+    """Return a state's p or P; of a precision the inverse, perhaps after the time update."""
+    if learner.covariance not in PRECISIONS:
+        found = state.P if learner.covariance == "dense" else state.p
+        assert found is not None
+        return found
+    assert state.U is not None
+    assert state.W is not None
+    kept = Precision(U=state.U, W=state.W, groups=groups_for(learner))
+    kept = kept.predict(learner.lam, learner.q) if predicted else kept
+    return kept.times(namespace(state.theta).eye(learner.model.n, dtype=state.theta.dtype))
+
+
 class _Explainer:
     """One step's arrays on the host."""
 
@@ -174,14 +201,16 @@ class _Explainer:
         y = to_host(batch.y)
         self.y = y if y.ndim == 2 else one_hot(y, z.shape[1], z)
         self.C = z.shape[1]
-        dense = self.learner.covariance == "dense"
-        prior, posterior = (s.P if dense else s.p for s in (before, after))
+        prior, posterior = (_covariance(self.learner, one) for one in (before, after))
+        p_pred = record.p_pred
+        if self.learner.covariance in PRECISIONS:
+            p_pred = _covariance(self.learner, before, predicted=True)
         R = None if before.R is None else to_host(before.R)
         R_after = None if after.R is None else to_host(after.R)
         self.values: dict[str, Numbers] = {
             "theta": to_host(before.theta),
             "p": to_host(prior),
-            "p_pred": to_host(record.p_pred),
+            "p_pred": to_host(p_pred),
             "x": to_host(batch.x).reshape(len(z), -1),
             "z": z,
             "Z": Z,
@@ -197,6 +226,8 @@ class _Explainer:
         }
         if R is not None and R_after is not None:
             self.values |= {"R": R, "R_post": R_after}
+        if record.v is not None:
+            self.values["v"] = to_host(record.v)
 
     def step(self) -> Step:
         """Return the explanation."""

@@ -132,6 +132,7 @@ def _step(
         "R_used": seen.R_used,
         "S": seen.S,
         "K": seen.K,
+        **({} if seen.v is None else {"v": seen.v}),
         "theta": state.theta,
         big: getattr(state, big),
     }

@@ -7,7 +7,16 @@ from typing import Any
 
 from loko_ref.explain.heads import HEADS, KINDS, explain_lte
 from loko_ref.explain.quantities import Frame
-from loko_ref.explain.sources import FILTERS, TRUE_WEIGHT, WEIGHT, Source, tiny
+from loko_ref.explain.sources import (
+    FILTERS,
+    SOLVES,
+    TRUE_WEIGHT,
+    WEIGHT,
+    WRONG_WEIGHT,
+    Source,
+    tiny,
+    tiny_classes,
+)
 from loko_ref.explain.steps import Step, explain
 from loko_ref.explain.walk.data import Pool, walk
 from loko_ref.explain.walk.page import as_html
@@ -75,21 +84,31 @@ def of_tiny(steps: int = 12) -> str:
         Number of samples.
     """
     pool, walks = Pool(), []
-    for name, options in FILTERS.items():
-        source = tiny(steps, **options)
-        found = explain(source, steps=steps)
-        walks.append(walk(name, source.frame, found, pool, source.score))
+    sources = [(name, tiny(steps, **options), WEIGHT) for name, options in FILTERS.items()]
+    sources += [(name, tiny_classes(steps, solve), WRONG_WEIGHT) for name, solve in SOLVES.items()]
+    for name, source, weight in sources:
+        found = list(explain(source, steps=steps))
+        one = walk(name, source.frame, found, pool, source.score)
+        world: dict[str, Any] = {"weight": weight, "product": TRUE_WEIGHT - weight}
+        world["start"] = [float(a) for a in source.start.theta]
+        if not source.regression:
+            world["fixed"] = [_fixed_point(step) for step in found]
+        walks.append({**one, "world": world})
     about = (
-        "One linear layer, one input, one output, LoRA of rank 1: z = (W + B A) x with "
-        f"W = {WEIGHT} frozen, theta = (A, B). The samples come from y = {TRUE_WEIGHT:g} x + noise"
-        f", so every (A, B) with A B = {TRUE_WEIGHT - WEIGHT:g} is right."
+        "One linear layer, one input, LoRA of rank 1: u = (W + B A) x with W frozen, theta = "
+        f"(A, B). First y is real, z = u, W = {WEIGHT:g} and y = {TRUE_WEIGHT:g} x + noise: every "
+        f"(A, B) with A B = {TRUE_WEIGHT - WEIGHT:g} is right. Then y is one of two classes, "
+        f"z = (u, -u), and W = {WRONG_WEIGHT:g}: sure, and wrong."
     )
-    world = {
-        "weight": WEIGHT,
-        "product": TRUE_WEIGHT - WEIGHT,
-        "start": [float(a) for a in source.start.theta],
-    }
-    return _page("LoKO with two parameters", about, walks, pool, tiny=world)
+    return _page("LoKO with two parameters", about, walks, pool, tiny=True)
+
+
+def _fixed_point(step: Step) -> dict[str, Any]:
+    """Return z, y and G = Z P Z' of a step, of which v = y - softmax(z + G v) is made.  [OBS-9]."""
+    by = {q.key: q.value for q in step.quantities}
+    G = by["Z"] @ by["p_pred"] @ by["Z"].T
+    v = by["v"].tolist() if "v" in by else None
+    return {"z": by["z"].ravel().tolist(), "y": by["y"].tolist(), "G": G.tolist(), "v": v}
 
 
 def of_lte(data: str = "digits", *, steps: int = 24, seed: int = 0) -> str:
