@@ -12,7 +12,8 @@ import numpy as np
 
 from loko_ref.conformance.diagnose.groups import brief
 from loko_ref.conformance.engine import FAILED, Check
-from loko_ref.conformance.implementations.recording import Recording, read
+from loko_ref.conformance.implementations.recording import Recording
+from loko_ref.conformance.implementations.recording_runs import read
 from loko_ref.conformance.recorded import check, gather
 from loko_ref.errors import InputError
 from loko_ref.explain.quantities import Frame, Numbers, described
@@ -85,6 +86,9 @@ def explain_recording(
         If the file cannot be read as a recording of LoKO, or has no step.
     """
     recording = read(path, given)
+    if not isinstance(recording, Recording):
+        required, cause = "a recording of LoKO's steps", "one that 'verify --trace' alone takes"
+        raise InputError("--trace", f"a recording of {recording.operation}", required, cause)
     dense = recording.options["covariance"] == "dense"
     n = recording.steps[min(recording.steps)]["theta"].shape[0]
     outputs = next((C for _, C in recording.shapes.values()), 1)
