@@ -248,7 +248,7 @@ NOT_NAMED = {
     "loko_ref.fast.bench": {"read_text", "write_text"},  # /proc
     "loko_ref.cli": {"open"},  # /dev/null
     "loko_ref.conformance.implementations.child": {"read_bytes"},  # /proc
-    "loko_ref.explain.derivations": {"read_text"},  # the project's own
+    "loko_ref.files.derivations": {"read_text"},  # the project's own
     "loko_ref.explain.walk.page": {"read_text"},  # the package's own template
     "loko_ref.cli.scaffolds": {"read_text"},
     "loko_ref.conformance.implementations.protocol": {

@@ -58,6 +58,7 @@ from loko_ref.cli.commands.mutants import mutants  # noqa: E402
 from loko_ref.cli.commands.operations import operations  # noqa: E402
 from loko_ref.cli.commands.properties import properties  # noqa: E402
 from loko_ref.cli.commands.protocol import protocol, schema  # noqa: E402
+from loko_ref.cli.commands.runs.compare import app as compare  # noqa: E402
 from loko_ref.cli.commands.runs.lte import lte  # noqa: E402
 from loko_ref.cli.commands.runs.train import train  # noqa: E402
 from loko_ref.cli.commands.vectors import app as vectors  # noqa: E402
@@ -73,6 +74,7 @@ app.command("properties", epilog=epilog("properties"))(properties)
 app.command("protocol", epilog=epilog("protocol"))(protocol)
 app.add_typer(vectors, name="vectors")
 app.command("train", epilog=epilog("train"))(train)
+app.add_typer(compare, name="compare")
 app.command("explain", epilog=epilog("explain"))(explain_command)
 app.command("lte", epilog=epilog("lte"))(lte)
 app.command("certify", epilog=epilog("certify"))(certify)

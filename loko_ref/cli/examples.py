@@ -37,6 +37,8 @@ EXAMPLES = {
         "loko-ref explain KAL-2",
         "loko-ref explain labels --matrix",
     ),
+    "compare online": ("loko-ref compare online --quick --json quick.json --plot pictures",),
+    "compare lte": ("loko-ref compare lte --quick --json lte.json",),
     "lte": ("loko-ref lte --data digits --heads 4 --rank 4",),
     "certify": ("loko-ref certify --operation 'kalman.*'",),
     "bench": ("loko-ref bench mlp_b1 float64",),

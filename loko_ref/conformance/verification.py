@@ -15,10 +15,10 @@ from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_range
 from loko_ref.conformance.cases.chosen import choose, in_the_way, read_options, written
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
-from loko_ref.conformance.diagnose.search.again import Again, calling
 from loko_ref.conformance.diagnose.baseline import compare
 from loko_ref.conformance.diagnose.baseline import read as read_baseline
 from loko_ref.conformance.diagnose.naming import Mistake, name_mistakes
+from loko_ref.conformance.diagnose.search.again import Again, calling
 from loko_ref.conformance.engine import TIMEOUT, Check, judge, run, settle, summarise
 from loko_ref.conformance.implementations import recording_runs
 from loko_ref.conformance.implementations.command import Command

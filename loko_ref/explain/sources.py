@@ -1,8 +1,9 @@
 """What a walk steps through: a filter, where it starts, and its batches.
 
-A source comes from a run on real data (:func:`from_config`) or is the world of two parameters
-(:func:`tiny`): one linear layer of one input and one output with LoRA of rank 1, so that
-theta = (A, B) is a point of a plane, and its covariance an ellipse.
+A source comes from a run on real data (:func:`from_config`), from a case of the catalogue
+(:func:`from_case`), or is the world of two parameters (:func:`tiny`): one linear layer of one input
+and one output with LoRA of rank 1, so that theta = (A, B) is a point of a plane, and its covariance
+an ellipse.
 
 Shapes: theta, p (n,); P (n, n); x (batch, i); y (batch,) labels or (batch, C).
 """
@@ -19,12 +20,14 @@ import numpy as np
 from loko_ref import loko
 from loko_ref.arrays import Array
 from loko_ref.checks.values import check_whole
-from loko_ref.errors import InputError
+from loko_ref.conformance.cases.registry import current, select
+from loko_ref.conformance.oracle.loko import configuration, network_input
+from loko_ref.errors import InputError, closest, shown
 from loko_ref.experiments import stream
 from loko_ref.experiments.config import RunConfig
 from loko_ref.network.model import Model
 
-__all__ = ["FILTERS", "TRUE_WEIGHT", "Source", "from_config", "tiny"]
+__all__ = ["FILTERS", "TRUE_WEIGHT", "WEIGHT", "Source", "from_case", "from_config", "tiny"]
 
 FILTERS: dict[str, dict[str, Any]] = {
     "decoupled": {"diagonal": "decoupled"},
@@ -32,6 +35,9 @@ FILTERS: dict[str, dict[str, Any]] = {
     "dense": {"covariance": "dense"},
 }
 """Filters of the world of two parameters -> their options."""
+
+OPERATIONS = ("loko.step", "loko.run")
+"""Operations whose cases are steps."""
 
 WEIGHT, TRUE_WEIGHT, NOISE = 0.5, 2.0, 0.3
 """The frozen weight, the weight that makes y, and the standard deviation of y's noise."""
@@ -96,6 +102,41 @@ def from_config(config: RunConfig) -> Source:
         regression=task.dataset.regression,
         image=task.dataset.image,
         score=lambda theta, step: stream.evaluate(task, theta, step),
+    )
+
+
+def from_case(key: str) -> Source:
+    """Return the steps of a case of ``loko.step`` or ``loko.run``.
+
+    Parameters
+    ----------
+    key : str
+        The case's id, such as ``loko.run/glm/float64``.
+
+    Raises
+    ------
+    InputError
+        If there is no such case, or it is one of another operation.
+    """
+    found = {case.id: case for name in OPERATIONS for case in select(name)}
+    case = found.get(current(key))
+    if case is None:
+        got = closest(key, found)
+        cause = f"a typing error; the closest is {got}" if got else "a case of another operation"
+        required = f"the id of a case of {' or '.join(OPERATIONS)} ('loko-ref verify --list')"
+        raise InputError("case", shown(key), required, cause)
+    x, o = case.inputs(), case.options
+    learner, start = configuration(x, o)
+    inputs, y = network_input(x["x"], o), x["y"]
+    if case.operation.name == "loko.step":
+        inputs, y = inputs[None], y[None]
+    return Source(
+        name=case.id,
+        learner=learner,
+        start=start,
+        batch=lambda k: loko.Batch(x=inputs[k], y=y[k]),
+        steps=len(inputs),
+        regression=learner.observation == "gaussian",
     )
 
 

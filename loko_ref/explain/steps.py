@@ -178,6 +178,14 @@ def explain(
         raise InputError(
             "steps", (skip or 0) + steps, f"at most {source.steps} in all", "a shorter stream"
         )
+    learner = source.learner
+    if learner.covariance not in ("diagonal", "dense"):
+        raise InputError(
+            "covariance",
+            repr(learner.covariance),
+            "'diagonal' or 'dense'",
+            "a precision is not listed entry by entry: 'train' runs it",
+        )
     state = source.start
     if skip is None:
         skip, state = _first_wrong(source, source.steps - steps)
@@ -198,7 +206,8 @@ def _first_wrong(source: Source, last: int) -> tuple[int, loko.LokoState]:
         for number in range(min(SEARCHED, last + 1)):
             batch = source.batch(number)
             after, record = loko.step(state, batch, source.learner)
-            if int(to_host(record.z)[0].argmax()) != int(to_host(batch.y)[0]):
+            y = to_host(batch.y)[0]
+            if to_host(record.z)[0].argmax() != (y.argmax() if y.ndim else y):
                 return number, state
             state = after
     return 0, source.start
@@ -225,7 +234,7 @@ class _Explainer:
         self.z_post = to_host(forward(unpack(self.model, after.theta), batch.x)[0])
         z = to_host(record.z)
         y = to_host(batch.y)
-        self.y = y if self.regression else one_hot(y, z.shape[1], z)
+        self.y = y if y.ndim == 2 else one_hot(y, z.shape[1], z)
         self.C = z.shape[1]
         dense = self.learner.covariance == "dense"
         prior, posterior = (s.P if dense else s.p for s in (before, after))
@@ -235,7 +244,7 @@ class _Explainer:
             "theta": to_host(before.theta),
             "p": to_host(prior),
             "p_pred": to_host(record.p_pred),
-            "x": to_host(batch.x),
+            "x": to_host(batch.x).reshape(len(z), -1),
             "z": z,
             "Z": Z,
             "y": self.y.reshape(-1),

@@ -218,7 +218,8 @@ def fresh_optimizer(
         xp = namespace(theta)
         initial = [loko.init_at(config.filter(theta.dtype), row, batch) for row in theta]
         R = None if initial[0].R is None else xp.stack([s.R for s in initial])
-        return {"p": xp.stack([s.p for s in initial])}, R
+        names = ("p",) if initial[0].U is None else ("U", "W")
+        return {k: xp.stack([getattr(s, k) for s in initial]) for k in names}, R
     slots = optimizers.init(theta.reshape(-1), config.optimizer).slots
     return {k: v.reshape(theta.shape) for k, v in slots.items()}, None
 

@@ -20,6 +20,7 @@ __all__ = [
     "evaluate",
     "identity",
     "in_order",
+    "inner",
     "missing",
     "origins",
     "quantity",
@@ -37,6 +38,15 @@ def scalar(v: Values, name: str, value: float) -> float:
     """Return a number computed from options alone; a hook may move it.  [TOL-7]."""
     moved: float = getattr(v.keep, "scalar", identity)(name, value)
     return moved
+
+
+def inner(keep: Formula, head: int | None = None) -> Formula:
+    """Return the hook for what is computed within a quantity, or for one head's quantities.
+
+    A hook that tells the quantities of a step apart has a method ``inner``.
+    """
+    found: Formula = getattr(keep, "inner", lambda head: keep)(head)
+    return found
 
 
 class Values(dict[str, Any]):
@@ -132,9 +142,11 @@ def evaluate(v: Values, flow: Iterable[Quantity]) -> dict[str, Any]:
     dict
         Each as it was when it arose: a mistaken formula may change what was there before it.
     """
-    found = {}
-    for q in flow:
-        found[q.name] = v[q.name] = q.compute(v)
+    found, keep = {}, v["keep"]
+    exact = getattr(keep, "exact", identity)
+    for q in flow:  # as ``compute`` does, at half its cost
+        value = q.rule(v) if q.rule is not None else v["F"][q.formula](v)
+        found[q.name] = v[q.name] = (exact if q.exact else keep)(q.name, value)
     return found
 
 

@@ -12,6 +12,7 @@ from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation
 from loko_ref.conformance.reports import page
+from loko_ref.conformance.reports.report import Report
 
 pytestmark = pytest.mark.larger
 SIZES = [(1280, False), (400, True)]
@@ -110,3 +111,18 @@ def test_many_failures_of_many_kinds_are_a_short_page(chromium, tmp_path, width,
         assert shown.tab.evaluate("document.documentElement.scrollHeight") < 6000
         assert not shown.overflows()
         assert shown.violations() == []
+
+
+@pytest.mark.parametrize("colours", ["color:#111;background:#fff", "color:#eee;background:#111"])
+def test_the_card_of_a_notebook_suits_light_and_dark(chromium, tmp_path, colours):
+    functions_ = functions("SCALE-ALPHA", "lora.delta")
+    checks = run(Implementation(target="m", functions=functions_), select("lora.delta"))
+    report = Report(target="m", checks=tuple(checks), mistakes=name_mistakes(checks))
+    head = '<!DOCTYPE html><html lang="en"><title>n</title>'
+    file = tmp_path / "notebook.html"
+    cell = f"<main><h1>n</h1>{report._repr_html_()}</main>"
+    file.write_text(f'{head}<body style="{colours}">{cell}</body></html>', encoding="utf-8")
+    with browser.opened(chromium, file, width=400) as shown:
+        assert "scale = alpha / r" in shown.tab.locator("details[open]").first.inner_text()
+        assert shown.violations() == []
+        assert not shown.overflows()

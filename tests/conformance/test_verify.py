@@ -302,7 +302,7 @@ def test_a_misspelt_operation_is_noted():
 
 def test_cli_passes_and_writes_json(tmp_path):
     out = tmp_path / "r.json"
-    result = cli(EXAMPLES / "my_loko.py", "--only", "kalman.*", "--json", out)
+    result = cli(EXAMPLES / "my_loko.py", "--only", "kalman.*", "--json", out, "-v")
     assert result.returncode == 0, result.stdout + result.stderr
     document = json.loads(out.read_text())
     jsonschema.validate(document, schema.load("verify"))

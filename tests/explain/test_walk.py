@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from loko_ref.cli import main
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.errors import InputError
 from loko_ref.experiments.config import RunConfig
-from loko_ref.explain.sources import FILTERS, from_config, tiny
+from loko_ref.explain.heads import HEADS, RANK, explain_lte
+from loko_ref.explain.sources import FILTERS, OPERATIONS, from_case, from_config, tiny
 from loko_ref.explain.steps import explain
-from loko_ref.explain.walk import of_source, of_tiny
+from loko_ref.explain.walk import of_lte, of_source, of_tiny
 from loko_ref.explain.walk.cells import cells, largest, read
-from loko_ref.explain.walk.prose import html, mathml
+from loko_ref.files.pages.prose import html, mathml
 
 MOST = 1_000_000
 
@@ -87,7 +91,7 @@ def test_formulas_are_mathml_and_labels_buttons():
 
 @pytest.mark.larger
 def test_every_formula_of_the_derivations_becomes_mathml():
-    from loko_ref.explain.derivations import derivations
+    from loko_ref.files.derivations import derivations
 
     for one in derivations().values():
         assert "$" not in re.sub(r"<code>.*?</code>", "", html(one.text)), one.label
@@ -166,6 +170,52 @@ def test_twenty_steps_of_digits(chromium, tmp_path):
         assert page.faults == []
 
 
+def test_lte_is_explained_event_by_event():
+    found = list(explain_lte("iris", steps=12))
+    assert [m.kind for m in found] == [*(["step"] * 6), "merge", "reset"] * 2
+    for name in found[0].sites:
+        views = [m.sites[name] for m in found]
+        for before, view, reset in zip(views[5::8], views[6::8], views[7::8], strict=True):
+            assert (view.pending == 0).all()  # a head sees the merged weight
+            assert (before.pending > 0).all()
+            assert (view.update != before.update).any()
+            assert (reset.update == view.update).all()
+            assert (reset.B == 0).all()
+            assert (reset.A != view.A).any()
+            # each merge adds a rank of N r at most
+            assert view.rank - before.rank <= HEADS * RANK
+            np.testing.assert_allclose(np.linalg.svd(view.update)[1], view.singular, atol=1e-12)
+        overlap = views[0].overlap
+        np.testing.assert_allclose(np.diagonal(overlap), 1)
+        assert (overlap < 1 + 1e-12).all()
+    with pytest.raises(InputError, match="regression"):
+        next(explain_lte("diabetes"))
+
+
+@pytest.mark.larger
+def test_the_page_of_lte_is_gone_through_by_keyboard(chromium, tmp_path):
+    text = of_lte(steps=24)
+    assert len(text.encode()) < MOST
+    (tmp_path / "lte.html").write_text(text, encoding="utf-8")
+    with browser.opened(chromium, tmp_path / "lte.html", width=400, dark=True) as page:
+        tab = page.tab
+        tab.focus("#flow [data-key=merge]")
+        keys(tab, "Enter")
+        assert tab.inner_text("#said").startswith("Merge: merge 1")
+        tab.focus("#step")
+        keys(tab, "ArrowRight")
+        assert tab.inner_text("#said").startswith("Reset:")
+        tab.focus("#tab-0")
+        for name in ("Heads", "Subspaces", "The weight", "Curves"):
+            assert tab.inner_text("[role=tab][aria-selected=true]") == name
+            assert page.violations() == [], name
+            assert not page.overflows(), name
+            keys(tab, "ArrowRight")
+        tab.focus("#filter-0")
+        keys(tab, "ArrowRight")
+        assert page.faults == []
+
+
 def run(monkeypatch, *words):
     monkeypatch.setattr("sys.argv", ["loko-ref", "explain", *words])
     with pytest.raises(SystemExit) as stopped:
@@ -181,6 +231,12 @@ def test_the_command_writes_a_page_or_says_what_is_wrong(monkeypatch, tmp_path, 
     for words, needle in (
         (["small"], "tiny"),
         (["tiny", "--seed", "1"], "no --seed with 'tiny'"),
+        (["lte", "--seed", "1"], "no --seed with 'lte'"),
+        (["lte", "--html", str(file), "--batch", "1"], "no --batch with 'lte'"),
+        (["tiny", "--case", "loko.run/glm/float64"], "no --case with 'tiny'"),
+        (["--case", "loko.run/glm/float32", "--data", "iris"], "no --data with --case"),
+        (["--case", "loko.run/gml/float64"], "loko.run/glm/float64"),
+        (["--case", "lora.delta/tiny/float64"], "loko.step or loko.run"),
         (["tiny", "--steps", "0", "--html", str(file)], "steps"),
         (["tiny", "--html", str(tmp_path / "absent" / "x.html")], "--html"),
     ):
@@ -188,3 +244,22 @@ def test_the_command_writes_a_page_or_says_what_is_wrong(monkeypatch, tmp_path, 
         err = capsys.readouterr().err
         assert needle in err
         assert err.count("\n") == 1
+
+
+CASES = [case.id for name in OPERATIONS for case in select(name, "float64")]
+
+
+@pytest.mark.sampled(2 / len(CASES))
+@pytest.mark.parametrize("key", CASES)
+def test_a_case_is_walked_through(key):
+    source = from_case(key)
+    text = of_source(source, key, steps=min(2, source.steps))
+    assert len(text.encode()) < MOST
+    carried = document(text)["walks"][0]["steps"][0]
+    case = next(case for case in select(key))
+    theta = expected(case)["theta"]
+    theta = theta[0] if source.steps > 1 else theta
+    (step,) = explain(source, steps=1)
+    by = {q.key: q.value for q in step.quantities}
+    np.testing.assert_allclose(by["theta_post"], theta, rtol=1e-9, atol=1e-12)
+    assert carried["stats"]["theta_post"][0] == by["theta_post"].min()

@@ -39,7 +39,7 @@ COMMANDS = {
     "jax_buggy_loko.py": ["loko-ref verify examples/jax_buggy_loko.py --only '*gelu*'"],
     "jax_loko.py": ["loko-ref verify examples/jax_loko.py --only loko.step"],
     "lte_cost.py": ["python examples/lte_cost.py"],
-    "lte_replay.py": ["python examples/lte_replay.py", "python examples/lte_replay.py --fault"],
+    "lte_replay.py": ["python examples/lte_replay.py"],
     "my_buggy_loko.py": ["loko-ref verify examples/my_buggy_loko.py --only model --dtype float64"],
     "my_loko.py": ["loko-ref verify examples/my_loko.py --only model --dtype float64"],
     "online_digits.py": ["python examples/online_digits.py"],

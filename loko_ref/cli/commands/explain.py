@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from loko_ref.cli.needs import check_needs
 from loko_ref.cli.options import describe, parse_variants
 from loko_ref.errors import InputError, shown
 from loko_ref.experiments.config import RunConfig
-from loko_ref.explain.sources import from_config, tiny
+from loko_ref.explain.sources import Source, from_case, from_config, tiny
 from loko_ref.explain.steps import Excerpt, Quantity, Step, explain
 from loko_ref.explain.walk import check_needs as check_page_needs
 from loko_ref.explain.walk import pages
@@ -28,7 +28,7 @@ __all__ = ["explain_command"]
 CELL = 12
 INDENT = "    "
 
-PAGE, TINY = 20, 12
+PAGE, TINY, LTE = 20, 12, 24
 """Steps in a page, where none are asked for."""
 
 
@@ -38,8 +38,8 @@ def explain_command(
         typer.Argument(
             metavar="[tiny|lte|labels|LABEL]",
             help="'tiny': one linear layer with LoRA of rank 1, two parameters in all. 'lte': a "
-            "merge. A label, such as KAL-2: its statement and derivation; 'labels': all of them. "
-            "By default LoKO on --data.",
+            "merge, or with --html heads, merges and resets on --data. A label, such as KAL-2: "
+            "its statement and derivation; 'labels': all of them. By default LoKO on --data.",
         ),
     ] = None,
     matrix: Annotated[
@@ -52,11 +52,17 @@ def explain_command(
             help="digits (the default), breast_cancer, wine, iris, or diabetes (regression)."
         ),
     ] = None,
+    case: Annotated[
+        str | None,
+        typer.Option(
+            help="A case of loko.step or loko.run in place of data, such as loko.run/glm/float64."
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
             help="Write a page to step through here; it needs no network, and shows 20 steps "
-            "(tiny: 12) unless --steps says otherwise."
+            "(tiny: 12, lte: 24) unless --steps says otherwise."
         ),
     ] = None,
     steps: Annotated[
@@ -89,30 +95,35 @@ def explain_command(
     """
     settings: dict[str, Any] = {"shift": shift, "batch": batch, "seed": seed}
     settings |= {"dtype": dtype, "backend": backend}
-    of_data = {"--data": data, "--variant": variant, "--p0": p0, "--skip": skip}
+    of_data = {"--data": data, "--variant": variant, "--p0": p0}
     of_data |= {f"--{name}": value for name, value in settings.items()}
     check_targets({"--html": html})
     if html is not None:
         check_page_needs()
-    if what is not None:
-        for name, value in of_data.items():
-            if value is not None:
-                cause = f"'{what}' and an option of a run on data"
-                raise InputError(name, shown(value), f"no {name} with '{what}'", cause)
     if matrix and what != "labels":
         raise InputError("--matrix", "no 'labels'", "'labels' before it", "it was left out")
-    if what is not None and what != "tiny":
-        for name, given_ in {"--html": html, "--steps": steps}.items():
-            if given_ is not None:
-                cause = "an option of a walk through LoKO's steps"
-                raise InputError(name, shown(given_), f"no {name} with '{what}'", cause)
+    if what is not None:
+        of_page = {"--data": data, "--seed": seed} if what == "lte" and html is not None else {}
+        _alone(f"'{what}'", {**of_data, "--case": case, "--skip": skip} | dict.fromkeys(of_page))
+    if what == "lte" and html is not None:
+        check_needs(data=data or "digits")
+        _write(
+            html,
+            pages.of_lte(data or "digits", steps=LTE if steps is None else steps, seed=seed or 0),
+        )
+        return
+    if what not in (None, "tiny"):
+        _alone(f"'{what}'", {"--html": html, "--steps": steps})
         explained.show(what, matrix, _print_quantity)
         return
-    if what == "tiny" and html is not None:
+    if what is not None and html is not None:
         _write(html, pages.of_tiny(TINY if steps is None else steps))
         return
-    if what == "tiny":
-        skip, source, about = 0, tiny(steps or TINY), "LoKO with two parameters"
+    if what is not None:
+        skip, source, about = 0, tiny(TINY if steps is None else steps), "LoKO with two parameters"
+    elif case is not None:
+        _alone("--case", of_data)
+        skip, source, about = skip or 0, from_case(case), f"The case {case}"
     else:
         data = data or "digits"
         check_needs(data=data)
@@ -124,11 +135,25 @@ def explain_command(
         about = f"{name} on {data}, shift {config.shift}"
         about += f"; observation {config.options['observation']}"
     if html is not None:
-        shown_steps = min(PAGE, source.steps - (skip or 0)) if steps is None else steps
-        _write(html, pages.of_source(source, about, steps=shown_steps, skip=skip))
+        count = _count(source, PAGE, skip) if steps is None else steps
+        _write(html, pages.of_source(source, about, steps=count, skip=skip))
         return
-    found = explain(source, steps=2 if steps is None else steps, skip=skip, entries=entries)
+    count = _count(source, 2, skip) if steps is None else steps
+    found = explain(source, steps=count, skip=skip, entries=entries)
     _print(about, found, skip)
+
+
+def _alone(what: str, others: Mapping[str, object]) -> None:
+    """Raise where what is explained is named twice, or with an option of a run on data."""
+    for name, value in others.items():
+        if value is not None:
+            cause = f"{what} together with an option of a run on data"
+            raise InputError(name, shown(value), f"no {name} with {what}", cause)
+
+
+def _count(source: Source, usual: int, skip: int | None) -> int:
+    """Return the usual number of steps, or as many as there are."""
+    return max(1, min(usual, source.steps - (skip or 0)))
 
 
 def _options(variant: list[str] | None, p0: float | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 from loko_ref import interrupt
 from loko_ref.cli.examples import epilog
 from loko_ref.cli.needs import check_needs
-from loko_ref.cli.verdicts import Baseline, Html, Json, Junit, Strict, Xfail, publish
+from loko_ref.cli.verdicts import Baseline, Html, Json, Junit, Strict, Verbose, Xfail, publish
 
 __all__ = ["app"]
 
@@ -79,6 +79,7 @@ def judge(
         str | None, typer.Option("--only", help="Judge ids or operations that match this glob.")
     ] = None,
     strict: Strict = False,
+    verbose: Verbose = False,
 ) -> None:
     """Judge outputs computed elsewhere on the inputs of DIR, as 'loko-ref verify' does.
 
@@ -110,7 +111,7 @@ def judge(
             strict=strict,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    raise typer.Exit(publish(report, json, junit, html))
+    raise typer.Exit(publish(report, json, junit, html, verbose))
 
 
 @app.command("schema", epilog=epilog("vectors schema"))

@@ -20,10 +20,10 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose import precision
-from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.diagnose.doubt import with_formulas
 from loko_ref.conformance.diagnose.match import distance, within
 from loko_ref.conformance.diagnose.mistake import Mistake
+from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import canonical, expected, tolerance
@@ -206,9 +206,7 @@ def _cost(check: Check) -> tuple[bool, bool, int]:
     return check.case.operation.name == "loko.run", check.case.dtype != "float64", elements
 
 
-def name_mistakes(
-    checks: Sequence[Check], again: Again | None = None
-) -> dict[str, list[Mistake]]:
+def name_mistakes(checks: Sequence[Check], again: Again | None = None) -> dict[str, list[Mistake]]:
     """Name what reproduces each failed check.
 
     Parameters

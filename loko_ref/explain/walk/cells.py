@@ -88,9 +88,9 @@ def cells(value: Numbers, *, wide: int | None = None) -> dict[str, Any]:
     return found | {k: _written(part, low, high) for k, part in parts.items()}
 
 
-def largest(value: Numbers, count: int = 8) -> list[list[Any]]:
-    """Return index and value of the entries largest in magnitude, the largest first."""
-    flat = np.argsort(-np.abs(value), axis=None, kind="stable")[:count]
+def largest(value: Numbers, count: int = 8, *, least: bool = False) -> list[list[Any]]:
+    """Return index and value of the entries largest in magnitude, or smallest, those first."""
+    flat = np.argsort(value if least else -np.abs(value), axis=None, kind="stable")[:count]
     where = np.unravel_index(flat, value.shape)
     return [[*map(int, index), float(value[index])] for index in zip(*where, strict=True)]
 

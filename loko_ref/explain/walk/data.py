@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.arrays import to_host
 from loko_ref.explain.equations import options
 from loko_ref.explain.sources import Source
 from loko_ref.explain.steps import Numbers, Quantity, Step
@@ -17,6 +16,8 @@ from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import origins
 
 __all__ = ["Pool", "walk"]
+
+VARIANCES = ("p_pred", "p_post")
 
 ROUNDED = 6
 """Digits of what is not one of the numbers of the step: curves, activations."""
@@ -149,12 +150,13 @@ def walk(name: str, source: Source, steps: Iterable[Step], pool: Pool) -> dict[s
         if step.number == 0 or len(carried) < 2:
             lines = _lines(step, source)
             first = first or lines
-        batch = source.batch(step.number)
         seen += len(step.z_post)
         point("loss of the batch before the step", step.loss)
         point("loss of the batch after the step", step.loss_post)
         if not source.regression:
-            right += float((by["z"].value.argmax(axis=1) == to_host(batch.y)).sum())
+            z = by["z"].value
+            true = by["y"].value.reshape(z.shape).argmax(axis=1)
+            right += float((z.argmax(axis=1) == true).sum())
             point("accuracy so far, each sample before it was learned", right / seen)
         if source.score is not None:
             what = "held-out accuracy" if not source.regression else "held-out error (RMSE)"
@@ -166,7 +168,11 @@ def walk(name: str, source: Source, steps: Iterable[Step], pool: Pool) -> dict[s
                 "title": step.title,
                 "outcome": step.outcome,
                 "values": {key: pool.add(_drawn(q)) for key, q in by.items()},
-                "top": {key: largest(q.value) for key, q in by.items()},
+                "top": {
+                    # of the variances the smallest: what is known best
+                    key: largest(q.value, least=key in VARIANCES and q.value.ndim == 1)
+                    for key, q in by.items()
+                },
                 "stats": {
                     key: [float(f(q.value)) for f in (np.min, np.max, np.mean)]
                     for key, q in by.items()

@@ -111,11 +111,12 @@ function paint(canvas, colours) {
  * A picture of an item; small ones are tables of numbers.
  *
  * label: what it is; bounds: [low, high] of the colours; parts: [name, entries] along the columns;
+ * columns: column -> its name, above a table of numbers;
  * cell: called with row and column under the pointer, or reached by the arrow keys.
  */
-function heat(item, { label, bounds, parts, cell, side = 22 }) {
+function heat(item, { label, bounds, parts, columns, cell, side = 22 }) {
   const tones = scale(...(bounds || [item.low, item.high]));
-  if (item.full && item.r <= 6 && item.c <= 3) return h("div", {}, entries(item, tones, label), legend(tones));
+  if (item.full && item.r <= 6 && item.c <= 3) return h("div", {}, entries(item, tones, label, columns), legend(tones));
   const canvas = h("canvas", { width: item.c, height: item.r });
   paint(canvas, Array.from(item.tone, tones.colour));
   const mark = h("i");
@@ -151,33 +152,34 @@ function heat(item, { label, bounds, parts, cell, side = 22 }) {
   return h("div", {}, axis, map, legend(tones));
 }
 
-function entries(item, tones, label) {
+function entries(item, tones, label, columns) {
   const rows = Array.from({ length: item.r }, (_, i) => h("tr", {}, Array.from({ length: item.c }, (_, j) => {
     const value = item.mean[i * item.c + j];
     const rgb = tones.colour(value);
     return h("td", { style: `background: rgb(${rgb}); color: ${ink(rgb)}`, title: value }, show(value));
   })));
-  return h("table", { class: "entries", "aria-label": label }, h("tbody", {}, rows));
+  const head = columns ? h("thead", {}, h("tr", {}, Array.from({ length: item.c }, (_, j) => h("th", { scope: "col", class: "small" }, columns(j))))) : "";
+  return h("table", { class: "entries", "aria-label": label }, head, h("tbody", {}, rows));
 }
 
 // ----------------------------------------------------------------------------------------- curves
 
 /** A curve over the steps with the present one marked, and its value in words. */
-function chart(label, values, now, first = 0) {
+function chart(label, values, now, first = 0, unit = "step") {
   const [wide, tall, left, low] = [320, 150, 46, 22];
   const logarithmic = Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 300;
   const turned = values.map((v) => (logarithmic ? Math.log10(v) : v));
   const [least, most] = [Math.min(...turned), Math.max(...turned)];
   const x = (k) => left + ((wide - left - 10) * k) / Math.max(1, values.length - 1);
   const y = (v) => (most > least ? 10 + ((tall - low - 16) * (most - v)) / (most - least) : (tall - low) / 2);
-  const words = `${label}: ${show(values[now])} at step ${first + now}, from ${show(values[0])} to ${show(values.at(-1))}`;
-  return h("figure", { class: "card" }, h("figcaption", {}, h("h2", {}, label), h("span", { class: "small" }, `${show(values[now])} at step ${first + now}${logarithmic ? "; logarithmic" : ""}`)),
+  const words = `${label}: ${show(values[now])} at ${unit} ${first + now}, from ${show(values[0])} to ${show(values.at(-1))}`;
+  return h("figure", { class: "card" }, h("figcaption", {}, h("h2", {}, label), h("span", { class: "small" }, `${show(values[now])} at ${unit} ${first + now}${logarithmic ? "; logarithmic" : ""}`)),
     h("svg", { class: "chart", viewBox: `0 0 ${wide} ${tall}`, role: "img", "aria-label": words },
       h("line", { class: "rule", x1: left, x2: wide - 10, y1: tall - low, y2: tall - low }),
       h("text", { x: left - 6, y: 14, "text-anchor": "end" }, show(logarithmic ? 10 ** most : most, 3)),
       h("text", { x: left - 6, y: tall - low - 2, "text-anchor": "end" }, show(logarithmic ? 10 ** least : least, 3)),
       h("text", { x: left, y: tall - 6 }, String(first)),
-      h("text", { x: wide - 10, y: tall - 6, "text-anchor": "end" }, `step ${first + values.length - 1}`),
+      h("text", { x: wide - 10, y: tall - 6, "text-anchor": "end" }, `${unit} ${first + values.length - 1}`),
       h("polyline", { class: "line", points: turned.map((v, k) => `${x(k)},${y(v)}`).join(" ") }),
       h("circle", { class: "now", cx: x(now), cy: y(turned[now]), r: 5 })));
 }
@@ -239,7 +241,7 @@ function openDerivation(label) {
   const body = h("div", { class: "derivation" }, h("h3", {}, `[${label}] ${kept.dataset.title}`), kept.content.cloneNode(true));
   body.querySelectorAll("[data-label]").forEach((button) => button.addEventListener("click", () => openDerivation(button.dataset.label)));
   side.append(body);
-  if (side.scrollTo) side.scrollTo({ top: body.offsetTop - side.offsetTop - 8 });
+  side.scrollTop += body.getBoundingClientRect().top - side.getBoundingClientRect().top - 8;
 }
 
 function closeSide() {

@@ -8,8 +8,8 @@ from importlib.resources import files
 from typing import Any
 
 from loko_ref.errors import extras
-from loko_ref.explain.derivations import derivations
-from loko_ref.explain.walk.prose import html
+from loko_ref.files.derivations import derivations
+from loko_ref.files.pages.prose import html
 
 __all__ = ["as_html", "check_needs"]
 

@@ -95,14 +95,14 @@ function card(key) {
   const wide = item.c > 24;
   return h("figure", { class: `card${wide ? " wide" : ""}`, "data-card": key, onpointerenter: () => key !== state.key && select(key), onfocusin: () => key !== state.key && select(key) },
     h("figcaption", {}, h("b", {}, one.name), h("span", { class: "small" }, one.axes === "nm" && item.r * item.c > 2 ? "(on its side) " : "", h("code", {}, one.equation))),
-    heat(item, { label: one.name, bounds: bounds(key), cell: at, parts: axes.at(-1) === "n" && axes.length > 1 ? sizes : null, side: key === "x" ? 16 : 22 }),
+    heat(item, { label: one.name, bounds: bounds(key), cell: at, columns: axes.at(-1) === "n" ? entry : null, parts: axes.at(-1) === "n" && axes.length > 1 ? sizes : null, side: key === "x" ? 16 : 22 }),
     item.full ? "" : top(key, 3));
 }
 
 function top(key, count) {
   const axes = line(key).axes;
   const found = step().top[key].slice(0, count).map((row) => `${row.slice(0, -1).map((k, j) => named(axes[Math.min(j, axes.length - 1)], k)).join(" × ")}: ${show(row.at(-1), 6)}`);
-  return h("p", { class: "small" }, `largest: ${found.join("; ")}`);
+  return h("p", { class: "small" }, `${key.startsWith("p_") && axes.length === 1 ? "smallest" : "largest"}: ${found.join("; ")}`);
 }
 
 // ------------------------------------------------------------------------------------------- views
@@ -153,7 +153,7 @@ const VIEWS = {
         h("td", { class: "number" }, step().off[one.key] === undefined ? "" : show(step().off[one.key], 2)),
         h("td", { class: "small" }, list.map((text) => h("div", {}, text))));
     });
-    const head = ["", "equation", "least", "greatest", "mean", "off by", "entries (of the large ones the largest)"];
+    const head = ["", "equation", "least", "greatest", "mean", "off by", "entries (of many the largest, of p the smallest)"];
     return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "all numbers" }, h("table", {}, h("thead", {}, h("tr", {}, head.map((text) => (text ? h("th", { scope: "col" }, text) : h("td"))))), h("tbody", {}, rows)));
   },
 };

@@ -8,7 +8,7 @@ scripts it lacks the filter and the switch of light and dark, and nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ from loko_ref.conformance.reports.document import failure
 from loko_ref.conformance.reports.formulas import pair, right
 from loko_ref.conformance.reports.page.drawing import as_table, heat_map, matrices
 from loko_ref.conformance.reports.text import amplified, command, further, reproduce
-from loko_ref.files.pages import render
+from loko_ref.files.derivations import derivations
+from loko_ref.files.pages import prose, render
 
 __all__ = ["CARDS", "MAPS", "as_html"]
 
@@ -157,6 +158,13 @@ def _card(one: Group, target: str, known: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def _derivations(labels: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Return label, title and HTML of the derivations that are cited."""
+    known, wanted = derivations(), set(labels)
+    cited = [label for label in known if label in wanted]
+    return [(label, known[label].title, prose.html(known[label].text, cited)) for label in cited]
+
+
 def as_html(
     target: str,
     checks: Sequence[Check],
@@ -185,7 +193,7 @@ def as_html(
     Raises
     ------
     MissingExtraError
-        If jinja2 is not installed.
+        If the extra ``[cli]`` is not installed.
     """
     named, known = mistakes or {}, known or {}
 
@@ -202,6 +210,11 @@ def as_html(
         key = heading.split()[0].lower()
         return {"heading": heading, "key": key, "cards": cards, "rest": rest}
 
+    sections = [
+        section("Failures", FAILED),
+        section("Imprecise", IMPRECISE),
+        section("Expected failures", EXPECTED_FAILURE),
+    ]
     return render(
         __name__,
         "page.html.jinja",
@@ -213,11 +226,10 @@ def as_html(
         notes=notes,
         closing=closing,
         operations=_operations(checks, known),
-        sections=[
-            section("Failures", FAILED),
-            section("Imprecise", IMPRECISE),
-            section("Expected failures", EXPECTED_FAILURE),
-        ],
+        sections=sections,
+        derivations=_derivations(
+            label for one in sections for card in one["cards"] for label in card["labels"]
+        ),
         brief=brief,
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],
         amplified=[(c.case.id, amplified(c)) for c in checks if c.amplified is not None],

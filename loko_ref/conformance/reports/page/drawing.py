@@ -184,7 +184,7 @@ def as_table(m: Matrices) -> str:
     )
     note = f"{escape(m.caption)}. Colours of the difference, as error/tolerance:"
     return (
-        f'<div class="matrices" role="group" tabindex="0" aria-label="{escape(m.caption)}">'
+        f'<div class="loko-matrices" role="group" tabindex="0" aria-label="{escape(m.caption)}">'
         f'{"".join(tables)}<p class="legend">{note} {legend}</p></div>'
     )
 

@@ -1,4 +1,5 @@
-// The filter, the button that opens all cards, and links that open what they lead to.
+// The filter, the button that opens all cards, links that open what they lead to, and derivations,
+// which open above the page; without this script they stand at its end.
 "use strict";
 {
   const filter = document.getElementById("filter"), fold = document.getElementById("fold");
@@ -45,6 +46,19 @@
     for (const fault of faults) fault.addEventListener("toggle", label);
     label();
   }
+  const dialog = document.getElementById("opened");
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a.label, button.label");
+    const found = link && document.getElementById(link.dataset.label ?? link.hash.slice(1));
+    if (!found || !dialog) return;
+    event.preventDefault();
+    const copy = found.cloneNode(true), title = document.createElement("h2");
+    copy.removeAttribute("id");
+    title.textContent = found.parentElement.querySelector("summary").textContent;
+    dialog.lastElementChild.replaceChildren(title, copy);
+    if (!dialog.open) dialog.showModal();
+    dialog.scrollTop = 0;
+  });
   addEventListener("hashchange", reveal);
   reveal();
 }
