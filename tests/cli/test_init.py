@@ -16,7 +16,7 @@ from loko_ref.conformance.catalogue.registry import OPERATIONS
 PYTHON = ("numpy", "torch", "jax")
 RIGHT = {
     "numpy": (
-        '    # return {"delta": ...}\n    raise NotImplementedError',
+        '    # return {"delta": ...}\n    raise NotImplementedError("not filled in")',
         '    return {"delta": np.asarray(alpha / A.shape[0], A.dtype) * (B @ A)}',
     ),
     "js": (
