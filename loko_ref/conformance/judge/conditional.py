@@ -16,6 +16,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.compare import Divergence, diverging, plainly, ratios, worst_of
+from loko_ref.conformance.judge.declared import NONE, Declared
 from loko_ref.conformance.judge.given import LEVELS, Reading, Step, state, steps
 from loko_ref.conformance.judge.tolerance import canonical, tolerance
 
@@ -41,7 +42,9 @@ class Judgement:
     unjudged: tuple[str, ...] = ()
 
 
-def judge_given_parents(case: Case, outputs: Mapping[str, Array], first: Divergence) -> Judgement:
+def judge_given_parents(
+    case: Case, outputs: Mapping[str, Array], first: Divergence, declared: Declared = NONE
+) -> Judgement:
     """Find every quantity that does not follow from its parents.
 
     Parameters
@@ -52,18 +55,20 @@ def judge_given_parents(case: Case, outputs: Mapping[str, Array], first: Diverge
         What came back, of the right shapes.
     first : Divergence
         The first quantity that is off along the whole route.
+    declared : mapping of str to str
+        The precision that is stated, which may excuse what is off.
 
     Returns
     -------
     Judgement
         Of a run each wrong quantity at the first step at which it is wrong.
     """
-    if len(outputs) == 1:
+    if len(outputs) == 1 and not declared:
         return Judgement(wrong=(first,))
     found, bound = ratios(case, outputs), tolerance(case)
     names = [name for name, ratio in found.items() if float(np.max(ratio, initial=0.0)) > 1]
     judged = {k: b for k, b in bound.items() if b is not None}
-    cut = steps(case, outputs, found, judged)
+    cut = steps(case, outputs, found, judged, declared)
     wrong: dict[str, Divergence] = {}
     unjudged: dict[str, None] = {}
     should: dict[str, Array] = {}  # state found wrong -> what it should have been
@@ -77,7 +82,7 @@ def judge_given_parents(case: Case, outputs: Mapping[str, Array], first: Diverge
         unjudged |= dict.fromkeys(outcome.unjudged)
         if step.at is not None:
             should = outcome.as_it_should_be(wrong.keys() & set(state(case)))
-    for name in names:
+    for name in names if not declared else ():
         if name not in wrong and name not in unjudged:
             biased = _bias(cut, name)
             if biased is not None:
