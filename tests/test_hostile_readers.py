@@ -32,6 +32,7 @@ import sampling
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.diagnose import baseline
 from loko_ref.conformance.implementations import python, recording, recording_runs
+from loko_ref.conformance.recorded import check as check_recording
 from loko_ref.conformance.recorded_runs import check as check_run
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.vectors import answers as offline
@@ -167,6 +168,10 @@ def lte():
 
 def read_run(path):
     got = recording_runs.read(path)
+    if isinstance(got, recording.Recording):  # without an operation: of LoKO, a format of its own
+        check_recording(got)
+        assert any(note.startswith("ignored: ") for note in got.notes)  # it says what it left
+        raise InputError("options", "no operation", "one of a run", "the format above")
     check_run(got)
     return {f"{k}/{q}": a.astype("f8") for k, step in got.steps.items() for q, a in step.items()}
 

@@ -19,6 +19,7 @@ from loko_ref.conformance.cases.globs import matcher, nothing_matches
 from loko_ref.conformance.diagnose.baseline import compare
 from loko_ref.conformance.diagnose.baseline import read as read_baseline
 from loko_ref.conformance.diagnose.naming import Mistake, name_mistakes
+from loko_ref.conformance.diagnose.search.again import Again, calling
 from loko_ref.conformance.engine import TIMEOUT, Check, judge, run, settle, summarise
 from loko_ref.conformance.implementations import recording_runs
 from loko_ref.conformance.implementations.command import Command
@@ -117,10 +118,10 @@ def _read_baseline(
 
 
 def _settled(
-    checks: Sequence[Check], strict: bool = False
+    checks: Sequence[Check], strict: bool = False, again: Again | None = None
 ) -> tuple[list[Check], dict[str, list[Mistake]]]:
     """Name the mistakes of a run, and settle what is imprecise in their light."""
-    mistakes = name_mistakes(checks)
+    mistakes = name_mistakes(checks, again)
     named = {key for key, fits in mistakes.items() if any(one.sharp for one in fits)}
     return settle(checks, named=named, strict=strict), mistakes
 
@@ -236,7 +237,7 @@ def verify(
     with found if isinstance(found, Command) else contextlib.nullcontext():
         declared = NONE if strict else found.precision
         checks = run(found, cases, timeout=timeout, progress=count, again=True, declared=declared)
-    checks, mistakes = _settled(checks, strict)
+        checks, mistakes = _settled(checks, strict, calling(found, timeout))
     statuses = [(check.case.id, check.status) for check in checks]
     notes = [*found.notes, *noted(found.precision, checks, strict)]
     notes += expected_failures.not_run(statuses, expected)

@@ -86,7 +86,7 @@ def shape_of(
         if key not in SIZE:
             raise unknown_option("size", key, SIZE)
         check_whole(f"size {key}", number)
-    act = activation or ("relu" if name == "mlp" else "gelu")
+    act = ("relu" if name == "mlp" else "gelu") if activation is None else activation
     check_choice("activation", act, ACTIVATIONS)
     return {
         "network": name,

@@ -67,8 +67,21 @@ class Net:
         """Write a quantity, ``rule(v, *parents)`` of it; return its name."""
         known = tuple(parent for parent in parents if parent is not None)
 
-        def computed(v: Values) -> Any:
-            return rule(v, *(None if parent is None else v[parent] for parent in parents))
+        if len(known) < len(parents):
+
+            def computed(v: Values) -> Any:
+                return rule(v, *[None if parent is None else v[parent] for parent in parents])
+
+        elif len(known) == 1:  # most of them: a walk is mostly these calls
+            (first,) = known
+
+            def computed(v: Values) -> Any:
+                return rule(v, v[first])
+
+        else:
+
+            def computed(v: Values) -> Any:
+                return rule(v, *[v[parent] for parent in known])
 
         self.flow.append(
             Quantity(
@@ -85,10 +98,14 @@ class Net:
 
     def own(self, name: str) -> str:
         """Write the arrays of one layer, by their last names."""
+        known: dict[tuple[str, ...], list[tuple[str, str]]] = {}
 
         def arrays(v: Values, every: Mapping[str, Array]) -> dict[str, Array]:
-            parts = {key: key.rsplit(".", 1) for key in every}
-            return {last: every[key] for key, (site, last) in parts.items() if site == name}
+            keys = tuple(every)
+            if keys not in known:
+                parts = [(key, key.rsplit(".", 1)) for key in keys]
+                known[keys] = [(last, key) for key, (site, last) in parts if site == name]
+            return {last: every[key] for last, key in known[keys]}
 
         return self.put(f"arrays.{name}", ["arrays"], arrays, "its arrays", "LORA-4", exact=True)
 

@@ -11,6 +11,7 @@ Z (batch * C, n).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -186,6 +187,10 @@ def _walk(net: Net, spec: Sequence[Layer], x: str, prefix: str = "") -> tuple[st
     return x, backward
 
 
+_WAYS: dict[str, tuple[tuple[Quantity, ...], tuple[Quantity, ...]]] = {}
+"""Ways of networks that were walked, by their layers."""
+
+
 def ways(
     spec: Sequence[Layer], tables: bool = False, whole: bool = False
 ) -> tuple[tuple[Quantity, ...], tuple[Quantity, ...]]:
@@ -207,13 +212,18 @@ def ways(
     >>> [q.name for q in ways([layer, {"kind": "relu"}])[0]]
     ['arrays.0', 'u.0', 'z.0', 'z.1', 'z']
     """
-    net = Net(_names(spec), tables, whole)
-    out, back = _walk(net, spec, "x")
-    net.put("z", [out], lambda v, z: z, "f(x; theta)", FORWARD, shape="(batch, C)", exact=True,
-            hidden=False)  # fmt: skip
-    done = len(net.flow)
-    back("d")
-    return tuple(net.flow[:done]), tuple(net.flow[done:])
+    key = json.dumps([spec, tables, whole])
+    if key not in _WAYS:
+        if len(_WAYS) >= 1024:
+            _WAYS.clear()
+        net = Net(_names(spec), tables, whole)
+        out, back = _walk(net, spec, "x")
+        net.put("z", [out], lambda v, z: z, "f(x; theta)", FORWARD, shape="(batch, C)", exact=True,
+                hidden=False)  # fmt: skip
+        done = len(net.flow)
+        back("d")
+        _WAYS[key] = tuple(net.flow[:done]), tuple(net.flow[done:])
+    return _WAYS[key]
 
 
 def arrays(spec: Sequence[Layer], packed: bool) -> Quantity:

@@ -193,7 +193,7 @@ DOWNWARDS = {"theta_post": lambda v: v.theta - v.K @ v.e}
 def test_verdict_on_a_double_mistake(monkeypatch, names, expected):
     """Both are named by one formula for both, or by one each."""
 
-    def given(checks):
+    def given(checks, again=None):
         return {
             check.case.id: [Named(str(k % len(names)), names[k % len(names)])] if names else []
             for k, check in enumerate(checks)
@@ -212,7 +212,7 @@ def test_verdict_on_a_double_mistake(monkeypatch, names, expected):
                 ]
             )
         )
-        monkeypatch.setattr(verdict, "name_mistakes", lambda checks: few_names)
+        monkeypatch.setattr(verdict, "name_mistakes", lambda checks, again: few_names)
         found = verdict.verdict(mistake, DIAGONAL[2:6], "everything")
         assert found["verdict"] == "unnamed"
 
@@ -236,7 +236,9 @@ def test_each_wrong_quantity_has_a_name_of_its_own(monkeypatch, names, expected)
     text = "-v.p_pred[:, None] * v.H.T if v.p_pred.ndim == 1 else v.p_pred @ v.H.T"
     mistake = generated.Mistake((change("pHt", text),))
     found = [Named(key, table, key) for key, table in names.items()]
-    monkeypatch.setattr(verdict, "name_mistakes", lambda checks: {c.case.id: found for c in checks})
+    monkeypatch.setattr(
+        verdict, "name_mistakes", lambda checks, again: {c.case.id: found for c in checks}
+    )
     done = verdict.verdict(mistake, DIAGONAL[2:4], "everything")
     assert done["verdict"] == expected, done
 

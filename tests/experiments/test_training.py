@@ -365,6 +365,7 @@ def test_defaults_are_torch_s_and_the_filter_s_own():
         ({"optimizer": "loko", "batch": 0}, "batch"),
         ({"optimizer": "loko", "batch": 2.0}, "batch"),
         ({"optimizer": "loko", "activation": "swish"}, "activation"),
+        ({"optimizer": "loko", "activation": ""}, "activation"),
         ({"optimizer": "loko", "init": "xavier"}, "init"),
         ({"optimizer": "loko", "targets": "q"}, "targets"),
         ({"optimizer": "loko", "hidden": 5}, "hidden"),
@@ -430,6 +431,7 @@ def test_the_example_runs(capsys):
 @pytest.fixture(params=["stand-in", pytest.param("CuPy", marks=pytest.mark.gpu)])
 def cupy(request, monkeypatch):
     """The backend ``cupy``: a stand-in that refuses what CuPy refuses, or CuPy on a GPU."""
+    pytest.importorskip("sklearn", reason="needs the extra [data]")
     backends._cupy.cache_clear()
     if request.param == "stand-in":
         device.fake_cupy(monkeypatch)

@@ -98,7 +98,8 @@ def _plain(draw: Draw, case: Case, o: Mapping[str, Any]) -> Inputs:
     if kind == "kalman.diagonal_update":
         return {**prior, "p": draw.positive(n)}
     if kind == "kalman.time_update":
-        return {"p": draw.positive(n, low=1e-2, high=10.0)}
+        dense = "P" in case.inputs()
+        return {"P": draw.spd(n)} if dense else {"p": draw.positive(n, low=1e-2, high=10.0)}
     if kind.startswith("observation."):
         y = draw(batch, C) if kind.endswith("gaussian") else draw.one_hot(batch, C=C)
         return {"z": draw(batch, C, size=2.0), "Z": draw(batch * C, n), "y": y}

@@ -30,6 +30,7 @@ from loko_ref.conformance.assessment.generated import (
 from loko_ref.conformance.assessment.reach import Reach
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.diagnose.search.again import Again, calling
 from loko_ref.conformance.engine import FAILED, Check, run
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.textbook import FORMULA_TABLE
@@ -65,9 +66,9 @@ class _Names:
         return all({d.quantity for d in check.divergences} <= named for check in self.checks)
 
 
-def _first_names(checks: Sequence[Check]) -> list[_Names]:
+def _first_names(checks: Sequence[Check], again: Again) -> list[_Names]:
     found: dict[tuple[str, ...], _Names] = {}
-    named = name_mistakes(checks)
+    named = name_mistakes(checks, again)
     for check in checks:
         first: dict[str, Any] = {}
         for candidate in named.get(check.case.id, ()):
@@ -161,7 +162,8 @@ def verdict(mistake: Mistake, cases: Sequence[Case], form: str) -> dict[str, Any
         ``unnamed``, ``wrong``, ``in part`` (of two mistakes or quantities not all are named),
         ``named``; or the finding that most checks end with.
     """
-    checks = run(mistake.implementation(form), cases, timeout=TIMEOUT)
+    implementation = mistake.implementation(form)
+    checks = run(implementation, cases, timeout=TIMEOUT)
     failed = [check for check in checks if check.status == FAILED]
     apart = Counter(check.finding.kind for check in failed if check.finding is not None)
     found: dict[str, Any] = {"checks": len(checks), "failed": len(failed), "names": []}
@@ -172,7 +174,7 @@ def verdict(mistake: Mistake, cases: Sequence[Case], form: str) -> dict[str, Any
     singles = [Mistake((change,)) for change in mistake.changes]
     done: set[int] = set()
     whole, good, bearing = False, True, 0
-    for names in _first_names(checks):
+    for names in _first_names(checks, calling(implementation, TIMEOUT)):
         bearing += len(names.checks)
         all_of_it = _is(names.candidates, mistake, names.cases, form)
         right = []

@@ -9,20 +9,24 @@ import numpy as np
 
 from loko_ref.conformance.diagnose.formulas import find
 from loko_ref.conformance.diagnose.mistake import Mistake
+from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.engine import FAILED, Check
 from loko_ref.conformance.mistakes.registry import Mutant, idle
 
 __all__ = ["with_formulas"]
+
+LIKE = 3
+"""Checks in which a mistake acts, of one quantity: where one alone shows it, it is by chance."""
 
 AGREE = 1e-2
 """How near sizes are, relatively, that are one size."""
 
 
 def with_formulas(
-    checks: Sequence[Check], named: dict[str, list[Mistake]]
+    checks: Sequence[Check], named: dict[str, list[Mistake]], again: Again | None = None
 ) -> dict[str, list[Mistake]]:
     """Add the formulas found for what no known mistake explains."""
-    doubtful = _doubtful(checks, named)
+    doubtful, rare = _doubtful(checks, named), _rare(checks, named)
     unnamed = []
     wrong = {
         (c.case.operation.name, d.quantity)
@@ -37,9 +41,10 @@ def with_formulas(
         alone = (c.case.operation.name, c.divergence.quantity) not in wrong
         if c.imprecise is not None and c.imprecise.condition is None and alone:
             continue  # no matrix in which a jitter may be, and nothing in the run belies it
-        if not _explains(fits) or (c.case.operation.name, fits[0].mutant.id) in doubtful:
+        key = c.case.operation.name, fits[0].mutant.id if fits else ""
+        if not _explains(fits) or key in doubtful or key in rare:
             unnamed.append(c)
-    formulas = find(checks, unnamed)
+    formulas = find(checks, unnamed, again)
     for check in unnamed:
         own = [f for f in formulas if check.case.id in f.checks]
         if named[check.case.id] and all(f.rounds for f in own):
@@ -58,8 +63,9 @@ def with_formulas(
         ]
         if added:
             named[check.case.id] = added
-        elif _explains(named[check.case.id]):  # in doubt, and nothing better found
-            named[check.case.id] = []
+        elif _explains(fits := named[check.case.id]):  # in doubt, and nothing better found
+            if (check.case.operation.name, fits[0].mutant.id) in doubtful or fits[0].mutant.sizes:
+                named[check.case.id] = []
     return named
 
 
@@ -101,6 +107,30 @@ def _doubtful(
         for key, own in sizes.items()
         if len(own) > 1 and sum(_near(a, float(np.median(own))) for a in own) < len(own) / 2
     }
+
+
+def _rare(checks: Sequence[Check], named: Mapping[str, Sequence[Mistake]]) -> set[tuple[str, str]]:
+    """Collect the operations and mistakes that one input alone shows, of several like it."""
+    families: dict[str, list[Check]] = {}
+    for check in checks:
+        if check.divergence is not None:
+            families.setdefault(check.case.operation.name.split(".")[0], []).append(check)
+    found = set()
+    for own in families.values():
+        led: dict[str, list[Check]] = {}
+        for check in own:
+            for mistake in named.get(check.case.id, ())[:1]:
+                led.setdefault(mistake.mutant.id, []).append(check)
+        for key, some in led.items():
+            one = named[some[0].case.id][0].mutant
+            shown = {c.divergence.quantity for c in some if c.divergence is not None}
+            like = [
+                c for c in own if c.divergence is not None and c.divergence.quantity in shown
+                and not idle(one, c.case)
+            ]  # fmt: skip
+            if len({c.case.recipe for c in some}) == 1 and len(like) >= LIKE:
+                found |= {(c.case.operation.name, key) for c in some}
+    return found
 
 
 def _leads(one: Mutant, mistake: Mistake | None) -> bool:

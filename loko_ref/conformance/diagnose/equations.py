@@ -73,7 +73,8 @@ def equation(quantity: str, one: Candidate) -> str:
             what = known.equation if known else what
         if re.search(r" [-+*/] | [A-Z\w']+$", what) and not what.endswith(")"):
             what = f"({what})"
-        parts.append(letters(edit.change.text.replace("{x}", what)))
+        within = f" within {edit.inner}" if edit.inner != edit.root and site.place != RESULT else ""
+        parts.append(letters(edit.change.text.replace("{x}", what) + within))
     named = _by_formula().get(one.edits[0][1].root)
     inside = all(edit.place == RESULT and edit.inner == edit.root for _, edit in one.edits)
     if named is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from loko_ref.conformance.diagnose.equations import equation
 from loko_ref.conformance.diagnose.problems import failing, of_check, passing
+from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.diagnose.search.candidates import Candidate, grouped
 from loko_ref.conformance.diagnose.search.confirm import Named, search
 from loko_ref.conformance.diagnose.search.problem import Problem
@@ -71,7 +72,9 @@ def _mutant(quantity: str, one: Candidate) -> Mutant:
     )
 
 
-def find(checks: Sequence[Check], unnamed: Sequence[Check]) -> list[Formula]:
+def find(
+    checks: Sequence[Check], unnamed: Sequence[Check], again: Again | None = None
+) -> list[Formula]:
     """Search the formulas of what is wrong in checks that no known mistake explains.
 
     Parameters
@@ -80,13 +83,19 @@ def find(checks: Sequence[Check], unnamed: Sequence[Check]) -> list[Formula]:
         The whole run.
     unnamed : sequence of Check
         Failed, with outputs.
+    again : callable, optional
+        Calls the implementation with other numbers of a case.
     """
+    cases = {check.case.id: check.case for check in unnamed}
     problems = failing(unnamed)
     found: list[Formula] = []
     hints: list[Candidate] = []
     deep = DEEP
     for (operation, quantity), own in grouped(problems).items():
         right = passing(checks, operation, quantity, problems)
+        if again is not None and len({cases[p.check].recipe for p in own}) == 1:
+            others = again(cases[own[0].check])
+            own += [p for c in others for p in of_check(c) if p.quantity == quantity]
         named, left = search(own, right, hints, deep=deep > 0)
         deep -= bool(left) or any(n.candidate.fitted for n in named)
         for one in named:
@@ -98,7 +107,11 @@ def find(checks: Sequence[Check], unnamed: Sequence[Check]) -> list[Formula]:
                     named=one,
                     mutant=_mutant(quantity, one.candidate),
                     alike=tuple(_mutant(quantity, other) for other in one.alike),
-                    checks=tuple(dict.fromkeys(_explained(one, quantity, own, operation, unnamed))),
+                    checks=tuple(
+                        key
+                        for key in dict.fromkeys(_explained(one, quantity, own, operation, unnamed))
+                        if key in cases
+                    ),
                 )
             )
     return found

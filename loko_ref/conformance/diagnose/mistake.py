@@ -26,7 +26,7 @@ class Mistake:
     contradicted : int
         Passed checks that it would have failed.
     alone : bool
-        Whether its size was fitted to one number, which some size always meets.
+        Whether the check does not bear its size out: some size always meets one number.
     sharp : bool
         Whether it gives the first quantity that is off to the oracle's own tolerance: rounding
         does that by no chance.

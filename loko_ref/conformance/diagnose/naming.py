@@ -23,9 +23,10 @@ from loko_ref.conformance.diagnose import precision
 from loko_ref.conformance.diagnose.doubt import with_formulas
 from loko_ref.conformance.diagnose.match import distance, within
 from loko_ref.conformance.diagnose.mistake import Mistake
+from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.compare import ratios
-from loko_ref.conformance.judge.tolerance import canonical, tolerance
+from loko_ref.conformance.judge.tolerance import canonical, expected, tolerance
 from loko_ref.conformance.mistakes.registry import Mutant, all_mutants, evaluate, idle
 
 __all__ = ["Mistake", "fit", "name_mistakes"]
@@ -45,6 +46,12 @@ EVALUATIONS = 40
 
 MISSES = 8
 """Checks after which a mistake with a size that fits none of them is tried no more."""
+
+VALUES = 2
+"""Values of different error that bear a fitted number out: by one some number is always met."""
+
+OTHER = 1.25
+"""Factor to another size: where that fits as well, no size is found."""
 
 PROBES = 2
 """Failed checks of each operation on which every mutant is tried."""
@@ -130,17 +137,30 @@ def _reproduces(one: Mutant, check: Check, size: float | None) -> Mistake | None
         return None
     if first is None:
         return Mistake(mutant=one, size=size, ratio=ratio)
-    off = ratios(case, outputs)[first.quantity] > 1
-    if case.operation.stepwise:
-        off = off[first.index[0]]
     first_off, bound = {first.quantity: outputs[first.quantity]}, tolerance(case)
     return Mistake(
         mutant=one,
         size=size,
         ratio=ratio,
-        alone=bool(one.sizes) and int(off.sum()) == 1,
+        alone=size is not None and not _found(one, check, size, steps),
         sharp=distance(case, first_off, out, bound, steps) <= 1,
     )
+
+
+def _found(one: Mutant, check: Check, size: float, steps: int | None) -> bool:
+    """Return whether a check bears out a size: by more values than one, and by no other size."""
+    case, first = check.case, check.divergence
+    assert first is not None
+    off = ratios(case, check.outputs)[first.quantity] > 1
+    error = check.outputs[first.quantity].astype(np.float64) - expected(case)[first.quantity]
+    error = np.abs(canonical(case, first.quantity, error))
+    if case.operation.stepwise:
+        off, error = off[first.index[0]], error[first.index[0]]
+    values = np.unique(np.round(np.log(error[off]), 6))  # a and 1 - a are off by the same
+    if not np.isfinite(values).all() or len(values) < VALUES:
+        return False
+    other = evaluate.__wrapped__(one, case, size * OTHER)
+    return other is None or distance(case, _came(check), other, tolerance(case), steps) > 1
 
 
 def _agree(a: float | None, b: float | None) -> bool:
@@ -160,19 +180,42 @@ def _contradicts(one: Mutant, check: Check, size: float | None) -> bool:
     return distance(check.case, wanted, out, tolerance(check.case)) > 2
 
 
+def _confirmed(one: Mutant, size: float | None, others: Sequence[Check]) -> bool | None:
+    """Return whether a mistake does what the implementation does with other numbers.
+
+    None where they do not show it.
+    """
+    found: bool | None = None
+    for check in others:
+        if check.divergence is None:
+            if check.status == "passed" and _contradicts(one, check, size):
+                return False
+            continue
+        fits = fit(one, check, size, anew=False)
+        if fits is None or (size is not None and not _agree(fits.size, size)):
+            if not idle(one, check.case):
+                return False
+        elif not fits.alone:
+            found = True
+    return found
+
+
 def _cost(check: Check) -> tuple[bool, bool, int]:
     """Cheap and sharp checks first."""
     elements = sum(value.size for value in _came(check).values())
     return check.case.operation.name == "loko.run", check.case.dtype != "float64", elements
 
 
-def name_mistakes(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
+def name_mistakes(checks: Sequence[Check], again: Again | None = None) -> dict[str, list[Mistake]]:
     """Name what reproduces each failed check.
 
     Parameters
     ----------
     checks : sequence of Check
         A whole run: the passed ones tell candidates apart.
+    again : callable, optional
+        Calls the implementation with other numbers of a case: what one input alone shows is
+        confirmed by them.
 
     Returns
     -------
@@ -180,11 +223,11 @@ def name_mistakes(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
         Check id -> mistakes, most likely first; an empty list where none fits.
     """
     with np.errstate(all="ignore"):
-        named = _name(checks)
-        return with_formulas(checks, named)
+        named = _name(checks, again)
+        return with_formulas(checks, named, again)
 
 
-def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
+def _name(checks: Sequence[Check], again: Again | None) -> dict[str, list[Mistake]]:
     failed = sorted((c for c in checks if c.divergence is not None or c.returned), key=_cost)
     if not failed:
         return {}
@@ -237,6 +280,16 @@ def _name(checks: Sequence[Check]) -> dict[str, list[Mistake]]:
             probe(check)
     spread()
 
+    for key, (one, _) in list(survivors.items()) if again else ():
+        own = [c for c in failed if key in found[c.case.id]]
+        if one.roundoff or len({c.case.recipe for c in own}) != 1:
+            continue
+        first = found[own[0].case.id][key]
+        verdict = _confirmed(one, first.size, again(own[0].case) if again else ())
+        if verdict is False:
+            drop(key)
+        elif verdict:
+            found[own[0].case.id][key] = replace(first, alone=False)
     for fits in found.values():  # one equation with one unknown proves nothing by itself
         for key, mistake in list(fits.items()):
             if mistake.alone and not any(

@@ -27,20 +27,29 @@ class Disturb:
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._ready = np.empty(0)
+        self._ready, self._factors, self._at = np.empty(0), np.empty(0), 0
+
+    def _take(self, count: int) -> int:
+        """Return where the next numbers stand; many are drawn at once: most arrays are small."""
+        at = self._at
+        if self._ready.size - at < count:
+            fresh = self._rng.random(max(BLOCK, count))
+            self._ready = np.concatenate([self._ready[at:], DELTA * 3**0.5 * (2 * fresh - 1)])
+            self._factors, at = 1 + self._ready, 0
+        self._at = at + count
+        return at
 
     def noise(self, shape: tuple[int, ...]) -> Array:
-        """Draw numbers of variance DELTA^2, uniform; many at once, since most arrays are small."""
-        count = math.prod(shape)
-        if self._ready.size < count:
-            fresh = self._rng.random(max(BLOCK, count))
-            self._ready = np.concatenate([self._ready, DELTA * 3**0.5 * (2 * fresh - 1)])
-        taken, self._ready = self._ready[:count], self._ready[count:]
-        return taken.reshape(shape)
+        """Draw numbers of variance DELTA^2, uniform."""
+        at = self._take(math.prod(shape))
+        return self._ready[at : self._at].reshape(shape)
 
     def __call__(self, name: str, value: Any) -> Any:
         """Move a quantity."""
-        return value * (1 + self.noise(np.shape(value)))
+        shape = value.shape if type(value) is np.ndarray else np.shape(value)
+        at = self._take(math.prod(shape))
+        factors = self._factors[at : self._at]
+        return value * (factors if len(shape) == 1 else factors.reshape(shape))
 
     def inputs(self, value: Any, exact: tuple[str, ...] = (), name: str = "") -> Any:
         """Perturb every input except the exact ones."""

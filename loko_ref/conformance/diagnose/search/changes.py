@@ -70,6 +70,17 @@ def _number(number: Number) -> Apply:
     return lambda x, reach: number.at(reach.v)
 
 
+ELEMENTWISE: tuple[Any, ...] = (
+    *(np.exp, np.exp2, np.expm1, np.log, np.log2, np.log1p, np.tanh, np.sin, np.arctan),
+    *(np.square, np.sqrt, np.cbrt, np.abs, np.sign, np.reciprocal),
+)
+RUNNING: tuple[Any, ...] = (np.cumsum, np.cumprod)
+REDUCTIONS: tuple[Any, ...] = (
+    *(np.sum, np.mean, np.max, np.min, np.prod, np.median, np.std, np.var),
+    np.linalg.norm,
+)
+"""Functions that take a call's argument: of each element, along an axis, of a whole axis."""
+
 ALONG: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
     ("the mean of {x} over axis AXIS", lambda a, k: a.mean(k, keepdims=True) + 0 * a),
     ("the sum of {x} over axis AXIS", lambda a, k: a.sum(k, keepdims=True) + 0 * a),
@@ -191,6 +202,15 @@ def _same(a: Any, b: Any) -> bool:
     return np.shape(a) == np.shape(b)
 
 
+def _broadcasts(a: Any, b: Any) -> bool:
+    """Return whether an array may stand where one of another shape does."""
+    try:
+        np.broadcast_shapes(np.shape(a), np.shape(b))
+    except ValueError:
+        return False
+    return True
+
+
 def _of_array(site: Site, pool: Any) -> Iterator[Change]:
     a = site.value
     for text, f, cost in _alone(a):
@@ -202,6 +222,8 @@ def _of_array(site: Site, pool: Any) -> Iterator[Change]:
             if np.ndim(b) == 2 and np.shape(b)[::-1] == np.shape(a):
                 yield Change(text=f"{name}' in place of {{x}}", cost=1.0, needs=needs,
                              apply=_with(lambda x, b: b.T, had))  # fmt: skip
+            if _broadcasts(a, b):
+                yield Change(text=f"{name} in place of {{x}}", apply=had, cost=0.9, needs=needs)
             continue
         yield Change(text=f"{name} in place of {{x}}", apply=had, cost=0.7, needs=needs)
         more: tuple[tuple[str, Callable[[Any, Any], Any], float], ...] = (
@@ -239,11 +261,11 @@ def _of_number(site: Site, known: list[Number]) -> Iterator[Change]:
         ("2 in place of {x}", lambda x: 0 * x + 2, 0.6),
         ("{x} squared", lambda x: x * x, 0.5),
         ("{x} doubled", lambda x: 2 * x, 0.6),
+        ("{x} halved", lambda x: x / 2, 0.6),
         *(() if whole else (
             ("1 - {x}", lambda x: 1 - x, 0.4),
             ("1 / {x}", lambda x: 1 / x, 0.4),
             ("the square root of {x}", lambda x: x**0.5, 0.5),
-            ("{x} halved", lambda x: x / 2, 0.6),
         )),
     )  # fmt: skip
     for text, f, cost in alone:
@@ -255,6 +277,27 @@ def _of_number(site: Site, known: list[Number]) -> Iterator[Change]:
             if not whole and number.cost < 0.3:
                 yield Change(text=f"{{x}} times {number.text}", cost=number.cost + 1.0,
                              apply=_with(lambda x, c: x * c, _number(number)))  # fmt: skip
+
+
+def _functions(a: Array, shape: tuple[int, ...]) -> Iterator[tuple[str, Alone]]:
+    """Yield functions of an array that give another of a shape: element by element, or by axis."""
+    if np.shape(a) == shape:
+        for f in ELEMENTWISE:
+            yield f.__name__, f
+        for axis in range(np.ndim(a)):
+            for g in RUNNING:
+                yield f"{g.__name__} over axis {axis}", _along(g, axis)
+    own = np.shape(a)
+    for axis in (None, *range(len(own))):
+        where = "over all" if axis is None else f"over axis {axis}"
+        gone = () if axis is None else (*own[:axis], *own[axis + 1 :])
+        kept = (1,) * len(own) if axis is None else (*own[:axis], 1, *own[axis + 1 :])
+        for keep in (keep for keep, form in ((False, gone), (True, kept)) if form == shape):
+            for h in REDUCTIONS:
+                yield (
+                    f"{h.__name__} {where}",
+                    lambda x, h=h, axis=axis, keep=keep: h(x, axis=axis, keepdims=keep),
+                )
 
 
 def _of_parts(site: Site) -> Iterator[Change]:
@@ -269,9 +312,15 @@ def _of_parts(site: Site) -> Iterator[Change]:
         if np.shape(call.places[i]) == () and np.ndim(site.value):
             yield Change(text=f"{places[i].text} in place of {{x}}", cost=0.5, needs=(i,),
                          apply=_with(lambda x, c: 0 * x + c, _place(i)))  # fmt: skip
-        elif _same(call.places[i], site.value):
-            yield Change(text=f"{places[i].text} in place of {{x}}", cost=0.35, needs=(i,),
+        elif _broadcasts(call.places[i], site.value):
+            far = 0.0 if _same(call.places[i], site.value) else 0.3
+            yield Change(text=f"{places[i].text} in place of {{x}}", cost=0.35 + far, needs=(i,),
                          apply=_place(i))  # fmt: skip
+    if len(inner) == 1 and not one.operator and np.ndim(call.places[inner[0]]):
+        (i,) = inner
+        for text, function in _functions(call.places[i], np.shape(site.value)):
+            yield Change(text=f"{text} of {places[i].text} in place of {{x}}", cost=0.6, needs=(i,),
+                         apply=_with(lambda x, a, f=function: f(a), _place(i)))  # fmt: skip
     if len(inner) == 2:
         i, j = inner
         for text, both in _pair(call.places[i], call.places[j]):
@@ -305,6 +354,11 @@ def edits_at(
                             apply=_of(np.logical_not)))  # fmt: skip
     elif isinstance(value, np.ndarray) and value.ndim:
         found += [*_of_array(site, pool), *_of_parts(site)]
+        found += [
+            Change(text=f"{number.text} in place of {{x}}", cost=number.cost + 0.6,
+                   apply=_with(lambda x, c: 0 * x + c, _number(number)))
+            for number in known if number.cost < 0.3
+        ]  # fmt: skip
         if site.place == RESULT:
             found += [
                 Change(text=f"{{x}} times {number.text}", cost=number.cost + 0.9,

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.conformance.cases.registry import Case, Draw, Recipe
-from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.cases.registry import Case
+from loko_ref.conformance.diagnose.search.again import fresh_cases
 from loko_ref.conformance.diagnose.search.candidates import (
     Candidate,
     Trial,
@@ -35,8 +35,9 @@ CONFIRM = 4
 SPARE = 6.0
 """Digits that are explained beyond what the number of formulas tried explains by chance."""
 
-CHOICES = ("observation", "noise", "timing", "covariance", "diagonal", "center", "nesterov", "mode",
-           "reduction", "reset", "realisation", "optimizer", "replicas")  # fmt: skip
+CHOICES = ("observation", "noise", "timing", "covariance", "diagonal", "center", "solve",
+           "nesterov", "mode", "reduction", "reset", "realisation", "optimizer",
+           "replicas")  # fmt: skip
 """Options that code branches by: a formula may be wrong under some of their values alone."""
 
 ROUNDS = 3
@@ -129,25 +130,15 @@ def _scope(explained: Sequence[Problem], off: Sequence[Problem]) -> Any:
     return None
 
 
-def _giving(inputs: Any) -> Any:
-    return lambda draw, dtype: inputs
-
-
 def _fresh(problems: Sequence[Problem]) -> Iterator[Problem]:
     """Yield the same cases with other numbers, as the oracle has them."""
     seen = set()
     for problem in problems:
         recipe = problem.case.recipe
-        if recipe in seen or recipe.operation != problem.case.operation.name or "[" in recipe.name:
-            continue
-        if recipe.operation not in OPERATIONS:  # a quantity of a recording
+        if recipe in seen or recipe.operation != problem.case.operation.name:
             continue
         seen.add(recipe)
-        for seed in range(2):
-            inputs = recipe.build(Draw(f"{recipe.operation}/{recipe.name}/{seed}"), "float64")
-            again = Recipe(operation=recipe.operation, name=f"fresh-{seed}-{recipe.name}",
-                           build=_giving(inputs), options=recipe.options)  # fmt: skip
-            case = Case(id=f"{recipe.operation}/{again.name}", recipe=again, dtype="float64")
+        for case in fresh_cases(problem.case):
             try:
                 outputs = dict(expected(case))
             except (ValueError, ArithmeticError, np.linalg.LinAlgError):

@@ -20,7 +20,7 @@ __all__ = ["Call", "Site", "calls", "sites"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """The first call of a formula that has numbers in it.
+    """A call of a formula: the first, or the first in which all its branches were met.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ def calls(problem: Problem) -> list[Call]:
     within: dict[str, Values] = {}
 
     def record(root: str, name: str, formula: Formula, arguments: Any, keywords: Any) -> Any:
-        if root not in matter or (root, name) in found or name not in FORMULA_TABLE:
+        if root not in matter or name not in FORMULA_TABLE:
             return formula(*arguments, **keywords)
         if arguments and isinstance(arguments[0], Values):
             within.setdefault(root, Values(arguments[0]))
@@ -132,8 +132,11 @@ def calls(problem: Problem) -> list[Call]:
             return formula(*arguments, **keywords)
         places[RESULT] = value
         outer = within.get(root) if root != name else None
-        v = Values(reading(FORMULA_TABLE[name], arguments, outer))
-        found[root, name] = Call(root=root, inner=name, v=v, places=places)
+        known = found.get((root, name))
+        if known is None or not places.keys() <= known.places.keys():  # a branch of a later step
+            v = Values(reading(FORMULA_TABLE[name], arguments, outer))
+            places = {**(known.places if known else {}), **places}
+            found[root, name] = Call(root=root, inner=name, v=v, places=places)
         return value
 
     problem.value({}, _watching(record))
