@@ -98,7 +98,7 @@ def implicit_innovation(v: Values, most: int = 200, damped: bool = True) -> Arra
     """
     pZt = v.p_pred[:, None] * v.Z.T if v.p_pred.ndim == 1 else v.p_pred @ v.Z.T  # (n, m)
     G, eye = v.Z @ pZt, np.eye(v.y.size)
-    rounding = v.keep("yhat_post", np.ones(v.z.shape))  # of the probabilities, the same throughout
+    rounding = inner(v.keep)("yhat_post", np.ones(v.z.shape))  # of all probabilities the same
 
     def look(w: Array) -> tuple[Array, Array]:
         q = rounding * v.F["softmax"](v, v.z + (G @ w).reshape(v.z.shape))

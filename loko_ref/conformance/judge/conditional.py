@@ -22,6 +22,9 @@ from loko_ref.conformance.judge.tolerance import canonical, tolerance
 
 __all__ = ["MOST", "Judgement", "judge_given_parents"]
 
+SUM = 0.5
+"""Tolerances of a step, times the root of their number, that a sum over steps may come to."""
+
 MOST = 3
 """Wrong parents that are tried both ways; a quantity with more is not judged."""
 
@@ -235,7 +238,8 @@ def _bias(cut: list[Step], name: str) -> Divergence | None:
     """Return a quantity whose errors of the single steps add up to more than they may.
 
     What a right run errs by in one step is independent of the next: the sum of T errors grows like
-    the root of T, that of a bias like T.
+    the root of T, that of a bias like T. It is looked at where the end is off, which is evidence
+    already: half a tolerance of a step is allowed, twice what right programs come to.
     """
     (first, *_), rows = cut, len(cut) == 1
     if rows and not first.rows:
@@ -247,7 +251,7 @@ def _bias(cut: list[Step], name: str) -> Divergence | None:
         each = [one.signed(name, level) for one in readings]
         signed = each[0] if rows else np.stack(each)
         signed = np.where(np.abs(signed) <= 1, signed, 0.0)  # what follows in another way
-        total = np.abs(signed.sum(axis=0)) / len(signed) ** 0.5
+        total = np.abs(signed.sum(axis=0)) / (SUM * len(signed) ** 0.5)
         if float(np.max(total, initial=0.0)) <= 1:
             return None
     inside = worst_of(total)
