@@ -15,10 +15,10 @@ from loko_ref.checks.signatures import NoneType, check_type
 from loko_ref.checks.values import check_range
 from loko_ref.conformance.cases.chosen import choose, in_the_way, read_options, written
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
-from loko_ref.conformance.diagnose.search.again import Again, calling
 from loko_ref.conformance.diagnose.baseline import compare
 from loko_ref.conformance.diagnose.baseline import read as read_baseline
 from loko_ref.conformance.diagnose.naming import Mistake, name_mistakes
+from loko_ref.conformance.diagnose.search.again import Again, calling
 from loko_ref.conformance.engine import TIMEOUT, Check, judge, run, settle, summarise
 from loko_ref.conformance.implementations import recording_runs
 from loko_ref.conformance.implementations.command import Command
@@ -31,7 +31,7 @@ from loko_ref.conformance.recorded import first as first_off
 from loko_ref.conformance.recorded_runs import check as check_run
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.reports.report import Report
-from loko_ref.conformance.reports.text import OFFLINE, PYTHON
+from loko_ref.conformance.reports.text import CASE, OFFLINE, PYTHON
 from loko_ref.conformance.user_inputs import read_case
 from loko_ref.conformance.vectors import answers as offline
 from loko_ref.errors import InputError
@@ -231,6 +231,7 @@ def verify(
     with found if isinstance(found, Command) else contextlib.nullcontext():
         checks = run(found, cases, timeout=timeout, progress=count, again=True)
         checks, mistakes = _settled(checks, strict, calling(found, timeout))
+    of_file = [] if case is None else [f"{CASE.strip()} {shlex.quote(os.fspath(case))}"]
     statuses = [(check.case.id, check.status) for check in checks]
     notes = [*found.notes, *expected_failures.not_run(statuses, expected)]
     if not summarise(checks).ran:
@@ -238,7 +239,7 @@ def verify(
         way = in_the_way((c.case, c.lacking) for c in checks if c.case.operation.name in has)
         notes += [way] if way else []
     return Report(
-        target=" ".join([shown, *(f"--option {word}" for word in written(given))]),
+        target=" ".join([shown, *(f"--option {word}" for word in written(given)), *of_file]),
         checks=tuple(checks),
         notes=tuple(notes),
         mistakes=mistakes,

@@ -98,7 +98,6 @@ class Net:
 
     def own(self, name: str) -> str:
         """Write the arrays of one layer, by their last names."""
-
         known: dict[tuple[str, ...], list[tuple[str, str]]] = {}
 
         def arrays(v: Values, every: Mapping[str, Array]) -> dict[str, Array]:

@@ -236,7 +236,9 @@ def test_each_wrong_quantity_has_a_name_of_its_own(monkeypatch, names, expected)
     text = "-v.p_pred[:, None] * v.H.T if v.p_pred.ndim == 1 else v.p_pred @ v.H.T"
     mistake = generated.Mistake((change("pHt", text),))
     found = [Named(key, table, key) for key, table in names.items()]
-    monkeypatch.setattr(verdict, "name_mistakes", lambda checks, again: {c.case.id: found for c in checks})
+    monkeypatch.setattr(
+        verdict, "name_mistakes", lambda checks, again: {c.case.id: found for c in checks}
+    )
     done = verdict.verdict(mistake, DIAGONAL[2:4], "everything")
     assert done["verdict"] == expected, done
 

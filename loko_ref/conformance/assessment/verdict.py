@@ -29,8 +29,8 @@ from loko_ref.conformance.assessment.generated import (
 )
 from loko_ref.conformance.assessment.reach import Reach
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.diagnose.search.again import Again, calling
 from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.diagnose.search.again import Again, calling
 from loko_ref.conformance.engine import FAILED, Check, run
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.textbook import FORMULA_TABLE

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.diagnose.formulas import find
 from loko_ref.conformance.diagnose.mistake import Mistake
+from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.engine import FAILED, Check
 from loko_ref.conformance.mistakes.registry import Mutant, idle
 
@@ -63,9 +63,10 @@ def with_formulas(
         ]
         if added:
             named[check.case.id] = added
-        elif _explains(fits := named[check.case.id]):  # in doubt, and nothing better found
-            if (check.case.operation.name, fits[0].mutant.id) in doubtful or fits[0].mutant.sizes:
-                named[check.case.id] = []
+        elif _explains(fits := named[check.case.id]) and (
+            fits[0].mutant.sizes or (check.case.operation.name, fits[0].mutant.id) in doubtful
+        ):  # in doubt, and nothing better found
+            named[check.case.id] = []
     return named
 
 
@@ -109,9 +110,7 @@ def _doubtful(
     }
 
 
-def _rare(
-    checks: Sequence[Check], named: Mapping[str, Sequence[Mistake]]
-) -> set[tuple[str, str]]:
+def _rare(checks: Sequence[Check], named: Mapping[str, Sequence[Mistake]]) -> set[tuple[str, str]]:
     """Collect the operations and mistakes that one input alone shows, of several like it."""
     families: dict[str, list[Check]] = {}
     for check in checks:

@@ -6,9 +6,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.diagnose.equations import equation
 from loko_ref.conformance.diagnose.problems import failing, of_check, passing
+from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.diagnose.search.candidates import Candidate, grouped
 from loko_ref.conformance.diagnose.search.confirm import Named, search
 from loko_ref.conformance.diagnose.search.problem import Problem
@@ -109,9 +109,7 @@ def find(
                     alike=tuple(_mutant(quantity, other) for other in one.alike),
                     checks=tuple(
                         key
-                        for key in dict.fromkeys(
-                            _explained(one, quantity, own, operation, unnamed)
-                        )
+                        for key in dict.fromkeys(_explained(one, quantity, own, operation, unnamed))
                         if key in cases
                     ),
                 )

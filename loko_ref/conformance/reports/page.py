@@ -34,6 +34,7 @@ from loko_ref.conformance.reports.text import (
     command,
     further,
     reproduce,
+    unnamed,
 )
 from loko_ref.errors import extras
 
@@ -231,7 +232,7 @@ def _card(
         "expected": known.get(check.case.id, ""),
         "again": reproduce(target, check.case.id),
         "imprecise": "" if check.imprecise is None else check.imprecise.text,
-        "others": [line.strip() for line in further(check)],
+        "others": [line.strip() for line in (*further(check), *unnamed(one))],
         "more": [c for c in one.checks if c is not check],
     }
 
