@@ -210,6 +210,13 @@ std::string write(const Tensor<T>& t) {
          "],\"data\":\"" + encode64(raw) + "\"}";
 }
 
+template <class T>
+using Arrays = std::map<std::string, Tensor<T>>;
+
+struct Unsupported : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 // ----------------------------------------------------------------------------------- filter
 
 // Lower Cholesky factor of a symmetric positive definite matrix.
@@ -240,9 +247,6 @@ void solve(const Tensor<T>& L, std::vector<T>& b) {
     b[i] /= L(i, i);
   }
 }
-
-template <class T>
-using Arrays = std::map<std::string, Tensor<T>>;
 
 // P H': P (n,) holds variances, P (n, n) a covariance.
 template <class T>
@@ -322,18 +326,14 @@ Tensor<T> delta(const Arrays<T>& in, double alpha) {
   return out;
 }
 
-struct Unsupported : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
 const std::vector<std::string> kOperations = {"kalman.dense_update", "kalman.diagonal_update",
                                               "kalman.time_update",  "noise.update",
                                               "lora.delta",          "lora.merge"};
 
+const std::string kOptions = "{}";  // what this filter has one value of: nothing
+
 template <class T>
-Arrays<T> run(const std::string& operation, const Json& inputs, const Json& options) {
-  Arrays<T> in;
-  for (const auto& [name, json] : inputs.members) in[name] = read<T>(json);
+Arrays<T> run(const std::string& operation, const Arrays<T>& in, const Json& options) {
   if (operation == "kalman.dense_update") return update(in, true, false);
   if (operation == "kalman.diagonal_update")
     return update(in, false, options.at("diagonal").text == "variational");
@@ -365,15 +365,17 @@ Arrays<T> run(const std::string& operation, const Json& inputs, const Json& opti
   throw Unsupported("no such operation");
 }
 
+// ----------------------------------------------------------------------------- conversation
+
 template <class T>
 std::string result(const std::string& operation, const Json& message) {
+  Arrays<T> in;
+  for (const auto& [name, json] : message.at("inputs").members) in[name] = read<T>(json);
   std::string out;
-  for (const auto& [name, t] : run<T>(operation, message.at("inputs"), message.at("options")))
+  for (const auto& [name, t] : run<T>(operation, in, message.at("options")))
     out += (out.empty() ? "" : ",") + quoted(name) + ":" + write(t);
   return "{\"type\":\"result\",\"id\":" + message.at("id").text + ",\"outputs\":{" + out + "}}";
 }
-
-// ------------------------------------------------------------------------------------- loop
 
 std::string answer(const Json& message) {
   const std::string type = message.at("type").text;
@@ -384,7 +386,8 @@ std::string answer(const Json& message) {
     return "{\"type\":\"hello\",\"protocol\":\"loko-ref/protocol/1\",\"operations\":[" + names +
            "],\"dtypes\":[\"float64\",\"float32\"],\"canary\":{\"float64\":" +
            write(read<double>(canary.at("float64"))) +
-           ",\"float32\":" + write(read<float>(canary.at("float32"))) + "}}";
+           ",\"float32\":" + write(read<float>(canary.at("float32"))) +
+           "},\"options\":" + kOptions + "}";
   }
   if (type != "run") return "{\"type\":\"error\",\"id\":null,\"message\":\"unknown type\"}";
   const std::string id = message.at("id").text, operation = message.at("operation").text;

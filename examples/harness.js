@@ -122,6 +122,10 @@ function diagonalOfProduct(A, B) {
   return out
 }
 
+class Unsupported extends Error {}
+
+// ----------------------------------------------------------------------------------- filter
+
 // Observations.
 
 function softmax(values) {
@@ -313,8 +317,6 @@ function network(spec, weights, theta, x) {
   }
 }
 
-class Unsupported extends Error {}
-
 function step(inputs, o) {
   const { x, y, theta, R, weights } = inputs
   const dense = o.covariance === 'dense'
@@ -368,6 +370,8 @@ function step(inputs, o) {
   }
   return out
 }
+
+const OPTIONS = {} // what this filter has one value of: nothing
 
 const OPERATIONS = {
   'kalman.time_update': ({ p }, { lam, q }) => ({ p_pred: map((v) => v / lam + q, p) }),
@@ -425,7 +429,7 @@ const OPERATIONS = {
   'loko.step': step,
 }
 
-// The conversation.
+// ----------------------------------------------------------------------------- conversation
 
 const each = (f, object) => Object.fromEntries(Object.entries(object).map(([k, v]) => [k, f(v)]))
 
@@ -458,6 +462,7 @@ function hello({ protocol, canary }) {
     dtypes: Object.keys(SIZE),
     canary: each((v) => encode(decode(v), v.dtype), canary),
     files: false,
+    options: OPTIONS,
   }
 }
 

@@ -270,13 +270,15 @@ impl<T: Real> Tensor<T> {
     }
 }
 
-// ----------------------------------------------------------------------------------- filter
-
 type Arrays<T> = BTreeMap<String, Tensor<T>>;
 
 fn get<'a, T>(arrays: &'a Arrays<T>, name: &str) -> Fallible<&'a Tensor<T>> {
     arrays.get(name).ok_or(format!("no input {name}"))
 }
+
+const UNSUPPORTED: &str = "not offered";
+
+// ----------------------------------------------------------------------------------- filter
 
 /// Solve A X = B by Gaussian elimination with row pivoting; returns X.
 fn solve<T: Real>(a: &Tensor<T>, b: &Tensor<T>) -> Tensor<T> {
@@ -409,29 +411,27 @@ const OPERATIONS: [&str; 6] = [
     "lora.merge",
 ];
 
-fn run<T: Real>(operation: &str, inputs: &Json, options: &Json) -> Fallible<Arrays<T>> {
-    let mut input: Arrays<T> = BTreeMap::new();
-    for (name, json) in inputs.members()? {
-        input.insert(name.clone(), Tensor::read(json)?);
-    }
+const OPTIONS: &str = "{}"; // what this filter has one value of: nothing
+
+fn run<T: Real>(operation: &str, input: &Arrays<T>, options: &Json) -> Fallible<Arrays<T>> {
     let one = |name: &str, t: Tensor<T>| Ok(BTreeMap::from([(name.to_string(), t)]));
     match operation {
-        "kalman.dense_update" => update(&input, true, false),
+        "kalman.dense_update" => update(input, true, false),
         "kalman.diagonal_update" => {
-            update(&input, false, options.at("diagonal")?.text()? == "variational")
+            update(input, false, options.at("diagonal")?.text()? == "variational")
         }
         "kalman.time_update" => {
             let (lam, q) = (options.at("lam")?.number()?, options.at("q")?.number()?);
-            let mut p = get(&input, "p")?.clone();
+            let mut p = get(input, "p")?.clone();
             for v in p.data.iter_mut() {
                 *v = *v / T::of(lam) + T::of(q);
             }
             one("p_pred", p)
         }
         "noise.update" => {
-            let (e, hph) = (get(&input, "e")?, get(&input, "HpH")?);
+            let (e, hph) = (get(input, "e")?, get(input, "HpH")?);
             let (noise, beta) = (options.at("noise")?.text()?, options.at("beta")?.number()?);
-            let mut r = get(&input, "R")?.clone();
+            let mut r = get(input, "R")?.clone();
             if noise != "fixed" {
                 for i in 0..e.data.len() {
                     for j in 0..e.data.len() {
@@ -446,34 +446,40 @@ fn run<T: Real>(operation: &str, inputs: &Json, options: &Json) -> Fallible<Arra
             }
             one("R", r)
         }
-        "lora.delta" => one("delta", delta(&input, options.at("alpha")?.number()?)?),
-        _ => {
-            let mut w = get(&input, "W")?.clone();
-            let d = delta(&input, options.at("alpha")?.number()?)?;
+        "lora.delta" => one("delta", delta(input, options.at("alpha")?.number()?)?),
+        "lora.merge" => {
+            let mut w = get(input, "W")?.clone();
+            let d = delta(input, options.at("alpha")?.number()?)?;
             for (v, change) in w.data.iter_mut().zip(d.data) {
                 *v += change;
             }
             one("W", w)
         }
+        _ => Err(UNSUPPORTED.into()),
     }
 }
 
+// ----------------------------------------------------------------------------- conversation
+
 fn outputs<T: Real>(message: &Json) -> Fallible<String> {
     let operation = message.at("operation")?.text()?;
-    let found = run::<T>(operation, message.at("inputs")?, message.at("options")?)?;
+    let mut input: Arrays<T> = BTreeMap::new();
+    for (name, json) in message.at("inputs")?.members()? {
+        input.insert(name.clone(), Tensor::read(json)?);
+    }
+    let found = run::<T>(operation, &input, message.at("options")?)?;
     let parts: Vec<String> =
         found.iter().map(|(name, t)| format!("{}:{}", quoted(name), t.write())).collect();
     Ok(parts.join(","))
 }
-
-// ------------------------------------------------------------------------------------- loop
 
 fn hello(message: &Json) -> Fallible<String> {
     let canary = message.at("canary")?;
     let names: Vec<String> = OPERATIONS.iter().map(|name| quoted(name)).collect();
     Ok(format!(
         "{{\"type\":\"hello\",\"protocol\":\"loko-ref/protocol/1\",\"operations\":[{}],\
-         \"dtypes\":[\"float64\",\"float32\"],\"canary\":{{\"float64\":{},\"float32\":{}}}}}",
+         \"dtypes\":[\"float64\",\"float32\"],\"options\":{OPTIONS},\
+         \"canary\":{{\"float64\":{},\"float32\":{}}}}}",
         names.join(","),
         Tensor::<f64>::read(canary.at("float64")?)?.write(),
         Tensor::<f32>::read(canary.at("float32")?)?.write()
@@ -487,10 +493,12 @@ fn answer(message: &Json) -> Fallible<String> {
         _ => return Err("unknown type".into()),
     }
     let (id, operation) = (message.at("id")?.text()?, message.at("operation")?.text()?);
+    let unsupported = format!(
+        "{{\"type\":\"unsupported\",\"id\":{id},\"reason\":{}}}",
+        quoted(UNSUPPORTED)
+    );
     if !OPERATIONS.contains(&operation) {
-        return Ok(format!(
-            "{{\"type\":\"unsupported\",\"id\":{id},\"reason\":\"no such operation\"}}"
-        ));
+        return Ok(unsupported);
     }
     let first = message.at("inputs")?.members()?.values().next().ok_or("no inputs")?;
     let done = match first.at("dtype")?.text()? {
@@ -498,6 +506,7 @@ fn answer(message: &Json) -> Fallible<String> {
         _ => outputs::<f64>(message),
     };
     Ok(match done {
+        Err(error) if error == UNSUPPORTED => unsupported,
         Ok(text) => format!("{{\"type\":\"result\",\"id\":{id},\"outputs\":{{{text}}}}}"),
         Err(error) => {
             format!("{{\"type\":\"error\",\"id\":{id},\"message\":{}}}", quoted(&error))

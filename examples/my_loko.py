@@ -634,6 +634,36 @@ def model_jacobian(x, weights, spec, train="factors"):
 # ---------------------------------------------------------------------- LoKO
 
 
+def posterior_innovation(z, Z, y, P):
+    """v = y - softmax(z + G v), G = Z P Z': Newton's method, a step that overshoots halved."""
+    G, m, C = spread(Z, P), len(Z), len(z[0])
+
+    def look(v):
+        a = plus(flat(z), matvec(G, v))
+        q = [softmax(a[b : b + C]) for b in range(0, m, C)]
+        return q, [s - t - u for s, t, u in zip(flat(y), flat(q), v, strict=True)]
+
+    v = [0.0] * m
+    q, r = look(v)
+    best, least, idle = v, max(map(abs, r)), 0
+    while idle < 10 and least > 0:
+        JG = matmul(covariance_of_one_hot(q), G)
+        system = [[JG[i][j] + (i == j) for j in range(m)] for i in range(m)]
+        d = [row[0] for row in solve(system, [[a] for a in r])]
+        Gd, size, t = matvec(G, d), max(map(abs, r)), 1.0
+        while True:
+            new = [a + t * b for a, b in zip(v, d, strict=True)]
+            q, r = look(new)
+            overshot = sum(a * b for a, b in zip(Gd, r, strict=True)) < 0
+            if not overshot or max(map(abs, r)) <= size / 2 or t < 1e-16:
+                break
+            t /= 2
+        v, now = new, max(map(abs, r))
+        idle = 0 if now < least else idle + 1
+        best, least = (v, now) if now < least else (best, least)
+    return best
+
+
 def step(x, y, theta, P, R, frozen, o):
     """One step on lists; returns every quantity by name. P: variances, or the dense matrix."""
     dense = o["covariance"] == "dense"
@@ -660,6 +690,9 @@ def step(x, y, theta, P, R, frozen, o):
     else:
         K = gain(H, prior, S)
     new_theta = move(theta, K, e)
+    if o["solve"] == "implicit":
+        v = posterior_innovation(z, Z, y, prior)
+        new_theta = move(theta, p_times_ht(Z, prior), v)
     if dense or o["diagonal"] == "decoupled":
         new_P = shrink(prior, K, H)
     elif glm:
@@ -680,6 +713,7 @@ def step(x, y, theta, P, R, frozen, o):
         "R_used": R_used,
         "S": S,
         "K": K,
+        **({"v": v} if o["solve"] == "implicit" else {}),
         "theta": new_theta,
         big: new_P,
     }
@@ -699,16 +733,16 @@ def step(x, y, theta, P, R, frozen, o):
     return out
 
 
-def loko_step(x, y, theta, weights, p=None, P=None, R=None, train="factors", **options):
+def loko_step(x, y, theta, weights, p=None, P=None, R=None, **options):
+    options = {"train": "factors", "solve": "linear"} | options
     state = (p if P is None else P).tolist()
     noise = None if R is None else R.tolist()
-    options |= {"train": train}
     out = step(x.tolist(), y.tolist(), theta.tolist(), state, noise, lists(weights), options)
     return arrays(theta, **out)
 
 
-def loko_run(x, y, theta, weights, p=None, P=None, R=None, train="factors", **options):
-    options |= {"train": train}
+def loko_run(x, y, theta, weights, p=None, P=None, R=None, **options):
+    options = {"train": "factors", "solve": "linear"} | options
     like, frozen = theta, lists(weights)
     theta, P = theta.tolist(), (p if P is None else P).tolist()
     R = None if R is None else R.tolist()
@@ -774,7 +808,7 @@ def optimizer_adamw(theta, gradient, lr, beta1, beta2, eps, weight_decay):
     return arrays(like, theta=path, exp_avg=first, exp_avg_sq=second)
 
 
-CATALOGUE = "operations/2"  # that it was written for, as 'loko-ref operations' prints it
+CATALOGUE = "operations/3"  # that it was written for, as 'loko-ref operations' prints it
 IMPLEMENTATION = {
     "kalman.dense_update": kalman_dense_update,
     "kalman.diagonal_update": kalman_diagonal_update,

@@ -15,6 +15,7 @@ it refuses (its "Differences between CuPy and NumPy"):
 
 import contextlib
 import sys
+import tracemalloc
 import types
 from importlib.machinery import ModuleSpec
 
@@ -216,6 +217,7 @@ def build(module):
     for name in FUNCTIONS:
         setattr(xp, name, function(getattr(np, name)))
     xp.asarray = xp.array = transfer
+    xp.add.at = lambda a, indices, b: np.add.at(unwrap(a), unwrap(indices), unwrap(b))
     for name in CONSTANTS:
         setattr(xp, name, getattr(np, name))
     xp.ndarray, xp.asnumpy = array, lambda a: a.get()
@@ -264,6 +266,25 @@ class CUDARuntimeError(RuntimeError):
     """What CuPy raises without a driver."""
 
 
+class Memory:
+    """CuPy's memory pool: what NumPy's arrays made since the last clearing hold, and their peak."""
+
+    def used_bytes(self):
+        numpy = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+        traces = tracemalloc.take_snapshot().filter_traces([numpy]).traces
+        return sum(trace.size for trace in traces)
+
+    def total_bytes(self):
+        return tracemalloc.get_traced_memory()[1]
+
+    def free_all_blocks(self):
+        tracemalloc.stop()
+        tracemalloc.start()
+
+
+MEMORY = Memory()
+
+
 def fake_cupy(monkeypatch, devices=1):
     """Put modules ``cupy`` and ``cupyx`` made of the stand-in in ``sys.modules``.
 
@@ -277,8 +298,17 @@ def fake_cupy(monkeypatch, devices=1):
             raise devices
         return devices
 
-    runtime = types.SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CUDARuntimeError)
+    runtime = types.SimpleNamespace(
+        getDeviceCount=count,
+        getDeviceProperties=lambda device: {"name": b"the stand-in for CuPy"},
+        driverGetVersion=lambda: 0,
+        runtimeGetVersion=lambda: 0,
+        deviceSynchronize=lambda: None,
+        CUDARuntimeError=CUDARuntimeError,
+    )
     cupy.cuda = types.SimpleNamespace(runtime=runtime)
+    cupy.__version__ = f"stand-in on NumPy {np.__version__}"
+    cupy.get_default_memory_pool = lambda: MEMORY
     cupy.is_available = lambda: devices == 1
     cupyx.errstate = lib.errstate
     cupyx.scipy = types.ModuleType("cupyx.scipy")

@@ -87,6 +87,12 @@ def image():
     )
 
 
+def whole(net):
+    """The same with its weights trained, tables too, in place of its factors."""
+    net = model.merge_lora(net)
+    return model.Model(spec=net.spec, weights=net.weights, trainable="weights")
+
+
 def _run(config, batches, batch):
     return loko.run(loko.init(config, batch=batch), batches, config)
 
@@ -134,6 +140,7 @@ def operations():
         ("encoder", encoder(), rng.standard_normal((2, 5, 4))),
         ("text", text(), np.array([[0, 3, 6], [2, 2, 1]])),
         ("image", image(), rng.standard_normal((2, 1, 4, 4))),
+        ("whole text", whole(text()), np.array([[0, 3, 6], [2, 2, 1]])),
     ):
         both = {"net": net, "x": inputs}
         yield f"model.forward[{name}]", lambda net, x: model.forward(net, x)[0], both

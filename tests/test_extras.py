@@ -16,7 +16,7 @@ from loko_ref.errors import MissingExtraError, extras
 pytestmark = needs_linux
 importlib.import_module("loko_ref.cli.app")  # once, not in every fork
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+FEATURES = Path(__file__).resolve().parents[1] / "derivations" / "site" / "features.md"
 
 TRACE = ["verify", "--trace"]
 CASES = [
@@ -92,8 +92,8 @@ SPECIAL = {"torch_loko.py": "interop", "mnist:DIR": "cli"}
 """What an example needs that its command does not, or the reverse."""
 
 
-def test_readme_names_the_extra_of_each_row():
-    text = README.read_text(encoding="utf-8")
+def test_the_documentation_names_the_extra_of_each_row():
+    text = FEATURES.read_text(encoding="utf-8")
     rows = [row for row in text.splitlines() if row.startswith("|") and "`loko-ref " in row]
     assert len(rows) > 12
     for row in rows:

@@ -82,7 +82,7 @@ PERHAPS = {
 PLACES = {
     *("folder", "answers", "baseline", "case", "save", "json", "json_file", "python", "junit"),
     *("html", "trace", "xfail"),
-    *("plot", "checkpoint", "resume", "details"),
+    *("plot", "checkpoint", "resume", "details", "file"),
 }
 """Parameters that are paths: a file may have the name of a number."""
 
@@ -107,6 +107,7 @@ COMMANDS = commands()
 
 CHEAP = {
     ("verify",): {"target": "mine.py", "only": "lora.delta", "dtype": "float64"},
+    ("init",): {"language": "numpy", "file": "new.py"},
     ("operations",): {"name": "lora.delta"},
     ("case",): {"key": "lora.delta/tiny/float64"},
     ("mutants",): {"only": "P-FLOOR"},

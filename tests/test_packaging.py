@@ -34,7 +34,14 @@ def test_an_extra_that_is_a_package_s_brings_what_the_package_needs():
 
 def test_cli_is_included_by_every_other_extra():
     assert {"cli", "data", "test"} <= set(EXTRAS)
-    assert names(EXTRAS["cli"]) == {"typer", "rich", "jinja2", "threadpoolctl"}
+    assert names(EXTRAS["cli"]) == {
+        "typer",
+        "rich",
+        "jinja2",
+        "threadpoolctl",
+        "markdown-it-py",
+        "docutils",
+    }
     for extra, requirements in EXTRAS.items():
         if extra != "cli":
             inside = [r for r in requirements if r.startswith("loko-ref[")]

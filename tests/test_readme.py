@@ -50,6 +50,10 @@ def test_ci_takes_the_verdicts_under_three_kernels_then_larger_samples_then_lint
     assert {"ruff check .", "ruff format --check .", "mypy"} <= set(lines)
 
 
+def test_readme_has_two_screens():
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
+
+
 def test_files_that_readme_names_exist(commands):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#:]+)\)", text):

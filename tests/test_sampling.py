@@ -71,7 +71,7 @@ def test_a_count_grows_with_the_share_up_to_the_whole(drawn_by):
 
 def run(folder, *words, count=2, wrong=-1, workers=0):
     """Run a suite under this conftest in a process of its own; give what it prints."""
-    for name in ("conftest.py", "sampling.py"):
+    for name in ("conftest.py", "sampling.py", "browser.py"):
         (folder / name).write_text((TESTS / name).read_text(encoding="utf-8"))
     (folder / "test_it.py").write_text(SUITE.format(count=count, wrong=wrong))
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("LOKO_REF_", "PYTEST_"))}
@@ -151,7 +151,7 @@ def needs(extra):
 
 def test_files_import_what_the_extra_test_brings_or_ask_first():
     """What else a test imports stands below an `importorskip` of it, in the file or function."""
-    here = {path.stem for path in TESTS.rglob("*.py")} | {"loko_ref", "numpy", "scipy"}
+    here = {path.stem for path in TESTS.rglob("*.py")} | {"gpu", "loko_ref", "numpy", "scipy"}
     allowed = here | {"xdist"} | needs("test") | set(sys.stdlib_module_names)
     assert {"pytest", "hypothesis", "sklearn", "flint", "typer"} <= allowed
     assert not {"torch", "jax", "transformers", "peft", "tokenizers", "cupy"} & allowed

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -41,18 +42,22 @@ __all__ = [
     "erfc",
     "get_backend",
     "is_numpy",
+    "midpoint",
     "namespace",
     "one_minus_power",
     "peak",
     "pi",
     "positive",
+    "proven",
     "read_array",
     "register_backend",
+    "resolution",
     "root",
     "scalar",
     "to_host",
     "to_scalar",
     "where_or_zero",
+    "widened",
 ]
 
 
@@ -298,6 +303,41 @@ def peak(x: Array, where: Array | None = None) -> Array:
         return top
     real = x.real if where is None else namespace(x).where(where, x.real, -math.inf)
     return real.max(axis=-1, keepdims=True)
+
+
+def midpoint(x: Array) -> Array:
+    """Return an array without the radii of its balls: exact numbers, to iterate on.  [BALL-3]."""
+    if _library(x) == "balls":
+        middle: Array = importlib.import_module("loko_ref.arrays.balls").midpoint(x)
+        return middle
+    return x
+
+
+def resolution(array: Array) -> float:
+    """Return the unit roundoff u of an array's computation; of balls, their midpoints'."""
+    if _library(array) == "balls":
+        bits: int = importlib.import_module("loko_ref.arrays.balls").bits()
+        return math.ldexp(1.0, -bits)
+    return epsilon(array) / 2
+
+
+def proven(x: Array, enclosure: Callable[[], Array]) -> Array:
+    """Return what an iteration ended at; beside balls its proven enclosure in its place.  [BALL-3].
+
+    Parameters
+    ----------
+    x : array
+        What the iteration ended at.
+    enclosure : callable
+        Without arguments: balls that hold the exact result. Not called for floats.
+    """
+    return enclosure() if _library(x) == "balls" else x
+
+
+def widened(x: Array, bound: Array) -> Array:
+    """Widen every ball of x by the largest number of the ball `bound`.  [BALL-3]."""
+    wider: Array = importlib.import_module("loko_ref.arrays.balls").widened(x, bound)
+    return wider
 
 
 def erf(x: Array) -> Array:

@@ -47,7 +47,7 @@ def _run() -> None:
         print(f"loko-ref: {missing}", file=sys.stderr)
         raise SystemExit(2) from None
     try:
-        app()
+        app(prog_name="loko-ref")  # by whatever it was started: completion goes by the name
     except (BackendError, InputError, MissingExtraError, NumericalError) as error:
         text = interrupt.after(error) if isinstance(error, InputError) else error
         print(f"loko-ref: {text}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 import loko_ref
 from loko_ref import interrupt
+from loko_ref.cli.examples import epilog
 
 __all__ = ["app"]
 
@@ -27,7 +28,6 @@ app = typer.Typer(
     name="loko-ref",
     help="The correctness oracle for LoKO and LTE.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,27 +53,31 @@ from loko_ref.cli.commands.bench import bench  # noqa: E402
 from loko_ref.cli.commands.case import case  # noqa: E402
 from loko_ref.cli.commands.certify import certify  # noqa: E402
 from loko_ref.cli.commands.explain import explain_command  # noqa: E402
+from loko_ref.cli.commands.init import init  # noqa: E402
 from loko_ref.cli.commands.mutants import mutants  # noqa: E402
 from loko_ref.cli.commands.operations import operations  # noqa: E402
 from loko_ref.cli.commands.properties import properties  # noqa: E402
 from loko_ref.cli.commands.protocol import protocol, schema  # noqa: E402
+from loko_ref.cli.commands.runs.compare import app as compare  # noqa: E402
 from loko_ref.cli.commands.runs.lte import lte  # noqa: E402
 from loko_ref.cli.commands.runs.train import train  # noqa: E402
 from loko_ref.cli.commands.vectors import app as vectors  # noqa: E402
 from loko_ref.cli.commands.verify import verify  # noqa: E402
 from loko_ref.cli.values import read_by_type  # noqa: E402
 
-app.command("verify")(verify)
-app.command("operations")(operations)
-app.command("case")(case)
-app.command("mutants")(mutants)
-app.command("properties")(properties)
-app.command("protocol")(protocol)
+app.command("verify", epilog=epilog("verify"))(verify)
+app.command("init", epilog=epilog("init"))(init)
+app.command("operations", epilog=epilog("operations"))(operations)
+app.command("case", epilog=epilog("case"))(case)
+app.command("mutants", epilog=epilog("mutants"))(mutants)
+app.command("properties", epilog=epilog("properties"))(properties)
+app.command("protocol", epilog=epilog("protocol"))(protocol)
 app.add_typer(vectors, name="vectors")
-app.command("train")(train)
-app.command("explain")(explain_command)
-app.command("lte")(lte)
-app.command("certify")(certify)
-app.command("bench")(bench)
-app.command("schema")(schema)
+app.command("train", epilog=epilog("train"))(train)
+app.add_typer(compare, name="compare")
+app.command("explain", epilog=epilog("explain"))(explain_command)
+app.command("lte", epilog=epilog("lte"))(lte)
+app.command("certify", epilog=epilog("certify"))(certify)
+app.command("bench", epilog=epilog("bench"))(bench)
+app.command("schema", epilog=epilog("schema"))(schema)
 read_by_type(app)

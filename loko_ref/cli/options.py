@@ -16,7 +16,7 @@ import typer
 from loko_ref.checks.values import read_number, read_whole
 from loko_ref.errors import InputError, shown, unknown_option
 from loko_ref.experiments.config import BASELINES, CLASSES, default_options
-from loko_ref.experiments.defaults import FINE_TUNING, FROM_SCRATCH
+from loko_ref.experiments.defaults import FINE_TUNING, FROM_SCRATCH, PRESETS
 from loko_ref.kalman.observation import OBSERVATIONS
 
 __all__ = [
@@ -85,7 +85,11 @@ Resume = Annotated[Path | None, option(OUTPUT, _RESUME)]
 def _kinds(kind: type[Any]) -> dict[str, type]:
     """Return for each option of an optimizer the type that its text is read as."""
     fields = (f for f in dataclasses.fields(kind) if f.name != "model")
-    return {f.name: str if f.default is None else type(f.default) for f in fields}
+    unset = {"int | None": int}  # of an option without a number as its default
+    return {
+        f.name: unset.get(str(f.type), str) if f.default is None else type(f.default)
+        for f in fields
+    }
 
 
 def _value(argument: str, text: str, kind: type) -> Any:
@@ -97,6 +101,8 @@ def _value(argument: str, text: str, kind: type) -> Any:
         raise InputError(argument, shown(text), "true or false", "a value of another option")
     if kind is float:
         return read_number(argument, text)
+    if kind is int:
+        return read_whole(argument, text, low=0)
     return text
 
 
@@ -105,7 +111,10 @@ def parse_pairs(
 ) -> dict[str, Any]:
     """Read ``KEY=VALUE`` words as options of an optimizer; a bare word names an observation.
 
-    ``p0.NAME=VALUE`` gives the prior variance of one LoRA site, by its layer's name.
+    For ``train`` it may name a preset too: ``loko,abstract_reading``.
+
+    ``p0.NAME=VALUE`` gives the prior variance of a factor (``p0.A``, ``p0.B``), a LoRA site, by its
+    layer's name (``p0.0``), or a factor of one (``p0.0.A``).  [LOKO-3]
 
     Parameters
     ----------
@@ -124,14 +133,17 @@ def parse_pairs(
     {'observation': 'logits', 'center': True, 'p0': {'0': 0.1, '1': 1.0}}
     """
     kinds = _kinds(classes[optimizer])
+    presets = PRESETS if classes is CLASSES and optimizer == "loko" else {}
+    kinds |= {"preset": str} if presets else {}
     found: dict[str, Any] = {}
     for word in words:
         key, sign, text = word.strip().partition("=")
         if not sign:
-            if optimizer != "loko" or key not in OBSERVATIONS:
-                allowed = OBSERVATIONS if optimizer == "loko" else [f"{k}=..." for k in kinds]
+            words_of = (*OBSERVATIONS, *presets)
+            if optimizer != "loko" or key not in words_of:
+                allowed = words_of if optimizer == "loko" else [f"{k}=..." for k in kinds]
                 raise unknown_option(argument, key, allowed)
-            key, text = "observation", key
+            key, text = "preset" if key in presets else "observation", key
         site = key.removeprefix("p0.") if optimizer == "loko" and key.startswith("p0.") else None
         if site is not None:
             table = found.setdefault("p0", {})

@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from loko_ref.checks.values import read_number, read_whole
+from loko_ref.cli.completion import COMPLETERS
 from loko_ref.errors import InputError, shown
 
 __all__ = ["read_by_type"]
@@ -121,6 +122,7 @@ def _read(command: Callable[..., Any]) -> Callable[..., Any]:
         kinds = [k for one in inner for k in (one, *get_args(one)) if k in READERS]
         if kinds:
             about.parser = NAMED.get(name, READERS[kinds[0]])
+            about.autocompletion = COMPLETERS.get(name)
         long = [word for word in about.param_decls or () if word.startswith("--")]
         if isinstance(about, typer.models.ArgumentInfo):
             long = [about.metavar or name.upper()]

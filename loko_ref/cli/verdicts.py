@@ -13,7 +13,17 @@ from loko_ref.errors import InputError
 if TYPE_CHECKING:
     from loko_ref.conformance.reports.report import Report
 
-__all__ = ["Baseline", "Html", "Json", "Junit", "Strict", "Xfail", "implementation_of", "publish"]
+__all__ = [
+    "Baseline",
+    "Html",
+    "Json",
+    "Junit",
+    "Strict",
+    "Verbose",
+    "Xfail",
+    "implementation_of",
+    "publish",
+]
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
 Junit = Annotated[Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")]
@@ -38,6 +48,14 @@ Strict = Annotated[
 ]
 
 
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Describe more kinds of failure, every operation, and tolerances."
+    ),
+]
+
+
 def implementation_of(target: str | None, cmd: str | None) -> str:
     """Return what was named, TARGET or ``--cmd COMMAND``.
 
@@ -57,12 +75,14 @@ def implementation_of(target: str | None, cmd: str | None) -> str:
     return str(target) if cmd is None else f"--cmd {shlex.quote(cmd)}"
 
 
-def publish(report: Report, json: Path | None, junit: Path | None, html: Path | None) -> int:
+def publish(
+    report: Report, json: Path | None, junit: Path | None, html: Path | None, verbose: bool
+) -> int:
     """Write and print every report; return the exit code."""
     from loko_ref.conformance.verification import naming
 
     with naming(json="--json", junit="--junit", html="--html"):
         # files first: who reads the terminal's report may stop early (head)
         report.write(json=json, junit=junit, html=html)
-    report.print()
+    report.print(verbose=verbose)
     return report.summary.exit_code

@@ -31,11 +31,11 @@ from loko_ref.conformance.recorded import TraceCase
 from loko_ref.errors import InputError, shown
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.lte import RUN, run
-from loko_ref.textbook.lte_state import SLOTS, array, copied, start, whole, with_arrays
+from loko_ref.textbook.lte_state import SLOTS, array, copied, schedule, start, whole, with_arrays
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Lazy, Quantity, Values, identity, missing, origins
 
-__all__ = ["check", "schedule"]
+__all__ = ["check"]
 
 Have = Mapping[str, Any]
 Judge = Callable[[int, Quantity, Have], Check]
@@ -49,36 +49,6 @@ LAST = "last."
 
 NAMED = {"prior": "p of step 0"}
 """What is called by another name in a reason."""
-
-
-def schedule(o: Mapping[str, Any], before: int) -> dict[str, int]:
-    """Count what there was of a run of LTE before a step.
-
-    Parameters
-    ----------
-    o : mapping
-        Options of ``lte.run``.
-    before : int
-        Number of steps before it.
-
-    Returns
-    -------
-    dict of str to int
-        ``t``, steps since the optimizer's state was begun, ``merges`` and ``resets``.
-
-    Examples
-    --------
-    >>> o = {"merge_at": [], "merge_every": 2, "mode": "lte", "optimizer_state": "reset"}
-    >>> schedule({**o, "reset": "B", "reset_at": [4]}, 5)
-    {'t': 1, 'merges': 2, 'resets': 1}
-    """
-    merges = []
-    if o["mode"] == "lte":
-        every = range(o["merge_every"], before + 1, o["merge_every"])
-        merges = [at for at in o["merge_at"] or every if at <= before]
-    resets = [at for at in merges if o["reset"] != "none" and at in (o["reset_at"] or merges)]
-    begun = max(merges, default=0) if o["optimizer_state"] == "reset" else 0
-    return {"t": before - begun, "merges": len(merges), "resets": len(resets)}
 
 
 # ---------------------------------------------------------------------------------- one quantity

@@ -13,6 +13,8 @@ EXTRAS = {
     "typer": ("typer", "cli"),
     "rich": ("rich", "cli"),
     "jinja2": ("jinja2", "cli"),
+    "docutils": ("docutils", "cli"),
+    "markdown_it": ("markdown-it-py", "cli"),
     "threadpoolctl": ("threadpoolctl", "cli"),
     "sklearn": ("scikit-learn", "data"),
     "matplotlib": ("matplotlib", "data"),

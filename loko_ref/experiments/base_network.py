@@ -152,7 +152,11 @@ def train_base(
     return Model(spec=model.spec, weights=unpack(model, state.theta).weights)
 
 
-def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None) -> Task:
+def prepare(
+    config: RunConfig,
+    weights: Mapping[str, NDArray[Any]] | None = None,
+    dataset: Dataset | None = None,
+) -> Task:
     """Load the data, train the base and add LoRA, or take `weights` from a checkpoint.
 
     Parameters
@@ -161,6 +165,8 @@ def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None
         The run.
     weights : mapping of str to array, optional
         All weights before the stream, base and LoRA, from :attr:`Task.model`.
+    dataset : Dataset, optional
+        In place of the one that the configuration names.
 
     Raises
     ------
@@ -170,7 +176,7 @@ def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None
         If scikit-learn is not installed.
     """
     like = get_backend(config.backend).asarray(np.zeros(1, config.dtype))
-    dataset = _load(config)
+    dataset = load_dataset(config) if dataset is None else dataset
     if config.batch > len(dataset.stream):
         raise InputError(
             "batch", config.batch, f"at most {len(dataset.stream)}, the stream", "an empty pass"
@@ -192,7 +198,8 @@ def prepare(config: RunConfig, weights: Mapping[str, NDArray[Any]] | None = None
     return Task(config=config, dataset=dataset, model=model)
 
 
-def _load(config: RunConfig) -> Dataset:
+def load_dataset(config: RunConfig) -> Dataset:
+    """Load the data of a run."""
     names = ("shift", "seed", "dtype", "label_noise", "limit", "tokenizer", "length")
     return registry.load(config.data, **{name: getattr(config, name) for name in names})
 

@@ -27,8 +27,9 @@ from loko_ref.errors import InputError, unknown_option
 from loko_ref.experiments.data import bundled as data
 from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
-from loko_ref.experiments.defaults import FINE_TUNING
+from loko_ref.experiments.defaults import FINE_TUNING, preset
 from loko_ref.experiments.networks import full_alpha, shape_of
+from loko_ref.loko.config import said
 from loko_ref.network.layers.activation import ActivationName
 from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
@@ -66,7 +67,8 @@ def default_options(
         Whether the targets are real: LoKO then observes with ``gaussian``, else with ``glm``.
     given : mapping, optional
         Options that differ from the default; for LoKO the fields of
-        :class:`loko_ref.loko.LokoConfig` but the model, for the others those of
+        :class:`loko_ref.loko.LokoConfig` but the model, and ``preset``, a name of
+        :data:`loko_ref.experiments.defaults.PRESETS`; for the others those of
         :class:`loko_ref.optimizers.SGD` and so on, which have torch's names and defaults.
 
     Returns
@@ -86,6 +88,11 @@ def default_options(
     """
     check_choice("optimizer", optimizer, CLASSES)
     given = dict(given or {})
+    if optimizer == "loko" and given.get("preset") is not None:
+        chosen = preset(given.pop("preset"), regression)
+        if given.get("observation") not in (None, "glm"):
+            chosen.pop("solve", None)
+        given = chosen | given
     fields = {f.name: f.default for f in dataclasses.fields(CLASSES[optimizer])}
     fields.pop("model", None)
     if optimizer == "loko" and regression:
@@ -104,6 +111,9 @@ def default_options(
         if given.get("noise") is not None:
             fields["noise"] = given["noise"]
         fields["timing"] = "after" if fields["noise"] == "ema_residual_hph" else "before"
+        given_p0 = given.get("p0")
+        if isinstance(given_p0, Mapping) and {"A", "B"} & set(given_p0):  # the other at its default
+            given["p0"] = dict.fromkeys("AB", fields["p0"]) | dict(given_p0)
         if given.get("covariance") == "dense":
             fields["form"] = "textbook"  # n^2 m per step; Joseph's n^3 takes seconds at this n
     return fields | {name: value for name, value in given.items() if value is not None}
@@ -130,8 +140,8 @@ class RunConfig:
     network, hidden, activation, size
         As :func:`loko_ref.experiments.networks.shape_of` completes them.
     route : {"readable", "fast"}
-        Which code takes LoKO's steps: the same ones, up to rounding. ``fast`` runs a diagonal
-        covariance on NumPy.
+        Which code takes LoKO's steps: the same ones, up to rounding. ``fast`` runs any
+        covariance but a dense one on NumPy.
     epochs, base_batch, base_lr : int, int, float
         Training of the base, by AdamW.
     rank, alpha : int, float, optional
@@ -236,17 +246,21 @@ class RunConfig:
         for name, got, required in (
             ("optimizer", self.optimizer, "loko"),
             ("backend", self.backend, "numpy"),
-            ("covariance", self.options.get("covariance", "diagonal"), "diagonal"),
         ):
             if got != required:
                 raise InputError(
                     "route",
                     f"'fast' with {name} '{got}'",
                     f"{name} '{required}', or 'readable'",
-                    "the fast route has a diagonal filter on NumPy and nothing else",
+                    "the fast route has LoKO's filters on NumPy and nothing else",
                 )
+        if self.options["covariance"] == "dense":
+            required = "another covariance, or 'readable'"
+            cause = "the dense filter has one route only"
+            raise InputError("route", "'fast' with covariance 'dense'", required, cause)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; ``RunConfig(**config.as_dict())`` is the same run."""
         found = dataclasses.asdict(self)
-        return found | {name: list(found[name]) for name in ("hidden", "targets")}
+        found |= {name: list(found[name]) for name in ("hidden", "targets")}
+        return found | {"options": said(found["options"])}

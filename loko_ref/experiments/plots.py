@@ -16,12 +16,16 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line: abscissae, ordinates, its name where it has one, and Matplotlib's style."""
+    """One line: abscissae, ordinates, its name where it has one, and Matplotlib's style.
+
+    With `band`, two sequences of ordinates, the area between them is shaded.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
     label: str | None = None
     style: Mapping[str, Any] = field(default_factory=dict)
+    band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,14 @@ def draw(panels: Sequence[Panel], *, title: str = "", kind: str = "svg") -> byte
         figure = figures.Figure(figsize=(10, 1 + 3.6 * rows), layout="constrained")
         figure.suptitle(title)
         grid = list(figure.subplots(rows, 2).flat)
+        for spare in grid[len(panels) :]:
+            spare.set_axis_off()
+        grid = grid[: len(panels)]
         for axes, panel in zip(grid, panels, strict=True):
             for line in panel.lines:
-                axes.plot(line.x, line.y, label=line.label, **line.style)
+                (drawn,) = axes.plot(line.x, line.y, label=line.label, **line.style)
+                if line.band is not None:
+                    axes.fill_between(line.x, *line.band, color=drawn.get_color(), alpha=0.2, lw=0)
             axes.set_title(panel.title, fontsize=10)
             axes.set(**panel.axes)
             axes.grid(alpha=0.25)

@@ -46,7 +46,7 @@ from loko_ref.experiments.stream import Point, Progress, Task
 
 __all__ = ["Entry", "pack", "read", "unpack", "write"]
 
-_STATE = ("theta", "p", "P", "R")
+_STATE = ("theta", "p", "P", "U", "W", "R")
 
 
 def _kind(hint: Any) -> Kind:
@@ -336,8 +336,10 @@ def _expected(entry: Entry, k: int) -> dict[str, Floats]:
         learner = BASELINES[config.optimizer](**config.options)
         shapes |= {f"slots/{slot}": (n,) for slot in optimizers.slot_names(learner)}
     else:
-        dense = config.options["covariance"] == "dense"
-        shapes |= {"P": (n, n)} if dense else {"p": (n,)}
+        kept = config.options["covariance"]
+        state: dict[str, dict[str, tuple[int | None, ...]]]
+        state = {"dense": {"P": (n, n)}, "diagonal": {"p": (n,)}}
+        shapes |= state.get(kept, {"U": (None,), "W": (n, None)})
         if config.options["observation"] != "glm":
             m = entry.arrays["R"].shape[0] if "R" in entry.arrays else None
             shapes["R"] = (m, m)

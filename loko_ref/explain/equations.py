@@ -46,7 +46,7 @@ class Line:
 
 _AXES = {
     "z": "sc", "Z": "mn", "yhat": "m", "e": "m", "H": "mn", "R_used": "mm", "S": "mm",
-    "K": "nm", "theta_post": "n", "R_post": "mm",
+    "K": "nm", "v": "m", "theta_post": "n", "R_post": "mm",
 }  # fmt: skip
 
 _MEANING = {
@@ -57,6 +57,8 @@ _MEANING = {
     "observation noise.",
     "K": "The Kalman gain, how far each entry of theta moves per unit of innovation: its "
     "covariance with the observation over the innovation's covariance. (Compared: K S = P H'.)",
+    "v": "The innovation at the posterior mean: what is left of e once theta has moved. It solves "
+    "its own equation, and is damped where e would overshoot.",
     "theta_post": "The posterior mean.",
     "p_post": "The posterior uncertainty: never more than the prior's, never 0.",
     "R_post": "The noise estimate that the next step uses.",
@@ -91,8 +93,8 @@ _FORMS = {
 
 def options(config: LokoConfig) -> dict[str, Any]:
     """Return a variant's options by their names in the table of quantities."""
-    names = ("observation", "noise", "timing", "covariance", "diagonal", "center", "lam", "q")
-    return {name: getattr(config, name) for name in (*names, "beta")}
+    names = ("observation", "noise", "timing", "covariance", "diagonal", "center", "solve")
+    return {name: getattr(config, name) for name in (*names, "lam", "q", "beta")}
 
 
 def _noise_meaning(config: LokoConfig) -> str:

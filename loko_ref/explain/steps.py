@@ -20,13 +20,13 @@ from loko_ref import loko
 from loko_ref.arrays import to_host
 from loko_ref.arrays.special import softmax_forward
 from loko_ref.errors import InputError
-from loko_ref.experiments import stream
 from loko_ref.experiments.config import RunConfig
-from loko_ref.experiments.stream import Task
 from loko_ref.explain.equations import Line, equations, options
+from loko_ref.explain.sources import Source, from_config
 from loko_ref.kalman.observation import one_hot
 from loko_ref.network.jacobian import jacobian
-from loko_ref.network.model import Model, unpack
+from loko_ref.network.layers import Context, run
+from loko_ref.network.model import Model, forward, unpack
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import Lazy, identity, missing
@@ -103,12 +103,25 @@ class Step:
         In dataflow order.
     outcome : list of str
         The effects of the step, one sentence each.
+    layers : list of (str, array)
+        Each layer's kind and name, and its output for the first sample at the prior.
+    z_post : array (batch, C)
+        The network's outputs at the posterior.
+    loss, loss_post : float
+        Mean loss of the batch at the prior and at the posterior.
+    state : LokoState
+        After the step.
     """
 
     number: int
     title: str
     quantities: list[Quantity]
     outcome: list[str]
+    layers: list[tuple[str, Numbers]]
+    z_post: Numbers
+    loss: float
+    loss_post: float
+    state: loko.LokoState
 
 
 def parameter_name(model: Model, index: int) -> str:
@@ -132,13 +145,13 @@ def parameter_name(model: Model, index: int) -> str:
 
 
 def explain(
-    config: RunConfig, *, steps: int = 2, skip: int | None = 0, entries: int = 4
+    config: RunConfig | Source, *, steps: int = 2, skip: int | None = 0, entries: int = 4
 ) -> Iterator[Step]:
     """Run LoKO on a stream and explain its steps.
 
     Parameters
     ----------
-    config : RunConfig
+    config : RunConfig or Source
         A run of ``loko``.
     steps : int
         Number of steps to explain.
@@ -157,41 +170,47 @@ def explain(
     InputError
         If the optimizer is not LoKO, or the stream is shorter than skip + steps.
     """
-    if config.optimizer != "loko":
-        raise InputError("optimizer", config.optimizer, "loko", "a run of another optimizer")
     for name, value, low in (("steps", steps, 1), ("skip", skip, 0), ("entries", entries, 1)):
         if value is not None and value < low:
             raise InputError(name, value, f"a whole number >= {low}", "a negative count")
-    task = stream.prepare(config)
-    if (skip or 0) + steps > task.steps:
+    source = from_config(config) if isinstance(config, RunConfig) else config
+    if (skip or 0) + steps > source.steps:
         raise InputError(
-            "steps", (skip or 0) + steps, f"at most {task.steps} in all", "a shorter stream"
+            "steps", (skip or 0) + steps, f"at most {source.steps} in all", "a shorter stream"
         )
-    learner = task.learner
-    state = start = loko.init(learner, batch=config.batch)
+    learner = source.learner
+    if learner.covariance not in ("diagonal", "dense"):
+        raise InputError(
+            "covariance",
+            repr(learner.covariance),
+            "'diagonal' or 'dense'",
+            "a precision is not listed entry by entry: 'train' runs it",
+        )
+    state = source.start
     if skip is None:
-        skip, state = _first_wrong(task, start, task.steps - steps)
+        skip, state = _first_wrong(source, source.steps - steps)
     else:
         for number in range(skip):
-            state, _ = loko.step(state, stream.stream_batch(task, number), learner)
+            state, _ = loko.step(state, source.batch(number), source.learner)
     for number in range(skip, skip + steps):
-        batch = stream.stream_batch(task, number)
-        after, record = loko.step(state, batch, learner)
-        yield _Explainer(task, learner, batch, state, record, after, entries).step()
+        batch = source.batch(number)
+        after, record = loko.step(state, batch, source.learner)
+        yield _Explainer(source, batch, state, record, after, entries).step()
         state = after
 
 
-def _first_wrong(task: Task, start: loko.LokoState, last: int) -> tuple[int, loko.LokoState]:
+def _first_wrong(source: Source, last: int) -> tuple[int, loko.LokoState]:
     """Return the first step whose first sample is misclassified, and the state before it."""
-    state = start
-    if not task.dataset.regression:
+    state = source.start
+    if not source.regression:
         for number in range(min(SEARCHED, last + 1)):
-            batch = stream.stream_batch(task, number)
-            after, record = loko.step(state, batch, task.learner)
-            if int(to_host(record.z)[0].argmax()) != int(to_host(batch.y)[0]):
+            batch = source.batch(number)
+            after, record = loko.step(state, batch, source.learner)
+            y = to_host(batch.y)[0]
+            if to_host(record.z)[0].argmax() != (y.argmax() if y.ndim else y):
                 return number, state
             state = after
-    return 0, start
+    return 0, source.start
 
 
 class _Explainer:
@@ -199,25 +218,25 @@ class _Explainer:
 
     def __init__(
         self,
-        task: Task,
-        learner: loko.LokoConfig,
+        source: Source,
         batch: loko.Batch,
         before: loko.LokoState,
         record: loko.LokoRecord,
         after: loko.LokoState,
         entries: int,
     ) -> None:
-        self.task, self.learner, self.record = task, learner, record
+        self.source, self.learner, self.model = source, source.learner, source.model
         self.number = before.step
-        self.regression = task.dataset.regression
+        self.regression = source.regression
         self.before, self.after, self.batch = before, after, batch
-        model = unpack(task.model, before.theta)
+        model = unpack(self.model, before.theta)
         Z = to_host(jacobian(model, batch.x)[1])
+        self.z_post = to_host(forward(unpack(self.model, after.theta), batch.x)[0])
         z = to_host(record.z)
         y = to_host(batch.y)
-        self.y = y if self.regression else one_hot(y, z.shape[1], z)
+        self.y = y if y.ndim == 2 else one_hot(y, z.shape[1], z)
         self.C = z.shape[1]
-        dense = learner.covariance == "dense"
+        dense = self.learner.covariance == "dense"
         prior, posterior = (s.P if dense else s.p for s in (before, after))
         R = None if before.R is None else to_host(before.R)
         R_after = None if after.R is None else to_host(after.R)
@@ -225,7 +244,7 @@ class _Explainer:
             "theta": to_host(before.theta),
             "p": to_host(prior),
             "p_pred": to_host(record.p_pred),
-            "x": to_host(batch.x),
+            "x": to_host(batch.x).reshape(len(z), -1),
             "z": z,
             "Z": Z,
             "y": self.y.reshape(-1),
@@ -262,7 +281,7 @@ class _Explainer:
         for axis, size in zip(axes, value.shape, strict=True):
             if axis == "n":
                 picks.append(self.entries)
-                names.append([parameter_name(self.task.model, k) for k in self.entries])
+                names.append([parameter_name(self.model, k) for k in self.entries])
             elif axis == "m":
                 chosen = list(range(size)) if value.ndim == 1 and size <= 10 else self.outputs
                 picks.append(chosen)
@@ -284,7 +303,7 @@ class _Explainer:
 
     def _picture(self) -> tuple[str, ...]:
         """Return the first sample as text if it is an image of digits, else nothing."""
-        if self.task.dataset.name != "digits":
+        if self.source.name != "digits":
             return ()
         last = len(CHARACTERS) - 1
         ink = np.clip(np.rint(self.values["x"][0] * last), 0, last).astype(int)
@@ -302,9 +321,30 @@ class _Explainer:
             )
             for line in equations(self.learner, first=self.number == 0)
         ]
-        return Step(
-            number=self.number, title=self._title(), quantities=lines, outcome=self._outcome()
+        old, new = (
+            float(loko.loss(a, self.y.astype(a.dtype), self.learner.observation))
+            for a in (self.values["z"], self.z_post)
         )
+        return Step(
+            number=self.number,
+            title=self._title(),
+            quantities=lines,
+            outcome=self._outcome(old, new),
+            layers=self._layers(),
+            z_post=self.z_post,
+            loss=old,
+            loss_post=new,
+            state=self.after,
+        )
+
+    def _layers(self) -> list[tuple[str, Numbers]]:
+        """Return the name and the output of each layer for the first sample, at the prior."""
+        weights = unpack(self.model, self.before.theta).weights
+        x, context, found = self.batch.x[:1], Context(), []
+        for layer in self.model.spec:
+            x, _ = run([layer], weights, x, context)
+            found.append((f"{layer['kind']} {layer.get('name', '')}".strip(), to_host(x)[0]))
+        return found
 
     def _residual(self, line: Line) -> float | None:
         """Return the relative difference of a value from its plain formula, or None without one."""
@@ -336,13 +376,9 @@ class _Explainer:
             return f"{which}: true class {true[0]}, predicted class {predicted[0]}"
         return f"{which}: {int((true == predicted).sum())} of {len(z)} classified correctly"
 
-    def _outcome(self) -> list[str]:
+    def _outcome(self, old: float, new: float) -> list[str]:
         """Return the effects of the step on the prediction, on each factor and on the variances."""
-        v = self.values
-        model = unpack(self.task.model, self.after.theta)
-        z = to_host(jacobian(model, self.batch.x)[0])
-        kind = self.learner.observation
-        old, new = (float(loko.loss(a, self.y.astype(a.dtype), kind)) for a in (v["z"], z))
+        v, z, kind = self.values, self.z_post, self.learner.observation
         lines = [f"Loss on the same batch: {old:.4g} before, {new:.4g} after."]
         if not self.regression:
             true = self.y.argmax(axis=1)[0]
@@ -353,8 +389,8 @@ class _Explainer:
                 lines.append(SATURATED[kind])
         p, p_new = (a if a.ndim == 1 else np.diagonal(a) for a in (v["p_pred"], v["p_post"]))
         step, at = v["theta_post"] - v["theta"], 0
-        for name in self.task.model.trainable:
-            size = math.prod(self.task.model.weights[name].shape)
+        for name in self.model.trainable:
+            size = math.prod(self.model.weights[name].shape)
             span = slice(at, at + size)
             at += size
             moved = float(np.linalg.norm(step[span]))

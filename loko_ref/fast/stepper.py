@@ -16,10 +16,12 @@ from loko_ref.errors import InputError, NumericalError
 from loko_ref.fast.columns import Columns
 from loko_ref.fast.filter import decoupled, root_inverse, variational
 from loko_ref.fast.network import Network
-from loko_ref.kalman import glm, simplex, time
+from loko_ref.kalman import glm, implicit, simplex, time
 from loko_ref.kalman import observation as obs
+from loko_ref.kalman.lowrank import Precision
 from loko_ref.loko import Batch, LokoConfig, LokoState, loss, targets
 from loko_ref.loko.measurement import check_windup
+from loko_ref.loko.state import PRECISIONS, check_state, groups_for
 from loko_ref.network.model import check_inputs
 
 __all__ = ["FastRecord", "Stepper", "prepare"]
@@ -59,17 +61,16 @@ def prepare(config: LokoConfig) -> Stepper:
     Parameters
     ----------
     config : LokoConfig
-        With a diagonal covariance, NumPy weights, trainables of linears.
+        With any covariance but a dense one, NumPy weights, trainables of linears.
 
     Raises
     ------
     InputError
         If only the readable route runs it.
     """
-    if config.covariance != "diagonal":
-        raise InputError(
-            "covariance", config.covariance, "'diagonal'", "the dense filter has one route only"
-        )
+    if config.covariance == "dense":
+        cause = "the dense filter has one route only"
+        raise InputError("covariance", "dense", "'diagonal', 'lowrank' or 'block'", cause)
     if not is_numpy(next(iter(config.model.weights.values()))):
         raise InputError(
             "model", "weights on a device", "NumPy arrays", "the fast route is tuned for BLAS"
@@ -90,6 +91,7 @@ class Stepper:
         self.eye = np.eye(self.C, dtype=like.dtype)
         self.Q = contrast_basis(self.C, like)  # (C - 1, C)
         self.simplex = config.observation in ("softmax", "glm")
+        self.groups = groups_for(config)
         self.R_seen: tuple[Array | None, ...] = ()  # whose all-ones part is known to be apart
         self.x_seen: object = None  # kind of input that was checked last
 
@@ -109,15 +111,8 @@ class Stepper:
             raise error.at_step(state.step) from None
 
     def _step(self, state: LokoState, batch: Batch) -> tuple[LokoState, FastRecord]:
-        config, theta, prior, x = self.config, state.theta, state.p, batch.x
-        if prior is None or theta.shape != (self.network.n,) or prior.shape != theta.shape:
-            raise InputError(
-                "state", "other shapes", f"theta and p ({self.network.n},)", "another model's state"
-            )
-        for name, array in (("state.theta", theta), ("state.p", prior)):
-            if array.dtype != self.dtype:
-                raise InputError(name, f"dtype {array.dtype}", f"{self.dtype}", "mixed precision")
-        p = prior if config.lam == 1 and config.q == 0 else time.update(prior, config.lam, config.q)
+        config, theta, x = self.config, state.theta, batch.x
+        p = self._prior(state)
         kind = (getattr(x, "shape", None), getattr(x, "dtype", None))
         if kind != self.x_seen or x.dtype.kind != "f":  # ids are checked anew: their range
             check_inputs(config.model, x, finite=False)
@@ -133,10 +128,12 @@ class Stepper:
             yhat /= yhat.sum(axis=1, keepdims=True)
         e = (y - yhat).reshape(-1)
         H = self.network.backward(self._seeds(yhat), now)
+        if isinstance(p, Precision):
+            return self._precision(state, p, H, z, y, yhat, e, x)
         H.scale(p)
         if config.observation == "glm":
             R = None
-            theta_post, p_post = self._glm(theta, p, H, e, yhat)
+            theta_post, p_post = self._glm(theta, p, H, e, yhat, z, y)
         else:
             theta_post, p_post, R = self._update(theta, p, H, e, y, x, state.R)
         if not np.isfinite(theta_post).all():
@@ -144,6 +141,88 @@ class Stepper:
         after = LokoState(theta=theta_post, p=p_post, R=R, step=state.step + 1)
         record = FastRecord(z=z, y=y, yhat=yhat.reshape(-1), e=e, observation=config.observation)
         return after, record
+
+    def _prior(self, state: LokoState) -> Array | Precision:
+        """Variances, or a precision, after the time update.  [KAL-1, KAL-9]."""
+        config, theta = self.config, state.theta
+        if config.covariance in PRECISIONS:
+            check_state(state, config)
+            assert state.U is not None
+            assert state.W is not None
+            return Precision(U=state.U, W=state.W, groups=self.groups).predict(config.lam, config.q)
+        prior = state.p
+        if prior is None or theta.shape != (self.network.n,) or prior.shape != theta.shape:
+            raise InputError(
+                "state", "other shapes", f"theta and p ({self.network.n},)", "another model's state"
+            )
+        for name, array in (("state.theta", theta), ("state.p", prior)):
+            if array.dtype != self.dtype:
+                raise InputError(name, f"dtype {array.dtype}", f"{self.dtype}", "mixed precision")
+        if config.lam == 1 and config.q == 0:
+            return prior
+        return time.update(prior, config.lam, config.q)
+
+    def _precision(
+        self,
+        state: LokoState,
+        P: Precision,
+        columns: Columns,
+        z: Array,
+        y: Array,
+        yhat: Array,
+        e: Array,
+        x: Array,
+    ) -> tuple[LokoState, FastRecord]:
+        """Update a precision: S, no gain, and the columns added.  [KAL-9, FAST-4]."""
+        config, R = self.config, state.R
+        columns.scale(np.ones(self.network.n, dtype=self.dtype))
+        H = columns.full()  # (rows, n)
+        PHt = P.times(H.T)  # (n, rows)
+        G = H @ PHt
+        if config.observation == "glm":
+            if config.solve == "implicit":
+                v = implicit.posterior_innovation(np, z, y, yhat, G)[1]
+            else:
+                check_windup(yhat, e, P, state.theta, config)
+                eo = glm.without_reference(np, yhat, e)
+                v = solve(glm.information(np, yhat, G), eo, name="I + J G")
+            Hw = glm.whiten(np, yhat, H)
+        else:
+            R = self._noise(R, e)
+            if config.timing == "before":
+                R = self._refresh(R, e, G)
+            R_down = self._down(R)
+            L_inv = root_inverse(G + R_down, "S")  # [KAL-2]
+            v = (L_inv @ self._down(e)) @ L_inv
+            Hw = root_inverse(R_down, "R") @ H
+        theta = state.theta + PHt @ v
+        if not np.isfinite(theta).all():
+            raise NumericalError("theta", None, _DIVERGED)
+        after = P.add(Hw)
+        if R is not None and config.timing == "after":
+            seen = e
+            if config.noise == "ema_residual_hph":
+                z_post, _ = self.network.forward(theta, x)
+                seen = (y - obs.predict(config.observation, z_post)).reshape(-1)
+                G = H @ after.times(H.T)
+            R = self._refresh(R, seen, G)
+        record = FastRecord(z=z, y=y, yhat=yhat.reshape(-1), e=e, observation=config.observation)
+        step = state.step + 1
+        return LokoState(theta=theta, U=after.U, W=after.W, R=R, step=step), record
+
+    def _noise(self, R: Array | None, e: Array) -> Array:
+        """Return R, checked to be that of the batch."""
+        m = e.shape[0]
+        if R is None or R.shape != (m, m) or R.dtype != self.dtype:
+            raise InputError(
+                "state.R",
+                None if R is None else f"{R.dtype} of shape {R.shape}",
+                f"{self.dtype} of shape ({m}, {m}) = (batch * C, batch * C)",
+                "a batch of another size than R's: call init(config, batch=...) anew",
+            )
+        if self.simplex and not any(R is known for known in self.R_seen):
+            simplex.check_ones(R, self.C)
+        return R
 
     def _targets(self, y: Array, z: Array) -> Array:
         """One-hot rows by a table; anything unusual goes the readable way."""
@@ -203,17 +282,8 @@ class Stepper:
         x: Array,
         R: Array | None,
     ) -> tuple[Array, Array, Array]:
-        config, m = self.config, e.shape[0]
-        if R is None or R.shape != (m, m) or R.dtype != self.dtype:
-            raise InputError(
-                "state.R",
-                None if R is None else f"{R.dtype} of shape {R.shape}",
-                f"{self.dtype} of shape ({m}, {m}) = (batch * C, batch * C)",
-                "a batch of another size than R's: call init(config, batch=...) anew",
-            )
-        if self.simplex and not any(R is known for known in self.R_seen):
-            simplex.check_ones(R, self.C)
-        given = R
+        config = self.config
+        given = R = self._noise(R, e)
         G = H.gram()  # (rows, rows)
         if config.timing == "before":
             R = self._refresh(R, e, G)
@@ -238,9 +308,16 @@ class Stepper:
         return theta_post, p_post, R
 
     def _glm(
-        self, theta: Array, p: Array, Z: Columns, e: Array, yhat: Array
+        self,
+        theta: Array,
+        p: Array,
+        Z: Columns,
+        e: Array,
+        yhat: Array,
+        z: Array,
+        y: Array,
     ) -> tuple[Array, Array]:
-        """``K e = p Zo' (I + Jo G)^-1 eo`` and the whitened leverages.  [OBS-6, FAST-4].
+        """``K e = p Zo' (I + Jo G)^-1 eo`` and the whitened leverages.  [OBS-6, OBS-9, FAST-4].
 
         Z (batch (C - 1), n) holds Zo, scaled, and is whitened in place.
         """
@@ -248,9 +325,14 @@ class Stepper:
         c = C - 1
         if c == 0:
             return theta, p
-        check_windup(yhat, e, p, theta, self.config)
-        I_JG = glm.information(np, yhat, Z.gram())  # (rows, rows)
-        theta_post = Z.pull(solve(I_JG, glm.without_reference(np, yhat, e), name="I + J G"))
+        G = Z.gram()  # (rows, rows)
+        if self.config.solve == "implicit":
+            v = implicit.posterior_innovation(np, z, y, yhat, G)[1]
+        else:
+            check_windup(yhat, e, p, theta, self.config)
+            eo = glm.without_reference(np, yhat, e)
+            v = solve(glm.information(np, yhat, G), eo, name="I + J G")
+        theta_post = Z.pull(v)
         theta_post += theta
         eye = np.eye(batch * c, dtype=self.dtype)
         each = np.tile(eye[:c, :c], (batch, 1))  # (rows, c)

@@ -29,6 +29,8 @@ SCHEMAS = {
     "train": "loko-ref/train/2",
     "lte": "loko-ref/lte/1",
     "lte-details": "loko-ref/lte-details/1",
+    "compare-online": "loko-ref/compare-online/1",
+    "compare-lte": "loko-ref/compare-lte/1",
     "bench": "loko-ref/bench/1",
     "bench-curves": "loko-ref/bench-curves/1",
 }
@@ -45,6 +47,8 @@ WRITTEN_BY = {
     "train": "train --json",
     "lte": "lte --json",
     "lte-details": "lte --details",
+    "compare-online": "compare online --json",
+    "compare-lte": "compare lte --json",
     "bench": "bench",
     "bench-curves": "bench --curves",
 }

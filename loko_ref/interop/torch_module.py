@@ -9,7 +9,7 @@ mask (batch, t), true where a token is real.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,11 @@ def import_torch() -> Any:
     return extras.load("torch", "verifying a torch optimizer")
 
 
-def build_module(spec: Spec, weights: Mapping[str, Array]) -> Any:
+def build_module(
+    spec: Spec,
+    weights: Mapping[str, Array],
+    linear: Callable[[dict[str, Any]], Any] | None = None,
+) -> Any:
     """Build a ``torch.nn.Module`` of a spec: LoRA factors as parameters, all else as buffers.
 
     Every linear is a module with a ``forward`` of its own, at the place of its name:
@@ -37,6 +41,9 @@ def build_module(spec: Spec, weights: Mapping[str, Array]) -> Any:
         As the option ``spec``, nested or not.
     weights : mapping of str to array
         Frozen ones, and factors where given (else 0).
+    linear : callable, optional
+        ``(layer) -> torch.nn.Module`` that takes the place of a linear with LoRA; its arrays are
+        left as it makes them (:func:`loko_ref.interop.torch_own.put`).
 
     Returns
     -------
@@ -199,7 +206,11 @@ def build_module(spec: Spec, weights: Mapping[str, Array]) -> Any:
             if layer["kind"] == "residual":
                 yield from named(layer["layers"])
             elif layer["kind"] in ("linear", "attention"):
-                yield from ((site["name"], Linear(site)) for site in linears([layer]))
+                for site in linears([layer]):
+                    if linear is not None and site.get("lora"):
+                        yield site["name"], linear({"bias": True, **site})
+                    else:
+                        yield site["name"], Linear(site)
             elif "name" in layer:
                 yield layer["name"], Frozen(layer)
 

@@ -46,12 +46,15 @@ class DenseUpdate:
         Posterior mean.
     P : array (n, n)
         Posterior covariance.
+    v : array (m,) or None
+        Innovation at the posterior mean, where theta was solved for [OBS-9].
     """
 
     S: Array
     K: Array
     theta: Array
     P: Array
+    v: Array | None = None
 
 
 def update(

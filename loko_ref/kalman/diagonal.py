@@ -53,12 +53,15 @@ class DiagonalUpdate:
         Posterior mean.
     p : array (n,)
         Posterior variances.
+    v : array (m,) or None
+        Innovation at the posterior mean, where theta was solved for [OBS-9].
     """
 
     S: Array
     K: Array
     theta: Array
     p: Array
+    v: Array | None = None
 
 
 def check_update(theta: Array, H: Array, e: Array, R: Array | None, **covariance: Array) -> None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from loko_ref.arrays import Array
-from loko_ref.checks.values import check_choice, check_range, known_keywords
+from loko_ref.checks.values import check_choice, check_range, check_whole, known_keywords
 from loko_ref.errors import InputError
 from loko_ref.kalman import dense, diagonal, noise
 from loko_ref.kalman.dense import Form
 from loko_ref.kalman.diagonal import DiagonalKind
+from loko_ref.kalman.implicit import SOLVES, Solve
+from loko_ref.kalman.lowrank import BLOCKS, Blocks
 from loko_ref.kalman.noise import NoiseEstimator, Timing
 from loko_ref.kalman.observation import OBSERVATIONS, ObservationModel
 from loko_ref.network.model import Model
 
-__all__ = ["COVARIANCES", "DEFAULT_NOISE", "Covariance", "LokoConfig"]
+__all__ = ["COVARIANCES", "DEFAULT_NOISE", "LATER", "Covariance", "LokoConfig", "said"]
 
-Covariance: TypeAlias = Literal["diagonal", "dense"]
+Covariance: TypeAlias = Literal["diagonal", "dense", "lowrank", "block"]
 COVARIANCES: tuple[Covariance, ...] = get_args(Covariance)
 
 DEFAULT_NOISE: dict[ObservationModel, tuple[NoiseEstimator, Timing]] = {
@@ -29,6 +31,15 @@ DEFAULT_NOISE: dict[ObservationModel, tuple[NoiseEstimator, Timing]] = {
     "glm": ("glm", "before"),
 }
 """Observation model -> the estimator of R, and its timing, that it takes by default."""
+
+LATER: dict[str, Any] = {"solve": "linear", "columns": None, "blocks": "unit"}
+"""Options that came after files were written -> their default, which a file that has none means."""
+
+
+def said(options: Mapping[str, Any], **later: Any) -> dict[str, Any]:
+    """Return options as a file has them: later ones where they are not at their default."""
+    later = LATER | later
+    return {k: a for k, a in options.items() if k not in later or a != later[k]}
 
 
 @known_keywords
@@ -54,11 +65,17 @@ class LokoConfig:
     r0 : float
         R_0 = r0 I, r0 > 0. Not read by ``glm``.
     p0 : float, mapping of str to float, or array
-        Prior variance: a number; one a LoRA site (by layer name); an array (n,), or (n, n) with a
-        dense covariance. The default is for fine-tuning with ``glm``; others stand, with the
-        reasons, in :mod:`loko_ref.experiments.defaults`.  [LOKO-3]
-    covariance : {"diagonal", "dense"}
-        LoKO's diagonal, or the full filter for small n.  [LOKO-4]
+        Prior variance: a number; one a factor or a LoRA site, by the keys ``A``, ``B``, ``SITE``
+        (the layer's name), ``SITE.A``, the most specific of which wins (bA follows A, bB follows
+        B); an array (n,), or (n, n) with a dense covariance. The default is for fine-tuning with
+        ``glm``; others stand, with the reasons, in :mod:`loko_ref.experiments.defaults`.  [LOKO-3]
+    covariance : {"diagonal", "dense", "lowrank", "block"}
+        LoKO's diagonal; the full filter for small n [LOKO-4]; a diagonal precision plus `columns`
+        of low rank [KAL-9]; blocks of a precision, plus as many [KAL-10].
+    columns : int, optional
+        L, the columns kept by ``lowrank`` (10 by default) and ``block`` (none by default).
+    blocks : {"unit", "tensor"}
+        For ``block``: one block per input of A and output of B, or per whole tensor.
     diagonal : {"decoupled", "variational"}
         Which diagonal is kept; left at its default with a dense covariance.
     form : {"joseph", "textbook", "information", "sequential"}
@@ -69,6 +86,10 @@ class LokoConfig:
         Process noise variance, >= 0.
     center : bool
         For ``logits``: project H on the contrasts.
+    solve : {"linear", "implicit"}
+        For ``glm``, how theta is found: by the linearised observation, ``theta + K e``, or as the
+        mode of the posterior whose logits are linear, ``theta + P Z' v``. S, K and the covariance
+        are the same.  [OBS-9]
 
     Raises
     ------
@@ -89,6 +110,34 @@ class LokoConfig:
     lam: float = 1.0
     q: float = 0.0
     center: bool = False
+    solve: Solve = "linear"
+    columns: int | None = None
+    blocks: Blocks = "unit"
+
+    @property
+    def kept(self) -> int:
+        """L, the columns of low rank."""
+        if self.columns is not None:
+            return self.columns
+        return 10 if self.covariance == "lowrank" else 0
+
+    def _check_precision(self) -> None:
+        """Check what belongs to the covariances that are kept as a precision."""
+        check_choice("blocks", self.blocks, BLOCKS)
+        if self.columns is not None:
+            check_whole("columns", self.columns, low=0)
+        for name, usual, known in (
+            ("columns", None, ("lowrank", "block")),
+            ("blocks", "unit", ("block",)),
+            ("diagonal", "decoupled", ("diagonal", "dense")),
+        ):
+            if getattr(self, name) != usual and self.covariance not in known:
+                raise InputError(
+                    name,
+                    repr(getattr(self, name)),
+                    f"its default with covariance='{self.covariance}'",
+                    "an option of another covariance; a precision has the variational diagonal",
+                )
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on the observation model, and check everything."""
@@ -117,13 +166,14 @@ class LokoConfig:
                 "'decoupled', the default, with covariance='dense'",
                 "the dense filter keeps the whole P, so there is no diagonal to choose",
             )
-        if self.covariance == "diagonal" and self.form != "joseph":
+        if self.covariance != "dense" and self.form != "joseph":
             raise InputError(
                 "form",
                 repr(self.form),
-                "'joseph', the default, with covariance='diagonal'",
-                "covariance='dense' was left out: the diagonal filter has one form only",
+                f"'joseph', the default, with covariance='{self.covariance}'",
+                "covariance='dense' was left out: the other filters have one form only",
             )
+        self._check_precision()
         check_range("beta", self.beta, low=0, high=1, high_open=True)
         check_range("r0", self.r0, low=0, low_open=True, high_open=True)
         check_range("lam", self.lam, low=0, high=1, low_open=True)
@@ -139,4 +189,13 @@ class LokoConfig:
                 True,
                 "False unless observation='logits'",
                 "in 'softmax' and 'glm' H is centred already, in 'gaussian' it has no classes",
+            )
+        check_choice("solve", self.solve, SOLVES)
+        if self.solve == "implicit" and self.observation != "glm":
+            raise InputError(
+                "solve",
+                "'implicit'",
+                "'linear' unless observation='glm'",
+                "in 'gaussian' the linear solution is the exact one already; 'softmax' and "
+                "'logits' have no posterior that is convex in the logits, so no unique solution",
             )

@@ -16,8 +16,10 @@ from loko_ref.checks.values import check_choice, check_floats, check_shape
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman import noise, time
 from loko_ref.kalman import observation as obs
+from loko_ref.kalman.lowrank import Precision
 from loko_ref.loko.config import LokoConfig
 from loko_ref.loko.measurement import (
+    Cov,
     Update,
     check_windup,
     covariance,
@@ -25,7 +27,15 @@ from loko_ref.loko.measurement import (
     measure_glm,
     predicted_covariance,
 )
-from loko_ref.loko.state import Batch, LokoRecord, LokoState, check_noise, check_state
+from loko_ref.loko.state import (
+    PRECISIONS,
+    Batch,
+    LokoRecord,
+    LokoState,
+    check_noise,
+    check_state,
+    groups_for,
+)
 from loko_ref.network.jacobian import jacobian_unchecked
 from loko_ref.network.model import check_inputs, forward_unchecked, unpack_unchecked
 
@@ -201,11 +211,19 @@ def _step(
 ) -> tuple[LokoState, LokoRecord]:
     """Compute a step of checked arguments; y are rows (batch, C)."""
     theta = state.theta
-    prior = state.P if config.covariance == "dense" else state.p
-    assert prior is not None
-    name = "P" if config.covariance == "dense" else "p"
-    p_pred = time.update_unchecked(xp, prior, config.lam, config.q)  # [KAL-1]
-    if not bool(xp.isfinite(p_pred).all()):
+    p_pred: Cov
+    if config.covariance in PRECISIONS:
+        assert state.U is not None
+        assert state.W is not None
+        precision = Precision(U=state.U, W=state.W, groups=groups_for(config))
+        name, p_pred = "U", precision.predict(config.lam, config.q)  # [KAL-9]
+        seen_p = p_pred.variances()
+    else:
+        prior = state.P if config.covariance == "dense" else state.p
+        assert prior is not None
+        name = "P" if config.covariance == "dense" else "p"
+        p_pred = seen_p = time.update_unchecked(xp, prior, config.lam, config.q)  # [KAL-1]
+    if not bool(xp.isfinite(seen_p).all()):
         raise NumericalError(
             name,
             None,
@@ -219,8 +237,9 @@ def _step(
     new: Update
     if config.observation == "glm":
         yhat = seen.yhat.reshape(z.shape)
-        check_windup(yhat, e, p_pred, theta, config)
-        new = measure_glm(xp, theta, p_pred, Z, e, yhat, config)
+        if config.solve == "linear":
+            check_windup(yhat, e, p_pred, theta, config)
+        new = measure_glm(xp, theta, p_pred, Z, z, y, e, yhat, config)
         R = None
         R_used = obs.jacobian_product(xp, yhat, xp.eye(e.shape[0], dtype=z.dtype))
     else:
@@ -233,7 +252,8 @@ def _step(
         R_used = R
         new = measure(xp, theta, p_pred, H, e, R, z.shape[1], config)
         if config.timing == "after":
-            r, p_seen = e, p_pred
+            r = e
+            p_seen: Cov = p_pred
             if estimator == "ema_residual_hph":
                 _check_bounded(xp, theta=new.theta)
                 z_post = outputs(new.theta)
@@ -245,9 +265,11 @@ def _step(
             R = noise.update_unchecked(estimator, R, r, HpH, config.beta)
 
     _check_bounded(xp, theta=new.theta, **({} if R is None else {"R": R}))
-    after = LokoState(theta=new.theta, R=R, step=state.step + 1, **{name: covariance(new)})
+    kept = covariance(new)
+    arrays = {"U": kept.U, "W": kept.W} if isinstance(kept, Precision) else {name: kept}
+    after = LokoState(theta=new.theta, R=R, step=state.step + 1, **arrays)
     record = LokoRecord(
-        p_pred=p_pred,
+        p_pred=seen_p,
         z=z,
         loss=to_scalar(loss_unchecked(z, y, config.observation)),
         yhat=seen.yhat,
@@ -256,6 +278,7 @@ def _step(
         R_used=R_used,
         S=new.S,
         K=new.K,
+        v=new.v,
     )
     return after, record
 

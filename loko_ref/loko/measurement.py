@@ -1,21 +1,33 @@
 """One measurement update under a configuration: the contrasts, the covariance, R.
 
-Shapes: theta, p (n,); P (n, n); z (batch, C); yhat, e (m,); Z, H (m, n); R, S (m, m); K (n, m);
-m = batch * C, stacked sample by sample.
+Shapes: theta, p (n,); P (n, n); z, y (batch, C); yhat, e, v (m,); Z, H (m, n); R, S (m, m);
+K (n, m); m = batch * C, stacked sample by sample.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from loko_ref.arrays import Array, contrast_basis, epsilon, namespace
+from loko_ref.arrays import (
+    Array,
+    cho_solve,
+    cholesky,
+    contrast_basis,
+    epsilon,
+    namespace,
+    solve_triangular,
+)
 from loko_ref.errors import NumericalError
-from loko_ref.kalman import dense, diagonal, simplex
+from loko_ref.kalman import dense, diagonal, glm, implicit, simplex
 from loko_ref.kalman import observation as obs
+from loko_ref.kalman.lowrank import Precision
 from loko_ref.loko.config import LokoConfig
 from loko_ref.loko.state import on_contrasts, prior
 
 __all__ = [
+    "Cov",
+    "PrecisionUpdate",
     "Update",
     "check_windup",
     "covariance",
@@ -24,17 +36,34 @@ __all__ = [
     "predicted_covariance",
 ]
 
-Update: TypeAlias = dense.DenseUpdate | diagonal.DiagonalUpdate
-"""What either filter yields."""
+Cov: TypeAlias = Array | Precision
+"""Variances (n,), a covariance (n, n), or a precision."""
 
 
-def covariance(new: Update) -> Array:
-    """Posterior P (n, n) or p (n,), whichever the filter keeps."""
-    return new.P if isinstance(new, dense.DenseUpdate) else new.p
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrecisionUpdate:
+    """What a filter yields that keeps a precision: as the others, P a :class:`Precision`."""
+
+    S: Array
+    K: Array
+    theta: Array
+    P: Precision
+    v: Array | None = None
 
 
-def predicted_covariance(xp: Any, H: Array, p: Array) -> Array:
-    """H p H' (m, m), p (n,) or (n, n)."""
+Update: TypeAlias = dense.DenseUpdate | diagonal.DiagonalUpdate | PrecisionUpdate
+"""What a filter yields."""
+
+
+def covariance(new: Update) -> Cov:
+    """Posterior P (n, n), p (n,) or precision, whichever the filter keeps."""
+    return new.p if isinstance(new, diagonal.DiagonalUpdate) else new.P
+
+
+def predicted_covariance(xp: Any, H: Array, p: Cov) -> Array:
+    """H p H' (m, m), p (n,), (n, n) or a precision."""
+    if isinstance(p, Precision):
+        return H @ p.times(H.T)
     if p.ndim == 2:
         return H @ (p @ H.T)
     Hs = H * xp.sqrt(p)
@@ -42,7 +71,7 @@ def predicted_covariance(xp: Any, H: Array, p: Array) -> Array:
 
 
 def measure(
-    xp: Any, theta: Array, p: Array, H: Array, e: Array, R: Array, C: int, config: LokoConfig
+    xp: Any, theta: Array, p: Cov, H: Array, e: Array, R: Array, C: int, config: LokoConfig
 ) -> Update:
     """Update by H and R; on the contrasts where classes sum to 0.  [LOKO-1, OBS-5]."""
     if not on_contrasts(config):
@@ -54,20 +83,24 @@ def measure(
     new = _update(xp, theta, p, H_c, e_c, R_c, config)
     K = simplex.from_contrast(Q, new.K.T).T  # (n, m)
     S = predicted_covariance(xp, H, p) + R
-    if isinstance(new, dense.DenseUpdate):
-        return dense.DenseUpdate(S=S, K=K, theta=new.theta, P=new.P)
-    return diagonal.DiagonalUpdate(S=S, K=K, theta=new.theta, p=new.p)
+    return replace(new, S=S, K=K)
 
 
 def _update(
-    xp: Any, theta: Array, p: Array, H: Array, e: Array, R: Array, config: LokoConfig
+    xp: Any, theta: Array, p: Cov, H: Array, e: Array, R: Array, config: LokoConfig
 ) -> Update:
+    if isinstance(p, Precision):
+        PHt = p.times(H.T)  # (n, m)
+        S = H @ PHt + R  # (m, m)  [KAL-2]
+        K = cho_solve(cholesky(S, "S"), PHt.T).T  # (n, m)
+        Hw = solve_triangular(cholesky(R, "R"), H)  # R^-1/2 H: unit noise
+        return PrecisionUpdate(S=S, K=K, theta=theta + K @ e, P=p.add(Hw))  # [KAL-9]
     if config.covariance == "dense":
         return dense.update_unchecked(xp, theta, p, H, e, R, config.form)
     return diagonal.update_unchecked(xp, theta, p, H, e, R, config.diagonal)
 
 
-def check_windup(yhat: Array, e: Array, p: Array, theta: Array, config: LokoConfig) -> None:
+def check_windup(yhat: Array, e: Array, p: Cov, theta: Array, config: LokoConfig) -> None:
     """Raise if a filter that forgot more than it knew is certain and wrong.  [OBS-7].
 
     Where a class has probability 0 to the last bit and is observed, S has a zero row and e is not
@@ -81,7 +114,7 @@ def check_windup(yhat: Array, e: Array, p: Array, theta: Array, config: LokoConf
         Class probabilities.
     e : array (m,)
         Innovation.
-    p : array (n,) or (n, n)
+    p : array (n,) or (n, n), or Precision
         Variances, or covariance, after the time update.
     theta : array (n,)
         Prior mean.
@@ -98,6 +131,7 @@ def check_windup(yhat: Array, e: Array, p: Array, theta: Array, config: LokoConf
     found = obs.impossible(yhat, e)
     if found is None:
         return
+    p = p.variances() if isinstance(p, Precision) else p
     xp = namespace(p)
     first = prior(config, theta)
     now, first = (xp.diagonal(a) if a.ndim == 2 else a for a in (p, first))
@@ -115,9 +149,52 @@ def check_windup(yhat: Array, e: Array, p: Array, theta: Array, config: LokoConf
 
 
 def measure_glm(
-    xp: Any, theta: Array, p: Array, Z: Array, e: Array, yhat: Array, config: LokoConfig
+    xp: Any,
+    theta: Array,
+    p: Cov,
+    Z: Array,
+    z: Array,
+    y: Array,
+    e: Array,
+    yhat: Array,
+    config: LokoConfig,
 ) -> Update:
-    """Update by the Jacobian Z of the logits and R = J.  [LOKO-1, OBS-6]."""
+    """Update by the Jacobian Z of the logits and R = J.  [LOKO-1, OBS-6, OBS-9]."""
+    new: Update
+    if isinstance(p, Precision):
+        return _measure_glm_precision(xp, theta, p, Z, z, y, e, yhat, config)
     if config.covariance == "dense":
-        return dense.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.form)
-    return diagonal.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.diagonal)
+        new = dense.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.form)
+    else:
+        new = diagonal.glm_update_unchecked(xp, theta, p, Z, e, yhat, config.diagonal)
+    if config.solve == "linear":
+        return new
+    v, mean = implicit.mean_unchecked(xp, theta, p, Z, z, y)
+    return replace(new, theta=mean, v=v)
+
+
+def _measure_glm_precision(
+    xp: Any,
+    theta: Array,
+    p: Precision,
+    Z: Array,
+    z: Array,
+    y: Array,
+    e: Array,
+    yhat: Array,
+    config: LokoConfig,
+) -> PrecisionUpdate:
+    """As :func:`measure_glm`, of a precision: the columns added are Zo' L, J = L L'.  [KAL-9]."""
+    eo, Zo = glm.without_reference(xp, yhat, e), glm.against_reference(xp, yhat, Z)
+    PZot = p.times(Zo.T)  # (n, batch (C - 1))
+    Go = Zo @ PZot
+    Ko = glm.gain(xp, yhat, PZot, Go)
+    eye = xp.eye(e.shape[0], dtype=theta.dtype)  # (m, m)
+    K = Ko @ glm.without_reference(xp, yhat, obs.project(eye, yhat.shape[1]))  # (n, m)
+    H = obs.jacobian_product(xp, yhat, Z)  # (m, n)
+    S = predicted_covariance(xp, H, p) + obs.jacobian_product(xp, yhat, eye)
+    v, vo = None, None
+    if config.solve == "implicit":
+        v, vo = implicit.posterior_innovation(xp, z, y, yhat, Go)
+    mean = theta + (Ko @ eo if vo is None else PZot @ vo)
+    return PrecisionUpdate(S=S, K=K, theta=mean, P=p.add(glm.whiten(xp, yhat, Zo)), v=v)

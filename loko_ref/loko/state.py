@@ -6,6 +6,7 @@ m = batch * C, stacked sample by sample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -27,22 +28,30 @@ from loko_ref.checks.values import (
     check_symmetric,
     check_whole,
 )
-from loko_ref.errors import InputError
+from loko_ref.errors import InputError, shown
+from loko_ref.kalman.lowrank import Group, Precision, groups_of
 from loko_ref.kalman.simplex import check_ones
 from loko_ref.loko.config import LokoConfig
-from loko_ref.network.model import pack, sites
+from loko_ref.network.lora import FACTORS
+from loko_ref.network.model import Model, pack
 
 __all__ = [
+    "PRECISIONS",
     "Batch",
     "LokoRecord",
     "LokoState",
     "check_noise",
     "check_state",
+    "groups_for",
     "init",
     "init_at",
     "on_contrasts",
     "prior",
 ]
+
+
+PRECISIONS = ("lowrank", "block")
+"""Covariances that are kept as a precision."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +66,9 @@ class LokoState:
         Variances, with a diagonal covariance.
     P : array (n, n) or None
         Covariance, with a dense one.
+    U, W : array or None
+        With ``lowrank`` and ``block`` the precision ``B + W W'``: B's diagonal (n,), or its blocks'
+        entries one after the other; W (n, L).  [KAL-9, KAL-10]
     R : array (m, m) or None
         Noise estimate; None for ``glm``, whose R follows from yhat.
     step : int
@@ -68,6 +80,8 @@ class LokoState:
     P: Array | None = None
     R: Array | None = None
     step: int = 0
+    U: Array | None = None
+    W: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +91,8 @@ class LokoRecord:
     Attributes
     ----------
     p_pred : array (n,) or (n, n)
-        Variances (or covariance) after the time update.
+        Variances (or covariance) after the time update; with ``lowrank`` and ``block`` its
+        diagonal.
     z : array (batch, C)
         Outputs at the prior.
     loss : float
@@ -92,6 +107,8 @@ class LokoRecord:
         Innovation covariance.
     K : array (n, m)
         Gain; on the simplex its rows sum to 0 over each sample's classes.
+    v : array (m,) or None
+        With ``solve="implicit"``, the innovation at the posterior mean.
     """
 
     p_pred: Array
@@ -103,6 +120,7 @@ class LokoRecord:
     R_used: Array
     S: Array
     K: Array
+    v: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,19 +144,7 @@ def prior(config: LokoConfig, theta: Array) -> Array:
     p0: Any = config.p0
     n = theta.shape[0]
     if isinstance(p0, Mapping):
-        named = {name for name, _, _ in sites(config.model)}
-        if named != set(p0):
-            raise InputError(
-                "p0",
-                f"keys {sorted(p0)}",
-                f"one number a site: {sorted(named)}",
-                "a layer's name misspelt, or a site left out",
-            )
-        p = np.empty(n)
-        for name, _, span in sites(config.model):
-            check_range(f"p0[{name!r}]", p0[name], low=0, low_open=True, high_open=True)
-            p[span] = p0[name]
-        return asarray(p.astype(theta.dtype), theta)
+        return asarray(_by_name(p0, config.model).astype(theta.dtype), theta)
     if hasattr(p0, "shape") and not isinstance(p0, Real):
         check_floats(theta=theta, p0=p0)
         square = p0.ndim == 2 and config.covariance == "dense"
@@ -151,6 +157,44 @@ def prior(config: LokoConfig, theta: Array) -> Array:
         return p0
     check_range("p0", p0, low=0, low_open=True, high_open=True)
     return namespace(theta).full_like(theta, float(p0))
+
+
+def _by_name(p0: Mapping[str, Any], model: Model) -> Array:
+    """Variances (n,) by the keys ``A``, ``B``, ``SITE``, ``SITE.A``; the last that fits.  [LOKO-3].
+
+    bA follows A, and bB follows B; the trainables of a layer without LoRA follow its name.
+    """
+    fit: dict[str, tuple[str, ...]] = {}  # trainable -> keys that fit it
+    for name in model.trainable:
+        layer, part = name.rsplit(".", 1)
+        factor = part[-1:] if part in FACTORS else ""
+        fit[name] = (factor, layer, f"{layer}.{factor}") if factor else (layer,)
+    layers = {name.rsplit(".", 1)[0] for name in model.trainable}
+    factors = {key for keys in fit.values() if len(keys) == 3 for key in (keys[0], keys[2])}
+    for key in p0:
+        if key in layers and key in factors:
+            raise InputError(
+                "p0",
+                f"the key {shown(key)}",
+                f"another name of the layer {shown(key)}",
+                f"the key means every factor {key[-1]} of a site, or the layer: give an array (n,)",
+            )
+    covered = all(set(keys) & set(p0) for keys in fit.values())
+    if not covered or not set(p0) <= layers | factors:
+        raise InputError(
+            "p0",
+            f"keys {sorted(p0)}",
+            f"one number a site: {sorted(layers)}, or a factor: A, B, or SITE.A, SITE.B",
+            "a layer's name misspelt, or a site or a factor left out",
+        )
+    for key, value in p0.items():
+        check_range(f"p0[{key!r}]", value, low=0, low_open=True, high_open=True)
+    p, at = np.empty(model.n), 0
+    for name, keys in fit.items():
+        stop = at + math.prod(model.weights[name].shape)
+        p[at:stop] = p0[next(key for key in reversed(keys) if key in p0)]
+        at = stop
+    return p
 
 
 def init(config: LokoConfig, batch: int = 1) -> LokoState:
@@ -179,12 +223,20 @@ def init_at(config: LokoConfig, theta: Array, batch: int = 1) -> LokoState:
     check_whole("batch", batch)
     xp = namespace(theta)
     m, n = batch * config.model.outputs, theta.shape[0]
+    groups = groups_for(config)
     dense = config.covariance == "dense"
     check_memory("batch", batch, 3 * m * m + 2 * m * n, theta.dtype)  # R, S and its factor; H, K
     if dense:
         check_memory("covariance", f"'dense' with n = {n}", 3 * n * n, theta.dtype)
+    if config.covariance in PRECISIONS:
+        blocks = sum(g.units * g.size**2 for g in groups) or n
+        wide = 3 * (blocks + n * (config.kept + m))  # with what an update makes of them
+        check_memory("covariance", f"'{config.covariance}', {blocks} entries", wide, theta.dtype)
     p = prior(config, theta)
     R = None if config.observation == "glm" else config.r0 * xp.eye(m, dtype=theta.dtype)
+    if config.covariance in PRECISIONS:
+        made = Precision.prior(p, config.kept, groups)
+        return LokoState(theta=theta, U=made.U, W=made.W, R=R)
     if dense:
         return LokoState(theta=theta, P=xp.diag(p) if p.ndim == 1 else p, R=R)
     return LokoState(theta=theta, p=p, R=R)
@@ -200,6 +252,8 @@ def check_state(state: LokoState, config: LokoConfig) -> Any:
     """
     n = config.model.n
     check_shape("state.theta", state.theta, ("n",), {"n": n})
+    if config.covariance in PRECISIONS:
+        return _check_precision(state, config)
     if config.covariance == "dense":
         name, cov, shape = "state.P", state.P, ("n", "n")
     else:
@@ -219,6 +273,31 @@ def check_state(state: LokoState, config: LokoConfig) -> Any:
     else:
         check_symmetric(name, cov)
     return namespace(state.theta)
+
+
+def _check_precision(state: LokoState, config: LokoConfig) -> Any:
+    n, L, groups = config.model.n, config.kept, groups_for(config)
+    entries = sum(g.units * g.size**2 for g in groups) or n
+    for name, array, shape in (("U", state.U, (entries,)), ("W", state.W, (n, L))):
+        if array is None or tuple(array.shape) != shape:
+            got = None if array is None else f"shape {tuple(array.shape)}"
+            cause = "a state made for another covariance, or another number of columns"
+            raise InputError(f"state.{name}", got, f"an array {shape}", cause)
+        check_floats(theta=state.theta, **{f"state.{name}": array})
+        check_finite(**{f"state.{name}": array})
+    assert state.U is not None
+    if not groups:
+        check_positive("state.U", state.U)
+    return namespace(state.theta)
+
+
+def groups_for(config: LokoConfig) -> tuple[Group, ...]:
+    """List the blocks of a configuration's precision; none unless ``block``.  [KAL-10]."""
+    if config.covariance != "block":
+        return ()
+    model = config.model
+    shapes = [(k.rsplit(".", 1)[1], tuple(model.weights[k].shape)) for k in model.trainable]
+    return groups_of(shapes, config.blocks)
 
 
 def on_contrasts(config: LokoConfig) -> bool:

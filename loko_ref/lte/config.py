@@ -20,9 +20,11 @@ from loko_ref.checks.values import (
 )
 from loko_ref.errors import InputError
 from loko_ref.kalman.diagonal import DiagonalKind
+from loko_ref.kalman.implicit import Solve
+from loko_ref.kalman.lowrank import Blocks
 from loko_ref.kalman.noise import NoiseEstimator, Timing
 from loko_ref.kalman.observation import ObservationModel
-from loko_ref.loko import LokoConfig
+from loko_ref.loko.config import LokoConfig, said
 from loko_ref.lte.layout import Layout
 from loko_ref.network import lora
 from loko_ref.network.layers.activation import ACTIVATIONS
@@ -41,6 +43,10 @@ Reduction: TypeAlias = Literal["all", "own"]
 Loss: TypeAlias = Literal["cross_entropy", "mse"]
 FilterMerge: TypeAlias = Literal["keep", "shrink", "prior"]
 Replicas: TypeAlias = Literal["train", "frozen"]
+
+
+HeadCovariance: TypeAlias = Literal["diagonal", "lowrank", "block"]
+"""What a head's filter keeps."""
 
 
 @known_keywords
@@ -62,6 +68,10 @@ class Loko:
     lam: float = 1.0
     q: float = 0.0
     center: bool = False
+    solve: Solve = "linear"
+    covariance: HeadCovariance = "diagonal"
+    columns: int | None = None
+    blocks: Blocks = "unit"
 
 
 OPTIMIZERS: dict[str, type] = {**METHODS, "loko": Loko}
@@ -183,6 +193,14 @@ class LteConfig:
                     "'mse' with 'gaussian', 'cross_entropy' with the others",
                     "an observation model for other data than the loss",
                 )
+            check_choice("covariance", self.optimizer.covariance, get_args(HeadCovariance))
+            if self.optimizer.covariance != "diagonal" and self.filter_merge != "keep":
+                raise InputError(
+                    "filter_merge",
+                    f"'{self.filter_merge}' with covariance='{self.optimizer.covariance}'",
+                    "'keep'",
+                    "a precision has no variances p that could be changed entry by entry",
+                )
         elif self.filter_merge != "keep":
             raise InputError(
                 "filter_merge", repr(self.filter_merge), "'keep'", "an option of LoKO alone"
@@ -282,7 +300,7 @@ class LteConfig:
                 options = {g.name: getattr(value, g.name) for g in fields(value)}
                 if hasattr(options.get("p0"), "tolist"):
                     options["p0"] = options["p0"].tolist()
-                value = {"kind": kind, **options}
+                value = {"kind": kind, **said(options, covariance="diagonal")}
             found[f.name] = value
         return found
 

@@ -99,7 +99,7 @@ class Layout:
         return Layout(sites=sites, n=at, names=names, factors=factors)
 
     def take(self, rows: Array, name: str) -> Array:
-        """View of ``layer.part`` in rows (..., n): shape (..., *shape)."""
+        """View of ``layer.part`` in rows (..., n), in the part's shape."""
         layer, key = name.rsplit(".", 1)
         span, shape = self.sites[layer].parts[key]
         return rows[..., span].reshape(*rows.shape[:-1], *shape)

@@ -129,7 +129,7 @@ def init(
         The choices.
     weights : mapping of str to array, optional
         Initial ``layer.W``, ``layer.b`` and so on; drawn from the seed by default.
-    factors : mapping of str to array (heads, *shape), optional
+    factors : mapping of str to array (heads, ...), optional
         Initial ``layer.A``, ``layer.B``, ...; drawn from the seed by default.
     batch : int
         Samples that one head sees in a step (LoKO's R is (batch C, batch C)).
@@ -218,7 +218,8 @@ def fresh_optimizer(
         xp = namespace(theta)
         initial = [loko.init_at(config.filter(theta.dtype), row, batch) for row in theta]
         R = None if initial[0].R is None else xp.stack([s.R for s in initial])
-        return {"p": xp.stack([s.p for s in initial])}, R
+        names = ("p",) if initial[0].U is None else ("U", "W")
+        return {k: xp.stack([getattr(s, k) for s in initial]) for k in names}, R
     slots = optimizers.init(theta.reshape(-1), config.optimizer).slots
     return {k: v.reshape(theta.shape) for k, v in slots.items()}, None
 

@@ -218,7 +218,8 @@ def _filter_step(
     loss, _ = net.losses(config, z, y)
     filters = config.filter(state.theta.dtype)
     shared = config.mode == "mhlora"
-    theta, p, R = [], [], []
+    theta, R = [], []
+    kept: dict[str, list[Array]] = {name: [] for name in state.slots}
     for row in range(state.theta.shape[0]):
         head = state.first + row if shared else row
 
@@ -230,9 +231,9 @@ def _filter_step(
 
         own = loko.LokoState(
             theta=state.theta[row],
-            p=state.slots["p"][row],
             R=None if state.R is None else state.R[row],
             step=state.step,
+            **{name: rows[row] for name, rows in state.slots.items()},
         )
         new, _ = loko.step_from_jacobian(
             own,
@@ -243,7 +244,8 @@ def _filter_step(
             outputs,
         )
         theta.append(new.theta)
-        p.append(new.p)
+        for name, found in kept.items():
+            found.append(getattr(new, name))
         R.append(new.R)
     moved = xp.stack(theta)
     if not bool(xp.isfinite(moved).all()):
@@ -251,7 +253,7 @@ def _filter_step(
     after = replace(
         state,
         theta=moved,
-        slots={"p": xp.stack(p)},
+        slots={name: xp.stack(found) for name, found in kept.items()},
         R=None if state.R is None else xp.stack(R),
         step=state.step + 1,
         optimizer_step=state.optimizer_step + 1,

@@ -1,4 +1,4 @@
-"""Which known mistakes the properties find, and which property finds which.
+"""Which known mistakes the properties find, and which property finds which; and generated ones.
 
 A mistake is turned into an implementation of every operation, with rounding errors of its own, and
 each property that reads one of its formulas is checked on it. No expected value takes part.
@@ -6,7 +6,7 @@ each property that reads one of its formulas is checked on it. No expected value
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from hypothesis import Phase, given, settings
 
+from loko_ref.conformance.assessment.generated import chosen, differs, mistakes
+from loko_ref.conformance.assessment.reach import Reach
+from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.catalogue.registry import Operation
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.mistakes.registry import (
@@ -27,7 +30,7 @@ from loko_ref.properties.trial import Declined, Problem, Property, Refuted, Tria
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import identity
 
-__all__ = ["LEAST", "UNSEEN", "Matrix", "Row", "problems", "row", "summary"]
+__all__ = ["LEAST", "UNSEEN", "Matrix", "Row", "generated", "problems", "row", "summary"]
 
 LEAST = 0.9
 """Share of the known mistakes that the properties have to find."""
@@ -128,6 +131,42 @@ def row(mistake: Mutant, facts: Sequence[Property]) -> Row:
             if any(_holds(fact, wrong, problem) is False for problem in reached):
                 found.append(fact.name)
     return Row(mistake=mistake.id, read=tuple(read), found=tuple(found))
+
+
+def generated(
+    count: int, facts: Sequence[Property], *, seed: int = 0
+) -> Iterator[tuple[str, str | None]]:
+    """Yield generated mistakes that change a number, each with the first property that finds it.
+
+    Parameters
+    ----------
+    count : int
+        Of mistakes.
+    facts : sequence of Property
+        The properties; mistakes are drawn in what their operations compute.
+    seed : int
+        Of the draw.
+    """
+    operations = {fact.operation for fact in facts}
+    reach = Reach([c for c in select(dtype="float64") if c.operation.name in operations])
+    for mistake in mistakes(seed, False, reach):
+        (change,) = mistake.changes
+        cases = reach.cases(change)
+        if not (differs(mistake, chosen(mistake, cases, seed)) or {}).get("everything"):
+            continue  # an equivalent formula, or one that cannot be computed
+        wrong, keys = mistake.implementation("everything"), set(change.formula.keys)
+        reached = {case.operation.name for case in cases}
+        found = (
+            fact.name
+            for fact in facts
+            if fact.operation in reached
+            for problem, called in problems(fact)
+            if (not keys or keys & called) and _holds(fact, wrong, problem) is False
+        )
+        yield f"{change.formula.name}: {' '.join(change.diff.split())}", next(found, None)
+        count -= 1
+        if not count:
+            return
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -306,7 +306,7 @@ class _Test:
 def parametrize(
     implementation: object, *, only: str | None = None, profile: str = "dev"
 ) -> pytest.MarkDecorator:
-    """Parametrize a test's argument ``holds`` with the properties of what is implemented.
+    """Parametrize a test's argument ``holds`` with the properties of what is implemented::
 
         @loko_ref.properties.parametrize(IMPLEMENTATION)
         def test_property(holds):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.implementations.python import Runnable
+from loko_ref.conformance.implementations.python import Implementation, Runnable
 from loko_ref.conformance.judge.tolerance import canonical, tolerance
 from loko_ref.conformance.user_inputs import user_case
 from loko_ref.errors import InputError, NumericalError
@@ -38,6 +38,10 @@ __all__ = [
     "inverse",
     "size",
 ]
+
+
+TINY = 1e-30
+"""The complex step: its square is below every roundoff."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -276,6 +280,29 @@ class Trial:
         case = user_case(self.held.operation, inputs, **self.options)
         found = self._answer(case)
         return {name: np.asarray(a, dtype=np.float64) for name, a in found.items()}
+
+    def complex_step(self, moves: Mapping[str, Array]) -> Mapping[str, Array] | None:
+        """Return how fast the outputs move as weights move, by a complex step; None without one.
+
+        Only code in this process can be asked, and not all of it takes complex numbers: what comes
+        back is to be held against another derivative before it is used.  [LAY-9]
+        """
+        operation = self.held.operation
+        if not isinstance(self._target, Implementation) or operation not in self._target.functions:
+            return None
+        function, dtype = self._target.functions[operation], self.dtype
+
+        @wraps(function)
+        def stepped(weights: Mapping[str, Array], **others: Any) -> dict[str, Array]:
+            moved = {k: a.astype(complex) for k, a in weights.items()}
+            moved |= {k: moved[k] + TINY * 1j * step for k, step in moves.items()}
+            found = function(weights=moved, **others)
+            return {k: (np.imag(a) / TINY).astype(dtype) for k, a in found.items()}
+
+        case = user_case(operation, self.given, **self.options)
+        answer = replace(self._target, functions={operation: stepped}).run(case, self._timeout)
+        rejected = answer.declined is not None or answer.finding is not None
+        return None if rejected else answer.outputs
 
     def _answer(self, case: Case) -> Mapping[str, Array]:
         """Return what the implementation answers."""

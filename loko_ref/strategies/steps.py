@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from loko_ref import kalman
 from loko_ref.errors import InputError
-from loko_ref.loko import COVARIANCES, Batch, LokoConfig, LokoState
+from loko_ref.kalman.implicit import SOLVES
+from loko_ref.loko import Batch, LokoConfig, LokoState
 from loko_ref.network.layers import embedding
 from loko_ref.network.model import Model, pack, sites
 from loko_ref.network.spec import reads_tokens
@@ -127,6 +128,7 @@ def configs(
         )
         and (not fixed.get("center") or c[0] == "logits")
         and (fixed.get("form") != "sequential" or c[:2] in SEQUENTIAL)
+        and (fixed.get("solve") != "implicit" or c[0] == "glm")
     ]
     if not valid:
         got = {k: v for k, v in fixed.items() if k in ("observation", "noise", "timing", "center")}
@@ -142,7 +144,7 @@ def configs(
         covariance = "dense"
     if covariance is None and fixed.get("diagonal", "decoupled") != "decoupled":
         covariance = "diagonal"
-    dense = (covariance or draw(st.sampled_from(COVARIANCES))) == "dense"
+    dense = (covariance or draw(st.sampled_from(["diagonal", "dense"]))) == "dense"
     choices: dict[str, Any] = {
         "observation": observation,
         "noise": noise,
@@ -158,6 +160,7 @@ def configs(
         "center": observation == "logits"
         and fixed.get("form") != "sequential"
         and draw(st.booleans()),
+        "solve": draw(st.sampled_from(SOLVES)) if observation == "glm" else "linear",
     }
     return LokoConfig(model=model, **(choices | fixed))
 
@@ -233,7 +236,7 @@ class StepProblem:
         y = self.batch.y
         if c.observation != "gaussian":
             y = np.eye(model.outputs, dtype=model.dtype)[y]
-        named = ("observation", "noise", "timing", "beta", "covariance", "diagonal")
+        named = ("observation", "noise", "timing", "beta", "covariance", "diagonal", "solve")
         found = {
             "x": self.batch.x.astype(model.dtype),
             "y": y,

@@ -18,9 +18,16 @@ import scipy.linalg
 
 from loko_ref.arrays import Array
 from loko_ref.textbook.network import NETWORK, arrays, ways
-from loko_ref.textbook.quantities import Formula, Values, evaluate, identity
+from loko_ref.textbook.quantities import Formula, Values, evaluate, identity, inner
 
-__all__ = ["FORMULAS", "Formula", "Values", "identity", "predicted_covariance"]
+__all__ = [
+    "FORMULAS",
+    "Formula",
+    "Values",
+    "identity",
+    "implicit_innovation",
+    "predicted_covariance",
+]
 
 
 @cache
@@ -77,6 +84,47 @@ def _K_glm(v: Values) -> Array:
 
 def _theta_post(v: Values) -> Array:
     return v.theta + v.K @ v.e
+
+
+def _v(v: Values) -> Array:
+    return implicit_innovation(v)
+
+
+def implicit_innovation(v: Values, most: int = 200, damped: bool = True) -> Array:
+    """``v = y - softmax(z + G v)`` (m,), G = Z P Z', by Newton's method from v = 0.  [OBS-9].
+
+    A step that overshoots is halved, unless it moves no logit by 0.01; it ends where neither the
+    residual nor the decrement falls.
+    """
+    pZt = v.p_pred[:, None] * v.Z.T if v.p_pred.ndim == 1 else v.p_pred @ v.Z.T  # (n, m)
+    G, eye = v.Z @ pZt, np.eye(v.y.size)
+    rounding = v.keep("yhat_post", np.ones(v.z.shape))  # of the probabilities, the same throughout
+
+    def look(w: Array) -> tuple[Array, Array]:
+        q = rounding * v.F["softmax"](v, v.z + (G @ w).reshape(v.z.shape))
+        return q, (v.y - q).reshape(-1) - w
+
+    w = np.zeros(v.y.size)
+    q, r = look(w)
+    best, least, lowest, idle = w, np.abs(r).max(), np.inf, 0
+    for _ in range(most):
+        d = np.linalg.solve(eye + v.F["J"](Values(v, yhat=q)) @ G, r)
+        t, size, slope, moved = 1.0, np.abs(r).max(), d @ G @ r, np.abs(G @ d).max()
+        q, r = look(w + d)
+        while damped and t * moved > 0.01 and d @ G @ r < 0 and np.abs(r).max() > size / 2:
+            t /= 2
+            q, r = look(w + t * d)
+        w, now = w + t * d, np.abs(r).max()
+        idle = 0 if now < least or slope < lowest else idle + 1
+        best, least, lowest = w if now < least else best, min(now, least), min(slope, lowest)
+        if idle == 2 or now == 0:
+            break
+    return best if damped else w
+
+
+def _theta_implicit(v: Values) -> Array:
+    P = np.diag(v.p_pred) if v.p_pred.ndim == 1 else v.p_pred
+    return v.theta + P @ v.Z.T @ v.v
 
 
 def _p_decoupled(v: Values) -> Array:
@@ -143,7 +191,7 @@ def _ema_hph(v: Values) -> Array:
 
 def _residual(v: Values) -> Array:
     """``y - h(theta+)`` (m,); h is ``v.outputs`` where LTE's heads have it.  [NOISE-4]."""
-    w = Values(v)
+    w = Values(v, keep=inner(v.keep))
     if "outputs" in v:
         w["z"] = v.outputs(v.theta_post)
     else:
@@ -172,6 +220,8 @@ FORMULAS: dict[str, Formula] = {
     "K.softmax": _K_softmax,
     "K.glm": _K_glm,
     "theta_post": _theta_post,
+    "theta_post.implicit": _theta_implicit,
+    "v": _v,
     "p.decoupled": _p_decoupled,
     "p.variational": _p_variational,
     "p.dense": _p_dense,

@@ -20,7 +20,7 @@ from loko_ref.textbook.quantities import Quantity, in_order, origins, quantity
 
 Options = Mapping[str, Any]
 
-_CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center", "train")
+_CHOSEN = ("observation", "noise", "timing", "covariance", "diagonal", "center", "train", "solve")
 """Options that change the dataflow."""
 
 _FLOWS: dict[tuple[Any, ...], tuple[Quantity, ...]] = {}
@@ -43,6 +43,7 @@ SHAPES = {
     "S": ("m", "m"),
     "K": ("n", "m"),
     "r": ("m",),
+    "v": ("m",),
 }
 """Name of an input or output -> its axes; m = batch * C."""
 
@@ -159,12 +160,12 @@ def _noise_kept(o: Options) -> tuple[Quantity, ...]:
 
 
 def update(o: Options) -> tuple[Quantity, ...]:
-    """List S, K and the posteriors theta_post and p_post.  [KAL-2, DIAG-1, DIAG-2].
+    """List S, K and the posteriors theta_post and p_post.  [KAL-2, DIAG-1, DIAG-2, OBS-9].
 
     Parameters
     ----------
     o : mapping
-        ``observation``, ``covariance`` and, of a diagonal one, ``diagonal``.
+        ``observation``, ``covariance`` and, of a diagonal one, ``diagonal``; ``solve``.
     """
     kind, dense = o["observation"], o["covariance"] == "dense"
     P = "P" if dense else "diag(p)"
@@ -185,10 +186,19 @@ def update(o: Options) -> tuple[Quantity, ...]:
         reads, inside = ("Z", "Z' J Z") if kind == "glm" else ("H", "H' R^-1 H")
         posterior = quantity("p_post", f"p_pred R_used {reads}", "p.variational",
                        f"1 / (1 / p + diag({inside}))", "DIAG-2 DIAG-4")  # fmt: skip
+    mean: tuple[Quantity, ...] = (
+        quantity("theta_post", "theta K e", "theta_post", "theta + K e", "KAL-2 LOKO-1"),
+    )
+    if o.get("solve") == "implicit":
+        mean = (
+            quantity("v", "y z Z p_pred", "v", f"y - softmax(z + G v),  G = Z {P} Z'", "OBS-9"),
+            quantity("theta_post", "theta p_pred Z v", "theta_post.implicit", f"theta + {P} Z' v",
+                     "OBS-9 LOKO-1"),
+        )  # fmt: skip
     return (
         quantity("S", "H p_pred R_used", "S", f"H {P} H' + R", "KAL-2"),
         gain,
-        quantity("theta_post", "theta K e", "theta_post", "theta + K e", "KAL-2 LOKO-1"),
+        *mean,
         posterior,
     )
 
@@ -199,8 +209,9 @@ def dataflow(o: Options) -> tuple[Quantity, ...]:
     Parameters
     ----------
     o : mapping
-        ``observation``, ``noise``, ``timing``, ``covariance``, ``diagonal``, ``center``: a valid
-        combination. With ``spec``, the network's layers too.
+        ``observation``, ``noise``, ``timing``, ``covariance``, ``diagonal``, ``center``, ``solve``
+        (``linear`` where it is left out): a valid combination. With ``spec``, the network's layers
+        too.
 
     Examples
     --------
@@ -234,7 +245,7 @@ def output_name(name: str, o: Options) -> str:
 @cache
 def choices() -> tuple[dict[str, Any], ...]:
     """List every valid combination of options that changes the dataflow.  [NOISE-7, LOKO-4]."""
-    return tuple(
+    linear = tuple(
         {
             "observation": kind,
             "noise": noise,
@@ -242,6 +253,7 @@ def choices() -> tuple[dict[str, Any], ...]:
             "covariance": covariance,
             "diagonal": diagonal,
             "center": center,
+            "solve": "linear",
         }
         for kind, noise, timing in combinations()
         for covariance, diagonal in (
@@ -251,6 +263,7 @@ def choices() -> tuple[dict[str, Any], ...]:
         )
         for center in ((False, True) if kind == "logits" else (False,))
     )
+    return (*linear, *({**o, "solve": "implicit"} for o in linear if o["observation"] == "glm"))
 
 
 def summary(name: str) -> tuple[str, str]:

@@ -42,12 +42,21 @@ from loko_ref.textbook.lte_state import (
     joined,
     kept,
     scales,
+    schedule,
     start,
     whole,
     with_arrays,
 )
 from loko_ref.textbook.network import layers, own
-from loko_ref.textbook.quantities import Formula, Lazy, Quantity, Values, evaluate, quantity
+from loko_ref.textbook.quantities import (
+    Formula,
+    Lazy,
+    Quantity,
+    Values,
+    evaluate,
+    inner,
+    quantity,
+)
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -121,8 +130,8 @@ def lte_merge(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
 # ------------------------------------------------------------------------------- the heads' steps
 
 
-_OF_HEAD = {f"{name}_step": f"{name}_post" for name in ("theta", "p", "R", *SLOTS)}
-_OF_HEAD |= {name: name for name in ("z", "loss", "Z", "gradient")}
+OF_HEAD = {f"{name}_step": f"{name}_post" for name in ("theta", "p", "R", *SLOTS)}
+OF_HEAD |= {name: name for name in ("z", "loss", "Z", "gradient")}
 """Output of the heads' steps -> its name among a head's values."""
 
 
@@ -137,7 +146,8 @@ def _heads(v: Values) -> list[Values]:
     rows: list[Values] = []
     for head in range(o.heads):
         w, which = head_values(v, S, head, xs[head]), F["lte.filter_of"](head)
-        w |= {"y": ys[head], "at": v["at"], "t": S.t + 1, "loss_kind": o.loss}
+        w |= {"keep": inner(v.keep, head), "y": ys[head], "at": v["at"], "t": S.t + 1}
+        w |= {"loss_kind": o.loss}
         w |= {"covariance": "diagonal"}
         w.F["e"] = lambda u: F["lte.innovation"](F["e"](u), o.heads)
         if o.optimizer == "loko":
@@ -146,7 +156,7 @@ def _heads(v: Values) -> list[Values]:
             before = [slot["R"] for slot in S.slots]
             w["R"] = F["lte.R_of"](before, which) if which == head else slots[which]["R"]
         if isinstance(v, Lazy):
-            given = {own: v[name][head] for name, own in _OF_HEAD.items() if name in v}
+            given = {own: v[name][head] for name, own in OF_HEAD.items() if name in v}
             rows.append(Lazy(flow, w, given))
             continue
         w |= evaluate(w, flow)
@@ -267,12 +277,19 @@ RUN = (
 _NAMES = {q.name for q in RUN}
 
 
+def state_names(o: Arrays) -> list[str]:
+    """Name the arrays that stand for the state of a run, in dataflow order."""
+    loko = o["optimizer"] == "loko"
+    own = ["theta", *slot_names(o), *(["p"] if loko else [])]
+    own += ["R"] if loko and o["noise"] != "glm" else []
+    memory = "copies" if o["realisation"] == "copies" else "merged"
+    return [*own, *(["W", memory] if o["mode"] == "lte" else [])]
+
+
 def _rules(o: Values, evaluation: bool) -> dict[str, Formula]:
     """Name of each quantity that there is under the options -> how it is computed."""
-    lte, loko = o.mode == "lte", o.optimizer == "loko"
-    memory = "copies" if o.realisation == "copies" else "merged"
-    state = ["theta", *slot_names(o), *(["p"] if loko else [])]
-    state += ["R"] if loko and o.noise != "glm" else []
+    lte, loko, every = o.mode == "lte", o.optimizer == "loko", state_names(o)
+    state = every[:-2] if lte else every
     steepest = "Z" if loko else "gradient"
 
     def before(v: Values) -> Values:
@@ -294,7 +311,7 @@ def _rules(o: Values, evaluation: bool) -> dict[str, Formula]:
         return rule
 
     def ended(v: Values) -> Values:
-        given = {name: v[name] for name in (*state, *(["W", memory] if lte else []))}
+        given = {name: v[name] for name in every}
         return with_arrays(v.after, given)
 
     found: dict[str, Formula] = {"state": ended, "before": before, "heads": _heads}
@@ -342,11 +359,33 @@ def run(o: Arrays, evaluation: bool = False) -> tuple[Quantity, ...]:
     )
 
 
-def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
-    """Take steps, merges and resets; every state array after each of them.  [LTE-1]."""
-    flow, names = run(o, "evaluation" in x), trained(o, x["weights"])
+def _fixed(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Values:
+    """Return the values that all steps of a run share."""
+    names = trained(o, x["weights"])
     fixed = Values(o=Values(o), F=F, keep=keep, given=x, names=names)
     fixed["step"] = local_step(o, F, x["weights"])
+    return fixed
+
+
+def _shown_of(v: Values, flow: tuple[Quantity, ...]) -> Out:
+    return {q.name: v[q.name] for q in flow if not q.hidden}
+
+
+def lte_step(x: Arrays, o: Arrays, F: Table, keep: Keep, at: int) -> Out:
+    """Take step `at` = 1, 2, ... of a run from the state ``last.W``, ``last.theta``, ... in x.
+
+    Without these it is the first one. x and y are those of this step.  [LTE-1]
+    """
+    flow, fixed = run(o, "evaluation" in x), _fixed({**x, "y": x["y"][None]}, o, F, keep)
+    state = {name: a for name, a in x.items() if name.startswith("last.")}
+    v = Values(fixed, at=at, x=x["x"], y=x["y"], counts=schedule(o, at - 1), **state)
+    evaluate(v, flow)
+    return _shown_of(v, flow)
+
+
+def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """Take steps, merges and resets; every state array after each of them.  [LTE-1]."""
+    flow, fixed = run(o, "evaluation" in x), _fixed(x, o, F, keep)
     before, steps = start(fixed), []
     for at, (bx, by) in enumerate(zip(x["x"], x["y"], strict=True), start=1):
         v = Values(fixed, at=at, x=bx, y=by, before=before)
@@ -355,5 +394,5 @@ def lte_run(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
         steps.append(v)
     for v in steps:  # behind all others, so that their disturbances are what they were without it
         evaluate(v, (q for q in flow if q.name == "z_first"))
-    rows = [{q.name: v[q.name] for q in flow if not q.hidden} for v in steps]
+    rows = [_shown_of(v, flow) for v in steps]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -23,7 +23,7 @@ import numpy as np
 from loko_ref.textbook import loko
 from loko_ref.textbook.network import NETWORK, layers, own, ways
 from loko_ref.textbook.optimizers import METHODS
-from loko_ref.textbook.quantities import Formula, Quantity, Values, evaluate, quantity
+from loko_ref.textbook.quantities import Formula, Quantity, Values, evaluate, inner, quantity
 
 __all__ = [
     "FACTORS",
@@ -226,7 +226,7 @@ def _by_theta(spec: Sequence[Arrays]) -> Formula:
 
 def head_values(v: Values, S: Values, head: int, x: Any) -> Values:
     """One head's values of a state."""
-    own = {"F": head_formulas(v.F), "keep": v.keep, "names": v.names, "head": head, "x": x}
+    own = {"F": head_formulas(v.F), "keep": inner(v.keep), "names": v.names, "head": head, "x": x}
     return Values({**v.o, **S, **own})
 
 

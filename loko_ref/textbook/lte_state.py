@@ -98,6 +98,36 @@ def start(v: Values) -> Values:
     return Values(S, slots=[fresh(v, S) for _ in range(v.o.heads)])
 
 
+def schedule(o: Arrays, before: int) -> dict[str, int]:
+    """Count what there was of a run of LTE before a step.
+
+    Parameters
+    ----------
+    o : mapping
+        Options of ``lte.run``.
+    before : int
+        Number of steps before it.
+
+    Returns
+    -------
+    dict of str to int
+        ``t``, steps since the optimizer's state was begun, ``merges`` and ``resets``.
+
+    Examples
+    --------
+    >>> o = {"merge_at": [], "merge_every": 2, "mode": "lte", "optimizer_state": "reset"}
+    >>> schedule({**o, "reset": "B", "reset_at": [4]}, 5)
+    {'t': 1, 'merges': 2, 'resets': 1}
+    """
+    merges = []
+    if o["mode"] == "lte":
+        every = range(o["merge_every"], before + 1, o["merge_every"])
+        merges = [at for at in o["merge_at"] or every if at <= before]
+    resets = [at for at in merges if o["reset"] != "none" and at in (o["reset_at"] or merges)]
+    begun = max(merges, default=0) if o["optimizer_state"] == "reset" else 0
+    return {"t": before - begun, "merges": len(merges), "resets": len(resets)}
+
+
 def whole(o: Values) -> bool:
     """Return whether every head gets the whole batch."""
     return bool(o.mode == "mhlora" or o.data == "replicated")

@@ -20,6 +20,7 @@ __all__ = [
     "evaluate",
     "identity",
     "in_order",
+    "inner",
     "missing",
     "origins",
     "quantity",
@@ -37,6 +38,15 @@ def scalar(v: Values, name: str, value: float) -> float:
     """Return a number computed from options alone; a hook may move it.  [TOL-7]."""
     moved: float = getattr(v.keep, "scalar", identity)(name, value)
     return moved
+
+
+def inner(keep: Formula, head: int | None = None) -> Formula:
+    """Return the hook for what is computed within a quantity, or for one head's quantities.
+
+    A hook that tells the quantities of a step apart has a method ``inner``.
+    """
+    found: Formula = getattr(keep, "inner", lambda head: keep)(head)
+    return found
 
 
 class Values(dict[str, Any]):

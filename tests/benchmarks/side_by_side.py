@@ -92,12 +92,18 @@ def softmax_step(theta, p, R, y, yhat, H, beta, lib):
 
 
 def torch_contestant(config, state, batch, mode):
+    step = torch_step(config, state, batch, mode)
+    return lambda: [a.detach().numpy() for a in step()]
+
+
+def torch_step(config, state, batch, mode, device="cpu"):
+    """Make a step of torch's, from host arrays to tensors that stay on the device."""
     import torch
     from torch.func import jacrev, vmap
 
     torch.set_num_threads(int(THREADS))
     F = torch.nn.functional
-    tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a))  # noqa: E731
+    tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)  # noqa: E731
     weights = {k: tensor(a) for k, a in config.model.weights.items()}
     ops = {
         "relu": torch.relu,
@@ -139,7 +145,7 @@ def torch_contestant(config, state, batch, mode):
         with torch.no_grad():
             return softmax_step(theta, p, R, y, yhat.reshape(-1), H, config.beta, {"solve": solve})
 
-    return lambda: [a.detach().numpy() for a in step()]
+    return step
 
 
 def jax_contestant(config, state, batch):
@@ -229,18 +235,18 @@ def of_linear(layer, rows, cotangents, add):
             add((cotangents, o, rows), (rows, r))
 
 
-def floor_contestant(config, state, batch):
+def floor_contestant(config, state, batch, xp=np):
     rng, dtype = np.random.default_rng(0), state.theta.dtype
     drawn, pairs = {}, []
 
     def array(shape, side):
         if (shape, side) not in drawn:
-            drawn[shape, side] = rng.standard_normal(shape).astype(dtype)
+            drawn[shape, side] = xp.asarray(rng.standard_normal(shape).astype(dtype))
         return drawn[shape, side]
 
     def add(left, right):
         a, b = array(left, "left"), array(right, "right")
-        pairs.append((a, b, np.matmul(a, b)))
+        pairs.append((a, b, xp.matmul(a, b)))
 
     C, size = config.model.outputs, batch.x.shape[0]
     # samples ride together where there are no tokens; the problems with tokens have one sample
@@ -253,7 +259,7 @@ def floor_contestant(config, state, batch):
 
     def step():
         for a, b, out in pairs:
-            np.matmul(a, b, out=out)
+            xp.matmul(a, b, out=out)
         return H @ H.T, S @ H
 
     return step

@@ -91,7 +91,7 @@ def test_operations_by_glob():
 def test_a_lack_of_memory_is_one_line(monkeypatch):
     from loko_ref.cli import app
 
-    def hungry():
+    def hungry(prog_name):
         raise MemoryError("8 GiB for an array")
 
     monkeypatch.setattr(app, "app", hungry)

@@ -240,8 +240,9 @@ def test_variants_are_runs_of_their_own(cli, tmp_path):
 
 def test_every_option_of_loko_can_be_written():
     text = (
-        "softmax,noise=ema_innovation,timing=after,beta=0.9,r0=2,p0=0.1,covariance=diagonal,"
-        "diagonal=variational,form=joseph,lam=0.99,q=1e-5,center=false"
+        "softmax,noise=ema_innovation,timing=after,beta=0.9,r0=2,p0=0.1,covariance=block,"
+        "diagonal=decoupled,form=joseph,lam=0.99,q=1e-5,center=false,solve=linear,columns=0,"
+        "blocks=tensor"
     )
     (found,) = options.parse_variants([text])
     assert set(found) == set(default_options("loko", False))

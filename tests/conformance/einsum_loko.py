@@ -116,7 +116,36 @@ def contrasts(batch, C, dtype):
     return np.kron(np.eye(batch), Q).astype(dtype)
 
 
-def loko_step(*, x, y, theta, weights, spec, p=None, P=None, R=None, **o):
+def first_row(z):
+    """The first row of each row's sample."""
+    return np.repeat(np.arange(len(z)) * z.shape[1], z.shape[1])
+
+
+def solve_implicit(z, Z, y, P):
+    """v as the root of one number after another would be slow: Newton on the contrasts instead."""
+    Q = contrasts(*z.shape, np.float64)
+    G, zf = ein("ja,ab,kb->jk", Z, wide(P), Z).astype(np.float64), z.astype(np.float64)
+    w = np.zeros(len(Q))
+    best, idle = (np.inf, w), 0
+    while idle < 10:
+        a = zf + (G @ (Q.T @ w)).reshape(z.shape)
+        q = softmax(a)
+        r = Q @ (y - q).ravel() - w
+        best, idle = ((np.abs(r).max(), w), 0) if np.abs(r).max() < best[0] else (best, idle + 1)
+        A, B = Q @ blocks(q) @ Q.T, Q @ G @ Q.T
+        d = np.linalg.solve(np.eye(len(w)) + A @ B, r)
+        t = 1.0
+        while t > 1e-16:
+            q = softmax(zf + (G @ (Q.T @ (w + t * d))).reshape(z.shape))
+            ahead = Q @ (y - q).ravel() - w - t * d
+            if d @ B @ ahead >= 0 or np.abs(ahead).max() < np.abs(r).max() / 2:
+                break
+            t /= 2
+        w = w + t * d
+    return (Q.T @ best[1]).astype(z.dtype)
+
+
+def loko_step(*, x, y, theta, weights, spec, p=None, P=None, R=None, solve="linear", **o):
     big = "p" if P is None else "P"
     prior = (p if P is None else P) / o["lam"]
     prior = prior + (o["q"] if P is None else o["q"] * np.eye(len(P), dtype=P.dtype))
@@ -142,7 +171,14 @@ def loko_step(*, x, y, theta, weights, spec, p=None, P=None, R=None, **o):
             Hw = rows.reshape(Z.shape)
             _, Kw = gain(prior, Hw, np.eye(len(e), dtype=z.dtype))
             J, G = used, ein("ja,ab,kb->jk", Z, wide(prior), Z)
-            inverse = np.linalg.inv(np.eye(len(e), dtype=z.dtype) + J @ G)
+            if solve == "linear":
+                inverse = np.linalg.inv(np.eye(len(e), dtype=z.dtype) + J @ G)
+            else:  # of these some have a large p: without the most probable class
+                top = np.repeat(yhat.argmax(axis=1), z.shape[1]) + first_row(z)
+                E = np.eye(len(e), dtype=z.dtype)[top != np.arange(len(e))]
+                D = E - np.eye(len(e), dtype=z.dtype)[top[top != np.arange(len(e))]]
+                inner = np.eye(len(E), dtype=z.dtype) + E @ J @ E.T @ (D @ G @ D.T)
+                inverse = D.T @ np.linalg.inv(inner) @ E
             K = ein("ab,jb,jk->ak", wide(prior), Z, inverse)  # not centred: a convention
             Hc, Rc, Kc = Hw, np.eye(len(e), dtype=z.dtype), Kw
             move = K @ e
@@ -155,6 +191,10 @@ def loko_step(*, x, y, theta, weights, spec, p=None, P=None, R=None, **o):
         Hc, Rc = H, used
         _, K = gain(prior, H, used)
         Kc, move = K, K @ e
+    v = {}
+    if solve == "implicit":
+        v["v"] = solve_implicit(z, Z, y, prior)
+        move = ein("ab,jb,j->a", wide(prior), Z, v["v"])
     decoupled = P is not None or o["diagonal"] == "decoupled"
     new = posterior(prior, Kc, Hc, Rc) if decoupled else variational(prior, Hc, Rc)
     out = {
@@ -167,6 +207,7 @@ def loko_step(*, x, y, theta, weights, spec, p=None, P=None, R=None, **o):
         "R_used": used,
         "S": S,
         "K": K,
+        **v,
         "theta": theta + move,
         big: new,
     }
@@ -182,8 +223,8 @@ def loko_step(*, x, y, theta, weights, spec, p=None, P=None, R=None, **o):
     return out
 
 
-def loko_run(*, x, y, theta, p=None, P=None, R=None, **rest):
-    rows = []
+def loko_run(*, x, y, theta, p=None, P=None, R=None, solve="linear", **rest):
+    rows, rest = [], {**rest, "solve": solve}
     for xs, ys in zip(x, y, strict=True):
         rows.append(loko_step(x=xs, y=ys, theta=theta, p=p, P=P, R=R, **rest))
         theta, p, P, R = (rows[-1].get(k) for k in ("theta", "p", "P", "R"))

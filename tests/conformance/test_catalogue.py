@@ -25,7 +25,7 @@ def of(case):
 
 
 def test_names():
-    assert CATALOGUE == "operations/2"
+    assert CATALOGUE == "operations/3"
     kinds = ("gaussian", "softmax", "logits", "glm")
     assert set(OPERATIONS) >= {
         "kalman.dense_update",
@@ -284,7 +284,7 @@ def test_every_combination_of_options_has_a_case(operation):
         case = cases[combinations.named(chosen)]
         assert {k: case.options[k] for k in chosen} == chosen
         generated.append(case)
-    assert len(generated) == 75
+    assert len(generated) == 78
     for case in generated:
         lead = case.inputs()["y"].shape
         traits = [f"{k}={case.options[k]}" for k in ("observation", "noise", "covariance")]

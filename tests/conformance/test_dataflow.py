@@ -33,7 +33,7 @@ def test_every_quantity_follows_its_parents(o):
 
 
 def test_the_choices_are_those_that_the_package_accepts():
-    assert len({tuple(o.values()) for o in choices()}) == len(choices()) == 75
+    assert len({tuple(o.values()) for o in choices()}) == len(choices()) == 78
     fields = LokoConfig.__dataclass_fields__
     assert set(choices()[0]) <= set(fields)
 

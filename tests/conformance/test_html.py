@@ -18,14 +18,16 @@ from loko_ref.conformance.implementations.python import Implementation, load
 from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.judge.tolerance import expected, tolerance
 from loko_ref.conformance.reports import page
+from loko_ref.conformance.reports.page import drawing
 from loko_ref.conformance.reports.report import Report
 from loko_ref.errors import InputError
+from loko_ref.files.pages import own
 
 pytestmark = pytest.mark.verdict
 
 TARGETS = Path(__file__).parent / "targets.py"
 OP = "kalman.diagonal_update"
-VOID = {"meta", "path", "rect"}
+VOID = {"meta", "path", "rect", "input"}
 
 
 class Outline(HTMLParser):
@@ -49,7 +51,7 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        self.text += data if not self.open or self.open[-1] not in ("script", "style") else ""
 
 
 def jitter():
@@ -63,7 +65,7 @@ def test_a_failure_has_its_walk_its_element_its_map_and_its_mistake():
     text = " ".join(outline.text.split())
     assert "FAILED: 2 of 4; 2 passed, 0 unsupported" in text
     assert "R-JITTER: jitter added to R, size about 1e-09" in text
-    assert "Correct formula: R enters as it is given" in text
+    assert "Correct formula R enters as it is given S = H diag(p) H' + R [KAL-2]" in text
     assert "Note: a note" in text
     assert f"loko-ref verify mine.py --only {OP}/random/float64" in text
     first = next(c for c in checks if c.status == "failed").divergence
@@ -73,32 +75,21 @@ def test_a_failure_has_its_walk_its_element_its_map_and_its_mistake():
     rows = [attributes.get("class") for tag, attributes in outline.tags if tag == "tr"]
     walk = [mark for mark in rows if mark]
     assert walk == ["first", "off", "off", "off"]  # S, K, theta, p
-    assert sum(tag == "svg" for tag, _ in outline.tags) == 1
-    assert "Covers: " not in text  # there is a name
+    assert sum(tag == "caption" for tag, _ in outline.tags) == 3  # expected, got, difference
+    assert not any(tag == "svg" for tag, _ in outline.tags)  # they show all of S
+    assert "covers: " not in text  # there is a name
     assert "and 1 more of this kind" in text
     assert f"{OP}/random-variational/float64 S[" in text
-
-
-def test_on_a_narrow_screen_the_element_s_numbers_keep_their_heads_and_do_not_wrap():
-    """There each cell is a line of its own, its head beside it by the style sheet."""
-    source = page.as_html("mine.py", jitter())
-    tables = re.findall(r'<table class="element">(.*?)</table>', source, re.DOTALL)
-    assert len(tables) == 1
-    for table in tables:
-        heads = re.findall(r"<th[^>]*>(.*?)</th>", table)
-        assert re.findall(r'<td[^>]* data-head="(.*?)"', table) == heads
-        assert len(re.findall("<td", table)) == len(heads) == 6
-    (style,) = re.findall(r"<style>(.*?)</style>", source, re.DOTALL)
-    assert ".tight, td.n, .element code { white-space: nowrap; }" in style
-    assert "content: attr(data-head)" in style.partition("@media (max-width: 44rem)")[2]
 
 
 def test_the_page_needs_nothing_else():
     checks = jitter()
     outline = Outline(page.as_html("mine.py", checks, (), name_mistakes(checks)))
-    assert not {tag for tag, _ in outline.tags} & {"script", "link", "img", "iframe", "object"}
-    for _, attributes in outline.tags:
-        assert not set(attributes) & {"src", "href", "onload"}
+    assert not {tag for tag, _ in outline.tags} & {"link", "img", "iframe", "object"}
+    for tag, attributes in outline.tags:
+        assert not set(attributes) & {"src", "onload"}
+        assert tag != "script" or not attributes
+        assert attributes.get("href", "#").startswith("#")
 
 
 def test_many_failures_are_folded():
@@ -124,8 +115,9 @@ def test_many_failures_are_folded():
     assert len(source) < 300_000
     assert len(one) > 300
     outline = Outline(source)
-    assert sum(a.get("class") == "failure" for _, a in outline.tags) == page.CARDS
-    listed = sum(tag == "li" for tag, _ in outline.tags) - outline.text.count("below 0.001") * 8
+    assert sum(a.get("class") == "card fault" for _, a in outline.tags) == page.CARDS
+    contents = page.CARDS
+    listed = sum(tag == "li" for tag, _ in outline.tags) - contents
     assert listed == len(one) + len(kinds) - page.CARDS
     assert chr(97 + 25) * 9 in outline.text
 
@@ -142,7 +134,8 @@ def test_hostile_text_is_escaped():
     known = {checks[0].case.id: hostile}
     source = page.as_html(hostile, [*checks, declined], [hostile], {}, known)
     outline = Outline(source)
-    assert not {tag for tag, _ in outline.tags} & {"script", "img"}
+    assert "img" not in {tag for tag, _ in outline.tags}
+    assert sum(tag == "script" for tag, _ in outline.tags) == 2  # the page's own
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in source
     assert outline.text.count("<script>alert(1)") >= 5  # title, heading, note, failure, reasons
     assert "{{ 7 * 7 }}" in outline.text
@@ -173,22 +166,22 @@ def off_by(case, quantity, index, ratio):
 )
 def test_the_map_shows_the_element_in_its_colour(ratio, colour):
     case = select(f"{OP}/random/float64")[0]
-    drawn = page.heat_map(off_by(case, "S", (1, 2), ratio))
+    drawn = drawing.heat_map(off_by(case, "S", (1, 2), ratio))
     assert (drawn.rows, drawn.columns) == expected(case)["S"].shape
     assert drawn.mark == (1, 2)
     assert dict(drawn.paths)[colour] == "M2 1h1v1h-1z"
 
 
 def test_a_vector_is_one_row():
-    drawn = page.heat_map(off_by(select(f"{OP}/random/float64")[0], "p", (7,), 50.0))
+    drawn = drawing.heat_map(off_by(select(f"{OP}/random/float64")[0], "p", (7,), 50.0))
     assert (drawn.rows, drawn.columns, drawn.mark) == (1, 12, (0, 7))
 
 
 def test_a_run_is_drawn_by_step():
     case = select("loko.run/glm/float64")[0]
     check = off_by(case, "p", (3, 7), 50.0)
-    drawn = page.heat_map(check)
-    assert "rows: steps" in drawn.caption
+    drawn = drawing.heat_map(check)
+    assert "rows are steps" in drawn.caption
     assert drawn.rows == len(expected(case)["p"])
     assert drawn.mark[0] == 3
     walked = [step["output"].name for step in page._walk(check)]
@@ -203,9 +196,9 @@ def test_a_map_has_at_most_64_cells_a_side_and_loses_no_error():
     check = off_by(case, "S", (1, 2), 5.0)
     check = replace(check, divergences=(replace(check.divergence, index=(130, 2999)),))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "ratios", lambda case, outputs: {"S": plane})
-        drawn = page.heat_map(check)
-    assert max(drawn.rows, drawn.columns) <= page.CELLS
+        patch.setattr(drawing, "ratios", lambda case, outputs: {"S": plane})
+        drawn = drawing.heat_map(check)
+    assert max(drawn.rows, drawn.columns) <= drawing.CELLS
     assert "a cell is the worst of a block of 4 x 47" in drawn.caption
     assert drawn.mark == (32, 63)
     assert dict(drawn.paths)["#fc8d59"] == "M63 32h1v1h-1z"
@@ -237,3 +230,28 @@ def test_jinja2_is_in_the_extra():
         patch.setitem(sys.modules, "jinja2", None)
         with pytest.raises(ImportError, match=r"loko-ref\[cli\]"):
             page.as_html("t", [])
+
+
+def test_small_quantities_are_printed_whole_and_large_ones_around_the_element():
+    case = select(f"{OP}/random/float64")[0]
+    whole = drawing.matrices(off_by(case, "S", (1, 2), 50.0))
+    assert whole.whole
+    assert [title for title, _ in whole.grids] == ["expected", "got", "got - expected"]
+    assert whole.grids[2][1][1][2] == (f"{50 * tolerance(case)['S'][1, 2]:.2g}", "h4 at")
+    assert {kind for line in whole.grids[2][1] for _, kind in line} == {"h0", "h4 at"}
+    vector = drawing.matrices(off_by(case, "p", (7,), np.nan))
+    assert (vector.rows, vector.columns) == (range(4, 11), range(1))
+    assert vector.grids[1][1][3][0] == ("nan", "h7 at")
+    run = drawing.matrices(off_by(select("loko.run/glm/float64")[0], "p", (39, 33), 50.0))
+    assert (run.rows, run.columns) == (range(33, 40), range(29, 34))
+    assert "the part of 40 x 34 around the element" in run.caption
+    inner = drawing.matrices(off_by(select("loko.run/glm/float64")[0], "H", (3, 1, 20), 50.0))
+    assert (inner.rows, inner.columns) == (range(3), range(18, 23))
+    assert "step 3" in inner.caption
+
+
+def test_the_colours_of_the_style_are_those_of_the_map():
+    style = own("matrices.css", page.__name__)
+    assert re.findall(r"\.h(\d) \{ background: (#\w+)", style) == [
+        (str(k), colour) for k, (_, colour, _) in enumerate(drawing.COLOURS)
+    ]

@@ -43,8 +43,10 @@ def test_every_choice_of_the_package_is_an_option():
     options = {o.name for o in get("lte.run").options}
     named = {f.name for c in (lte.LteConfig, SGD, AdaGrad, AdamW, lte.Loko) for f in fields(c)}
     # merging: a matter of rounding; init, seed: factors and redraws are inputs; p0: the input p
+    # covariance, columns, blocks: a diagonal alone
     assert options - named == {"rates", "merge_at", "reset_at"}
-    assert named - options == {"merging", "init", "seed", "p0"}
+    alone = {"covariance", "columns", "blocks"}
+    assert named - options == {"merging", "init", "seed", "p0"} | alone
 
 
 def test_every_mode_and_optimizer_has_a_case_and_its_arrays():

@@ -22,9 +22,10 @@ pytestmark = pytest.mark.verdict
 ONE_SCREEN = 60
 
 
-def printed(checks, mistakes=None, notes=(), target="mine.py"):
+def printed(checks, mistakes=None, notes=(), target="mine.py", verbose=True):
     stream = io.StringIO()
-    terminal.print_report(Console(file=stream, width=100), target, checks, notes, mistakes)
+    console = Console(file=stream, width=100)
+    terminal.print_report(console, target, checks, notes, mistakes, verbose=verbose)
     return stream.getvalue()
 
 
@@ -198,3 +199,47 @@ def test_a_run_has_its_teacher_forced_walk():
     # one run tells neither from the other: both are named, in the order of the catalogue
     assert (first.mistake.mutant.id, first.mistake.alike) == ("S-JITTER", ("R-JITTER",))
     assert "teacher-forced" in printed(checks, mistakes)
+
+
+def test_verdict_and_first_fault_with_its_formula_are_in_the_first_25_lines_of_80_columns():
+    cases = select("lora.*") + select("kalman.diagonal_update", "float64")
+    checks, mistakes = mutant("SCALE-ALPHA", cases)
+    more = [answered(c, lambda out: {**out, "S": out["S"] * 2}) for c in select("kalman.dense*")]
+    checks, mistakes = [*checks, *more], {**mistakes, **{c.case.id: [] for c in more}}
+    known = {c.case.id: "ticket 7" for c in more[:12]}
+    text = {}
+    for verbose in (False, True):
+        stream = io.StringIO()
+        console = Console(file=stream, width=80, force_terminal=True, color_system=None)
+        terminal.print_report(
+            console, "mine.py", checks, ["a note"], mistakes, known, verbose=verbose
+        )
+        text[verbose] = stream.getvalue()
+        lines = text[verbose].splitlines()
+        assert max(map(len, lines)) <= 80 + len("  reproduce: ")  # what is copied is not broken
+        assert lines[1].startswith("FAILED: 16 of 51; 23 passed, 12 expected failures")
+        top = "\n".join(lines[:25])
+        assert "mistake SCALE-ALPHA: alpha for alpha / r; it reproduces 12 of 12" in top
+        assert "\n    correct formula: scale = alpha / r\n" in top
+        assert "first off: delta[" in top
+        assert top.index("correct formula") < top.index("first off")
+    short, long = text[False], text[True]
+    assert "all 17 checks of 1 more operation passed (-v)" in short
+    assert "kalman.diagonal_update" not in short
+    assert "│ kalman.diagonal_update" in long
+    assert short.count("\nexpected failure ") == words.LISTED
+    assert f"and {12 - words.LISTED} more expected failures (-v)" in short
+    assert long.count("\nexpected failure ") == 12
+    assert "FAILED 4: S is off first, such as kalman.dense_update/" in short
+    assert "  correct formula: S = H P H' + R\n" in long
+    assert "unit roundoff" in " ".join(long.split())
+    assert "roundoff" not in short
+
+
+def test_only_what_is_read_is_broken_not_what_is_copied():
+    long = "word " * 40
+    broken = terminal._broken(f"    {long}", 80)
+    assert all(len(line) <= 80 for line in broken.splitlines())
+    assert broken.splitlines()[1].startswith("      word")
+    for start in terminal.COPIED:
+        assert terminal._broken(f"  {start}{long}", 80) == f"  {start}{long}"

@@ -14,11 +14,10 @@ from loko_ref.conformance import verify_recording
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import all_mutants, evaluate
-from loko_ref.conformance.recorded_runs import schedule
 from loko_ref.errors import InputError
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.lte_heads import trained
-from loko_ref.textbook.lte_state import array, flat, start
+from loko_ref.textbook.lte_state import array, flat, schedule, start
 from loko_ref.textbook.quantities import Values, identity
 
 pytestmark = pytest.mark.verdict

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from command import loko_ref
 from sampling import sample
 
 from loko_ref.conformance.cases.registry import all_cases, select
+from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.conformance.engine import judge, run, summarise
 from loko_ref.conformance.implementations.python import load
 from loko_ref.conformance.judge.compare import compare
@@ -300,7 +302,7 @@ def test_a_misspelt_operation_is_noted():
 
 def test_cli_passes_and_writes_json(tmp_path):
     out = tmp_path / "r.json"
-    result = cli(EXAMPLES / "my_loko.py", "--only", "kalman.*", "--json", out)
+    result = cli(EXAMPLES / "my_loko.py", "--only", "kalman.*", "--json", out, "-v")
     assert result.returncode == 0, result.stdout + result.stderr
     document = json.loads(out.read_text())
     jsonschema.validate(document, schema.load("verify"))
@@ -371,10 +373,16 @@ def test_cli_list():
 
 
 def test_cli_operations():
-    result = loko_ref("operations")
+    listed = loko_ref("operations")
+    assert listed.returncode == 0
+    assert re.findall(r"^([a-z]+\.\w+)  +\S", listed.stdout, re.M) == list(OPERATIONS)
+    assert listed.stdout.count("\n") < 40
+    result = loko_ref("operations", "*")
     assert result.returncode == 0
     assert "diagonal: one of decoupled, variational; default 'decoupled'" in result.stdout
     assert "lora.merge: fold LoRA into the weight" in result.stdout
+    assert "CATALOGUE = 'operations/2'" in " ".join(result.stdout.split())
+    assert max(len(line) for line in (listed.stdout + result.stdout).splitlines()) <= 80
     result = loko_ref("operations", "kalman.time_updat")
     assert result.returncode == 2
     assert "the closest known name is 'kalman.time_update'" in result.stderr

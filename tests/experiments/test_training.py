@@ -431,6 +431,7 @@ def test_the_example_runs(capsys):
 @pytest.fixture(params=["stand-in", pytest.param("CuPy", marks=pytest.mark.gpu)])
 def cupy(request, monkeypatch):
     """The backend ``cupy``: a stand-in that refuses what CuPy refuses, or CuPy on a GPU."""
+    pytest.importorskip("sklearn", reason="needs the extra [data]")
     backends._cupy.cache_clear()
     if request.param == "stand-in":
         device.fake_cupy(monkeypatch)

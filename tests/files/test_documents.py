@@ -12,6 +12,9 @@ import sampling
 
 import loko_ref
 from loko_ref.errors import InputError
+from loko_ref.experiments.compare import lte as compared_lte
+from loko_ref.experiments.compare import lte_report, online
+from loko_ref.experiments.compare.learners import GRID, LOKO
 from loko_ref.fast import bench
 from loko_ref.files import documents
 
@@ -93,6 +96,21 @@ def vectors(tmp_path):
     yield json.loads((tmp_path / "v" / "manifest.json").read_text())
 
 
+def compare_online(tmp_path):
+    words = ["--quick", "--stream", "iris invert", "--seeds", 1, "--limit", 4, "--workers", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(online, "learners", lambda quick: (LOKO[1], GRID[0]))
+        yield written(tmp_path / "c.json", "compare", "online", *words, "--json")
+
+
+def compare_lte(tmp_path):
+    words = ["--quick", "--seeds", 1, "--steps", 2, "--limit", 40, "--workers", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (compared_lte, lte_report):
+            patch.setattr(module, "SETTINGS", compared_lte.SETTINGS[:4])
+        yield written(tmp_path / "c.json", "compare", "lte", *words, "--json")
+
+
 def case(tmp_path):
     for key in ("lora.delta/tiny/float64", "loko.step/glm/float32"):
         yield written(tmp_path / "one.json", "case", key, "--json")
@@ -123,6 +141,8 @@ MAKERS = {
     "lte-details": lte_details,
     "bench": timing,
     "bench-curves": curves,
+    "compare-online": compare_online,
+    "compare-lte": compare_lte,
 }
 
 

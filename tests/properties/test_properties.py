@@ -174,6 +174,28 @@ def test_the_profiles_have_no_deadline_and_are_repeatable():
         check_all(filter_by(), profile="devv")
 
 
+@pytest.mark.larger
+def test_the_share_of_generated_mistakes_is_printed():
+    done = run("properties", "--generated", "3", "--seed", "1", "--only", "kalman.time_update")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1].endswith("of 3 generated mistakes (100.0%)")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--generated", "0"], "--generated: got 0"),
+        (["--generated", "2", "--seed", "-1"], "--seed: got '-1'"),
+        (["--generated", "2", "--matrix"], "--matrix: got True"),
+        (["--seed", "2"], "--seed: got 2; required given with --generated"),
+    ],
+)
+def test_questions_of_the_kit_itself_do_not_mix(words, told):
+    done = run("properties", *words)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
 def test_errors_are_one_sentence():
     with pytest.raises(InputError, match=r"property: .*closest known name is 'kalman.diagonal_u"):
         check("kalman.diagonal_update/residul", {})

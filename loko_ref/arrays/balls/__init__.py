@@ -7,7 +7,17 @@ correct rounding.
 python-flint (extra ``certify``) is imported when the first ball is made, not before.
 """
 
-from loko_ref.arrays.balls.ballarray import BallArray, balls, inflate, is_balls, precision, to_host
+from loko_ref.arrays.balls.ballarray import (
+    BallArray,
+    balls,
+    bits,
+    inflate,
+    is_balls,
+    midpoint,
+    precision,
+    to_host,
+    widened,
+)
 from loko_ref.arrays.balls.enclose import Enclosed, Rounded, enclose, radius, rounded
 from loko_ref.arrays.balls.linalg import (
     cho_solve,
@@ -25,6 +35,7 @@ __all__ = [
     "Enclosed",
     "Rounded",
     "balls",
+    "bits",
     "cho_solve",
     "cholesky",
     "contrast_basis",
@@ -34,6 +45,7 @@ __all__ = [
     "erfc",
     "inflate",
     "is_balls",
+    "midpoint",
     "peak",
     "positive",
     "precision",
@@ -43,5 +55,6 @@ __all__ = [
     "solve",
     "solve_triangular",
     "to_host",
+    "widened",
     "xp",
 ]

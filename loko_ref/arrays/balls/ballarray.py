@@ -23,18 +23,21 @@ __all__ = [
     "ARITHMETIC",
     "BallArray",
     "balls",
+    "bits",
     "elementwise",
     "flint",
     "from_mat",
     "inflate",
     "is_balls",
     "matmul",
+    "midpoint",
     "no_counterpart",
     "one_ball",
     "precision",
     "to_host",
     "to_mat",
     "view",
+    "widened",
     "wrap",
 ]
 
@@ -48,6 +51,11 @@ def flint() -> Any:
 def precision(bits: int) -> Any:
     """Context within which balls are computed with `bits` bits of midpoint."""
     return flint().ctx.workprec(bits)
+
+
+def bits() -> int:
+    """Return the bits of midpoint that balls are computed with now."""
+    return int(flint().ctx.prec)
 
 
 def one_ball(value: Any) -> Any:
@@ -220,6 +228,24 @@ def _extremum(name: str) -> Any:
     if name == "maximum":
         return np.frompyfunc(lambda x, y: one_ball(x).max(one_ball(y)), 2, 1)
     return np.frompyfunc(lambda x, y: one_ball(x).min(one_ball(y)), 2, 1)
+
+
+def _each(function: Callable[..., Any], *arrays: Any) -> BallArray:
+    """Apply a function of balls entry by entry; the result keeps the first array's shape."""
+    made = np.empty(arrays[0].shape, dtype=object)
+    made[...] = np.frompyfunc(function, len(arrays), 1)(*(view(a) for a in arrays))
+    return made.view(BallArray)
+
+
+def midpoint(array: BallArray) -> BallArray:
+    """Return the midpoints as exact balls."""
+    return _each(lambda x: x.mid(), array)
+
+
+def widened(array: BallArray, bound: Any) -> BallArray:
+    """Widen every ball by the largest number of the ball `bound`."""
+    reach = one_ball(bound).abs_upper()
+    return _each(lambda x: x + flint().arb(0, reach), array)
 
 
 def to_mat(array: Any) -> Any:

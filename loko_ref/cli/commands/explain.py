@@ -1,32 +1,73 @@
-"""``loko-ref explain``: LoKO's step in dataflow order, on real data."""
+"""``loko-ref explain``: LoKO's step in dataflow order, in the terminal or as a page."""
 
 from __future__ import annotations
 
 import itertools
 import textwrap
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from loko_ref.cli import explained
 from loko_ref.cli.needs import check_needs
 from loko_ref.cli.options import describe, parse_variants
-from loko_ref.errors import InputError
+from loko_ref.errors import InputError, shown
 from loko_ref.experiments.config import RunConfig
+from loko_ref.explain.sources import Source, from_case, from_config, tiny
 from loko_ref.explain.steps import Excerpt, Quantity, Step, explain
+from loko_ref.explain.walk import check_needs as check_page_needs
+from loko_ref.explain.walk import pages
+from loko_ref.files.writing import check_targets, write_bytes
 
 __all__ = ["explain_command"]
 
 CELL = 12
 INDENT = "    "
 
+PAGE, TINY, LTE = 20, 12, 24
+"""Steps in a page, where none are asked for."""
+
 
 def explain_command(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[tiny|lte|labels|LABEL]",
+            help="'tiny': one linear layer with LoRA of rank 1, two parameters in all. 'lte': a "
+            "merge, or with --html heads, merges and resets on --data. A label, such as KAL-2: "
+            "its statement and derivation; 'labels': all of them. By default LoKO on --data.",
+        ),
+    ] = None,
+    matrix: Annotated[
+        bool,
+        typer.Option("--matrix", help="With 'labels': the code, tests and known mistakes of each."),
+    ] = False,
     data: Annotated[
-        str, typer.Option(help="digits, breast_cancer, wine, iris, or diabetes (regression).")
-    ] = "digits",
-    steps: Annotated[int, typer.Option(help="Number of steps to explain.")] = 2,
+        str | None,
+        typer.Option(
+            help="digits (the default), breast_cancer, wine, iris, or diabetes (regression)."
+        ),
+    ] = None,
+    case: Annotated[
+        str | None,
+        typer.Option(
+            help="A case of loko.step or loko.run in place of data, such as loko.run/glm/float64."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page to step through here; it needs no network, and shows 20 steps "
+            "(tiny: 12, lte: 24) unless --steps says otherwise."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of steps to explain. Default 2, in a page 20.")
+    ] = None,
     skip: Annotated[
         int | None,
         typer.Option(
@@ -39,37 +80,100 @@ def explain_command(
         typer.Option(help="LoKO's options, as in 'train': softmax, glm,diagonal=variational, ..."),
     ] = None,
     shift: Annotated[str | None, typer.Option(help="As in 'train'.")] = None,
-    batch: Annotated[int, typer.Option(help="Samples per step, stacked.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of split, base network and LoRA.")] = 0,
+    batch: Annotated[int | None, typer.Option(help="Samples per step, stacked. Default 1.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of split, base network and LoRA. Default 0.")
+    ] = None,
     p0: Annotated[float | None, typer.Option(help="Prior variance.")] = None,
-    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
-    backend: Annotated[str, typer.Option(help="numpy or cupy.")] = "numpy",
+    dtype: Annotated[str | None, typer.Option(help="float64 (default) or float32.")] = None,
+    backend: Annotated[str | None, typer.Option(help="numpy (default) or cupy.")] = None,
     entries: Annotated[int, typer.Option(help="Number of entries of theta shown.")] = 4,
 ) -> None:
-    """Print LoKO's step in dataflow order: quantity, shape, equation, label, numbers, meaning."""
-    check_needs(data=data)
+    """Print LoKO's step in dataflow order: quantity, shape, equation, label, numbers, meaning.
+
+    With --html, write a page with a slider over the steps in place of it.
+    """
+    settings: dict[str, Any] = {"shift": shift, "batch": batch, "seed": seed}
+    settings |= {"dtype": dtype, "backend": backend}
+    of_data = {"--data": data, "--variant": variant, "--p0": p0}
+    of_data |= {f"--{name}": value for name, value in settings.items()}
+    check_targets({"--html": html})
+    if html is not None:
+        check_page_needs()
+    if matrix and what != "labels":
+        raise InputError("--matrix", "no 'labels'", "'labels' before it", "it was left out")
+    if what is not None:
+        of_page = {"--data": data, "--seed": seed} if what == "lte" and html is not None else {}
+        _alone(f"'{what}'", {**of_data, "--case": case, "--skip": skip} | dict.fromkeys(of_page))
+    if what == "lte" and html is not None:
+        check_needs(data=data or "digits")
+        _write(
+            html,
+            pages.of_lte(data or "digits", steps=LTE if steps is None else steps, seed=seed or 0),
+        )
+        return
+    if what not in (None, "tiny"):
+        _alone(f"'{what}'", {"--html": html, "--steps": steps})
+        explained.show(what, matrix, _print_quantity)
+        return
+    if what is not None and html is not None:
+        _write(html, pages.of_tiny(TINY if steps is None else steps))
+        return
+    if what is not None:
+        skip, source, about = 0, tiny(TINY if steps is None else steps), "LoKO with two parameters"
+    elif case is not None:
+        _alone("--case", of_data)
+        skip, source, about = skip or 0, from_case(case), f"The case {case}"
+    else:
+        data = data or "digits"
+        check_needs(data=data)
+        options = _options(variant, p0)
+        given = {name: value for name, value in settings.items() if value is not None}
+        config = RunConfig(optimizer="loko", options=options, data=data, **given)
+        check_needs(backend=config.backend)
+        source, name = from_config(config), describe("loko", config.options, data == "diabetes")
+        about = f"{name} on {data}, shift {config.shift}"
+        about += f"; observation {config.options['observation']}"
+    if html is not None:
+        count = _count(source, PAGE, skip) if steps is None else steps
+        _write(html, pages.of_source(source, about, steps=count, skip=skip))
+        return
+    count = _count(source, 2, skip) if steps is None else steps
+    found = explain(source, steps=count, skip=skip, entries=entries)
+    _print(about, found, skip)
+
+
+def _alone(what: str, others: Mapping[str, object]) -> None:
+    """Raise where what is explained is named twice, or with an option of a run on data."""
+    for name, value in others.items():
+        if value is not None:
+            cause = f"{what} together with an option of a run on data"
+            raise InputError(name, shown(value), f"no {name} with {what}", cause)
+
+
+def _count(source: Source, usual: int, skip: int | None) -> int:
+    """Return the usual number of steps, or as many as there are."""
+    return max(1, min(usual, source.steps - (skip or 0)))
+
+
+def _options(variant: list[str] | None, p0: float | None) -> dict[str, Any]:
     variants = parse_variants(variant or [])
     if len(variants) > 1:
         raise InputError(
             "--variant", f"{len(variants)} variants", "one at a time", "two observation models"
         )
-    options = ({} if p0 is None else {"p0": p0}) | (variants[0] if variants else {})
-    config = RunConfig(
-        optimizer="loko",
-        options=options,
-        data=data,
-        shift=shift,
-        batch=batch,
-        seed=seed,
-        dtype=dtype,
-        backend=backend,
-    )
-    check_needs(backend=config.backend)
-    found = explain(config, steps=steps, skip=skip, entries=entries)
+    return ({} if p0 is None else {"p0": p0}) | (variants[0] if variants else {})
+
+
+def _write(html: Path, page: str) -> None:
+    written = page.encode()
+    write_bytes(html, written, "--html")
+    typer.echo(f"{html}: {len(written) / 1e6:.2f} MB; open it in a browser")
+
+
+def _print(about: str, found: Iterator[Step], skip: int | None) -> None:
     opening = next(found)  # raises, if it has to, before anything is printed
     console = Console(highlight=False)
-    name = describe("loko", config.options, data == "diabetes")
-    about = f"{name} on {data}, shift {config.shift}; observation {config.options['observation']}"
     console.print(Text(about, style="bold"))
     console.print(
         "Letters as in derivations/notation.md; [LABEL] is a heading in derivations/. 'differs by' "

@@ -47,6 +47,15 @@ def properties(
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Print which known mistake each property finds.")
     ] = False,
+    generated: Annotated[
+        int | None,
+        typer.Option(
+            "--generated", help="Print the share of so many generated mistakes that they find."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="With --generated: of the draw. Default 0.")
+    ] = None,
 ) -> None:
     """Check the exact facts of every operation that an implementation offers.
 
@@ -55,12 +64,14 @@ def properties(
 
     Exit code 0: all that ran hold, and something ran; 1: one fails; 2: TARGET cannot be used, or
     nothing ran. With --matrix 0 if every property finds a known mistake and at least 90 % of the
-    mistakes are found, else 1.
+    mistakes are found, else 1. With --generated, of the mistakes of 'loko-ref mutants --generated',
+    always 0: there is no target.
     """
     check_needs(modules=[("hypothesis", "properties")])
     from loko_ref.checks.values import check_range
     from loko_ref.cli.progress import progress_bar
     from loko_ref.conformance.verification import LONGEST, naming
+    from loko_ref.errors import InputError
     from loko_ref.files.writing import check_targets
     from loko_ref.properties import check_all, select
 
@@ -73,6 +84,14 @@ def properties(
             labels = " ".join(f"[{label}]" for label in fact.labels)
             typer.echo(f"{fact.name}\t{labels}\t{fact.domain}\t{fact.statement}")
         return
+    if generated is not None:
+        if matrix:
+            hint = "the known mistakes, or generated ones"
+            raise InputError("--matrix", True, "left out beside --generated", hint)
+        _generated(generated, seed or 0, facts)
+        return
+    if seed is not None:
+        raise InputError("--seed", seed, "given with --generated", "an option of another question")
     if matrix:
         raise typer.Exit(_matrix(facts))
     implementation = implementation_of(target, cmd)
@@ -112,3 +131,22 @@ def _matrix(facts: list[Property]) -> int:
     for line in found.lines:
         typer.echo(line)
     return 0 if found.good else 1
+
+
+def _generated(count: int, seed: int, facts: list[Property]) -> None:
+    """Print each generated mistake that no property finds, and the share of those found."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from loko_ref.checks.values import check_seed, check_whole
+    from loko_ref.properties.matrix import generated
+
+    check_whole("--generated", count, high=10**5)
+    check_seed("--seed", seed)
+    bar, total, found = Console(stderr=True), 0, 0
+    drawn = generated(count, facts, seed=seed)
+    for text, name in track(drawn, "generated mistakes", count, console=bar, transient=True):
+        total, found = total + 1, found + (name is not None)
+        if name is None:
+            typer.echo(f"not found: {text}")
+    typer.echo(f"found {found} of {total} generated mistakes ({found / max(total, 1):.1%})")

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from loko_ref import interrupt
+from loko_ref.cli.examples import epilog
 from loko_ref.cli.needs import check_needs
-from loko_ref.cli.verdicts import Baseline, Html, Json, Junit, Strict, Xfail, publish
+from loko_ref.cli.verdicts import Baseline, Html, Json, Junit, Strict, Verbose, Xfail, publish
 
 __all__ = ["app"]
 
@@ -20,7 +21,7 @@ app = typer.Typer(
 )
 
 
-@app.command("export")
+@app.command("export", epilog=epilog("vectors export"))
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     only: Annotated[str | None, typer.Option("--only", help="Ids that match this glob.")] = None,
@@ -38,7 +39,7 @@ def export(
     typer.echo(f"{len(manifest['cases'])} cases of {vectors.VERSION} in {folder}")
 
 
-@app.command("check")
+@app.command("check", epilog=epilog("vectors check"))
 def check(folder: Annotated[Path, typer.Argument(metavar="DIR", help="An export.")]) -> None:
     """Derive manifest and vectors again and compare.
 
@@ -56,7 +57,7 @@ def check(folder: Annotated[Path, typer.Argument(metavar="DIR", help="An export.
     raise typer.Exit(1 if differing else 0)
 
 
-@app.command("judge")
+@app.command("judge", epilog=epilog("vectors judge"))
 def judge(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An export.")],
     answers: Annotated[
@@ -78,6 +79,7 @@ def judge(
         str | None, typer.Option("--only", help="Judge ids or operations that match this glob.")
     ] = None,
     strict: Strict = False,
+    verbose: Verbose = False,
 ) -> None:
     """Judge outputs computed elsewhere on the inputs of DIR, as 'loko-ref verify' does.
 
@@ -109,10 +111,10 @@ def judge(
             strict=strict,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    raise typer.Exit(publish(report, json, junit, html))
+    raise typer.Exit(publish(report, json, junit, html, verbose))
 
 
-@app.command("schema")
+@app.command("schema", epilog=epilog("vectors schema"))
 def schema() -> None:
     """Print the JSON Schema of the manifest."""
     from loko_ref.conformance.vectors.vectors import MANIFEST_SCHEMA

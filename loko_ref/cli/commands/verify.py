@@ -18,6 +18,7 @@ from loko_ref.cli.verdicts import (
     Json,
     Junit,
     Strict,
+    Verbose,
     Xfail,
     implementation_of,
     publish,
@@ -87,6 +88,7 @@ def verify(
         ),
     ] = None,
     strict: Strict = False,
+    verbose: Verbose = False,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
     timeout: Annotated[
         float,
@@ -142,7 +144,7 @@ def verify(
             report = verify_recording(
                 trace, option or [], only=only, baseline=baseline, strict=strict
             )
-        raise typer.Exit(publish(report, json, junit, html))
+        raise typer.Exit(publish(report, json, junit, html, verbose))
     if list_:
         if case is not None:
             raise InputError("--case", case, "not beside --list", "a file holds one case")
@@ -173,7 +175,7 @@ def verify(
             strict=strict,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    code = publish(report, json, junit, html)
+    code = publish(report, json, junit, html, verbose)
     if any(not thread.daemon for thread in set(threading.enumerate()) - threads):
         _end_within(LEAVING, code)
     raise typer.Exit(code)

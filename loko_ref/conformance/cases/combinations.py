@@ -42,6 +42,7 @@ def named(o: dict[str, Any]) -> str:
     """Return the name of the case of a combination of options."""
     parts = [o["observation"], o["noise"], o["timing"]]
     parts.append("dense" if o["covariance"] == "dense" else o["diagonal"])
+    parts += ["implicit"] if o.get("solve") == "implicit" else []
     return "-".join([*parts, *(["centred"] if o["center"] else [])])
 
 
@@ -95,7 +96,9 @@ for _k, _options in enumerate(choices()):
         _turn = _k + _k // 4 + (_steps > 0)
         _spec, _batch = _NETWORKS[_turn % 4], 1 + (_k + _k // 3 + (_steps > 0)) % 2
         _chosen = _options | _FORGETTING[(_turn + _k // 16 + _k // 3) % 4]
-        _text = ", ".join(f"{key}={value}" for key, value in _options.items() if value is not False)
+        _text = ", ".join(
+            f"{key}={value}" for key, value in _options.items() if value not in (False, "linear")
+        )
 
         @define(
             _operation,

@@ -351,6 +351,11 @@ _RUN |= {
         },
         "LTE-LOKO-ONE-FILTER LTE-LOKO-R-OTHER LTE-LOKO-E-REDUCED",
     ),
+    "loko-implicit": (
+        _NET,
+        {**_LOKO, "solve": "implicit", "lam": 0.8, "q": 0.05},
+        "LTE-LOKO-ONE-FILTER IMPLICIT-PRIOR-P IMPLICIT-ONE-ITERATION",
+    ),
     "transformer": (
         _ENCODER,
         {**_SGD, "momentum": 0.5},

@@ -10,16 +10,16 @@ from loko_ref.conformance.catalogue.entry import Operation, Option, Output, give
 from loko_ref.conformance.catalogue.network_text import SPEC
 from loko_ref.conformance.oracle import loko as oracle
 from loko_ref.kalman.diagonal import DIAGONALS
+from loko_ref.kalman.implicit import SOLVES
 from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
 from loko_ref.kalman.observation import OBSERVATIONS
-from loko_ref.loko import COVARIANCES
 from loko_ref.network.spec import TRAINED
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.loko import dataflow, output_name, summary
 from loko_ref.textbook.network import BACK, FORWARD, ways, within
 from loko_ref.textbook.quantities import in_order
 
-__all__ = ["DIAGONAL", "MODEL"]
+__all__ = ["DIAGONAL", "MODEL", "SOLVE"]
 
 DIAGONAL = option(
     "diagonal",
@@ -28,6 +28,16 @@ DIAGONAL = option(
     DIAGONALS,
 )
 """How a diagonal covariance is updated."""
+
+SOLVE = option(
+    "solve",
+    "linear",
+    "for glm, how theta is found: linear: theta + K e; implicit: theta + P_pred Z' v, v solving "
+    "v = y - softmax(z + Z P_pred Z' v). S, K and the covariance are the same in both",
+    SOLVES,
+    since=3,
+)
+"""How the mean is found."""
 
 _SPEC = option("spec", None, SPEC)
 _INPUTS = "inputs; tokens (batch, t, i), images or token ids where the spec begins with such"
@@ -100,7 +110,7 @@ _LOKO_OPTIONS = (
         "covariance",
         "diagonal",
         "diagonal: p (n,) is the state; dense: P (n, n) is, with the textbook update",
-        COVARIANCES,
+        ("diagonal", "dense"),
     ),
     Option(
         name="diagonal",
@@ -112,6 +122,7 @@ _LOKO_OPTIONS = (
     option("q", 0.0, "process noise"),
     option("center", False, "for logits: centre H over each sample's classes"),
     _TRAIN,
+    SOLVE,
 )
 
 
@@ -137,7 +148,13 @@ _LOKO_OUTPUTS = (
         "compared after each row is centred over each sample's classes; K e and K H are not "
         "changed by that",
     ),
-    _out("theta", "(n,)", "theta + K e"),
+    _out(
+        "v",
+        "(m,)",
+        "the innovation at the posterior mean (solve implicit): y - softmax(z + G v), "
+        "G = Z P_pred Z'; sums to 0 over each sample's classes",
+    ),
+    _out("theta", "(n,)", "theta + K e (solve implicit: theta + P_pred Z' v)"),
     _out("p", "(n,)", "by the option diagonal (covariance diagonal)"),
     _out("P", "(n, n)", "P_pred - K H P_pred (covariance dense)"),
     _out(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loko_ref.conformance.catalogue.entry import Operation, Output, gives, option, takes
+from loko_ref.conformance.catalogue.loko import SOLVE
 from loko_ref.conformance.catalogue.lte import (
     FACTORS,
     HEADS,
@@ -154,6 +157,7 @@ _LOKO = (
     option("lam", 1.0, "loko: forgetting, p_pred = p / lam + q"),
     option("q", 0.0, "loko: process noise"),
     option("center", False, "loko, for logits: centre H over each sample's classes"),
+    replace(SOLVE, text="loko, for glm: as in loko.run"),
     option(
         "filter_merge",
         "keep",

@@ -1,4 +1,4 @@
-"""The catalogue ``operations/2``: what an implementation may offer, what it takes and returns.
+"""The catalogue ``operations/3``: what an implementation may offer, what it takes and returns.
 
 An operation is a function of named arrays (its inputs) and options, all given as keywords, that
 returns a mapping of named arrays (its outputs, any subset). Inputs and outputs have one dtype,
@@ -33,7 +33,7 @@ from loko_ref.textbook.quantities import Quantity, in_order, origins
 
 __all__ = ["CATALOGUE", "OPERATIONS", "VERSION", "Input", "Operation", "Option", "Output", "get"]
 
-VERSION = 2
+VERSION = 3
 """Of the catalogue. What a new one may ask of an implementation stands in CHANGELOG."""
 
 CATALOGUE = f"operations/{VERSION}"

@@ -23,7 +23,7 @@ FILTER = ("kalman", "observation", "noise")
 BRIEF = 160
 """Characters of a message that stands for a failure in a few words."""
 
-_VARIES = re.compile(r"0x[0-9a-fA-F]+|\d+")
+_VARIES = re.compile(r"0x[0-9a-fA-F]+|-?\d+(?:\.\d+)?(?:e[-+]?\d+)?|-?\b(?:nan|inf)\b")
 """What differs between messages of one kind: numbers and addresses."""
 
 

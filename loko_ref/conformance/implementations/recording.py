@@ -139,6 +139,9 @@ def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
     noise = named.setdefault("noise", "glm" if observation == "glm" else "fixed")
     timing = named.setdefault("timing", "after" if noise == "ema_residual_hph" else "before")
     check_combination(observation, noise, timing)
+    if named.get("solve") == "implicit" and observation != "glm":
+        cause = "the observation was left out: a recording is of 'gaussian' unless it says so"
+        raise InputError("--option solve", "'implicit'", "'linear' unless 'glm'", cause)
     covariance = "dense" if dense else "diagonal"
     if named.setdefault("covariance", covariance) != covariance:
         got = f"covariance={named['covariance']}"
@@ -154,7 +157,7 @@ def _shape(step: int, arrays: dict[str, Array], n: int) -> tuple[int, int] | Non
         if name in arrays and arrays[name].ndim == 2:
             pair = pair or (arrays[name].shape[0], arrays[name].shape[1])
             sizes.setdefault("m", (arrays[name].size, name))
-    for name in ("H", "e", "R", "R_used", "S", "yhat", "Z", "y", "z", "r"):
+    for name in ("H", "e", "R", "R_used", "S", "yhat", "Z", "y", "z", "r", "v"):
         if name in arrays and arrays[name].ndim:
             size = arrays[name].size if name in ("y", "z", "yhat") else arrays[name].shape[0]
             sizes.setdefault("m", (size, name))
@@ -261,7 +264,15 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
 
 def parse(place: Path, arrays: dict[str, Array], head: str, given: Sequence[str] = ()) -> Recording:
     """Check the content of a recording of LoKO, from :func:`load`; as :func:`read`."""
-    steps, dtype, notes = by_step(place, arrays, SHAPES, NAMING)
+    names = {key.partition("/")[2] for key in arrays}
+    dense = bool(names & {"P", "P_pred"})
+    if dense and names & {"p", "p_pred"}:
+        cause = "the diagonal stored beside the matrix"
+        raise refuse(place, "--trace", "both p and P", "one of them", cause)
+    options = _options(head, given, dense)
+    # a v beside the linear step is another's, such as Adam's
+    known = {k: axes for k, axes in SHAPES.items() if k != "v" or options["solve"] == "implicit"}
+    steps, dtype, notes = by_step(place, arrays, known, NAMING)
     for k, one in steps.items():
         if "theta" not in one or one["theta"].ndim != 1:
             got = f"shape {one['theta'].shape}" if "theta" in one else "nothing"
@@ -269,12 +280,6 @@ def parse(place: Path, arrays: dict[str, Array], head: str, given: Sequence[str]
             raise InputError(f"--trace, {k}/theta", got, "an array (n,)", cause)
     n = steps[min(steps)]["theta"].shape[0]
     shapes = {k: _shape(k, one, n) for k, one in steps.items()}
-    names = {name for one in steps.values() for name in one}
-    dense = bool(names & {"P", "P_pred"})
-    if dense and names & {"p", "p_pred"}:
-        cause = "the diagonal stored beside the matrix"
-        raise refuse(place, "--trace", "both p and P", "one of them", cause)
-    options = _options(head, given, dense)
     notes.append("options: " + ", ".join(f"{k}={v}" for k, v in options.items()))
     return Recording(
         steps=steps,

@@ -156,7 +156,7 @@ def collect(
     functions : dict of str to callable
         Operation name -> function.
     notes : tuple of str
-        Names that are no operation.
+        Names that are no operation, and the remarks that the mapping has as ``notes``.
 
     Raises
     ------
@@ -173,15 +173,15 @@ def collect(
                 "a function",
                 "the result of a call instead of the function itself",
             )
-    notes = unknown_operations(mapping)
+    unknown = unknown_operations(mapping)
     if not functions:
         raise InputError(
             "TARGET",
             f"{place} with the keys {sorted(map(str, mapping))}",
             "at least one operation of the catalogue ('loko-ref operations' lists them)",
-            notes[0] if notes else "an empty mapping",
+            unknown[0] if unknown else "an empty mapping",
         )
-    return functions, notes
+    return functions, (*getattr(mapping, "notes", ()), *unknown)
 
 
 def _mapping(holder: object, target: str, attribute: str) -> tuple[Mapping[Any, Any], str]:

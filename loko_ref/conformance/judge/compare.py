@@ -13,7 +13,7 @@ from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.tolerance import canonical, expected, tolerance
 from loko_ref.textbook.network import NETWORK, packing
 
-__all__ = ["Divergence", "compare", "diverging", "in_theta", "ratios", "worst_of"]
+__all__ = ["Divergence", "compare", "diverging", "in_theta", "plainly", "ratios", "worst_of"]
 
 
 EQUAL = 0.9
@@ -185,9 +185,15 @@ def compare(case: Case, outputs: Mapping[str, Array]) -> tuple[Divergence | None
             part = ratio if step is None else ratio[step]
             if float(np.max(part, initial=0.0)) <= 1:
                 continue
-            inside = worst_of(part)
-            index = inside if step is None else (step, *inside)
-            got = canonical(case, name, outputs[name].astype(np.float64))
-            numbers = float(expected(case)[name][index]), float(got[index]), float(ratio[index])
-            return diverging(case, name, index, numbers, part > 1), worst
+            return plainly(case, name, outputs[name], ratio, step), worst
     return None, worst
+
+
+def plainly(case: Case, name: str, value: Array, ratio: Array, step: int | None) -> Divergence:
+    """Describe a quantity that is off along the whole route, by its error over tolerance."""
+    part = ratio if step is None else ratio[step]
+    inside = worst_of(part)
+    index = inside if step is None else (step, *inside)
+    got = canonical(case, name, value.astype(np.float64))
+    numbers = float(expected(case)[name][index]), float(got[index]), float(ratio[index])
+    return diverging(case, name, index, numbers, part > 1)

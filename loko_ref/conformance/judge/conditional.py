@@ -7,7 +7,7 @@ of a wrong parent is not wrong for that. It is wrong if it follows from no such 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,17 +15,14 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.judge.compare import Divergence, diverging, ratios, worst_of
-from loko_ref.conformance.judge.given import LEVELS, Reading, Step, steps
+from loko_ref.conformance.judge.compare import Divergence, diverging, plainly, ratios, worst_of
+from loko_ref.conformance.judge.given import LEVELS, Reading, Step, state, steps
 from loko_ref.conformance.judge.tolerance import canonical, tolerance
 
 __all__ = ["MOST", "Judgement", "judge_given_parents"]
 
 MOST = 3
 """Wrong parents that are tried both ways; a quantity with more is not judged."""
-
-BY_PARENTS = ("kalman.", "observation.", "noise.", "optimizer.", "loko.")
-"""Operations whose outputs are computed from one another by the table of quantities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ def judge_given_parents(case: Case, outputs: Mapping[str, Array], first: Diverge
     Judgement
         Of a run each wrong quantity at the first step at which it is wrong.
     """
-    if not case.operation.name.startswith(BY_PARENTS) or len(outputs) == 1:
+    if len(outputs) == 1:
         return Judgement(wrong=(first,))
     found, bound = ratios(case, outputs), tolerance(case)
     names = [name for name, ratio in found.items() if float(np.max(ratio, initial=0.0)) > 1]
@@ -69,14 +66,17 @@ def judge_given_parents(case: Case, outputs: Mapping[str, Array], first: Diverge
     cut = steps(case, outputs, found, judged)
     wrong: dict[str, Divergence] = {}
     unjudged: dict[str, None] = {}
+    should: dict[str, Array] = {}  # state found wrong -> what it should have been
     for step in cut:
         left = [
             k for k in names if k not in wrong and float(np.max(step.plainly[k], initial=0.0)) > 1
         ]
-        outcome = _Outcome(step, left)
+        outcome = _from_another_state(_Outcome(step, left), should)
         for name, reading in outcome.wrong.items():
-            wrong[name] = _divergence(step, name, reading, first)
+            wrong[name] = _divergence(outcome.step, name, reading, first)
         unjudged |= dict.fromkeys(outcome.unjudged)
+        if step.at is not None:
+            should = outcome.as_it_should_be(wrong.keys() & set(state(case)))
     for name in names:
         if name not in wrong and name not in unjudged:
             biased = _bias(cut, name)
@@ -90,6 +90,23 @@ def judge_given_parents(case: Case, outputs: Mapping[str, Array], first: Diverge
         key=lambda d: (d.index[0] if case.operation.stepwise else 0, order.index(d.quantity)),
     )
     return Judgement(wrong=tuple(rows), unjudged=tuple(k for k in unjudged if k not in wrong))
+
+
+def _from_another_state(outcome: _Outcome, should: Mapping[str, Array]) -> _Outcome:
+    """Return what is left wrong of a step if state found wrong before is as it should have been.
+
+    Code need not go on with what it returns. Of the choices the first that leaves least is taken.
+    """
+    for count in range(1, len(should) + 1) if len(should) <= MOST else ():
+        for chosen in combinations(sorted(should), count):
+            left = [*outcome.wrong, *outcome.unjudged]
+            if not left:
+                return outcome
+            step = outcome.step.starting({name: should[name] for name in chosen})
+            other = _Outcome(step, left)
+            if len(other.wrong) + len(other.unjudged) < len(left):
+                outcome = other
+    return outcome
 
 
 class _Outcome:
@@ -126,11 +143,20 @@ class _Outcome:
                 else:
                     self.wrong[name] = reading
 
+    def as_it_should_be(self, names: Collection[str]) -> dict[str, Array]:
+        """Return what some outputs should be, whatever came of them."""
+        reading = self.step.reading(self.everything - set(names), frozenset(), 0, full=False)
+        return {name: reading.expected(name) for name in names if reading.defined(name)}
+
     def _follows(self, name: str, taken: frozenset[str], wrong: frozenset[str], full: bool) -> bool:
+        if self.step.alone(name):
+            return False  # the whole route says so
         forms = range(len(self.step.forms))
         return any(self.step.reading(taken, wrong, form, full=full).follows(name) for form in forms)
 
     def _beyond(self, name: str) -> bool:
+        if self.step.alone(name):
+            return True
         forms = range(len(self.step.forms))
         readings = [self.step.reading(self.everything, frozenset(), k, full=False) for k in forms]
         return all(not one.defined(name) or one.beyond(name) for one in readings)
@@ -175,6 +201,8 @@ def _divergence(step: Step, name: str, reading: Reading, first: Divergence) -> D
     """Describe a wrong quantity at its worst element, judged by its parents as they came."""
     if name == first.quantity and step.at in (None, first.index[0]):
         return first  # all before it is right: the whole route says the same
+    if step.alone(name):
+        return plainly(step.case, name, step.came[name], step.plainly[name], None)
     if not reading.defined(name):
         reading = step.reading(frozenset(), frozenset(), 0, full=False)
     ratio = np.abs(reading.signed(name, LEVELS))

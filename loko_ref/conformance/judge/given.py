@@ -20,7 +20,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.disturb import Disturb, Still
-from loko_ref.conformance.judge.hook import Given, Hook
+from loko_ref.conformance.judge.hook import Given, Hook, given
 from loko_ref.conformance.judge.tolerance import (
     Units,
     _inputs,
@@ -32,11 +32,12 @@ from loko_ref.conformance.judge.tolerance import (
 )
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow, output_name
+from loko_ref.textbook.lte import lte_step, merge, run, state_names
 from loko_ref.textbook.network import network
-from loko_ref.textbook.operations import measured
-from loko_ref.textbook.quantities import Values, evaluate, identity
+from loko_ref.textbook.operations import loko_step, measured
+from loko_ref.textbook.quantities import Quantity, Values, evaluate, identity
 
-__all__ = ["LEVELS", "Reading", "Step", "steps"]
+__all__ = ["LEVELS", "Reading", "Step", "state", "steps"]
 
 LEVELS = 5
 """Parts of a unit of error, from the cheapest to all of it."""
@@ -51,7 +52,23 @@ than a mistake there."""
 SIZE = 2.0**-8
 """Part of a quantity's size: a tolerance as wide as this judges nothing.  [TOL-3]"""
 
+LAST = "last."
+"""What the name of an array begins with that a step of LTE starts from."""
+
 Table = Mapping[str, Callable[..., Any]]
+
+
+def _flow(case: Case) -> tuple[Quantity, ...]:
+    """List the quantities of a case's step by the table; none where outputs say it themselves."""
+    name, o = case.operation.name, case.options
+    if name.startswith("loko."):
+        return dataflow({k: a for k, a in o.items() if k != "spec" or case.inside})
+    if name.startswith("model."):
+        return network(o["spec"], packed=False, train=o.get("train", "factors"))
+    if name == "lte.run":
+        return run(o, "evaluation" in _inputs(case))
+    return merge(o) if name == "lte.merge" else ()
+
 
 FORMS: dict[str, tuple[Table, ...]] = {
     "glm": ({}, {"K.glm": FORMULA_TABLE["K.softmax"]}),
@@ -89,10 +106,13 @@ class Step:
         at: int | None = None,
     ) -> None:
         self.case, self.came, self.plainly, self.bound, self.at = case, came, plainly, bound, at
-        self.networked = case.operation.name == "loko.step" or at is not None
+        name = case.operation.name
+        self.networked = not case.inside and (
+            name == "loko.step" or (name == "loko.run" and at is not None)
+        )
         self.rows = case.operation.stepwise and at is None
         self.forms = FORMS.get(str(case.options.get("observation")), ({},))
-        if not case.operation.name.startswith("loko."):
+        if not name.startswith("loko."):
             self.forms = self.forms[:1]
         self._start = inputs
         self._readings: dict[tuple[Any, ...], Reading] = {}
@@ -123,17 +143,20 @@ class Step:
         """Evaluate every output by a hook."""
         table, o = {**FORMULA_TABLE, **form}, self.case.options
         with np.errstate(all="ignore"):
-            if not self.networked:
+            if not self.networked and self.at is None:
                 out = dict(self.case.operation.plain(inputs, o, table, hook))
+            elif self.case.operation.name == "lte.run":
+                out = lte_step(inputs, o, table, hook, int(self.at or 0) + 1)
+            elif not self.networked:
+                out = loko_step(inputs, o, table, hook, inside=True)
             else:
                 note = hook.exact if full else hook  # their roundoffs are the network's already
                 v = Values(inputs, **o, F=table, keep=hook)
                 v |= {k: note(k, inputs[f"{k}.own"]) for k in ("z", "Z")}
                 v["p"] = v["P" if v.covariance == "dense" else "p"]
                 out = measured(v)
-        if "K" in hook.noted and "K" not in out:  # on the way, and no output: it leads
-            out = {"K": hook.noted["K"][0], **out}
-        return hook.outputs(out)
+        leads = "K" in hook.noted and "K" not in out  # on the way, and no output
+        return {**({"K": hook.noted["K"][0]} if leads else {}), **hook.outputs(out)}
 
     def reading(
         self, taken: frozenset[str], wrong: frozenset[str], form: int, *, full: bool
@@ -144,19 +167,37 @@ class Step:
             self._readings[key] = Reading(self, *key)
         return self._readings[key]
 
+    def starting(self, state: Mapping[str, Array]) -> Step:
+        """Return the step as it is from another state, or another part of it."""
+        last = LAST if self.case.operation.name == "lte.run" else ""
+        inputs = {**self._start, **{f"{last}{name}": value for name, value in state.items()}}
+        return Step(self.case, inputs, self.came, self.plainly, self.bound, self.at)
+
+    @cached_property
+    def _feeds(self) -> dict[str, set[str]]:
+        """Quantity, by the outputs' names -> what it is computed from."""
+        case, o = self.case, self.case.options
+        flow = _flow(case)
+        if not flow:
+            taken = {one.name for one in case.operation.inputs}
+            if self.rows:  # a step starts from what the last one returned
+                taken -= {one.name for one in case.operation.outputs}
+            return {q.name: set(q.feeds) - taken for q in case.operation.outputs}
+        feeds: dict[str, set[str]] = {}
+        known = {q.name for q in flow}
+        if self.rows:
+            known |= {"theta", "p", "R"} if case.operation.name == "loko.run" else set(state(case))
+        for q in flow:
+            parents = {k.removeprefix(LAST) for k in (*q.parents, *q.given_returned[1])} & known
+            if q.name.startswith("seen."):
+                parents = {f"z.{q.name.removeprefix('seen.')}"}
+            own = {output_name(parent, o) for parent in parents}
+            feeds.setdefault(output_name(q.name, o), set()).update(own)
+        return feeds
+
     def ancestors(self, name: str) -> set[str]:
         """Find the outputs that came back and that a quantity is computed from at once."""
-        case, o = self.case, self.case.options
-        if case.operation.name.startswith("loko."):
-            feeds: dict[str, set[str]] = {}
-            flow = {q.name: q for q in dataflow({k: a for k, a in o.items() if k != "spec"})}
-            for q in flow.values():
-                parents = {*q.parents, *q.given_returned[1]} & set(flow)
-                own = {output_name(parent, o) for parent in parents}
-                feeds.setdefault(output_name(q.name, o), set()).update(own)
-        else:
-            taken = {one.name for one in case.operation.inputs}
-            feeds = {q.name: set(q.feeds) - taken for q in case.operation.outputs}
+        feeds = self._feeds
         found, seen, stack = set(), {name}, list(feeds.get(name, ()))
         while stack:
             one = stack.pop()
@@ -168,6 +209,10 @@ class Step:
             else:
                 stack += feeds.get(one, ())
         return found
+
+    def alone(self, name: str) -> bool:
+        """Return whether nothing came that an output is computed from, so that none is given."""
+        return self.at is None and not self.rows and not self.ancestors(name)
 
 
 NOTHING = Units(centre={}, size={}, how="")
@@ -196,14 +241,14 @@ class Reading:
     ) -> None:
         self.step, case = step, step.case
         came = {name: value for name, value in step.came.items() if name in taken}
-        centre = Given(case, came, step.rows)
+        centre = given(case, came)
         networked = step.networked
 
         def walk(inputs: Any, disturb: Hook) -> dict[str, Array]:
             if isinstance(disturb, Still):
                 hook = centre.watched(disturb)
             else:
-                hook = Given(case, came, step.rows, disturb, centre if full else None, wrong)
+                hook = given(case, came, disturb, centre if full else None, wrong)
             return step.walk(step.forms[form], inputs, hook, full=full)
 
         self._found: list[Units] = []
@@ -213,7 +258,7 @@ class Reading:
             walk,
             inputs=step.inputs,
             moved=step.moved if full and networked else None,
-            single=networked,
+            single=networked or step.at is not None,
         )
         self._last = LEVELS if full else 2
 
@@ -274,6 +319,13 @@ class Reading:
         return False
 
 
+def state(case: Case) -> list[str]:
+    """Name the outputs of a run that the next step starts from."""
+    if case.operation.name == "lte.run":
+        return state_names(case.options)
+    return [k for k in ("theta", "p", "P", "R") if k in _inputs(case)]
+
+
 def steps(
     case: Case, outputs: Mapping[str, Array], found: Mapping[str, Array], bound: Mapping[str, Array]
 ) -> list[Step]:
@@ -290,17 +342,17 @@ def steps(
     """
     came = {name: np.asarray(a, dtype=np.float64) for name, a in outputs.items()}
     inputs = _wide(_inputs(case))
-    held = [k for k in ("theta", "p", "P", "R") if k in inputs]
+    held = state(case)
     if case.options.get("noise") == "fixed":
         held = [k for k in held if k != "R" or k in came]
-    if case.operation.name != "loko.run" or not set(held) <= set(came):
+    if not case.operation.name.endswith(".run") or not set(held) <= set(came):
         return [Step(case, inputs, came, found, bound)]
     cut = []
     for t in range(len(inputs["x"])):
-        state = {k: came[k][t - 1] for k in held} if t else {}
-        of_step = {**inputs, **state, "x": inputs["x"][t], "y": inputs["y"][t]}
+        of_step = {**inputs, "x": inputs["x"][t], "y": inputs["y"][t]}
         row, plainly, allowed = (
             {k: a[t] for k, a in some.items()} for some in (came, found, bound)
         )
-        cut.append(Step(case, of_step, row, plainly, allowed, t))
+        step = Step(case, of_step, row, plainly, allowed, t)
+        cut.append(step.starting({k: came[k][t - 1] for k in held}) if t else step)
     return cut

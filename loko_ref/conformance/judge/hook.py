@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.textbook.lte import OF_HEAD
 from loko_ref.textbook.quantities import identity
 
-__all__ = ["Given", "Hook"]
+__all__ = ["Given", "Hook", "given"]
 
 Hook = Callable[[str, Any], Any]
 
@@ -26,9 +27,7 @@ class Given:
     case : Case
         The case.
     returned : mapping of str to array
-        Outputs that take the place of what is computed.
-    rows : bool
-        Whether they are rows of a run, one a step.
+        Outputs that take the place of what is computed; of a run as rows, one a step.
     disturb : callable
         Moves each quantity by a roundoff; the identity for the centre.
     centre : Given, optional
@@ -41,25 +40,19 @@ class Given:
         self,
         case: Case,
         returned: Mapping[str, Array],
-        rows: bool,
         disturb: Hook = identity,
         centre: Given | None = None,
         wrong: frozenset[str] = frozenset(),
     ) -> None:
-        self._returned, self._rows, self._disturb = returned, rows, disturb
+        self._returned, self._disturb = returned, disturb
         self._centre, self._wrong = centre, wrong
         self._outputs = set(expected(case))
-        self._seen: Counter[str] = Counter()
         self.noted: dict[str, list[Array]] = {}
 
     def exact(self, name: str, value: Any) -> Any:
         """Pass on what was returned in place of a copy, which has no rounding error of its own."""
-        if self._output(name) is None:
-            return value
-        disturb, self._disturb = self._disturb, identity
-        passed = self(name, value)
-        self._disturb = disturb
-        return passed
+        output = self._output(name)
+        return value if output is None else self._passed(name, output, value, identity)
 
     def watched(self, disturb: Hook) -> Given:
         """Return it with a hook that moves nothing."""
@@ -71,11 +64,21 @@ class Given:
         moved: float = getattr(self._disturb, "scalar", identity)(name, value)
         return moved
 
+    def inner(self, head: int | None) -> Hook:
+        """Return the hook for what has the names of a step's quantities and is none of them."""
+
+        def hook(name: str, value: Any) -> Any:
+            return self._disturb(name, value)
+
+        hook.scalar = self.scalar  # type: ignore[attr-defined]
+        return hook
+
     def _output(self, name: str) -> str | None:
-        """Return the output that a quantity is."""
+        """Return the output that a quantity is, or that it is a copy of."""
         name = name.removesuffix("_post")
+        copied = f"z.{name.removeprefix('seen.')}"  # an activation's slope is taken at its output
         capital = {"p": "P", "p_pred": "P_pred"}.get(name, name)
-        known = [one for one in (name, capital) if one in self._outputs]
+        known = [one for one in (name, capital, copied) if one in self._outputs]
         return known[0] if known else ("K" if name == "K" else None)
 
     def __call__(self, name: str, value: Any) -> Any:
@@ -83,33 +86,87 @@ class Given:
         output = self._output(name)
         if output is None:
             return self._disturb(name, value)
-        at, moved = self._seen[output], np.asarray(self._disturb(name, value))
-        self._seen[output] += 1
-        self.noted.setdefault(output, []).append(moved)
+        return self._passed(name, output, value, self._disturb)
+
+    def _passed(self, name: str, output: str, value: Any, disturb: Hook) -> Any:
+        """Note a part of an output, or a copy of one; return what came in its place."""
+        key = name if name.startswith("seen.") else output
+        moved = np.asarray(disturb(name, value))
+        at = len(self.noted.setdefault(key, []))
+        self.noted[key].append(moved)
         came = self._came(output, at, np.shape(value))
         if came is None:
             return moved
         if output in self._wrong or self._centre is None:
-            return self._disturb(name, came)
-        return came + (moved - self._centre.noted[output][at])
+            return disturb(name, came)
+        return came + (moved - self._centre.noted[key][at])
 
     def _came(self, output: str, at: int, shape: tuple[int, ...]) -> Array | None:
+        """Return what came in place of an output's part: of a run's step, or of a head."""
         value = self._returned.get(output)
-        if value is None or (at and not self._rows):
-            return None
-        if self._rows:
-            value = value[at]
-        return value.reshape(shape)
+        return None if value is None else value.reshape(-1, *shape)[at]
 
     def outputs(self, out: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output as it was computed, before what came took its place."""
         found = {}
         for name, value in out.items():
-            rows = self.noted.get(name)
-            if rows is None:
-                found[name] = np.asarray(value)
-            elif self._rows:
-                found[name] = np.stack(rows).reshape(np.shape(value))
-            else:
-                found[name] = rows[0].reshape(np.shape(value))
+            parts = self.noted.get(name)
+            found[name] = np.asarray(value if parts is None else parts).reshape(np.shape(value))
         return found
+
+
+class GivenHeads(Given):
+    """The hook of LTE: an output is one of the heads' quantities, or is computed from their state.
+
+    Of the latter the hook hears by `exact`; what is on the way to them comes to the hook itself.
+    """
+
+    @cached_property
+    def _of_heads(self) -> dict[str, str]:
+        """A head's quantity -> the output: where nothing is merged, its step leaves the state."""
+        stepped = {own: name for name, own in OF_HEAD.items()}
+        found = {
+            own: name if name in self._outputs else name.removesuffix("_step")
+            for own, name in stepped.items()
+        }
+        return {own: name for own, name in found.items() if name in self._outputs} | {"K": "K"}
+
+    def inner(self, head: int | None) -> Hook:
+        """Return the hook of one head's quantities, or of what is none."""
+        if head is None:
+            return super().inner(None)
+
+        def hook(name: str, value: Any) -> Any:
+            output = self._of_heads.get(name)
+            if output is None:
+                return self._disturb(name, value)
+            return self._passed(name, output, value, self._disturb)
+
+        def exact(name: str, value: Any) -> Any:
+            return hook(name, value) if name in self._of_heads else value
+
+        hook.scalar, hook.exact = self.scalar, exact  # type: ignore[attr-defined]
+        hook.inner = super().inner  # type: ignore[attr-defined]
+        return hook
+
+    def exact(self, name: str, value: Any) -> Any:
+        """Pass on what was returned in place of a quantity that is no copy of the heads'."""
+        if name not in self._outputs or name in self._of_heads.values():
+            return value
+        return self._passed(name, name, value, self._disturb)
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """Move what is on the way."""
+        return self._disturb(name, value)
+
+
+def given(
+    case: Case,
+    returned: Mapping[str, Array],
+    disturb: Hook = identity,
+    centre: Given | None = None,
+    wrong: frozenset[str] = frozenset(),
+) -> Given:
+    """Return the hook of a case that passes on what was returned; see `Given`."""
+    kind = GivenHeads if case.operation.name == "lte.run" else Given
+    return kind(case, returned, disturb, centre, wrong)

@@ -182,6 +182,8 @@ def least(name: str, value: Array, dtype: str) -> Array:
     if name in COVARIANCES:
         scale = np.sqrt(np.abs(np.diagonal(value, axis1=-2, axis2=-1)))
         size = np.maximum(size, u * scale[..., :, None] * scale[..., None, :])
+    if name == "v":  # y - softmax, whose terms are of size 1
+        size = np.maximum(size, u)
     return np.maximum(size, float(info.tiny))
 
 

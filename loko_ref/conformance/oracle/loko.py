@@ -21,6 +21,7 @@ from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import Model, forward, param_shapes
 
 __all__ = [
+    "configuration",
     "delta",
     "dense_update",
     "diagonal_update",
@@ -103,7 +104,7 @@ def model_jacobian(x: Arrays, o: Arrays) -> Out:
     return {"z": z, "Z": Z}
 
 
-def _config(x: Arrays, o: Arrays) -> tuple[loko.LokoConfig, loko.LokoState]:
+def configuration(x: Arrays, o: Arrays) -> tuple[loko.LokoConfig, loko.LokoState]:
     """Build configuration and first state; the values of what is trained come from theta."""
     weights = dict(x["weights"])
     for name, shape in param_shapes(o["spec"]).items():
@@ -131,6 +132,7 @@ def _step(
         "R_used": seen.R_used,
         "S": seen.S,
         "K": seen.K,
+        **({} if seen.v is None else {"v": seen.v}),
         "theta": state.theta,
         big: getattr(state, big),
     }
@@ -143,7 +145,7 @@ def loko_step(x: Arrays, o: Arrays) -> Out:
     """One step of LoKO.  [LOKO-1, LOKO-2]."""
     from loko_ref.network.model import unpack
 
-    (config, state), batch = _config(x, o), network_input(x["x"], o)
+    (config, state), batch = configuration(x, o), network_input(x["x"], o)
     _, out = _step(state, batch, x["y"], config)
     out["Z"] = jacobian(unpack(config.model, x["theta"]), batch)[1]
     return out
@@ -153,7 +155,7 @@ def loko_run(x: Arrays, o: Arrays) -> Out:
     """Take steps of LoKO, each quantity stacked along a leading axis.  [LOKO-1]."""
     from loko_ref.network.model import unpack
 
-    config, state = _config(x, o)
+    config, state = configuration(x, o)
     rows = []
     for batch, y in zip(network_input(x["x"], o), x["y"], strict=True):
         Z = jacobian(unpack(config.model, state.theta), batch)[1]

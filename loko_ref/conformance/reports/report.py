@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html as markup
 import json as text_of
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,12 +29,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Failure", "Report", "VerificationError"]
-
-STYLE = (
-    "<style>.loko-ref th, .loko-ref td { text-align: left; padding: .15em .8em .15em 0; "
-    "border-bottom: 1px solid #8886; }</style>"
-)
-"""Of the table in a notebook: no colour of its own, so that it suits light and dark."""
 
 
 class VerificationError(AssertionError):
@@ -79,10 +71,6 @@ class Failure:
 
     def __str__(self) -> str:
         return f"{self.case}: {self.text}"
-
-
-def _place(quantity: str | None, index: tuple[int, ...] | None) -> str:
-    return f"{quantity or ''}{list(index) if index else ''}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -186,46 +174,15 @@ class Report:
         return "\n".join([head, *map(str, self.failures[:1])])
 
     def _repr_html_(self) -> str:
-        """Return the verdict and a table of the kinds of failure, for a notebook.
+        """Return the verdict and a card of each kind of failure, for a notebook.
 
         Text and lines take the colours of the page around them, light or dark.
         """
+        from loko_ref.conformance.reports.page.notebook import as_cards
 
-        def cell(value: object, tag: str = "td") -> str:
-            text = markup.escape(printable(str(value), 400))
-            return f"<{tag}>{text}</{tag}>"
-
-        def row(*values: object, tag: str = "td") -> str:
-            return f"<tr>{''.join(cell(value, tag) for value in values)}</tr>"
-
-        rows = []
-        for one in self._groups[:BLOCKS]:
-            shown = self._failure(one.shown)
-            assert shown is not None
-            off = "" if shown.ratio is None else f"{shown.ratio:.3g}"
-            rows.append(
-                row(
-                    len(one.checks),
-                    shown.case,
-                    _place(shown.quantity, shown.index) or one.what,
-                    *(shown.text, "") if shown.expected is None else (shown.expected, shown.got),
-                    "not finite" if off and not math.isfinite(shown.ratio or 0) else off,
-                    "" if one.mistake is None else f"{one.mistake.mutant.id}: {one.mistake.text}",
-                )
-            )
-        rest = [str(one) for one in self.failures if one.case in self.expected][:BLOCKS]
-        if len(self._groups) > BLOCKS:
-            rest.append(f"and {len(self._groups) - BLOCKS} more kinds of failure")
-        heads = ("checks", "such as", "first off", "expected", "got", "error/tol.", "mistake")
-        table = f"<table>{row(*heads, tag='th')}{''.join(rows)}</table>" if rows else ""
-        colour = {"failed": "#d33", "passed": "#2a8f4f"}.get(self.summary.verdict, "#b80")
-        rest += [f"note: {note}" for note in self.notes]
-        words = [f"<div>{markup.escape(printable(text, 400))}</div>" for text in rest]
-        head, target = (markup.escape(x) for x in (self.summary.text, printable(self.target, 200)))
-        return (
-            f'<div class="loko-ref">{STYLE}<b style="color:{colour}">{head}</b> {target}'
-            f"{table}{''.join(words)}</div>"
-        )
+        others = [str(one) for one in self.failures if one.case in self.expected][:BLOCKS]
+        others += [f"note: {note}" for note in self.notes]
+        return as_cards(self.target, self.summary, self._groups, others)
 
     def raise_if_failed(self) -> None:
         """Raise where something failed unexpectedly, or nothing ran; for tests.
@@ -316,13 +273,16 @@ class Report:
         if html is not None and page is not None:
             write_bytes(html, page, "html")
 
-    def print(self, console: Console | None = None) -> None:
-        """Print the report as the command does: :attr:`text`, and a table by operation.
+    def print(self, console: Console | None = None, *, verbose: bool = False) -> None:
+        """Print the report as the command does: verdict, first fault, a table by operation.
 
         Parameters
         ----------
         console : rich.console.Console, optional
             Where; the terminal by default.
+        verbose : bool
+            Whether more kinds of failure are described in full, every operation has its row, and
+            tolerances are explained: all of :attr:`text`.
 
         Raises
         ------
@@ -332,4 +292,5 @@ class Report:
         rich = extras.load("rich.console", "the report on the terminal")
         from loko_ref.conformance.reports.terminal import print_report
 
-        print_report(console or rich.Console(emoji=False), *self._content, closing=self._closing)
+        console = console or rich.Console(emoji=False)
+        print_report(console, *self._content, closing=self._closing, verbose=verbose)

@@ -26,6 +26,7 @@ from loko_ref.conformance.engine import (
 from loko_ref.conformance.judge.answer import NOT_OFFERED
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure, written
+from loko_ref.conformance.reports.formulas import pair
 
 __all__ = [
     "BLOCKS",
@@ -44,6 +45,7 @@ __all__ = [
     "reproduce",
     "rest",
     "unnamed",
+    "verdict",
 ]
 
 BLOCKS = 6
@@ -54,6 +56,9 @@ NAMED = 4
 
 FEW = 6
 """Elements of which a relation tells little: a larger result of the same kind is described."""
+
+LISTED = 8
+"""Expected failures that a short report lists."""
 
 PYTHON = "Python: "
 """What the name of a target begins with that only a Python program can give."""
@@ -130,7 +135,11 @@ def command(target: str) -> str:
         return f"loko-ref {target}"
     target, case, file = target.partition(CASE)
     head, *options = target.split(" --option ")
-    ready = target.startswith(("--cmd ", "--trace ", PYTHON))
+    if target.startswith(PYTHON):
+        more = f", case={shlex.split(file)[0]!r}" if file else ""
+        more += f", options={options}" if options else ""
+        return f"loko_ref.verify(<{head.removeprefix(PYTHON)}>{more})"
+    ready = target.startswith(("--cmd ", "--trace "))
     words = " --option ".join([head if ready else shlex.quote(head), *options])
     return f"loko-ref verify {words}{case}{file}"
 
@@ -166,9 +175,11 @@ def describe(one: Group, target: str | None = None) -> list[str]:
         What was verified, to name what reproduces the failure.
     """
     check = one.shown
-    found = [f"  {check.case.id}: {failure(check)}"]
+    found = []
     if len(one.checks) > 1:
-        found.insert(0, "  in: " + _counted([c.case.operation.name for c in one.checks]))
+        found.append("  in: " + _counted([c.case.operation.name for c in one.checks]))
+    found += _explained(one)
+    found.append(f"  {check.case.id}: {failure(check)}")
     if check.imprecise is not None:
         found.append(f"  imprecise: {check.imprecise.text}")
     found += further(check)
@@ -186,26 +197,34 @@ def describe(one: Group, target: str | None = None) -> list[str]:
     if others:
         more = f", and {len(others) - NAMED} more" if len(others) > NAMED else ""
         found.append(f"  also: {', '.join(others[:NAMED])}{more}")
+    return found
+
+
+def _explained(one: Group) -> list[str]:
+    """Write the formula found beside the right one."""
+    right = pair(one).right
     if one.mistake is None:
-        return found
+        return [f"  correct formula: {right}"] if right else []
     m = one.mistake.mutant
     fits = f"it reproduces {one.mistake.explained} of {one.mistake.failed} wrong results"
     if one.mistake.contradicted:
         fits += f" ({one.mistake.contradicted} that passed would have failed with it)"
-    found += [f"  mistake {m.id}: {one.mistake.text}; {fits}", f"    {m.explanation}"]
-    found.append(f"    correct formula: {m.look}")
+    found = [f"  mistake {m.id}: {one.mistake.text}; {fits}", f"    {m.explanation}"]
+    found.append(f"    correct formula: {right}")
     if one.mistake.alike:
         found.append(f"    not distinguished in this run from: {', '.join(one.mistake.alike)}")
     return found
 
 
 def failures(
-    target: str, groups: Sequence[Group], style: str = "red"
+    target: str, groups: Sequence[Group], blocks: int = BLOCKS, style: str = "red"
 ) -> Iterator[tuple[str, str, str]]:
-    """List the kinds of failure as :func:`lines` does, the first ``BLOCKS`` in full."""
+    """List the kinds of failure as :func:`lines` does, the first ones in full."""
     for number, one in enumerate(groups):
         count = len(one.checks)
-        if number >= BLOCKS:
+        if number >= blocks:
+            if number == blocks == 1:
+                yield "", "", ""
             named = f", as by {one.mistake.mutant.id}" if one.mistake is not None else ""
             yield style, "FAILED", f" {count}: {one.what}{named}, such as {one.shown.case.id}"
             continue
@@ -239,15 +258,25 @@ def failed(
     target: str,
     groups: Sequence[Group],
     mistakes: Mapping[str, Sequence[Mistake]],
+    *,
+    verbose: bool = True,
 ) -> Iterator[tuple[str, str, str]]:
-    """List what failed, as :func:`lines` does."""
-    yield from failures(target, groups)
+    """List what failed, as :func:`lines` does; only the first in full where not `verbose`."""
+    yield from failures(target, groups, BLOCKS if verbose else 1)
     wrong = {check.case.id for one in groups for check in one.checks}
     unnamed = sum(not fits for key, fits in mistakes.items() if key in wrong)
     if unnamed:
         yield "", "", f"\nNo known mistake reproduces {unnamed} of the wrong results."
     if sum(len(one.checks) for one in groups) > 1:
-        yield "dim", "--json F lists every check, --html F draws each kind of failure", ""
+        more = ", -v describes more kinds" if len(groups) > 1 and not verbose else ""
+        yield "dim", f"--json F lists every check, --html F draws each kind of failure{more}", ""
+
+
+def verdict(checks: Sequence[Check], known: Mapping[str, str]) -> tuple[str, str, str]:
+    """Return the line of the verdict, as :func:`lines` does."""
+    summary = summarise(checks, known)
+    style = {"failed": "red", "passed": "green"}.get(summary.verdict, "yellow")
+    return f"bold {style}", summary.headline, summary.text.removeprefix(summary.headline)
 
 
 def rest(
@@ -257,20 +286,28 @@ def rest(
     groups: Sequence[Group],
     known: Mapping[str, str],
     closing: Sequence[str] = (),
+    *,
+    verbose: bool = True,
 ) -> Iterator[tuple[str, str, str]]:
     """List all else, as :func:`lines` does: at the end the verdict and what to type next.
 
     `closing` has lines that stand before the verdict: what changed, what could not be revealed.
+    Where not `verbose`, a long list of expected failures is cut and tolerances are not explained.
     """
     summary = summarise(checks, known)
     yield from (("yellow", "note", f" {note}") for note in notes)
+    failing = 0
     for check in checks:
         key = check.case.id
         found = outcome(key, check.status, known)
         if found == UNEXPECTED_PASS:
             yield "red", "UNEXPECTED PASS", f" {key}: was expected to fail: {known[key]}"
         elif found == EXPECTED_FAILURE:
-            yield "yellow", "expected failure", f" {key}: {known[key]}"
+            failing += 1
+            if verbose or failing <= LISTED:
+                yield "yellow", "expected failure", f" {key}: {known[key]}"
+    if failing > LISTED and not verbose:
+        yield "dim", f"and {failing - LISTED} more expected failures (-v)", ""
     lost: dict[str, list[Check]] = {}
     for check in checks:
         if outcome(check.case.id, check.status, known) == IMPRECISE and check.imprecise is not None:
@@ -288,10 +325,9 @@ def rest(
             declined.setdefault(str(check.reason), []).append(check.case.operation.name)
     for reason, names in sorted(declined.items(), key=lambda item: len(item[1])):
         yield "yellow", "unsupported", f" {reason} ({len(names)}): {_counted(names)}"
-    if summary.ran:
+    if summary.ran and verbose:
         yield "dim", f"\n{EXPLANATION}", ""
     yield from (("", "", line) for line in closing)
-    style = {"failed": "red", "passed": "green"}.get(summary.verdict, "yellow")
-    yield f"bold {style}", summary.headline, summary.text.removeprefix(summary.headline)
+    yield verdict(checks, known)
     if groups:
         yield "", "", f"next: {reproduce(target, groups[0].shown.case.id)}"

@@ -1,6 +1,6 @@
-"""Facts of one linear's LoRA: what it adds, and the merge.
+"""Facts of one linear's LoRA: what it adds, and the merge; and of LoRA with several heads.
 
-Shapes: A (r, i); B (o, r); W, delta (o, i).
+Shapes: A (r, i); B (o, r); W, delta (o, i); of a run theta (steps, heads, n).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 from hypothesis import strategies as hs
 
 from loko_ref import strategies as st
+from loko_ref.properties.facts.lte_run import RUN, SGDS, runs
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Problem, Problems, Trial, exact
 
@@ -88,3 +89,16 @@ def _unmerged(t: Trial) -> None:
     there = t.run()
     back = t.run(W=there["W"], B=-B)
     t.near("W", back["W"], W, back.tol["W"] + there.tol["W"])
+
+
+@fact(RUN, "one network", "LTE-2 LTE-8",
+      "from B = 0, merged after every step on one batch for all, the heads move as mhlora's",
+      runs(mode="lte", merge_every=1, data="replicated", reset="none", reduction="all",
+           replicas="frozen", optimizer_state="keep", optimizer=SGDS),
+      "SGD without weight decay")  # fmt: skip
+def _one_network(t: Trial) -> None:
+    begun = {k: 0 * a if ".B" in k or ".bB" in k else a for k, a in t.given["factors"].items()}
+    heads = t.run(factors=begun)
+    joint = {"mode": "mhlora", "scaling": "mean", "realisation": "shared"}
+    one = t.run(options=joint, factors=begun)
+    t.same(heads, one, ("theta", "z"))

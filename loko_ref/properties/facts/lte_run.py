@@ -21,12 +21,14 @@ from loko_ref.properties.numbers import Near
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable, exact
 
-__all__: list[str] = []
+__all__ = ["RUN", "SGDS", "runs"]
 
 RUN = "lte.run"
 
 
-def _runs(**fixed: Any) -> Any:
+def runs(**fixed: Any) -> Any:
+    """Return the problems of short runs with some choices fixed, or drawn from a strategy."""
+
     def of(operation: str) -> Problems:
         @hs.composite
         def draw(draw: hs.DrawFn, small: bool) -> Problem:
@@ -73,7 +75,7 @@ def _delta(t: Trial, got: Got, k: int, name: str, r: int, alpha: float) -> Near:
 
 
 @fact(RUN, "telescopes", "LTE-5", "a merge makes W - W_0 the mean of the deltas; between W stays",
-      _runs(**MERGING))  # fmt: skip
+      runs(**MERGING))  # fmt: skip
 def _telescopes(t: Trial) -> None:
     got, o = t.run(), t.options
     if not got.has("W", "theta"):
@@ -102,7 +104,7 @@ def _telescopes(t: Trial) -> None:
 
 
 @fact(RUN, "sees W", "LTE-3 LTE-5 LTE-6", "right after a merge, or a reset, every head sees W",
-      _runs(**MERGING))  # fmt: skip
+      runs(**MERGING))  # fmt: skip
 def _run_sees(t: Trial) -> None:
     got = t.run()
     if not got.has("W", "seen"):
@@ -119,7 +121,7 @@ def _run_sees(t: Trial) -> None:
 
 
 @fact(RUN, "resets", "LTE-6", "a reset leaves B = 0, A redrawn or kept, and nothing merged",
-      _runs(reset=hs.sampled_from(["B", "AB"]), **MERGING))  # fmt: skip
+      runs(reset=hs.sampled_from(["B", "AB"]), **MERGING))  # fmt: skip
 def _resets(t: Trial) -> None:
     _check_resets(t, t.run(), t.options, t.given.get("redraws", {}))
     chosen = {"merge_at": [1, 3, 4], "reset_at": [3]}
@@ -156,7 +158,7 @@ def _check_resets(t: Trial, got: Got, o: Any, redraws: Any) -> None:
 
 
 @fact(RUN, "one head is LoRA", "LTE-5", "one head, never reset, moves alike whenever it merges",
-      _runs(heads=1, reset="none", optimizer_state="keep", filter_merge="keep",
+      runs(heads=1, reset="none", optimizer_state="keep", filter_merge="keep",
                       optimizer=hs.one_of(SGDS, LOKO), loss="cross_entropy", **MERGING),
       "one head, reset none")  # fmt: skip
 def _lora(t: Trial) -> None:
@@ -169,7 +171,7 @@ def _lora(t: Trial) -> None:
 
 
 @fact(RUN, "two realisations", "LTE-3 LTE-4", "weight copies and a shared weight move alike",
-      _runs(**MERGING))  # fmt: skip
+      runs(**MERGING))  # fmt: skip
 def _copies(t: Trial) -> None:
     a, b = (t.run(options={"realisation": kind}) for kind in ("shared", "copies"))
     names = (
@@ -189,7 +191,7 @@ def _copies(t: Trial) -> None:
 
 
 @fact(RUN, "heads permuted", "LTE-1", "heads permuted with their chunks come out permuted",
-      _runs(heads=hs.sampled_from([2, 3]), **MERGING))  # fmt: skip
+      runs(heads=hs.sampled_from([2, 3]), **MERGING))  # fmt: skip
 def _permuted(t: Trial) -> None:
     heads, o = t.options["heads"], t.options
     order = np.roll(np.arange(heads), 1)
@@ -212,7 +214,7 @@ def _permuted(t: Trial) -> None:
 
 @fact(RUN, "alone until a merge", "LTE-1 LTE-8 LTE-10",
       "before a merge a head is as a run of one head on its chunk (its gradient by 1 / heads)",
-      _runs(mode="lte", heads=hs.sampled_from([2, 3]), merge_every=1000,
+      runs(mode="lte", heads=hs.sampled_from([2, 3]), merge_every=1000,
             optimizer=hs.one_of(SGDS, LOKO), loss="cross_entropy"), "no merge")  # fmt: skip
 def _alone(t: Trial) -> None:
     got, o, (x, y) = t.run(), t.options, t.wide("x", "y")
@@ -245,7 +247,7 @@ def _alone(t: Trial) -> None:
 
 
 @fact(RUN, "descent", "OPT-1 LTE-8", "SGD moves theta by -rate times the gradient",
-      _runs(mode="lte", optimizer=SGD(lr=0.125), merge_every=hs.integers(1, 2)),
+      runs(mode="lte", optimizer=SGD(lr=0.125), merge_every=hs.integers(1, 2)),
       "SGD without momentum")  # fmt: skip
 def _descent(t: Trial) -> None:
     steps = len(t.given["x"])
@@ -261,7 +263,7 @@ def _descent(t: Trial) -> None:
 
 
 @fact(RUN, "mean square", "LTE-8", "mse is the mean of (z - y)^2 over samples and outputs",
-      _runs(mode="lte", loss="mse"), "loss mse")  # fmt: skip
+      runs(mode="lte", loss="mse"), "loss mse")  # fmt: skip
 def _mse(t: Trial) -> None:
     got, o, (y,) = t.run(), t.options, t.exact("y")
     if not got.has("z", "loss"):
@@ -277,7 +279,7 @@ def _mse(t: Trial) -> None:
 
 
 @fact(RUN, "downhill", "LTE-8", "the gradient is the derivative of the loss",
-      _runs(mode="lte", optimizer=SGD(lr=0.125), max_steps=1), "one step")  # fmt: skip
+      runs(mode="lte", optimizer=SGD(lr=0.125), max_steps=1), "one step")  # fmt: skip
 def _downhill(t: Trial) -> None:
     from loko_ref.properties.numbers import derivative
 
@@ -309,7 +311,7 @@ def _downhill(t: Trial) -> None:
 
 
 @fact(RUN, "state begun anew", "LTE-5 LTE-10", "a merge that resets the state begins p, R anew",
-      _runs(optimizer=LOKO, loss="cross_entropy", optimizer_state="reset", **MERGING),
+      runs(optimizer=LOKO, loss="cross_entropy", optimizer_state="reset", **MERGING),
       "optimizer_state reset")  # fmt: skip
 def _anew(t: Trial) -> None:
     _state(t)
@@ -317,7 +319,7 @@ def _anew(t: Trial) -> None:
 
 @fact(RUN, "state at a merge", "LTE-5 LTE-10",
       "a merge keeps momenta, p, R, begins them anew, or shrinks p; it averages replicas",
-      _runs(optimizer=hs.one_of(SGDS, LOKO), loss="cross_entropy",
+      runs(optimizer=hs.one_of(SGDS, LOKO), loss="cross_entropy",
             filter_merge=hs.sampled_from(["keep", "shrink"]), **MERGING))  # fmt: skip
 def _state(t: Trial) -> None:
     got, o = t.run(), t.options
@@ -351,7 +353,7 @@ def _state(t: Trial) -> None:
 
 
 @fact(RUN, "prior at a reset", "LTE-10", "what is reset gets its prior variance, the rest keeps p",
-      _runs(optimizer=LOKO, loss="cross_entropy", filter_merge="prior", heads=2,
+      runs(optimizer=LOKO, loss="cross_entropy", filter_merge="prior", heads=2,
             reset=hs.sampled_from(["B", "AB"]), **MERGING), "filter_merge prior")  # fmt: skip
 def _prior(t: Trial) -> None:
     got, o = t.run(), t.options
@@ -371,7 +373,7 @@ def _prior(t: Trial) -> None:
 
 
 @fact(RUN, "evaluated", "LTE-13", "after a merge z_now is z_main; of equal heads it is theirs",
-      _runs(data="replicated", **MERGING), "with evaluation")  # fmt: skip
+      runs(data="replicated", **MERGING), "with evaluation")  # fmt: skip
 def _evaluated(t: Trial) -> None:
     if "evaluation" not in t.given:
         raise Unsuitable("nothing is evaluated")

@@ -32,10 +32,11 @@ SEEDS = (0, 1, 2)
 _SHIFT = """rotate90 (images; their default), permute, invert (the tables' default), noise (the
 texts' default), none."""
 _OPTIMIZER = """loko, sgd, adagrad, adamw, with options as NAME,KEY=VALUE,... such as adamw,lr=0.01
-or loko,logits,p0=0.5; repeatable. Default: loko and adamw."""
+or loko,logits,p0=0.5; repeatable. Default: loko and adamw. loko without options is
+loko,recommended; loko,abstract_reading is our reading of the paper's abstract."""
 _VARIANT = """LoKO's choices as [OBSERVATION,]KEY=VALUE,...: observation, noise, timing, beta, r0,
-p0 (or p0.SITE), covariance, diagonal, form, lam, q, center. Each one that begins with the name of
-an observation is a run of its own."""
+p0 (or p0.A, p0.B, p0.SITE, p0.SITE.A), covariance, columns, blocks, diagonal, form, lam, q, center,
+solve. Each one that begins with the name of an observation is a run of its own."""
 _SEED = "Repeatable. Default: 0, 1 and 2."
 _NOISE = "Share of the stream's labels made wrong."
 _EPOCHS = "Passes over the base part before the stream. Default 30."
@@ -93,6 +94,10 @@ def train(
     chosen = (optimizer, variant, seed, p0, lr, route)
     if resume is None or about or any(value is not None for value in chosen):
         learners = opt.read_learners(optimizer or ["loko", "adamw"], lr=lr, p0=p0, variants=variant)
+        learners = [
+            (name, {"preset": "recommended"} if name == "loko" and not options else options)
+            for name, options in learners
+        ]
         if route is not None and "loko" not in dict(learners):
             raise InputError(
                 "--route", "an option of LoKO", "--optimizer loko too", "LoKO was left out"

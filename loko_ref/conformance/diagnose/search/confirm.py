@@ -35,8 +35,9 @@ CONFIRM = 4
 SPARE = 6.0
 """Digits that are explained beyond what the number of formulas tried explains by chance."""
 
-CHOICES = ("observation", "noise", "timing", "covariance", "diagonal", "center", "nesterov", "mode",
-           "reduction", "reset", "realisation", "optimizer", "replicas")  # fmt: skip
+CHOICES = ("observation", "noise", "timing", "covariance", "diagonal", "center", "solve",
+           "nesterov", "mode", "reduction", "reset", "realisation", "optimizer",
+           "replicas")  # fmt: skip
 """Options that code branches by: a formula may be wrong under some of their values alone."""
 
 ROUNDS = 3

@@ -12,7 +12,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case, Recipe
 from loko_ref.conformance.judge.given import LEVELS, Reading, Step
-from loko_ref.conformance.judge.hook import Given
+from loko_ref.conformance.judge.hook import given
 from loko_ref.conformance.judge.tolerance import _inputs, _wide, canonical, factor, tolerance
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow, output_name
@@ -101,7 +101,7 @@ class Problem:
             return None
         if self.quantity in ("z", "Z"):
             return None
-        v = Values(self.inputs, **o, F=FORMULA_TABLE, keep=Given(case, self.came, False))
+        v = Values(self.inputs, **o, F=FORMULA_TABLE, keep=given(case, self.came))
         v["p"] = v["P" if v.covariance == "dense" else "p"]
         v["z"] = self.came["z"].reshape(-1, self.inputs["y"].shape[-1])
         v["Z"] = self.came["Z"]
@@ -149,7 +149,7 @@ class Problem:
                 return self._at_once(formula, self._direct[root] or [])
         self.spent += self._walk
         table = watch({**FORMULA_TABLE, **changes})
-        hook = Given(self.case, self.came, self.case.operation.stepwise)
+        hook = given(self.case, self.came)
         plain, o = self.case.operation.plain, self.case.options
         try:
             with np.errstate(all="ignore"):

@@ -1,0 +1,66 @@
+"""Build the documentation as HTML, warnings as errors, without the network.
+
+    python derivations/site/build.py OUT
+
+The pages are the derivations, the texts beside this file, and what is made from the package:
+catalogues, commands, reference, examples with their output. They are put together in a temporary
+folder, which Sphinx reads. Needs the extra ``[docs]``.
+"""
+
+import argparse
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pages
+from pages import lessons
+from sphinx.cmd.build import main
+
+HERE = Path(__file__).resolve().parent
+DERIVATIONS = HERE.parent
+HEADING = re.compile(r"^### \[([A-Z]{2,}-\d+)\]", re.MULTILINE)
+
+
+def texts(source: Path) -> list[str]:
+    """Copy the written pages; return the labels that the derivations define."""
+    labels = []
+    (source / "derivations").mkdir(parents=True)
+    for file in sorted(DERIVATIONS.iterdir()):
+        name = "index.md" if file.name == "README.md" else file.name
+        if file.suffix == ".md":
+            text = file.read_text(encoding="utf-8")
+            labels += HEADING.findall(text)
+            text = HEADING.sub(lambda m: f"({m[1].lower()})=\n{m[0]}", text)
+            text = re.sub(r"^(\$\$.+\$\$)$", r"\n\1\n", text, flags=re.MULTILINE)
+            if name == "index.md":
+                pages = sorted(f.stem for f in DERIVATIONS.glob("*.md") if f.name != "README.md")
+                text += "\n".join(["\n```{toctree}", ":hidden:", "", *pages, "```\n"])
+            (source / "derivations" / name).write_text(text, encoding="utf-8")
+        elif file.is_file():
+            shutil.copy(file, source / "derivations" / name)
+    for file in HERE.glob("*.md"):
+        text = lessons.performed(file.read_text(encoding="utf-8"))
+        text = re.sub(r"\]\(\.\./(\w)", r"](derivations/\1", text)
+        (source / file.name).write_text(text, encoding="utf-8")
+    shutil.copy(DERIVATIONS.parent / "CHANGELOG.md", source / "changes.md")
+    return labels
+
+
+def build(out: Path) -> int:
+    """Put the pages together and build them; return Sphinx's exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        labels = texts(source)
+        pages.write(source)
+        shutil.copy(HERE / "conf.py", source)
+        shutil.copytree(HERE / "static", source / "static")
+        options = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(Path(folder) / "doctrees")]
+        options += ["-D", f"loko_labels={','.join(labels)}"]
+        return main([*options, str(source), str(out)])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="folder of the pages")
+    raise SystemExit(build(parser.parse_args().out))

@@ -1,0 +1,115 @@
+"""The site's settings. ``build.py`` puts the sources together and builds them."""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+
+import loko_ref
+
+project = "loko_ref"
+copyright = "The loko_ref maintainers"
+version = release = loko_ref.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+root_doc = "index"
+smartquotes = False  # an option keeps its two dashes
+
+suppress_warnings = ["myst.header"]  # a derivation's sections begin at the third level
+
+myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = "loko_ref"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_search_summary = False  # it would fetch pages, which a page opened from a file cannot
+html_math_renderer = "mathml"
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
+
+LABEL = re.compile(r"\b[A-Z]{2,}-\d+\b")
+SPELLED = (
+    (r"\\lt(?![a-zA-Z])", "<"),
+    (r"\\gt(?![a-zA-Z])", ">"),
+    (r"\\dots(?![a-zA-Z])", r"\\ldots"),
+    (r"\\cr(?![a-zA-Z])", r"\\\\"),
+    (r"\\(t?)frac(\d)(\d)", r"\\\1frac{\2}{\3}"),
+    (r"\\mathrel\{(.)\}", r"\1"),
+    (r"\\Big(?![a-zA-Z])", ""),
+    (r"^\^", "{}^"),
+)
+"""What docutils reads otherwise than TeX does, and how it reads it."""
+
+
+def formula(translator, node):
+    """Write a formula as MathML, which browsers draw by themselves."""
+    block = isinstance(node, nodes.math_block)
+    text = node.astext()
+    for pattern, spelled in SPELLED:
+        text = re.sub(pattern, spelled, text)
+    text = tex2mathml(text, as_block=block)
+    translator.body.append(f'<div class="formula" tabindex="0">{text}</div>\n' if block else text)
+    raise nodes.SkipNode
+
+
+class Labels(SphinxTransform):
+    """Make every mention of a derivation's label a link to it."""
+
+    default_priority = 700
+
+    def apply(self, **kwargs):
+        """Replace the mentions, except in code, formulas, links and headings."""
+        known = self.config.loko_labels
+        closed = (
+            nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.reference,
+            nodes.title, nodes.raw, nodes.comment, addnodes.pending_xref, addnodes.desc_signature,
+        )  # fmt: skip
+        for text in list(self.document.findall(nodes.Text)):
+            above, inside = text.parent, []
+            while above is not None:
+                inside.append(above)
+                above = above.parent
+            if any(isinstance(node, closed) for node in inside):
+                continue
+            found = [m for m in LABEL.finditer(text) if m[0] in known]
+            if not found:
+                continue
+            new, at = [], 0
+            for m in found:
+                new.append(nodes.Text(text[at : m.start()]))
+                link = addnodes.pending_xref(
+                    "",
+                    nodes.inline("", m[0]),
+                    refdomain="std",
+                    reftype="ref",
+                    reftarget=m[0].lower(),
+                    refexplicit=True,
+                    refwarn=True,
+                    refdoc=self.env.current_document.docname,
+                )
+                new.append(link)
+                at = m.end()
+            new.append(nodes.Text(text[at:]))
+            text.parent.replace(text, new)
+
+
+def setup(app):
+    """Register both."""
+    app.add_config_value("loko_labels", [], "env", list)
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
+    app.add_transform(Labels)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,1 @@
+"""Comparisons: LoKO with first-order optimizers on many streams, LTE with full training."""

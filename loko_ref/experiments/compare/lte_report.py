@@ -1,0 +1,235 @@
+"""``loko-ref compare lte``: what is run, its document, and what the paper's claims are worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loko_ref.checks.fields import Items, Kind, Maybe, Place, Record, choice, real, whole
+from loko_ref.checks.values import check_choice, check_whole
+from loko_ref.experiments.compare import pool
+from loko_ref.experiments.compare.analysis import Difference, paired
+from loko_ref.experiments.compare.lte import (
+    CLAIMS,
+    FULL,
+    LORA,
+    RATES,
+    SETTINGS,
+    TASKS,
+    Run,
+    judge,
+    missing,
+    rows,
+    work,
+)
+from loko_ref.files.documents import SCHEMAS, document
+from loko_ref.files.strict_json import read_json
+
+__all__ = ["Plan", "as_document", "compare", "plan", "read", "summary"]
+
+FILE_LIMIT = 2**26
+"""Most bytes of a document to go on from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compared: tasks, seeds, and how long."""
+
+    tasks: Sequence[str]
+    seeds: Sequence[int]
+    steps: int
+    limit: int | None = None
+
+    def about(self) -> dict[str, Any]:
+        """Return plain JSON values by which two plans are compared."""
+        return {
+            "tasks": list(self.tasks),
+            "seeds": list(self.seeds),
+            "settings": [one.name for one in SETTINGS],
+            "steps": self.steps,
+            "limit": self.limit,
+        }
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Those of ``loko-ref lte``."""
+        return {"steps": self.steps, "limit": self.limit}
+
+
+def plan(
+    *,
+    quick: bool = False,
+    tasks: Sequence[str] = (),
+    seeds: int | None = None,
+    steps: int | None = None,
+    limit: int | None = None,
+) -> Plan:
+    """Return what is compared.
+
+    Parameters
+    ----------
+    quick : bool
+        The perceptron alone, 120 steps, 4 seeds.
+    tasks : sequence of str
+        Of ``TASKS``, in place of all.
+    seeds, steps, limit : int, optional
+        How many seeds, from 0 (4); steps of each run (480, or 120); most samples of each part.
+
+    Raises
+    ------
+    InputError
+        If a task is unknown, or a count is below 1.
+    """
+    for name in tasks:
+        check_choice("--task", name, tuple(TASKS))
+    for option, value in (("--seeds", seeds), ("--steps", steps), ("--limit", limit)):
+        if value is not None:
+            check_whole(option, value)
+    chosen = tuple(dict.fromkeys(tasks)) or tuple(TASKS)[: 1 if quick else None]
+    length = steps if steps is not None else 120 if quick else 480
+    return Plan(tasks=chosen, seeds=range(seeds or 4), steps=length, limit=limit)
+
+
+def compare(
+    chosen: Plan,
+    *,
+    workers: int | None = None,
+    before: Sequence[Run] = (),
+    ended: Callable[[Sequence[Run], int, int], None] | None = None,
+) -> list[Run]:
+    """Run what is missing.
+
+    Parameters
+    ----------
+    chosen : Plan
+        What is compared.
+    workers : int, optional
+        Processes, each with one BLAS thread; one for each core.
+    before : sequence of Run
+        Of an interrupted comparison.
+    ended : callable, optional
+        Called as ``ended(all runs so far, done, known)``.
+    """
+    count, found = pool.count(workers), list(before)
+    while jobs := missing(found, chosen.tasks, chosen.seeds, chosen.arguments):
+        total = len(found) + len(jobs)
+
+        def add(job: Any, one: Run, total: int = total) -> None:
+            found.append(one)
+            if ended is not None:
+                ended(found, len(found), total)
+
+        pool.run(work, jobs, workers=count, ended=add)
+    return found
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _said(found: Difference | None) -> dict[str, float | None] | None:
+    if found is None:
+        return None
+    return {name: _number(getattr(found, name)) for name in ("mean", "low", "high")}
+
+
+def summary(runs: Sequence[Run], chosen: Plan) -> dict[str, Any]:
+    """Return the rows of each task, and the claims.
+
+    Parameters
+    ----------
+    runs, chosen
+        What was done, and what is compared.
+
+    Returns
+    -------
+    dict
+        Task -> ``rows`` (setting, rate, accuracy, the same when full training had ended,
+        differences to full training and LoRA, effective rank of W - W_0, seconds, bytes) and
+        ``claims`` (text, verdict, difference).
+    """
+    found: dict[str, Any] = {}
+    for task in chosen.tasks:
+        table = rows(runs, task, chosen.seeds)
+        shown = []
+        for row in table.values():
+            shown.append({
+                "setting": row.setting,
+                "rate": row.rate,
+                "accuracy": float(row.accuracy.mean()),
+                "timed": float(row.timed.mean()),
+                "to_full": _said(paired(row.accuracy, table[FULL].accuracy)),
+                "to_lora": _said(paired(row.accuracy, table[LORA].accuracy)),
+                "effective_rank": row.effective_rank,
+                "seconds": row.seconds,
+                "bytes_sent": row.bytes_sent,
+            })  # fmt: skip
+        claims = []
+        for claim in CLAIMS:
+            verdict, difference = judge(claim, table)
+            claims.append({"claim": claim.text, "first": claim.first, "second": claim.second,
+                           "verdict": verdict, "difference": _said(difference)})  # fmt: skip
+        found[task] = {"rows": shown, "claims": claims}
+    return found
+
+
+def as_document(runs: Sequence[Run], chosen: Plan) -> dict[str, Any]:
+    """Return the document of a comparison, whole or so far: it can be gone on from.
+
+    Parameters
+    ----------
+    runs, chosen
+        What was done, and what is compared.
+    """
+    complete = not missing(runs, chosen.tasks, chosen.seeds, chosen.arguments)
+    content: dict[str, Any] = {"plan": chosen.about(), "complete": complete}
+    if complete:
+        content["summary"] = summary(runs, chosen)
+    listed = [dataclasses.asdict(one) for one in runs]
+    for row in listed:
+        row["curve"] = [list(point) for point in row["curve"]]
+    return document("compare-lte", content | {"runs": listed})
+
+
+def read(path: str | os.PathLike[str], chosen: Plan) -> list[Run]:
+    """Read the runs of an interrupted comparison.
+
+    Parameters
+    ----------
+    path : path-like
+        A document that was written by ``--json``.
+    chosen : Plan
+        What is compared now: the same.
+
+    Raises
+    ------
+    InputError
+        If the file is none, is damaged, or belongs to another plan.
+    """
+    place = Place(argument="--resume", path=str(path))
+    root = read_json(Path(path), "--resume", limit=FILE_LIMIT)
+    place.names("", root, None)
+    place.same("schema", root.get("schema"), SCHEMAS["compare-lte"])
+    place.same("plan", root.get("plan"), chosen.about())
+    share = real(low=0, high=1)
+    fields: dict[str, Kind] = {
+        "task": choice(*chosen.tasks),
+        "setting": choice(*(one.name for one in SETTINGS)),
+        "factor": real(low=min(RATES), high=max(RATES)),
+        "seed": whole(high=len(chosen.seeds) - 1),
+        "accuracy": share,
+        "curve": Items(Items(real(low=0), 2)),
+        "seconds": real(low=0),
+        "effective_rank": Maybe(real(low=0)),
+        "bytes_sent": whole(),
+    }
+    place.check("runs", root.get("runs"), Items(Record(fields)))
+    return [
+        Run(**{**row, "curve": tuple((int(a), float(b)) for a, b in row["curve"])})
+        for row in root["runs"]
+    ]

@@ -1,0 +1,325 @@
+"""``loko-ref compare online``: which trials there are, in which order, and what they add up to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loko_ref.checks.fields import Items, Kind, Maybe, Place, Record, choice, real, whole
+from loko_ref.errors import InputError, shown
+from loko_ref.experiments.compare import pool
+from loko_ref.experiments.compare.analysis import METRICS, Difference, Table, halves
+from loko_ref.experiments.compare.learners import FAMILIES, LOKO, Learner, learners
+from loko_ref.experiments.compare.streams import QUICK, STREAMS, Stream
+from loko_ref.experiments.compare.trials import Job, Trial, work
+from loko_ref.files.documents import SCHEMAS, document
+from loko_ref.files.strict_json import read_json
+
+__all__ = ["Plan", "as_document", "compare", "plan", "read", "summary"]
+
+FILE_LIMIT = 2**28
+"""Most bytes of a document to go on from."""
+
+TUNED = 2
+"""Selection seeds on which the grid is run in full on a transformer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compared.
+
+    Attributes
+    ----------
+    streams, seeds : sequence
+        On which, at how many draws.
+    learners : sequence of Learner
+        Who.
+    limit : int or None
+        Most samples of each part.
+    """
+
+    streams: Sequence[Stream]
+    seeds: Sequence[int]
+    learners: Sequence[Learner]
+    limit: int | None = None
+
+    def about(self) -> dict[str, Any]:
+        """Return plain JSON values by which two plans are compared."""
+        return {
+            "streams": [one.name for one in self.streams],
+            "seeds": list(self.seeds),
+            "learners": [_learner(one) for one in self.learners],
+            "limit": self.limit,
+        }
+
+    def wanted(self, stream: Stream, seed: int, table: Table) -> list[Learner] | None:
+        """Return who runs on a stream with a seed; None as long as the choice is not made.
+
+        On a transformer the grid runs with two of the selection seeds, and what was best there with
+        the others.
+        """
+        some = [one for one in self.learners if not (one.dense and stream.transformer)]
+        tuned = halves(self.seeds)[0][:TUNED]
+        if not stream.transformer or seed in tuned:
+            return some
+        grid = [one for one in some if one.method != "loko"]
+        whole = {(stream.name, s, one.name) for s in tuned for one in grid}
+        if not whole <= table.trials.keys():
+            return None
+        pools = [[one for one in grid if one.family == f] for f in FAMILIES]
+        best = {table.best(stream, metric, pool) for metric in METRICS for pool in pools if pool}
+        return [one for one in some if one.method == "loko" or one.name in best]
+
+
+def _learner(one: Learner) -> dict[str, Any]:
+    found = {"name": one.name, "family": one.family, "method": one.method}
+    return found | {"options": list(_words(one.options)), "ratio": one.ratio}
+
+
+def _words(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield options as the command line has them: ``p0.A=0.2``."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{word}" for word in _words(value))
+        else:
+            yield f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+
+
+def plan(
+    *,
+    quick: bool = False,
+    streams: Sequence[str] = (),
+    seeds: int | None = None,
+    limit: int | None = None,
+) -> Plan:
+    """Return what is compared.
+
+    Parameters
+    ----------
+    quick : bool
+        Four streams, four seeds, 150 samples at most of each part, every third rate.
+    streams : sequence of str
+        Names of streams, in place of all.
+    seeds : int, optional
+        How many seeds, from 0; 10, or 4.
+    limit : int, optional
+        Most samples of each part.
+
+    Raises
+    ------
+    InputError
+        If a stream is unknown, or a count is below 1.
+
+    Examples
+    --------
+    >>> len(plan().streams), len(plan(quick=True).streams)
+    (21, 4)
+    """
+    known = {one.name: one for one in STREAMS}
+    for name in streams:
+        if name not in known:
+            required = "one of " + ", ".join(map(repr, known))
+            raise InputError("--stream", shown(name), required, "a misspelt name")
+    count = seeds if seeds is not None else 4 if quick else 10
+    for option, value in (("--seeds", count), ("--limit", limit)):
+        if value is not None and value < 1:
+            raise InputError(option, value, "a whole number >= 1", "a zero or negative count")
+    names = streams or (QUICK if quick else tuple(known))
+    return Plan(
+        streams=[known[name] for name in dict.fromkeys(names)],
+        seeds=range(count),
+        learners=learners(quick),
+        limit=limit if limit is not None else 150 if quick else None,
+    )
+
+
+def compare(
+    chosen: Plan,
+    *,
+    workers: int | None = None,
+    before: Sequence[Trial] = (),
+    ended: Callable[[Sequence[Trial], int, int], None] | None = None,
+) -> Table:
+    """Run what is missing.
+
+    Parameters
+    ----------
+    chosen : Plan
+        What is compared.
+    workers : int, optional
+        Processes, each with one BLAS thread; one for each core.
+    before : sequence of Trial
+        Of an interrupted comparison.
+    ended : callable, optional
+        Called as ``ended(all trials so far, jobs done, jobs known)``.
+
+    Raises
+    ------
+    InputError
+        If `workers` is below 1.
+    """
+    count = pool.count(workers)
+    table = Table(before, chosen.streams, chosen.seeds)
+    done = 0
+    while True:
+        jobs = _missing(chosen, table)
+        if not jobs:
+            return table
+
+        def add(job: Job, trials: Sequence[Trial], total: int = done + len(jobs)) -> None:
+            nonlocal done
+            done += 1
+            table.trials.update({one.key: one for one in trials})
+            if ended is not None:
+                ended(list(table.trials.values()), done, total)
+
+        pool.run(work, jobs, workers=count, ended=add)
+
+
+def _missing(chosen: Plan, table: Table) -> list[Job]:
+    """Return the jobs that can run now; the transformers first, whose choice others wait for."""
+    jobs = []
+    for stream in sorted(chosen.streams, key=lambda one: not one.transformer):
+        for seed in chosen.seeds:
+            wanted = chosen.wanted(stream, seed, table) or ()
+            left = [w for w in wanted if (stream.name, seed, w.name) not in table.trials]
+            if left:
+                jobs.append(Job(stream=stream, seed=seed, learners=left, limit=chosen.limit))
+    return jobs
+
+
+# ------------------------------------------------------------------------------------ document
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _said(found: Difference) -> dict[str, float | None]:
+    return {name: _finite(getattr(found, name)) for name in ("mean", "low", "high")}
+
+
+def summary(table: Table, chosen: Plan) -> dict[str, Any]:
+    """Return what the comparison says, as plain JSON values.
+
+    Parameters
+    ----------
+    table, chosen
+        All trials, and what was compared.
+
+    Returns
+    -------
+    dict
+        For every variant of LoKO the streams on which it is ahead of the first-order grid and of
+        AdamW; for the default the differences by stream, steps to AdamW's accuracy, and where it
+        diverged; mean ranks; scores by prior variance.
+    """
+    variants = [one.name for one in chosen.learners if one in LOKO]
+    pools = {
+        "first-order": [one for one in chosen.learners if one.method != "loko"],
+        "AdamW": [one for one in chosen.learners if one.family == "AdamW"],
+    }
+    rivals = {name: table.rivals(pool) for name, pool in pools.items()}
+    default, streams = LOKO[0].name, []
+    for stream in table.streams:
+        row: dict[str, Any] = {"stream": stream.name, "regression": stream.regression}
+        for metric in METRICS:
+            rival = rivals["first-order"].get((stream.name, metric))
+            scores = table.scores(stream, default, metric, table.reporting)
+            row[metric] = {
+                "default": _finite(abs(float(scores.mean()))) if scores.size else None,
+                "rival": rival,
+                "rival_score": None,
+                "difference": None,
+            }
+            if rival is not None and scores.size:
+                other = table.scores(stream, rival, metric, table.reporting)
+                row[metric]["rival_score"] = _finite(abs(float(other.mean())))
+                difference = table.difference(stream, metric, default, rival)
+                row[metric]["difference"] = _said(difference)
+        adamw = rivals["AdamW"].get((stream.name, "final"))
+        row["steps_to_adamw"] = (
+            None if adamw is None else _finite(table.reached(stream, default, adamw))
+        )
+        streams.append(row)
+    mean_ranks, cases = table.ranked()
+    return {
+        "seeds": {"choosing": list(table.choosing), "reporting": list(table.reporting)},
+        "ahead": {
+            name: {pool: table.wins(name, found) for pool, found in rivals.items()}
+            for name in variants
+        },
+        "streams": streams,
+        "diverged": {name: found for name in variants if (found := table.diverged(name))},
+        "ranks": {"cases": cases, "mean": mean_ranks},
+        "p0": {
+            name: {key: _finite(value) for key, value in found.items()}
+            for name, found in table.sensitivity().items()
+        },
+    }
+
+
+def as_document(table: Table, chosen: Plan) -> dict[str, Any]:
+    """Return the document of a comparison, whole or so far: it can be gone on from.
+
+    Parameters
+    ----------
+    table, chosen
+        The trials, and what is compared.
+    """
+    complete = not _missing(chosen, table)
+    content: dict[str, Any] = {"plan": chosen.about(), "complete": complete}
+    if complete:
+        content["summary"] = summary(table, chosen)
+    rows = [_row(one) for one in table.trials.values()]
+    return document("compare-online", content | {"trials": rows})
+
+
+def _row(one: Trial) -> dict[str, Any]:
+    found = dataclasses.asdict(one)
+    curve = [None if value is None else round(value, 5) for value in one.curve]
+    return found | {"curve": curve, "ms": round(one.ms, 4)}
+
+
+def read(path: str | os.PathLike[str], chosen: Plan) -> list[Trial]:
+    """Read the trials of an interrupted comparison.
+
+    Parameters
+    ----------
+    path : path-like
+        A document that was written by ``--json``.
+    chosen : Plan
+        What is compared now: the same.
+
+    Raises
+    ------
+    InputError
+        If the file is none, is damaged, or belongs to another plan.
+    """
+    place = Place(argument="--resume", path=str(path))
+    root = read_json(Path(path), "--resume", limit=FILE_LIMIT)
+    place.names("", root, None)
+    place.same("schema", root.get("schema"), SCHEMAS["compare-online"])
+    place.same("plan", root.get("plan"), chosen.about())
+    place.check("trials", root.get("trials"), Items(_kind(chosen)))
+    return [Trial(**{**row, "curve": tuple(row["curve"])}) for row in root["trials"]]
+
+
+def _kind(chosen: Plan) -> Record:
+    score = Maybe(real(low=0))
+    fields: dict[str, Kind] = {
+        "stream": choice(*(one.name for one in chosen.streams)),
+        "learner": choice(*(one.name for one in chosen.learners)),
+        "seed": whole(high=len(chosen.seeds) - 1),
+        "online": score,
+        "final": score,
+        "curve": Items(score),
+        "diverged": Maybe(whole()),
+        "ms": real(low=0),
+    }
+    return Record(fields)
