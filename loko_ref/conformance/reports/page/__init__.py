@@ -30,7 +30,7 @@ from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
 from loko_ref.conformance.reports.formulas import pairs, right, title
 from loko_ref.conformance.reports.page.drawing import as_table, heat_map, matrices
-from loko_ref.conformance.reports.text import amplified, command, further, reproduce
+from loko_ref.conformance.reports.text import amplified, command, further, reproduce, unnamed
 from loko_ref.files.derivations import derivations
 from loko_ref.files.pages import prose, render
 
@@ -158,7 +158,7 @@ def _card(one: Group, target: str, known: Mapping[str, str]) -> dict[str, Any]:
         "expected": known.get(check.case.id, ""),
         "again": reproduce(target, check.case.id),
         "imprecise": "" if check.imprecise is None else check.imprecise.text,
-        "others": [line.strip() for line in further(check)],
+        "others": [line.strip() for line in (*further(check), *unnamed(one))],
         "operations": [(name, len(some)) for name, some in _by_operation(one.checks)],
         "more": _by_operation([c for c in one.checks if c is not check]),
     }
