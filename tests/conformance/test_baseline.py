@@ -171,7 +171,7 @@ def test_combinations_count_where_a_check_passed_and_none_failed():
     assert coverage([answered(glm), answered(run, e=2)]).combinations == ()
     cite = report([answered(glm), answered(other)], names=False).citation
     assert re.fullmatch(
-        rf"verified with loko_ref {re.escape(__version__)}, operations/2 digest [0-9a-f]{{16}}, "
+        rf"verified with loko_ref {re.escape(__version__)}, operations/3 digest [0-9a-f]{{16}}, "
         "2 of 2 checks, 2 of 60 combinations",
         cite,
     )
