@@ -168,6 +168,7 @@ def test_the_page_is_gone_through_by_keyboard(chromium, tiny_page, width):
             assert tab.evaluate("document.activeElement.textContent") == name
             assert not page.overflows(), name
             assert page.violations() == [], name
+            assert "[object" not in tab.inner_text("#panel")
             texts.add(tab.inner_text("#panel"))
             keys(tab, "ArrowRight")
         assert len(texts) == len(names)
@@ -196,6 +197,7 @@ def test_twenty_steps_of_digits(chromium, tmp_path):
     with browser.opened(chromium, tmp_path / "walk.html", width=400) as page:
         page.tab.focus("#tab-0")
         for _ in range(5):
+            assert "[object" not in page.tab.inner_text("#panel")
             assert page.violations() == []
             assert not page.overflows()
             keys(page.tab, "ArrowRight")
@@ -245,6 +247,7 @@ def test_the_page_of_lte_is_gone_through_by_keyboard(chromium, tmp_path):
         tab.focus("#tab-0")
         for name in ("Heads", "Subspaces", "The weight", "Curves"):
             assert tab.inner_text("[role=tab][aria-selected=true]") == name
+            assert "[object" not in tab.inner_text("#panel")
             assert page.violations() == [], name
             assert not page.overflows(), name
             keys(tab, "ArrowRight")
@@ -296,6 +299,7 @@ def test_the_page_of_a_recording_opens(chromium, trace, tmp_path):
     with browser.opened(chromium, tmp_path / "trace.html", width=400) as page:
         page.tab.focus("#tab-0")
         for _ in range(5):
+            assert "[object" not in page.tab.inner_text("#panel")
             assert page.violations() == []
             assert not page.overflows()
             keys(page.tab, "ArrowRight")

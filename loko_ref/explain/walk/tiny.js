@@ -36,8 +36,8 @@ function plane(one, index) {
       h("polyline", { class: "right", points: curve.join(" ") }), sampleLine(one, index, x, y),
       oval(-1, "first"), oval(index - 1, "prior"), oval(index, "posterior"),
       h("polyline", { class: "path", points: path.join(" ") }), h("circle", { class: "mean", cx: x(a), cy: y(b), r: 4 })),
-    h("table", {}, h("tbody", {}, [["A, B", `${show(a)}, ${show(b)}`], ["W + B A", show(one.world.weight + a * b)],
-      ["p", `${show(P[0][0])}, ${show(P[1][1])}`], ["correlation", show(lean, 3)], ["area", `${show(area(P), 3)} (${show((100 * area(P)) / area(cov(index - 1)), 3)} % of the prior's)`],
+    h("table", {}, h("tbody", {}, [["A, B", `${show(a, 3)}, ${show(b, 3)}`], ["W + B A", show(one.world.weight + a * b)],
+      ["p", `${show(P[0][0], 2)}, ${show(P[1][1], 2)}`], ["correlation", show(lean, 3)], ["area", show(area(P), 3)], ["of the prior's", `${show((100 * area(P)) / area(cov(index - 1)), 3)} %`],
     ].map(([what, value]) => h("tr", {}, h("th", { scope: "row" }, what), h("td", { class: "number" }, value))))));
 }
 
