@@ -48,7 +48,7 @@ function bounds(key) {
 function select(key, cell = "") {
   const one = line(key);
   const side = document.getElementById("side");
-  const kept = key === state.key ? side.querySelector(".derivation") : null;
+  const kept = side.querySelector(".derivation"); // stays open until another is opened
   state.key = key;
   const link = (to) => h("button", { class: "label", onclick: () => select(to) }, name(to));
   const [low, high, mean] = step().stats[key];
