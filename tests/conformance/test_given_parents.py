@@ -123,9 +123,11 @@ def test_right_values_returned_and_wrong_ones_used():
         assert wrong(case, {**drifted, name: right[name]})[1][0] == "theta"
 
 
-def test_a_bias_far_below_the_tolerance_of_a_step_adds_up():
+@pytest.mark.sampled(0.25)
+@pytest.mark.parametrize("name", ["gaussian", "glm-relu", "glm-stacked", "gaussian-residual"])
+def test_a_bias_far_below_the_tolerance_of_a_step_adds_up(name):
     """Every p_pred of a run is off by 18 units of roundoff, which no single step reveals."""
-    case = case_of("loko.run/gaussian/float64")
+    case = case_of(f"loko.run/{name}/float64")
     formula = FORMULA_TABLE["p_pred"]
     biased = replace(NOTHING, changes=lambda size: {"p_pred": lambda v: formula(v) * (1 + 2e-15)})
     out = as_implementation(biased)["loko.run"](**case.inputs(), **case.options)
