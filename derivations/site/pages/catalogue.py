@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loko_ref.conformance.cases.registry import Case, all_cases
 from loko_ref.conformance.catalogue.network_text import LAYERS
-from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, Operation
+from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, VERSION, Operation
 from loko_ref.conformance.judge.compare import compare
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import Mutant, all_mutants, evaluate
@@ -40,7 +40,7 @@ def _labels(labels: tuple[str, ...]) -> str:
 
 
 def _operation(operation: Operation) -> list[str]:
-    since = {1: "", 2: " (since operations/2)"}
+    since = {k: f" (since operations/{k})" if k > 1 else "" for k in range(1, VERSION + 1)}
     inputs = [
         (
             code(i.name),
