@@ -150,7 +150,7 @@ def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -
         return Check(case=case, status="unsupported", reason=reason)
     try:
         with np.errstate(all="ignore"):
-            return judge(case, Answer(outputs={output: got}))
+            return judge(case, Answer(outputs={output: got}), recording.precision)
     except np.linalg.LinAlgError as error:
         reason = f"unchecked: the recorded matrices before it cannot be solved with ({error})"
         return Check(case=case, status="unsupported", reason=reason)

@@ -142,12 +142,19 @@ def explain(
         skip, state = _first_wrong(source, source.steps - steps)
     else:
         for number in range(skip):
-            state, _ = loko.step(state, source.batch(number), source.learner)
+            state, _ = _taken(source, state, number)
     for number in range(skip, skip + steps):
-        batch = source.batch(number)
-        after, record = loko.step(state, batch, source.learner)
-        yield _Explainer(source, batch, state, record, after, entries).step()
+        after, record = _taken(source, state, number)
+        yield _Explainer(source, source.batch(number), state, record, after, entries).step()
         state = after
+
+
+def _taken(
+    source: Source, state: loko.LokoState, number: int
+) -> tuple[loko.LokoState, loko.LokoRecord]:
+    """Take a step; one that overflows is an error that names it, without NumPy's warnings."""
+    with np.errstate(over="ignore", invalid="ignore"):  # found by the filter's checks
+        return loko.step(state, source.batch(number), source.learner)
 
 
 def _first_wrong(source: Source, last: int) -> tuple[int, loko.LokoState]:
@@ -155,9 +162,8 @@ def _first_wrong(source: Source, last: int) -> tuple[int, loko.LokoState]:
     state = source.start
     if not source.regression:
         for number in range(min(SEARCHED, last + 1)):
-            batch = source.batch(number)
-            after, record = loko.step(state, batch, source.learner)
-            y = to_host(batch.y)[0]
+            after, record = _taken(source, state, number)
+            y = to_host(source.batch(number).y)[0]
             if to_host(record.z)[0].argmax() != (y.argmax() if y.ndim else y):
                 return number, state
             state = after

@@ -15,6 +15,7 @@ from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.diagnose.baseline import Changes
 from loko_ref.conformance.diagnose.coverage import Coverage, citation, coverage
 from loko_ref.conformance.diagnose.naming import Mistake
+from loko_ref.conformance.diagnose.search.relation import observed
 from loko_ref.conformance.engine import Check, outcome, summarise
 from loko_ref.conformance.judge.compare import Divergence
 from loko_ref.conformance.judge.tolerance import EXPLANATION, unit
@@ -99,6 +100,7 @@ def as_json(
     expected: Mapping[str, str] | None = None,
     found: Coverage | None = None,
     changes: Changes | None = None,
+    precision: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Build the report ``loko-ref/verify/2``.
 
@@ -107,9 +109,11 @@ def as_json(
     ``ratio`` is null where the number that came is not finite, or the form is wrong.
     ``not_judged`` are quantities whose parents are wrong and outside the domain of their formula.
     ``amplified`` is information: every quantity follows from its parents, and this one is off
-    along the whole route. ``imprecise`` is the algorithm that explains all that is off.
+    along the whole route. ``imprecise`` is the algorithm that explains all that is off, or the
+    stated ``precision``.
     ``mistakes`` of a failed check are the known ones that reproduce it, most likely first; where
-    none does, the list is empty.
+    none does, the list is empty, and ``observed`` says where the first wrong quantity is off, and
+    which plain relation to what is right it has, or which are ruled out.
     ``status`` is by the numbers alone, ``outcome`` in the light of the expected failures
     (id -> reason), and ``verdict`` that of the whole run. ``coverage`` is what the run could
     reveal, and ``changes`` what changed since an earlier report, null without one.
@@ -123,6 +127,7 @@ def as_json(
         "target": target,
         "tolerance": EXPLANATION,
         "notes": list(notes),
+        "precision": dict(precision or {}),
         "verdict": {
             "outcome": summary.verdict,
             "text": summary.text,
@@ -161,6 +166,13 @@ def as_json(
                 **(
                     {"mistakes": [_mistake(m) for m in named.get(check.case.id, ())]}
                     if check.status == "failed"
+                    else {}
+                ),
+                **(
+                    {"observed": observed(check)}
+                    if check.status == "failed"
+                    and check.divergence is not None
+                    and not named.get(check.case.id)
                     else {}
                 ),
                 "quantities": list(check.quantities),
