@@ -245,6 +245,8 @@ def verify(
     if not summarise(checks).ran:
         has = found.operations if isinstance(found, Command) else found.functions
         way = in_the_way((c.case, c.lacking) for c in checks if c.case.operation.name in has)
+        if any("not filled in" in (c.reason or "") for c in checks):
+            way = "nothing is filled in yet of what 'loko-ref init' wrote"
         notes += [way] if way else []
     return Report(
         target=" ".join([shown, *(f"--option {word}" for word in written(given)), *of_file]),

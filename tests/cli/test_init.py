@@ -15,6 +15,14 @@ from loko_ref.conformance.catalogue.registry import OPERATIONS
 
 PYTHON = ("numpy", "torch", "jax")
 RIGHT = {
+    "jax": (
+        """    raise NotImplementedError("not filled in")
+    # Z = jax""",
+        """    if p is None:
+        raise NotImplementedError("dense")
+    return {"p_pred": p / options["lam"] + options["q"]}
+    # Z = jax""",
+    ),
     "numpy": (
         '    # return {"delta": ...}\n    raise NotImplementedError("not filled in")',
         '    return {"delta": np.asarray(alpha / A.shape[0], A.dtype) * (B @ A)}',
@@ -49,6 +57,7 @@ RIGHT = {
     ),
 }
 WRONG = dict.fromkeys(RIGHT, " / A.shape[0]") | {"rust": " / a.shape[0] as f64"}
+WRONG["jax"] = ' / options["lam"]'
 
 
 def verify(name, file, *more):
@@ -95,6 +104,8 @@ def test_a_scaffold_runs_and_declines_everything(name, tmp_path, monkeypatch):
     found, report = verify(name, file, "--only", ONLY.get(name, "lora.delta"))
     assert found.returncode == 2, found.stdout + found.stderr
     assert "NOTHING RAN" in found.stdout
+    if name in PYTHON:
+        assert "nothing is filled in yet of what 'loko-ref init' wrote" in found.stdout
     assert {check["status"] for check in report["checks"]} == {"unsupported"}
     if name in RIGHT:
         comment, body = RIGHT[name]
@@ -102,12 +113,12 @@ def test_a_scaffold_runs_and_declines_everything(name, tmp_path, monkeypatch):
         assert empty.count(comment) == 1
         for text, code in ((body, 0), (body.replace(WRONG[name], ""), 1)):
             file.write_text(empty.replace(comment, text))
-            found, report = verify(name, file, "--only", "lora.delta")
+            found, report = verify(name, file, "--only", ONLY.get(name, "lora.delta"))
             assert found.returncode == code, found.stdout + found.stderr
-        assert "SCALE-ALPHA" in found.stdout
+        assert ("TIME-NO-FORGETTING" if name == "jax" else "SCALE-ALPHA") in found.stdout
 
 
-ONLY = {"torch": "loko.step/softmax", "jax": "loko.step/softmax"}
+ONLY = {"torch": "loko.step/softmax", "jax": "loko.step/glm-time"}
 
 
 def test_nothing_is_overwritten(tmp_path):
