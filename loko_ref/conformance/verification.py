@@ -33,7 +33,7 @@ from loko_ref.conformance.recorded import first as first_off
 from loko_ref.conformance.recorded_runs import check as check_run
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.reports.report import Report
-from loko_ref.conformance.reports.text import OFFLINE, PYTHON
+from loko_ref.conformance.reports.text import CASE, OFFLINE, PYTHON
 from loko_ref.conformance.stated import noted
 from loko_ref.conformance.user_inputs import read_case
 from loko_ref.conformance.vectors import answers as offline
@@ -238,6 +238,7 @@ def verify(
         declared = NONE if strict else found.precision
         checks = run(found, cases, timeout=timeout, progress=count, again=True, declared=declared)
         checks, mistakes = _settled(checks, strict, calling(found, timeout))
+    of_file = [] if case is None else [f"{CASE.strip()} {shlex.quote(os.fspath(case))}"]
     statuses = [(check.case.id, check.status) for check in checks]
     notes = [*found.notes, *noted(found.precision, checks, strict)]
     notes += expected_failures.not_run(statuses, expected)
@@ -246,7 +247,7 @@ def verify(
         way = in_the_way((c.case, c.lacking) for c in checks if c.case.operation.name in has)
         notes += [way] if way else []
     return Report(
-        target=" ".join([shown, *(f"--option {word}" for word in written(given))]),
+        target=" ".join([shown, *(f"--option {word}" for word in written(given)), *of_file]),
         checks=tuple(checks),
         notes=tuple(notes),
         mistakes=mistakes,

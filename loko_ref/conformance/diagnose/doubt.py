@@ -63,9 +63,10 @@ def with_formulas(
         ]
         if added:
             named[check.case.id] = added
-        elif _explains(fits := named[check.case.id]):  # in doubt, and nothing better found
-            if (check.case.operation.name, fits[0].mutant.id) in doubtful or fits[0].mutant.sizes:
-                named[check.case.id] = []
+        elif _explains(fits := named[check.case.id]) and (
+            fits[0].mutant.sizes or (check.case.operation.name, fits[0].mutant.id) in doubtful
+        ):  # in doubt, and nothing better found
+            named[check.case.id] = []
     return named
 
 

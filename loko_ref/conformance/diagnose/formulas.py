@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose.equations import equation
 from loko_ref.conformance.diagnose.problems import failing, of_check, passing
 from loko_ref.conformance.diagnose.search.again import Again
@@ -93,10 +94,13 @@ def find(
     deep = DEEP
     for (operation, quantity), own in grouped(problems).items():
         right = passing(checks, operation, quantity, problems)
-        if again is not None and len({cases[p.check].recipe for p in own}) == 1:
-            others = again(cases[own[0].check])
-            own += [p for c in others for p in of_check(c) if p.quantity == quantity]
+        alone = len({cases[p.check].recipe for p in own}) == 1
+        if alone:
+            own += _others(quantity, cases[own[0].check], again)
         named, left = search(own, right, hints, deep=deep > 0)
+        if any(one.alike for one in named) and not alone:  # other inputs may tell them apart
+            own = [own[0], *_others(quantity, cases[own[0].check], again), *own[1:]]
+            named, left = search(own, right, hints, deep=deep > 0)
         deep -= bool(left) or any(n.candidate.fitted for n in named)
         for one in named:
             if one.candidate not in hints:
@@ -115,6 +119,12 @@ def find(
                 )
             )
     return found
+
+
+def _others(quantity: str, case: Case, again: Again | None) -> list[Problem]:
+    """List where a quantity is wrong with other numbers of a case."""
+    checks = () if again is None else again(case)
+    return [p for check in checks for p in of_check(check) if p.quantity == quantity]
 
 
 def _explained(

@@ -48,7 +48,7 @@ MISSES = 8
 """Checks after which a mistake with a size that fits none of them is tried no more."""
 
 VALUES = 2
-"""Values of different error that bear a fitted number out: by one some number is always met."""
+"""Values off that bear a fitted number out: by one some number is always met."""
 
 OTHER = 1.25
 """Factor to another size: where that fits as well, no size is found."""
@@ -153,11 +153,12 @@ def _found(one: Mutant, check: Check, size: float, steps: int | None) -> bool:
     assert first is not None
     off = ratios(case, check.outputs)[first.quantity] > 1
     error = check.outputs[first.quantity].astype(np.float64) - expected(case)[first.quantity]
-    error = np.abs(canonical(case, first.quantity, error))
+    error = canonical(case, first.quantity, error)
     if case.operation.stepwise:
         off, error = off[first.index[0]], error[first.index[0]]
-    values = np.unique(np.round(np.log(error[off]), 6))  # a and 1 - a are off by the same
-    if not np.isfinite(values).all() or len(values) < VALUES:
+    size_of = np.round(np.log(np.abs(error[off])), 6)
+    above, below = (Counter(size_of[np.sign(error[off]) == sign].tolist()) for sign in (1, -1))
+    if size_of.size - (above & below).total() < VALUES:  # of a and 1 - a the one is the other's
         return False
     other = evaluate.__wrapped__(one, case, size * OTHER)
     return other is None or distance(case, _came(check), other, tolerance(case), steps) > 1

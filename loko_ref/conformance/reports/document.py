@@ -15,6 +15,7 @@ from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.diagnose.baseline import Changes
 from loko_ref.conformance.diagnose.coverage import Coverage, citation, coverage
 from loko_ref.conformance.diagnose.naming import Mistake
+from loko_ref.conformance.diagnose.search.relation import observed
 from loko_ref.conformance.engine import Check, outcome, summarise
 from loko_ref.conformance.judge.compare import Divergence
 from loko_ref.conformance.judge.tolerance import EXPLANATION, unit
@@ -111,7 +112,8 @@ def as_json(
     along the whole route. ``imprecise`` is the algorithm that explains all that is off, or the
     stated ``precision``.
     ``mistakes`` of a failed check are the known ones that reproduce it, most likely first; where
-    none does, the list is empty.
+    none does, the list is empty, and ``observed`` says where the first wrong quantity is off, and
+    which plain relation to what is right it has, or which are ruled out.
     ``status`` is by the numbers alone, ``outcome`` in the light of the expected failures
     (id -> reason), and ``verdict`` that of the whole run. ``coverage`` is what the run could
     reveal, and ``changes`` what changed since an earlier report, null without one.
@@ -164,6 +166,13 @@ def as_json(
                 **(
                     {"mistakes": [_mistake(m) for m in named.get(check.case.id, ())]}
                     if check.status == "failed"
+                    else {}
+                ),
+                **(
+                    {"observed": observed(check)}
+                    if check.status == "failed"
+                    and check.divergence is not None
+                    and not named.get(check.case.id)
                     else {}
                 ),
                 "quantities": list(check.quantities),

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from loko_ref.conformance.cases.registry import OWN
 from loko_ref.conformance.diagnose.groups import Group, group
 from loko_ref.conformance.diagnose.naming import Mistake
+from loko_ref.conformance.diagnose.search.relation import observed
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
     IMPRECISE,
@@ -25,7 +26,7 @@ from loko_ref.conformance.engine import (
 from loko_ref.conformance.judge.answer import NOT_OFFERED
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure, written
-from loko_ref.conformance.reports.formulas import pair
+from loko_ref.conformance.reports.formulas import pairs
 
 __all__ = [
     "BLOCKS",
@@ -43,6 +44,7 @@ __all__ = [
     "lines",
     "reproduce",
     "rest",
+    "unnamed",
     "verdict",
 ]
 
@@ -51,6 +53,9 @@ BLOCKS = 6
 
 NAMED = 4
 """Ids that a description names beside the one that it shows."""
+
+FEW = 6
+"""Elements of which a relation tells little: a larger result of the same kind is described."""
 
 LISTED = 8
 """Expected failures that a short report lists."""
@@ -81,6 +86,23 @@ def further(check: Check) -> list[str]:
     return found
 
 
+def unnamed(one: Group) -> list[str]:
+    """Describe what is off where no name was found: where, its relation, what is ruled out."""
+    off = [check for check in one.checks if check.divergence is not None]
+    if one.mistake is not None or not off:
+        return []
+
+    def few(check: Check) -> tuple[bool, bool, int]:
+        assert check.divergence is not None
+        size = check.outputs[check.divergence.quantity].size
+        return size < FEW, check is not one.shown, size
+
+    check = min(off, key=few)
+    where = "" if check is one.shown else f" (in {check.case.id})"
+    nothing = "no known mistake and no formula that was tried gives this"
+    return [f"  {observed(check)}{where}", f"  {nothing}"]
+
+
 def imprecise(check: Check) -> str:
     """Describe an imprecise check: the algorithm, the digits lost, and what is off first."""
     assert check.imprecise is not None
@@ -103,16 +125,23 @@ def _counted(names: Sequence[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in Counter(names).items())
 
 
+CASE = " --case "
+"""What stands in the name of a target before the file of the one case that was run."""
+
+
 def command(target: str) -> str:
     """Return the command that verifies a target, or what stands for it."""
     if target.startswith(OFFLINE):
         return f"loko-ref {target}"
+    target, case, file = target.partition(CASE)
     head, *options = target.split(" --option ")
     if target.startswith(PYTHON):
-        more = f", options={options}" if options else ""
+        more = f", case={shlex.split(file)[0]!r}" if file else ""
+        more += f", options={options}" if options else ""
         return f"loko_ref.verify(<{head.removeprefix(PYTHON)}>{more})"
     ready = target.startswith(("--cmd ", "--trace "))
-    return f"loko-ref verify {' --option '.join([head if ready else shlex.quote(head), *options])}"
+    words = " --option ".join([head if ready else shlex.quote(head), *options])
+    return f"loko-ref verify {words}{case}{file}"
 
 
 def reproduce(target: str, key: str) -> str:
@@ -122,13 +151,17 @@ def reproduce(target: str, key: str) -> str:
     --------
     >>> reproduce("my loko.py", "lora.delta/tiny/float64")
     "loko-ref verify 'my loko.py' --only lora.delta/tiny/float64"
+    >>> reproduce("my_loko.py --case mine.npz", "lora.delta/own/float64")
+    'loko-ref verify my_loko.py --case mine.npz'
     """
-    own = f"/{OWN}/" in key
+    target, _, file = target.partition(CASE)
+    one = f"--case {file or 'FILE'}" if f"/{OWN}/" in key else f"--only {shlex.quote(key)}"
     if target.startswith(PYTHON):
         options = target.split(" --option ")[1:]
         more = f", options={options}" if options else ""
-        return f"loko_ref.verify(..., {'case=FILE' if own else f'only={key!r}'}{more})"
-    return f"{command(target)} {'--case FILE' if own else f'--only {shlex.quote(key)}'}"
+        word = f"case={shlex.split(file)[0]!r}" if file else f"only={key!r}"
+        return f"loko_ref.verify(..., {word}{more})"
+    return f"{command(target)} {one}"
 
 
 def describe(one: Group, target: str | None = None) -> list[str]:
@@ -156,6 +189,7 @@ def describe(one: Group, target: str | None = None) -> list[str]:
     if absent:
         found.append(f"  not returned, and before it in the dataflow: {', '.join(absent)}")
     if one.mistake is None:
+        found += unnamed(one)
         found.append(f"  covers: {check.case.covers}")
     if target is not None:
         found.append(f"  reproduce: {reproduce(target, check.case.id)}")
@@ -168,17 +202,19 @@ def describe(one: Group, target: str | None = None) -> list[str]:
 
 def _explained(one: Group) -> list[str]:
     """Write the formula found beside the right one."""
-    right = pair(one).right
+    first, *others = pairs(one)
     if one.mistake is None:
-        return [f"  correct formula: {right}"] if right else []
+        return [f"  correct formula: {first.right}"] if first.right else []
     m = one.mistake.mutant
     fits = f"it reproduces {one.mistake.explained} of {one.mistake.failed} wrong results"
     if one.mistake.contradicted:
         fits += f" ({one.mistake.contradicted} that passed would have failed with it)"
     found = [f"  mistake {m.id}: {one.mistake.text}; {fits}", f"    {m.explanation}"]
-    found.append(f"    correct formula: {right}")
+    found.append(f"    correct formula: {first.right}")
     if one.mistake.alike:
         found.append(f"    not distinguished in this run from: {', '.join(one.mistake.alike)}")
+    for other in others:
+        found += [f"  and {other.found}", f"    correct formula: {other.right}"]
     return found
 
 

@@ -5,7 +5,7 @@ A name that one input bears out may be chance: other numbers of the same case co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -33,8 +33,21 @@ def _giving(inputs: Any) -> Any:
     return lambda draw, dtype: inputs
 
 
+def _other(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with each number a little smaller, by a factor of its own."""
+    shrunk = {
+        name: value * (1 - 1 / (7 + 3 * at))
+        for at, (name, value) in enumerate(options.items())
+        if isinstance(value, float)
+    }
+    return {**options, **shrunk}
+
+
 def fresh_cases(case: Case, dtype: str = "float64") -> Iterator[Case]:
-    """Yield a case with other numbers; nothing where its numbers are no draw's."""
+    """Yield a case with other numbers, at last with other options too: two may be equal by chance.
+
+    Nothing where its numbers are no draw's.
+    """
     recipe = case.recipe
     if recipe.operation not in OPERATIONS or "[" in recipe.name:
         return  # a quantity of a recording, or a step of a run
@@ -44,7 +57,8 @@ def fresh_cases(case: Case, dtype: str = "float64") -> Iterator[Case]:
         inputs = recipe.build(Draw(f"{recipe.operation}/{recipe.name}/{seed}"), dtype)
         if all(np.array_equal(inputs[k], a) for k, a in given.items() if k != "weights"):
             return
-        again: Recipe = replace(recipe, name=name, build=_giving(inputs))
+        options = _other(recipe.options) if seed else recipe.options
+        again: Recipe = replace(recipe, name=name, build=_giving(inputs), options=options)
         yield replace(case, id=f"{recipe.operation}/{name}/{dtype}", recipe=again, dtype=dtype)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -153,12 +153,19 @@ def singles(trial: Trial) -> Iterator[Candidate]:
     problem, seen = trial.problem, set()
     reach: dict[int, Any] = {}
     tries: list[Candidate] = []
+    callers: dict[str, list[str]] = defaultdict(list)
+    for site in trial.places:
+        callers[site.call.inner].append(site.call.root)
     for site in trial.places:
         if id(site.call) not in reach:
             reach[id(site.call)] = (pools(site.call), numbers(site.call.v))
         stepwise = problem.case.operation.stepwise
         for edit in edits_at(site, *reach[id(site.call)], stepwise=stepwise):
             tries.append(Candidate(edits=((site, edit),)))
+            name, roots = edit.inner, callers[edit.inner]
+            if edit.root == roots[0] != roots[-1] and name not in roots:
+                everywhere = replace(edit, root=name)  # wrong in all formulas that call it
+                tries.append(Candidate(edits=((site, everywhere),)))
     start = problem.spent
     for one in sorted(tries, key=lambda one: one.cost):
         if problem.spent - start > WORK:

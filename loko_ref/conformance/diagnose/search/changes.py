@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -44,6 +45,11 @@ def _of(f: Callable[[Any], Any]) -> Apply:
 def _with(f: Callable[[Any, Any], Any], had: Apply) -> Apply:
     """Return a change that reads something else in reach too."""
     return lambda x, reach: f(x, had(x, reach))
+
+
+def _given(f: Callable[[Any], Any], had: Apply) -> Apply:
+    """Return a change that reads something else in reach alone."""
+    return lambda x, reach: f(had(x, reach))
 
 
 def _along(f: Callable[[Any, Any], Any], axis: Any) -> Alone:
@@ -294,10 +300,7 @@ def _functions(a: Array, shape: tuple[int, ...]) -> Iterator[tuple[str, Alone]]:
         kept = (1,) * len(own) if axis is None else (*own[:axis], 1, *own[axis + 1 :])
         for keep in (keep for keep, form in ((False, gone), (True, kept)) if form == shape):
             for h in REDUCTIONS:
-                yield (
-                    f"{h.__name__} {where}",
-                    lambda x, h=h, axis=axis, keep=keep: h(x, axis=axis, keepdims=keep),
-                )
+                yield f"{h.__name__} {where}", partial(h, axis=axis, keepdims=keep)
 
 
 def _of_parts(site: Site) -> Iterator[Change]:
@@ -320,7 +323,7 @@ def _of_parts(site: Site) -> Iterator[Change]:
         (i,) = inner
         for text, function in _functions(call.places[i], np.shape(site.value)):
             yield Change(text=f"{text} of {places[i].text} in place of {{x}}", cost=0.6, needs=(i,),
-                         apply=_with(lambda x, a, f=function: f(a), _place(i)))  # fmt: skip
+                         apply=_given(function, _place(i)))  # fmt: skip
     if len(inner) == 2:
         i, j = inner
         for text, both in _pair(call.places[i], call.places[j]):

@@ -1,0 +1,126 @@
+"""A name that one input bears out is confirmed on others; what has no name is described."""
+
+import numpy as np
+import pytest
+
+from loko_ref import verify
+from loko_ref.conformance.assessment.fresh import fresh
+from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.diagnose.search.again import calling, fresh_cases
+from loko_ref.conformance.diagnose.search.relation import observed
+from loko_ref.conformance.engine import judge, run
+from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.judge.answer import check as answer
+from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.conformance.reports.text import lines, reproduce
+from loko_ref.conformance.user_inputs import save_case, user_case
+
+pytestmark = pytest.mark.verdict
+
+
+def raw(z, Z, y):
+    """Return yhat = z: the softmax left out."""
+    e = (y - z).reshape(-1)
+    return {"yhat": z.reshape(-1), "e": e, "H": Z}
+
+
+def names_of(functions, cases, *, again=True):
+    target = Implementation(target="made", functions=functions)
+    found = name_mistakes(run(target, cases), calling(target, None) if again else None)
+    return {key: {m.text for m in fits} for key, fits in found.items()}
+
+
+def test_a_size_that_many_others_fit_as_well_is_not_named():
+    """Where softmax is saturated every temperature near 0 gives what came."""
+    (case,) = select("observation.logits/tiny/float64")
+    found = names_of({"observation.logits": raw}, [case])
+    assert found
+    assert not any("scaled" in text for texts in found.values() for text in texts), found
+
+
+def plus_mean(A, B, alpha):
+    """Return a delta that no known mistake has: A less its mean."""
+    return {"delta": alpha / len(A) * B @ (A - A.mean(axis=0, keepdims=True))}
+
+
+def test_one_input_is_enough_where_the_code_can_be_called_again():
+    cases = select("lora.delta/random/float64")
+    assert not any(names_of({"lora.delta": plus_mean}, cases, again=False).values())
+    (texts,) = names_of({"lora.delta": plus_mean}, cases).values()
+    assert any("less its mean" in text for text in texts)
+
+
+def test_a_known_mistake_that_other_numbers_belie_is_not_named():
+    (case,) = select("lora.delta/random/float64")
+    given = case.inputs()
+
+    def delta(A, B, alpha):  # the rank left out, for these numbers alone
+        one = np.array_equal(A, given["A"])
+        return {"delta": alpha * B @ A if one else np.cos(B @ A)}
+
+    assert all(names_of({"lora.delta": delta}, [case], again=False).values())
+    (texts,) = names_of({"lora.delta": delta}, [case]).values()
+    assert not texts
+
+
+def test_a_branch_of_a_later_step_is_searched():
+    """The momentum is not met in the first step."""
+
+    def sgd(theta, gradient, lr, momentum, dampening, weight_decay, nesterov):
+        buffer, rows, buffers = None, [], []
+        for g in gradient:
+            d = g + weight_decay * theta
+            buffer = d if buffer is None else buffer + (1 - dampening) * d
+            theta = theta - lr * (d + momentum * buffer if nesterov else buffer)
+            rows.append(theta)
+            buffers.append(buffer)
+        return {"momentum": np.stack(buffers), "theta": np.stack(rows)}
+
+    cases = [*select("optimizer.sgd/momentum/float64"), *select("optimizer.sgd/decay/float64")]
+    found = names_of({"optimizer.sgd": sgd}, cases)
+    assert all(any("in place of" in text for text in texts) for texts in found.values()), found
+
+
+def test_fresh_numbers_are_others_and_a_case_that_draws_none_has_none():
+    (case,) = select("lora.delta/random/float64")
+    one, other = fresh_cases(case)
+    assert not np.array_equal(one.inputs()["A"], other.inputs()["A"])
+    assert not np.array_equal(one.inputs()["A"], case.inputs()["A"])
+    assert not list(
+        fresh_cases(user_case("lora.delta", case.inputs(), alpha=case.options["alpha"]))
+    )
+    dense, *_ = select("kalman.time_update/dense-both/float64")
+    assert set(fresh(dense, 0).inputs) == {"P"}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda P: -P, "right but for its sign"),
+        (lambda P: 1.5 * P, "1.5 times what is right"),
+        (lambda P: P + 0.25, "what is right plus 0.25"),
+        (lambda P: P + 0.25 * np.eye(len(P)), "what is right plus 0.25 I"),
+        (lambda P: P[::-1], "right but for the order of its elements"),
+        (lambda P: 2 * np.sign(P) * np.abs(P) ** 1.5, "2 |what is right|^1.5"),
+        (lambda P: P + np.arange(len(P)) ** 2 * P, "ruled out: its sign, another order, a factor"),
+        (lambda P: P + np.eye(len(P))[0], "at 0 of axis 1 only"),
+    ],
+)
+def test_what_has_no_name_is_described(change, text):
+    (case,) = select("kalman.dense_update/square/float64")
+    right = dict(expected(case))
+    check = judge(case, answer({**right, "P": change(right["P"])}, case))
+    assert text in observed(check)
+
+
+def test_the_command_names_the_file_of_a_case(tmp_path):
+    file = tmp_path / "my case.npz"
+    (case,) = select("lora.delta/random/float64")
+    save_case(file, "lora.delta", case.inputs(), alpha=case.options["alpha"])
+    report = verify({"lora.delta": plus_mean}, case=file)
+    text = "\n".join(part[1] + part[2] for part in lines(report.target, report.checks))
+    assert f"reproduce: loko_ref.verify(..., case={str(file)!r})" in text
+    assert reproduce("a b.py --case mine.json", "lora.delta/own/float64").endswith(
+        "verify 'a b.py' --case mine.json"
+    )
