@@ -1,6 +1,6 @@
 """LoKO as a torch.optim.Optimizer, its Jacobian by torch.func; shares no code with the oracle.
 
-Check it with ``loko-ref verify examples/torch_loko.py``: the last ten lines are all that takes.
+Check it with ``loko-ref verify examples/torch_loko.py``: the last lines are all that takes.
 """
 
 import torch
@@ -24,8 +24,8 @@ class LoKO(torch.optim.Optimizer):
 
     def jacobian(self, module, x):
         """z (batch, C), Z (batch C, n)."""
-        names = [name for name, _ in module.named_parameters()]
-        values = tuple(value.detach() for value in module.parameters())
+        named = {name: t for name, t in module.named_parameters() if t.requires_grad}
+        names, values = list(named), tuple(t.detach() for t in named.values())
 
         def outputs(*values):
             return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
@@ -87,7 +87,8 @@ def make(module, options, optimizer=LoKO):
         raise NotImplementedError("only the decoupled diagonal, no estimate from residuals")
     if options["center"]:
         raise NotImplementedError("center")
-    return optimizer(module.parameters(), **{k: v for k, v in options.items() if k in known})
+    trained = [t for t in module.parameters() if t.requires_grad]
+    return optimizer(trained, **{k: v for k, v in options.items() if k in known})
 
 
 IMPLEMENTATION = from_torch(make, lambda optimizer, module, x, y: optimizer.step(module, x, y))

@@ -62,8 +62,8 @@ def build(module):
     def wrap(value):
         if isinstance(value, np.ndarray | np.generic):
             return array(value)
-        if isinstance(value, tuple | list):
-            return type(value)(wrap(v) for v in value)
+        if isinstance(value, tuple | list):  # named tuples too: CuPy's have no names
+            return (list if isinstance(value, list) else tuple)(wrap(v) for v in value)
         return value
 
     def unwrap(value):

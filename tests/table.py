@@ -4,12 +4,16 @@ Each entry is (name, function, host inputs); the function takes the inputs as ke
 a tree of arrays.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from loko_ref import arrays, loko, optimizers
 from loko_ref.kalman import dense, diagonal, glm, noise, simplex, time
 from loko_ref.kalman import observation as obs
+from loko_ref.kalman.lowrank import Precision
 from loko_ref.loko import Batch, LokoConfig
+from loko_ref.loko.state import groups_for
 from loko_ref.network import jacobian, lora, model
 from loko_ref.network.layers import linear
 from loko_ref.network.layers.activation import ACTIVATIONS
@@ -266,6 +270,19 @@ def operations():
                 lambda config, batches, size=size: _run(config, batches, size),
                 {"config": config, "batches": batches},
             )
+    for covariance, more in (
+        ("lowrank", {"columns": 2}),
+        ("block", {"columns": 1}),
+        ("block", {"blocks": "tensor", "solve": "implicit"}),
+        ("dense", {"solve": "implicit"}),
+    ):
+        config = LokoConfig(model=net, covariance=covariance, lam=0.5, q=0.25, **more)
+        batches = [Batch(x=rng.standard_normal((2, 3)), y=rng.integers(0, 3, 2)) for _ in range(3)]
+        yield (
+            f"loko.run[{covariance}, {', '.join(map(str, more.values()))}]",
+            lambda config, batches: determined(_run(config, batches, 2)[0], config),
+            {"config": config, "batches": batches},
+        )
     rate = np.float64(0.1)
     for config in (
         SGD(lr=rate, momentum=np.float64(0.9), weight_decay=rate, nesterov=True),
@@ -289,6 +306,14 @@ def operations():
     yield "arrays.eigvalsh", arrays.eigvalsh, {"S": R}
     yield "arrays.erf", lambda x: [arrays.erf(x), arrays.erfc(x)], {"x": x}
     yield "arrays.contrast_basis", lambda like: arrays.contrast_basis(4, like), {"like": x}
+
+
+def determined(state, config):
+    """What a state determines: of a precision B + W W' its matrix and variances, not W."""
+    if state.U is None:
+        return state
+    P = Precision(U=state.U, W=state.W, groups=groups_for(config))
+    return [replace(state, U=None, W=None), P.dense(), P.variances()]
 
 
 def beside(f):

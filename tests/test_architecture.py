@@ -249,6 +249,7 @@ NOT_NAMED = {
     "loko_ref.cli": {"open"},  # /dev/null
     "loko_ref.conformance.implementations.child": {"read_bytes"},  # /proc
     "loko_ref.files.derivations": {"read_text"},  # the project's own
+    "loko_ref.explain.label_matrix": {"read_text"},  # the package's own sources
     "loko_ref.explain.walk.page": {"read_text"},  # the package's own template
     "loko_ref.cli.scaffolds": {"read_text"},
     "loko_ref.conformance.implementations.protocol": {

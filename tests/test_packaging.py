@@ -123,3 +123,11 @@ def test_the_strategies_are_part_of_the_package():
     targets = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
     assert targets["build"]["targets"]["wheel"]["packages"] == ["loko_ref"]
     assert (ROOT / "loko_ref" / "strategies" / "__init__.py").exists()
+
+
+def test_the_wheel_carries_every_derivation_and_no_page_of_the_site():
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
+    carried = hatch["build"]["targets"]["wheel"]["force-include"]
+    assert all(place == f"loko_ref/shipped/{file}" for file, place in carried.items())
+    texts = {f.relative_to(ROOT).as_posix() for f in (ROOT / "derivations").glob("*.md")}
+    assert {file for file in carried if file.startswith("derivations")} == texts

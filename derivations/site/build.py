@@ -17,25 +17,25 @@ import pages
 from pages import lessons
 from sphinx.cmd.build import main
 
+from loko_ref.files.derivations import LABEL
+
 HERE = Path(__file__).resolve().parent
 DERIVATIONS = HERE.parent
-HEADING = re.compile(r"^### \[([A-Z]{2,}-\d+)\]", re.MULTILINE)
+HEADING = re.compile(rf"^### \[({LABEL})\]", re.MULTILINE)
 
 
-def texts(source: Path) -> list[str]:
-    """Copy the written pages; return the labels that the derivations define."""
-    labels = []
+def texts(source: Path) -> None:
+    """Copy the written pages."""
     (source / "derivations").mkdir(parents=True)
     for file in sorted(DERIVATIONS.iterdir()):
         name = "index.md" if file.name == "README.md" else file.name
         if file.suffix == ".md":
             text = file.read_text(encoding="utf-8")
-            labels += HEADING.findall(text)
             text = HEADING.sub(lambda m: f"({m[1].lower()})=\n{m[0]}", text)
             text = re.sub(r"^(\$\$.+\$\$)$", r"\n\1\n", text, flags=re.MULTILINE)
             if name == "index.md":
-                pages = sorted(f.stem for f in DERIVATIONS.glob("*.md") if f.name != "README.md")
-                text += "\n".join(["\n```{toctree}", ":hidden:", "", *pages, "```\n"])
+                names = sorted(f.stem for f in DERIVATIONS.glob("*.md") if f.name != "README.md")
+                text += "\n".join(["\n```{toctree}", ":hidden:", "", *names, "```\n"])
             (source / "derivations" / name).write_text(text, encoding="utf-8")
         elif file.is_file():
             shutil.copy(file, source / "derivations" / name)
@@ -44,19 +44,17 @@ def texts(source: Path) -> list[str]:
         text = re.sub(r"\]\(\.\./(\w)", r"](derivations/\1", text)
         (source / file.name).write_text(text, encoding="utf-8")
     shutil.copy(DERIVATIONS.parent / "CHANGELOG.md", source / "changes.md")
-    return labels
 
 
 def build(out: Path) -> int:
     """Put the pages together and build them; return Sphinx's exit code."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
-        labels = texts(source)
+        texts(source)
         pages.write(source)
         shutil.copy(HERE / "conf.py", source)
         shutil.copytree(HERE / "static", source / "static")
         options = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(Path(folder) / "doctrees")]
-        options += ["-D", f"loko_labels={','.join(labels)}"]
         return main([*options, str(source), str(out)])
 
 

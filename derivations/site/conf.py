@@ -7,11 +7,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from docutils import nodes
-from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 import loko_ref
+from loko_ref.files.derivations import LABEL, derivations
+from loko_ref.files.pages.prose import mathml
 
 project = "loko_ref"
 copyright = "The loko_ref maintainers"
@@ -41,27 +42,11 @@ html_math_renderer = "mathml"
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
-LABEL = re.compile(r"\b[A-Z]{2,}-\d+\b")
-SPELLED = (
-    (r"\\lt(?![a-zA-Z])", "<"),
-    (r"\\gt(?![a-zA-Z])", ">"),
-    (r"\\dots(?![a-zA-Z])", r"\\ldots"),
-    (r"\\cr(?![a-zA-Z])", r"\\\\"),
-    (r"\\(t?)frac(\d)(\d)", r"\\\1frac{\2}{\3}"),
-    (r"\\mathrel\{(.)\}", r"\1"),
-    (r"\\Big(?![a-zA-Z])", ""),
-    (r"^\^", "{}^"),
-)
-"""What docutils reads otherwise than TeX does, and how it reads it."""
-
 
 def formula(translator, node):
     """Write a formula as MathML, which browsers draw by themselves."""
     block = isinstance(node, nodes.math_block)
-    text = node.astext()
-    for pattern, spelled in SPELLED:
-        text = re.sub(pattern, spelled, text)
-    text = tex2mathml(text, as_block=block)
+    text = mathml(node.astext(), block=block)
     translator.body.append(f'<div class="formula" tabindex="0">{text}</div>\n' if block else text)
     raise nodes.SkipNode
 
@@ -73,7 +58,7 @@ class Labels(SphinxTransform):
 
     def apply(self, **kwargs):
         """Replace the mentions, except in code, formulas, links and headings."""
-        known = self.config.loko_labels
+        known = derivations()
         closed = (
             nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.reference,
             nodes.title, nodes.raw, nodes.comment, addnodes.pending_xref, addnodes.desc_signature,
@@ -85,7 +70,7 @@ class Labels(SphinxTransform):
                 above = above.parent
             if any(isinstance(node, closed) for node in inside):
                 continue
-            found = [m for m in LABEL.finditer(text) if m[0] in known]
+            found = [m for m in re.finditer(rf"\b{LABEL}\b", text) if m[0] in known]
             if not found:
                 continue
             new, at = [], 0
@@ -109,7 +94,6 @@ class Labels(SphinxTransform):
 
 def setup(app):
     """Register both."""
-    app.add_config_value("loko_labels", [], "env", list)
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.add_transform(Labels)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

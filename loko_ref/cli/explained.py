@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from loko_ref.errors import InputError, closest, shown
+from loko_ref.explain import label_matrix
 from loko_ref.explain.derivations import LABEL, Derivation, derivation, derivations
 from loko_ref.explain.merging import merges
 from loko_ref.explain.plain_math import plain_text
@@ -41,7 +42,7 @@ def show(what: str, matrix: bool, quantity: Callable[[Console, int, Quantity], N
     if what == "lte":
         print_merges(quantity)
     elif what == "labels":
-        print_labels()
+        print_matrix() if matrix else print_labels()
     elif re.fullmatch(LABEL, what.upper()):
         print_section(what)
     else:
@@ -85,16 +86,22 @@ def _wrapped(markdown: str, width: int) -> list[str]:
 
 def _fitting(text: str, width: int) -> list[str]:
     """Return one paragraph, or the equations of a display, which a wide space parts."""
-
-    def wrap(one: str, first: str, then: str) -> list[str]:
-        words = " ".join(one.split())
-        return textwrap.wrap(words, width, initial_indent=first, subsequent_indent=then)
-
     body = text.strip("\n")
     if not body.startswith(INDENT):
-        return wrap(body, INDENT, INDENT)
-    equations = body.strip().split(INDENT)
-    return [line for one in equations for line in wrap(one, 2 * INDENT, 3 * INDENT)]
+        return _wrap(" ".join(body.split()), width, INDENT, INDENT)
+    equations = [" ".join(one.split()) for one in body.strip().split(INDENT)]
+    return [line for one in equations for line in _wrap(one, width, 2 * INDENT, 3 * INDENT)]
+
+
+def _wrap(text: str, width: int, first: str, then: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=then,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _table(rows: list[str]) -> list[str]:
@@ -111,6 +118,25 @@ def print_labels() -> None:
     for label, one in derivations().items():
         console.print(Text(f"{label:9}{one.title}"), soft_wrap=True)
     console.print(Text("'loko-ref explain LABEL' prints one", style="dim"))
+
+
+def print_matrix() -> None:
+    """Print for every label the code, the tests and the known mistakes, or why there are none."""
+    console = Console(highlight=False)
+    width = min(console.width, WIDEST)
+    rows = label_matrix.matrix()
+    for row in rows:
+        console.print(Text(f"{row.label:9}{row.title}", style="bold"), soft_wrap=True)
+        mistakes = ", ".join(row.mistakes) or f"none: {row.reason}"
+        entries = {"code": row.code, "tests": row.tests, "mistakes": (mistakes,)}
+        for name, found in entries.items():
+            words = f"{name:10}{', '.join(found)}"
+            for line in _wrap(words, width, " " * 9, " " * 19):
+                console.print(Text(line), soft_wrap=True)
+    named = sum(bool(row.mistakes) for row in rows)
+    console.print(
+        f"{len(rows)} labels; known mistakes of {named}, a reason for {len(rows) - named}"
+    )
 
 
 def print_merges(quantity: Callable[[Console, int, Quantity], None]) -> None:

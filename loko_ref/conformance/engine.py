@@ -16,7 +16,8 @@ from loko_ref.conformance.implementations.python import Runnable
 from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.judge.compare import Divergence, compare
 from loko_ref.conformance.judge.conditional import Judgement, judge_given_parents
-from loko_ref.conformance.judge.imprecise import Imprecise, explain
+from loko_ref.conformance.judge.declared import NONE, Declared, roundoffs
+from loko_ref.conformance.judge.imprecise import Imprecise, explain, stated
 from loko_ref.conformance.judge.tolerance import canonical, tolerance
 from loko_ref.conformance.teacher_forcing import Forced, force
 
@@ -179,8 +180,8 @@ def _counted(number: int, name: str, plural: str) -> str:
     return f"{number} {name}{plural if number > 1 else ''}"
 
 
-def judge(case: Case, answer: Answer) -> Check:
-    """Turn an answer into a check."""
+def judge(case: Case, answer: Answer, declared: Declared = NONE) -> Check:
+    """Turn an answer into a check, in the light of the precision that is stated."""
     if answer.declined is not None:
         reason, lacking = answer.declined, answer.lacking
         return Check(case=case, status="unsupported", reason=reason, lacking=lacking)
@@ -199,6 +200,11 @@ def judge(case: Case, answer: Answer) -> Check:
     if first is not None and answer.finding is None:
         cause = explain(case, answer.outputs, numbers=not wrong)
         wrong = wrong or ((first,) if cause else ())
+        if wrong and cause is None and (coarse := roundoffs(case, declared)):
+            left = judge_given_parents(case, answer.outputs, first, declared)
+            cause = None if left.wrong else stated(case, declared, coarse)
+            found = left if left.wrong else found
+            wrong = left.wrong or wrong
     if wrong:  # numbers before a later output's form: dataflow order
         return Check(
             **common,
@@ -228,6 +234,7 @@ def run(
     timeout: float | None = TIMEOUT,
     progress: Callable[[Check], None] | None = None,
     again: bool = False,
+    declared: Declared = NONE,
 ) -> list[Check]:
     """Run every case in turn.
 
@@ -244,11 +251,13 @@ def run(
     again : bool
         Whether what failed by a number is run a second time, in the opposite order: where the
         answer differs, the check fails as not repeatable.
+    declared : mapping of str to str
+        The precision that is stated: what it excuses is imprecise.
     """
     checks = []
     for case in cases:
         deadline = None if timeout is None else time.monotonic() + timeout
-        check = judge(case, implementation.run(case, timeout))
+        check = judge(case, implementation.run(case, timeout), declared)
         if case.operation.name == "loko.run" and check.divergence is not None:
             check = replace(check, forced=force(implementation, case, deadline))
         checks.append(check)
@@ -316,7 +325,8 @@ def settle(
         if check.status != IMPRECISE:
             return check
         own = {(check.case.operation.name, d.quantity) for d in check.divergences}
-        if check.case.id in named or own & wrong:
+        declared = check.imprecise is not None and check.imprecise.declared
+        if check.case.id in named or (own & wrong and not declared):
             return replace(check, status=FAILED, imprecise=None)
         return replace(check, status=FAILED) if strict else check
 

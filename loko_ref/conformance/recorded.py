@@ -29,7 +29,7 @@ from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow, output_name
 from loko_ref.textbook.quantities import Lazy, Values, identity, missing, origins
 
-__all__ = ["TraceCase", "check", "first"]
+__all__ = ["TraceCase", "check", "first", "gather"]
 
 
 def _order(o: Mapping[str, Any]) -> list[str]:
@@ -95,8 +95,8 @@ def _operation(
     )
 
 
-def _gather(recording: Recording, k: int, dense: bool) -> dict[str, Array]:
-    """Return a step's quantities and its posteriors, by the names of ORDER."""
+def gather(recording: Recording, k: int, dense: bool) -> dict[str, Array]:
+    """Return a step's quantities and its posteriors, by the names of the dataflow."""
     rename = {"P": "p", "P_pred": "p_pred"} if dense else {}
     have = {rename.get(q, q): a for q, a in recording.steps[k].items()}
     glm = recording.options["noise"] == "glm"
@@ -150,7 +150,7 @@ def _one(recording: Recording, k: int, target: str, have: Mapping[str, Array]) -
         return Check(case=case, status="unsupported", reason=reason)
     try:
         with np.errstate(all="ignore"):
-            return judge(case, Answer(outputs={output: got}))
+            return judge(case, Answer(outputs={output: got}), recording.precision)
     except np.linalg.LinAlgError as error:
         reason = f"unchecked: the recorded matrices before it cannot be solved with ({error})"
         return Check(case=case, status="unsupported", reason=reason)
@@ -199,7 +199,7 @@ def check(recording: Recording, only: str | None = None) -> list[Check]:
         state = not set(recording.steps[k]) - {"theta", "p", "P", "R"}
         if state and k - 1 in recording.steps and k + 1 not in recording.steps:
             continue  # the state after the last step
-        have, wrong = _gather(recording, k, dense), dict[str, None]()
+        have, wrong = gather(recording, k, dense), dict[str, None]()
         for target in (q.name for q in flow if not q.hidden and not q.network):
             one = _one(recording, k, target, have)
             if one.status == "failed":

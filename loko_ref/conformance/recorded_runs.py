@@ -27,6 +27,7 @@ from loko_ref.conformance.implementations.recording_runs import (
 )
 from loko_ref.conformance.judge.answer import check as check_form
 from loko_ref.conformance.judge.conditional import MOST
+from loko_ref.conformance.judge.declared import Declared
 from loko_ref.conformance.recorded import TraceCase
 from loko_ref.errors import InputError, shown
 from loko_ref.textbook import FORMULA_TABLE
@@ -88,7 +89,9 @@ def _case(
     return TraceCase(f"trace/{key}", recipe, recording.dtype, operation)
 
 
-def _judged(case: TraceCase, output: str, got: Array | None, lacking: list[str]) -> Check:
+def _judged(
+    case: TraceCase, output: str, got: Array | None, lacking: list[str], declared: Declared
+) -> Check:
     reason = "unchecked: not in the recording" if got is None else ""
     if got is not None and lacking:
         reason = f"unchecked: it needs {', '.join(lacking)}, not in the recording"
@@ -96,7 +99,7 @@ def _judged(case: TraceCase, output: str, got: Array | None, lacking: list[str])
         return Check(case=case, status="unsupported", reason=reason)
     try:
         with np.errstate(all="ignore"):
-            return judge(case, check_form({output: got}, case))
+            return judge(case, check_form({output: got}, case), declared)
     except np.linalg.LinAlgError as error:
         reason = f"unchecked: the recorded matrices before it cannot be solved with ({error})"
         return Check(case=case, status="unsupported", reason=reason)
@@ -127,7 +130,8 @@ def _descent(recording: RunRecording, k: int) -> tuple[list[Quantity], dict[str,
         given = {key: a for key, a in have.items() if a is not None and key != f"{q.name}_post"}
         case = _case(recording, k, f"{k + 1}/{q.name}", q, plain, given)
         lacking = [name for name in needed if name not in given]
-        return _judged(case, q.name, have.get(f"{q.name}_post"), lacking)
+        got = have.get(f"{q.name}_post")
+        return _judged(case, q.name, got, lacking, recording.precision)
 
     return flow, have, one
 
@@ -175,7 +179,7 @@ def _round(recording: RunRecording, k: int) -> tuple[list[Quantity], dict[str, A
         place = k + 1 if q.name in states else k
         case = _case(recording, k, f"{place}/{q.name}", q, plain_of(q), given)
         names = [NAMED.get(name, name.removeprefix(LAST)) for name in lacking]
-        return _judged(case, q.name, have.get(q.name), names)
+        return _judged(case, q.name, have.get(q.name), names, recording.precision)
 
     return flow, have, one
 
@@ -227,7 +231,7 @@ def _starts(recording: RunRecording) -> Iterator[Check]:
                 return {name: keep(name, _begun(recording, x, name))}
 
             case = _case(recording, 0, f"0/{q.name}", own, plain, dict(here))
-            yield _judged(case, q.name, here[q.name], [])
+            yield _judged(case, q.name, here[q.name], [], recording.precision)
 
 
 # -------------------------------------------------------------------------------------- the run

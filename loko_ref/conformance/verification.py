@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,12 +27,14 @@ from loko_ref.conformance.implementations.python import Implementation, hold, lo
 from loko_ref.conformance.implementations.recording import Recording
 from loko_ref.conformance.judge.answer import Answer
 from loko_ref.conformance.judge.answer import check as check_form
+from loko_ref.conformance.judge.declared import NONE
 from loko_ref.conformance.recorded import check as check_recording
 from loko_ref.conformance.recorded import first as first_off
 from loko_ref.conformance.recorded_runs import check as check_run
 from loko_ref.conformance.reports import expected_failures
 from loko_ref.conformance.reports.report import Report
 from loko_ref.conformance.reports.text import CASE, OFFLINE, PYTHON
+from loko_ref.conformance.stated import noted
 from loko_ref.conformance.user_inputs import read_case
 from loko_ref.conformance.vectors import answers as offline
 from loko_ref.errors import InputError
@@ -163,6 +166,8 @@ def verify(
         What the implementation has one value of, name -> value or ``NAME=VALUE``: cases with these
         options are selected, or built where no case has a number; its functions need no parameter
         for them. An attribute ``OPTIONS`` of the implementation, a mapping, states them once.
+        Another one, ``PRECISION``, states a format ("bfloat16", "float16", "tf32", "float32") that
+        is coarser than the inputs' dtype, or one of each such quantity; ``{"Z": "bfloat16"}``.
     timeout : float or None
         Seconds in (0, 1e9] for each check, for the import of a file, and for a command's first
         answer; None for no limit.
@@ -176,7 +181,8 @@ def verify(
     baseline : path-like, optional
         An earlier report, as JSON: the report says what changed since.
     strict : bool
-        Whether results that are imprecise (right, by an algorithm that loses digits) fail.
+        Whether results that are imprecise (right, by an algorithm that loses digits) fail; stated
+        precision excuses nothing then.
     progress : callable, optional
         Called after each check with the number done and that of all.
 
@@ -229,11 +235,13 @@ def verify(
         found = found.having(given)
         cases = choose(found.options, only, dtype)
     with found if isinstance(found, Command) else contextlib.nullcontext():
-        checks = run(found, cases, timeout=timeout, progress=count, again=True)
+        declared = NONE if strict else found.precision
+        checks = run(found, cases, timeout=timeout, progress=count, again=True, declared=declared)
         checks, mistakes = _settled(checks, strict, calling(found, timeout))
     of_file = [] if case is None else [f"{CASE.strip()} {shlex.quote(os.fspath(case))}"]
     statuses = [(check.case.id, check.status) for check in checks]
-    notes = [*found.notes, *expected_failures.not_run(statuses, expected)]
+    notes = [*found.notes, *noted(found.precision, checks, strict)]
+    notes += expected_failures.not_run(statuses, expected)
     if not summarise(checks).ran:
         has = found.operations if isinstance(found, Command) else found.functions
         way = in_the_way((c.case, c.lacking) for c in checks if c.case.operation.name in has)
@@ -245,6 +253,7 @@ def verify(
         mistakes=mistakes,
         expected=expected,
         changes=None if old is None else compare(*old, checks, mistakes),
+        precision=found.precision,
     )
 
 
@@ -299,12 +308,13 @@ def verify_answers(
         if not cases:
             raise nothing_matches("--only", only, [c.id for c in every], "manifest.json of DIR")
         given = offline.read_answers(os.fspath(answers), every)
+        precision = offline.read_stated(os.fspath(answers))
     judged: list[Check] = []
     for case in cases:
         answer = Answer(declined="it has no answer")
         if case.id in given:
             answer = check_form(given[case.id], case)
-        judged.append(judge(case, answer))
+        judged.append(judge(case, answer, NONE if strict else precision))
         if progress is not None:
             progress(len(judged), len(cases))
     checks, mistakes = _settled(judged, strict)
@@ -312,10 +322,14 @@ def verify_answers(
     return Report(
         target=f"{OFFLINE}{shlex.join([os.fspath(folder), os.fspath(answers)])}",
         checks=tuple(checks),
-        notes=tuple(expected_failures.not_run(statuses, expected)),
+        notes=(
+            *noted(precision, checks, strict),
+            *expected_failures.not_run(statuses, expected),
+        ),
         mistakes=mistakes,
         expected=expected,
         changes=None if old is None else compare(*old, checks, mistakes),
+        precision=precision,
     )
 
 
@@ -360,6 +374,8 @@ def verify_recording(
     old = _read_baseline(baseline)
     with naming(__trace="path", __option="options", __only="only"):
         read = recording_runs.read(os.fspath(path), words)
+        precision = read.precision
+        read = replace(read, precision={}) if strict else read
         if isinstance(read, Recording):
             checks = check_recording(read, only)
         else:
@@ -371,7 +387,12 @@ def verify_recording(
     return Report(
         target=shown,
         checks=tuple(checks),
-        notes=(*read.notes, *([] if first is None else [first])),
+        notes=(
+            *read.notes,
+            *noted(precision, checks, strict),
+            *([] if first is None else [first]),
+        ),
         mistakes=mistakes,
+        precision=precision,
         changes=None if old is None else compare(*old, checks, mistakes),
     )

@@ -8,12 +8,16 @@ Shapes: theta, p (n,); P (n, n); yhat, y, e (m,); Z, H (m, n); R, S (m, m); K (n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from loko_ref.loko import LokoConfig
+from loko_ref.loko.state import PRECISIONS
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import Quantity
+
+Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,28 +91,33 @@ _FORMS = {
     "joseph": ("(I - K H) P (I - K H)' + K R K'", "KAL-3"),
     "information": ("(P^-1 + H' R^-1 H)^-1", "KAL-4"),
     "sequential": ("P - K H P, one output after the other", "KAL-5"),
+    "lowrank": ("(B + W W')^-1: of [W, H'] the L longest columns stay in W, diagonal B", "KAL-9"),
+    "block": ("(B + W W')^-1: of [W, H'] the L longest columns stay in W, blocks B", "KAL-10"),
 }
 """Form of the dense update -> equation and label, for forms other than the textbook's."""
 
 
 def options(config: LokoConfig) -> dict[str, Any]:
     """Return a variant's options by their names in the table of quantities."""
-    names = ("observation", "noise", "timing", "covariance", "diagonal", "center", "solve")
-    return {name: getattr(config, name) for name in (*names, "lam", "q", "beta")}
+    names = ("observation", "noise", "timing", "covariance", "diagonal", "center", "solve", "form")
+    found = {name: getattr(config, name) for name in (*names, "lam", "q", "beta")}
+    if config.covariance in PRECISIONS:  # its inverse is shown
+        found |= {"covariance": "dense", "form": config.covariance}
+    return found
 
 
-def _noise_meaning(config: LokoConfig) -> str:
-    if config.observation == "glm":
+def _noise_meaning(o: Options) -> str:
+    if o["observation"] == "glm":
         return "The covariance of a one-hot y given yhat: there is no noise to be tuned."
-    if config.noise == "fixed":
+    if o["noise"] == "fixed":
         return "The observation noise, constant."
-    if config.timing == "after":
+    if o["timing"] == "after":
         return "The observation noise, estimated from all steps before this one."
     return "The observation noise, estimated from the innovations up to this one."
 
 
-def _line(q: Quantity, config: LokoConfig, first: bool) -> Line:
-    dense = config.covariance == "dense"
+def _line(q: Quantity, o: Options, first: bool) -> Line:
+    dense = o["covariance"] == "dense"
     letter = "P" if dense else "p"
     name = {
         "p_pred": letter,
@@ -118,25 +127,27 @@ def _line(q: Quantity, config: LokoConfig, first: bool) -> Line:
         "R_post": "R+",
     }.get(q.name, q.name)
     equation, labels = f"{name} = {q.equation}", q.labels
-    seen = _CLASSES | _SEEN.get(config.observation, {})
+    seen = _CLASSES | _SEEN.get(o["observation"], {})
     meaning = (_MEANING | seen).get(q.name, "")
     if q.name == "p_pred":
         equation = f"{letter} <- {q.equation}"
-        if config.lam == 1 and config.q == 0:
+        if o["lam"] == 1 and o["q"] == 0:
             equation += f" = {letter}  (lam = 1, q = 0)"
         if first:
             equation, labels = f"{letter} = p0 at first; {equation}", ("LOKO-3", *labels)
     elif q.name == "Z" and first:
         meaning += " While B = 0 the output does not depend on A: its columns are 0."
     elif q.name == "R_used":
-        meaning = _noise_meaning(config)
-        if config.noise == "fixed" or (config.timing == "after" and first):
+        meaning = _noise_meaning(o)
+        if o["noise"] == "fixed" or (o["timing"] == "after" and first):
             equation, labels = "R = R_0 = r0 I", ("NOISE-1",)
-        elif config.timing == "before" and config.observation != "glm":
+        elif o["timing"] == "before" and o["observation"] != "glm":
             equation = f"R <- {q.equation}"
-    elif q.name == "p_post" and dense and config.form in _FORMS:
-        form, label = _FORMS[config.form]
+    elif q.name == "p_post" and dense and o.get("form") in _FORMS:
+        form, label = _FORMS[o["form"]]
         equation, labels = f"P+ = {form}", (label, "LOKO-4")
+        if o["form"] in PRECISIONS:
+            meaning += " What the cut leaves out is its difference from the dense P - K H P."
     axes = "n" * (2 if dense else 1) if q.name in ("p_pred", "p_post") else _AXES[q.name]
     return Line(
         key=q.name,
@@ -149,13 +160,13 @@ def _line(q: Quantity, config: LokoConfig, first: bool) -> Line:
     )
 
 
-def equations(config: LokoConfig, *, first: bool = False) -> list[Line]:
+def equations(o: Options, *, first: bool = False) -> list[Line]:
     """Return the lines of a variant's step in dataflow order.
 
     Parameters
     ----------
-    config : LokoConfig
-        The variant.
+    o : mapping
+        The variant's options, by their names in the table of quantities.
     first : bool
         Whether this is step 0, at which theta and p are the configured prior.
 
@@ -186,19 +197,19 @@ def equations(config: LokoConfig, *, first: bool = False) -> list[Line]:
             name="y",
             equation="(given)",
             meaning="The observation: the target value."
-            if config.observation == "gaussian"
+            if o["observation"] == "gaussian"
             else "The observation: 1 at the true class.",
             labels=("KAL-1",),
             axes="m",
         ),
     }
     before = {"p_pred": "theta", "z": "x", "yhat": "y"}
-    copied = config.timing == "before"  # R_post is this step's R
+    copied = o["timing"] == "before"  # R_post is this step's R
     lines = []
-    for q in dataflow(options(config)):
+    for q in dataflow(o):
         if q.hidden or (q.name == "R_post" and copied):
             continue
         if q.name in before:
             lines.append(given[before[q.name]])
-        lines.append(_line(q, config, first))
+        lines.append(_line(q, o, first))
     return lines

@@ -25,13 +25,27 @@ from loko_ref.conformance.oracle.loko import configuration, network_input
 from loko_ref.errors import InputError, closest, shown
 from loko_ref.experiments import stream
 from loko_ref.experiments.config import RunConfig
+from loko_ref.explain.equations import options
+from loko_ref.explain.quantities import Frame
 from loko_ref.network.model import Model
 
-__all__ = ["FILTERS", "TRUE_WEIGHT", "WEIGHT", "Source", "from_case", "from_config", "tiny"]
+__all__ = [
+    "FILTERS",
+    "SOLVES",
+    "TRUE_WEIGHT",
+    "WEIGHT",
+    "WRONG_WEIGHT",
+    "Source",
+    "from_case",
+    "from_config",
+    "tiny",
+    "tiny_classes",
+]
 
 FILTERS: dict[str, dict[str, Any]] = {
     "decoupled": {"diagonal": "decoupled"},
     "variational": {"diagonal": "variational"},
+    "low rank": {"covariance": "lowrank", "columns": 1},
     "dense": {"covariance": "dense"},
 }
 """Filters of the world of two parameters -> their options."""
@@ -39,8 +53,14 @@ FILTERS: dict[str, dict[str, Any]] = {
 OPERATIONS = ("loko.step", "loko.run")
 """Operations whose cases are steps."""
 
+SOLVES = {"two classes, linear step": "linear", "two classes, implicit step": "implicit"}
+"""Filters of the world of two classes -> how they solve for the mean."""
+
 WEIGHT, TRUE_WEIGHT, NOISE = 0.5, 2.0, 0.3
 """The frozen weight, the weight that makes y, and the standard deviation of y's noise."""
+
+WRONG_WEIGHT = -1.0
+"""The frozen weight where y is a class: sure, and wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +95,18 @@ class Source:
     regression: bool
     image: tuple[int, int, int] | None = None
     score: Callable[[Array, int], float] | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """What is the same in all steps."""
+        weights = self.model.weights
+        return Frame(
+            name=self.name,
+            options=options(self.learner),
+            parts=[(name, weights[name].shape) for name in self.model.trainable],
+            outputs=self.model.outputs,
+            image=self.image,
+        )
 
     @property
     def model(self) -> Model:
@@ -152,27 +184,68 @@ def tiny(steps: int = 12, **options: Any) -> Source:
     options
         Of the filter, as in ``FILTERS``.
     """
-    layer = {"kind": "linear", "name": "0", "in": 1, "out": 1, "bias": False}
-    lora = {"r": 1, "alpha": 1.0, "bias": False}
-    weights = {"0.W": [[WEIGHT]], "0.A": [[0.8]], "0.B": [[0.0]]}
-    model = Model(
-        spec=[{**layer, "lora": lora}], weights={k: np.array(w) for k, w in weights.items()}
-    )
-    learner = loko.LokoConfig(model=model, observation="gaussian", r0=NOISE**2, p0=1.0, **options)
-    check_whole("steps", steps)
-    drawn = np.random.default_rng(7).uniform(-1, 1, (steps, 3))  # the same ones however many
+    drawn = _drawn(steps)
     x = np.sign(drawn[:, 0]) * (0.9 + 0.6 * drawn[:, 1])
     y = TRUE_WEIGHT * x + math.sqrt(3) * NOISE * drawn[:, 2]
+    model = Model(spec=[_LAYER], weights=_weights(WEIGHT))
+    learner = loko.LokoConfig(model=model, observation="gaussian", r0=NOISE**2, p0=1.0, **options)
+    return _two(learner, x[:, None], y[:, None], WEIGHT)
 
+
+def tiny_classes(steps: int = 12, solve: Any = "linear") -> Source:
+    """Return the world of two parameters with two classes: z = (u, -u), u = (-1 + B A) x.
+
+    The network begins sure and wrong: class 0 is that of x > 0, mostly, as a weight of 2 has it.
+
+    Parameters
+    ----------
+    steps : int
+        Number of samples, one a step.
+    solve : {"linear", "implicit"}
+        How the filter solves for the mean.  [OBS-9]
+    """
+    drawn = _drawn(steps)
+    x = np.sign(drawn[:, 0]) * (0.9 + 0.6 * drawn[:, 1])
+    sure = 1 / (1 + np.exp(-2 * TRUE_WEIGHT * x))
+    y = ((1 + drawn[:, 2]) / 2 > sure).astype(np.int64)
+    out = {"kind": "linear", "name": "1", "in": 1, "out": 2, "bias": False}
+    weights = _weights(WRONG_WEIGHT) | {"1.W": np.array([[1.0], [-1.0]])}
+    model = Model(spec=[_LAYER, out], weights=weights)
+    learner = loko.LokoConfig(model=model, p0=1.0, covariance="dense", solve=solve)
+    return _two(learner, x[:, None], y, WRONG_WEIGHT)
+
+
+_LAYER = {
+    "kind": "linear",
+    "name": "0",
+    "in": 1,
+    "out": 1,
+    "bias": False,
+    "lora": {"r": 1, "alpha": 1.0, "bias": False},
+}
+
+
+def _weights(W: float) -> dict[str, Any]:
+    given = {"0.W": [[W]], "0.A": [[0.8]], "0.B": [[0.0]]}
+    return {name: np.array(value) for name, value in given.items()}
+
+
+def _drawn(steps: int) -> Any:
+    """Draw three numbers a step from the uniform distribution on ±1: the same for any steps."""
+    check_whole("steps", steps)
+    return np.random.default_rng(7).uniform(-1, 1, (steps, 3))
+
+
+def _two(learner: loko.LokoConfig, x: Any, y: Any, weight: float) -> Source:
     def score(theta: Array, step: int) -> float:
-        return abs(float(WEIGHT + theta[0] * theta[1] - TRUE_WEIGHT))
+        return abs(float(weight + theta[0] * theta[1] - TRUE_WEIGHT))
 
     return Source(
         name="tiny",
         learner=learner,
         start=loko.init(learner),
-        batch=lambda k: loko.Batch(x=x[k : k + 1, None], y=y[k : k + 1, None]),
-        steps=steps,
-        regression=True,
+        batch=lambda k: loko.Batch(x=x[k : k + 1], y=y[k : k + 1]),
+        steps=len(x),
+        regression=learner.observation == "gaussian",
         score=score,
     )

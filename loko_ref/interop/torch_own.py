@@ -121,7 +121,8 @@ def put(
             continue
         if key not in names:
             raise NotImplementedError(f"'names' has no entry {key!r}, which {name} needs")
-        path = names[key].replace("{}", site) if whole else f"{site}.{names[key]}"
-        places[name] = _find(module, name, shapes[name], path)
+        path = names[key].replace("{}", site) if whole else names[key]
+        holder = module if whole else module.get_submodule(site)
+        places[name] = _find(holder, name, shapes[name], path)
         places[name].write(value)
     return places

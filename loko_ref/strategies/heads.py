@@ -85,7 +85,7 @@ class LteRun:
     def arguments(self) -> dict[str, Any]:
         """Return the inputs and options of the catalogue's ``lte.run``, by name."""
         c = self.config
-        chosen = [o.name for o in OPERATIONS["lte.run"].options if hasattr(c, o.name)]
+        known = [*(o.name for o in OPERATIONS["lte.run"].options), "p0"]
         kind = next(name for name, k in lte.config.OPTIMIZERS.items() if isinstance(c.optimizer, k))
         return {
             "x": self.x,
@@ -93,10 +93,10 @@ class LteRun:
             "weights": dict(self.weights),
             "factors": dict(self.factors),
             **({"redraws": dict(self.redraws)} if self.redraws else {}),
-            **{name: getattr(c, name) for name in chosen},
+            **{name: getattr(c, name) for name in known if hasattr(c, name)},
             "spec": [dict(layer) for layer in c.spec],
             "optimizer": kind,
-            **{f.name: getattr(c.optimizer, f.name) for f in fields(c.optimizer)},
+            **{k: getattr(c.optimizer, k) for k in known if hasattr(c.optimizer, k)},
         }
 
 

@@ -24,8 +24,8 @@ __all__ = [
     "FORMULAS",
     "Formula",
     "Values",
+    "fixed_point",
     "identity",
-    "implicit_innovation",
     "predicted_covariance",
 ]
 
@@ -87,29 +87,45 @@ def _theta_post(v: Values) -> Array:
 
 
 def _v(v: Values) -> Array:
-    return implicit_innovation(v)
+    P = np.diag(v.p_pred) if v.p_pred.ndim == 1 else v.p_pred
+    return fixed_point(v, v.y, v.z, v.Z @ P @ v.Z.T)
 
 
-def implicit_innovation(v: Values, most: int = 200, damped: bool = True) -> Array:
-    """``v = y - softmax(z + G v)`` (m,), G = Z P Z', by Newton's method from v = 0.  [OBS-9].
+def fixed_point(
+    v: Values, y: Array, z: Array, G: Array, most: int = 200, damped: bool = True
+) -> Array:
+    """Solve ``v = y - softmax(z + G v)`` (m,) by Newton's method from v = 0.  [OBS-9].
 
     A step that overshoots is halved, unless it moves no logit by 0.01; it ends where neither the
     residual nor the decrement falls.
+
+    Parameters
+    ----------
+    v : mapping
+        Of which the formulas and the hook are taken.
+    y, z : array (batch, C)
+        Rows observed, and logits.
+    G : array (m, m)
+        Z P Z', m = batch * C.
+    most : int
+        Iterations.
+    damped : bool
+        Whether steps are halved.
     """
-    pZt = v.p_pred[:, None] * v.Z.T if v.p_pred.ndim == 1 else v.p_pred @ v.Z.T  # (n, m)
-    G, eye = v.Z @ pZt, np.eye(v.y.size)
-    rounding = v.keep("yhat_post", np.ones(v.z.shape))  # of the probabilities, the same throughout
+    same = np.kron(np.eye(len(y)), np.ones((y.shape[1], y.shape[1])))  # of one sample
+    rounding = v.keep("probabilities", np.ones(z.shape))  # the same throughout
 
     def look(w: Array) -> tuple[Array, Array]:
-        q = rounding * v.F["softmax"](v, v.z + (G @ w).reshape(v.z.shape))
-        return q, (v.y - q).reshape(-1) - w
+        q = (rounding * v.F["softmax"](v, z + (G @ w).reshape(z.shape))).reshape(-1)
+        return q, y.reshape(-1) - q - w
 
-    w = np.zeros(v.y.size)
+    w = np.zeros(y.size)
     q, r = look(w)
     best, least, lowest, idle = w, np.abs(r).max(), np.inf, 0
     for _ in range(most):
-        d = np.linalg.solve(eye + v.F["J"](Values(v, yhat=q)) @ G, r)
-        t, size, slope, moved = 1.0, np.abs(r).max(), d @ G @ r, np.abs(G @ d).max()
+        J = np.diag(q) - np.outer(q, q) * same
+        d = np.linalg.solve(np.eye(y.size) + J @ G, r)
+        t, size, slope, moved = 1.0, np.abs(r).max(), float(d @ G @ r), np.abs(G @ d).max()
         q, r = look(w + d)
         while damped and t * moved > 0.01 and d @ G @ r < 0 and np.abs(r).max() > size / 2:
             t /= 2

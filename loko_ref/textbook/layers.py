@@ -23,7 +23,7 @@ import numpy as np
 import scipy.special
 
 from loko_ref.arrays import Array
-from loko_ref.textbook.quantities import Formula, Quantity, Values
+from loko_ref.textbook.quantities import Formula, Quantity, Values, inner
 
 Layer = Mapping[str, Any]
 Back = Callable[[str], str]
@@ -180,7 +180,7 @@ def _total(d: Array) -> Array:
 
 def _branch(v: Values, scale: float, u: Array, w: Mapping[str, Array]) -> Array:
     """``scale (B u + bB)``."""
-    return scale * np.asarray(v.keep("v", u @ w["B"].T + w.get("bB", 0.0)))
+    return scale * np.asarray(inner(v.keep)("v", u @ w["B"].T + w.get("bB", 0.0)))
 
 
 # ------------------------------------------------------------------------------- activations

@@ -16,7 +16,7 @@ from loko_ref.conformance.catalogue.registry import OPERATIONS
 PYTHON = ("numpy", "torch", "jax")
 RIGHT = {
     "numpy": (
-        '    # return {"delta": ...}\n    raise NotImplementedError',
+        '    # return {"delta": ...}\n    raise NotImplementedError("not filled in")',
         '    return {"delta": np.asarray(alpha / A.shape[0], A.dtype) * (B @ A)}',
     ),
     "js": (
@@ -161,3 +161,48 @@ def test_every_scaffold_is_filled_from_the_catalogue(name):
         named = re.findall(r'^    # "(\w+)": .*?,(?:  # one of (.*))?$', text, re.M)
         assert {key for key, _ in named} == set(STATED)
         assert all(tuple(c.split(", ")) == options[key] for key, c in named if c)
+
+
+TORCH = [
+    ("import torch\n", "import torch\nfrom layers import Mine\n"),
+    (
+        '    raise NotImplementedError("not filled in")\n    # base = ',
+        "    base = ",
+    ),
+    ("    # return MyLoRALinear(base", "    return Mine(base"),
+    ("    # lora=lora_layer,", "    lora=lora_layer,"),
+    ("    # names=NAMES,", "    names=NAMES,"),
+]
+LAYER = """
+import torch
+
+class Mine(torch.nn.Module):
+    def __init__(self, base, r, alpha):
+        super().__init__()
+        self.base, self.scale = base.requires_grad_(False), alpha / r
+        self.lora_A = torch.nn.Parameter(torch.zeros(r, base.in_features))
+        self.lora_B = torch.nn.Parameter(torch.zeros(base.out_features, r))
+
+    def forward(self, x):
+        return self.base(x) + self.scale * (x @ self.lora_A.T @ self.lora_B.T)
+"""
+
+
+def test_the_torch_scaffold_with_a_layer_filled_in(tmp_path):
+    """From `init torch` to green, and a wrong scale by its name."""
+    needs("torch")
+    file = tmp_path / "mine.py"
+    assert loko_ref("init", "torch", file).returncode == 0
+    text = file.read_text()
+    for old, new in TORCH:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    file.write_text(text)
+    for name, code in (("layers", 0), ("wrong_layers", 1)):
+        source = LAYER if code == 0 else LAYER.replace("alpha / r", "alpha")
+        (tmp_path / f"{name}.py").write_text(source)
+        file.write_text(text.replace("from layers", f"from {name}"))
+        found, report = verify("torch", file, "--only", "lora.delta")
+        assert found.returncode == code, found.stdout + found.stderr
+        assert "covered is your LoRA layer" in " ".join(report["notes"])
+    assert "SCALE-ALPHA" in found.stdout

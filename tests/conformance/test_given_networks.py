@@ -121,6 +121,7 @@ LIARS = {
     "lte.run/copies-reset-AB/float64": "copies",
     "loko.run/gaussian-residual/float64": "R",
     "loko.run/softmax/float64": "p",
+    "loko.run/implicit-run/float64": "p",
     "optimizer.adamw/default/float64": "exp_avg",
 }
 """Case -> what is held back, so that the state is not whole."""

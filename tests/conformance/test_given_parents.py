@@ -20,6 +20,7 @@ pytestmark = pytest.mark.verdict
 
 DENSE = "kalman.dense_update/random/float64"
 STEPS = ("loko.step/glm-dense/float64", "loko.step/softmax/float32", "loko.step/glm/float64")
+IMPLICIT = "loko.step/implicit-time/float64"
 RIGHT = Implementation(target="right", functions=as_implementation(NOTHING))
 
 
@@ -66,7 +67,7 @@ def test_a_small_jitter_is_found_where_it_is():
 
 @pytest.mark.sampled(0.25)
 @pytest.mark.parametrize("lie", ["noise", "constant", "scaled"])
-@pytest.mark.parametrize("key", [DENSE, *STEPS])
+@pytest.mark.parametrize("key", [DENSE, *STEPS, IMPLICIT])
 def test_one_quantity_is_no_true_one(key, lie):
     """What else came back follows from the others, or from what it should have been."""
     case = case_of(key)
@@ -83,6 +84,13 @@ def test_one_quantity_is_no_true_one(key, lie):
         status, found = wrong(case, {**out, name: made.astype(case.dtype)})
         assert status == "failed"
         assert found == [name]
+
+
+def test_a_wrong_quantity_of_an_implicit_step_is_wrong_alone():
+    case = case_of(IMPLICIT)
+    right = RIGHT.run(case).outputs
+    for name in ("yhat", "v", "theta"):
+        assert wrong(case, {**right, name: 1.001 * right[name]}) == ("failed", [name])
 
 
 @pytest.mark.sampled(0.5)
@@ -115,9 +123,11 @@ def test_right_values_returned_and_wrong_ones_used():
         assert wrong(case, {**drifted, name: right[name]})[1][0] == "theta"
 
 
-def test_a_bias_far_below_the_tolerance_of_a_step_adds_up():
+@pytest.mark.sampled(0.25)
+@pytest.mark.parametrize("name", ["gaussian", "glm-relu", "glm-stacked", "gaussian-residual"])
+def test_a_bias_far_below_the_tolerance_of_a_step_adds_up(name):
     """Every p_pred of a run is off by 18 units of roundoff, which no single step reveals."""
-    case = case_of("loko.run/gaussian/float64")
+    case = case_of(f"loko.run/{name}/float64")
     formula = FORMULA_TABLE["p_pred"]
     biased = replace(NOTHING, changes=lambda size: {"p_pred": lambda v: formula(v) * (1 + 2e-15)})
     out = as_implementation(biased)["loko.run"](**case.inputs(), **case.options)

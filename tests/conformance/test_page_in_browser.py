@@ -91,6 +91,23 @@ def test_the_contents_open_a_card_by_keyboard(chromium, forty):
 
 
 @pytest.mark.parametrize(("width", "dark"), SIZES)
+def test_a_label_opens_its_derivation_above_the_page(chromium, forty, width, dark):
+    with browser.opened(chromium, forty, width=width, dark=dark) as shown:
+        shown.tab.locator("a.label", has_text="KAL-2").first.focus()
+        shown.tab.keyboard.press("Enter")
+        dialog = shown.tab.get_by_role("dialog")
+        assert "Innovation covariance and gain" in dialog.inner_text()
+        assert dialog.locator("math").count() > 10
+        assert shown.violations() == []
+        assert not shown.overflows()
+        shown.tab.keyboard.press("Escape")
+        assert not dialog.is_visible()
+        shown.tab.goto(f"{shown.tab.url}#KAL-2")  # a link from elsewhere opens it in its place
+        assert shown.tab.locator("#KAL-2").is_visible()
+        assert shown.faults == []
+
+
+@pytest.mark.parametrize(("width", "dark"), SIZES)
 def test_many_failures_of_many_kinds_are_a_short_page(chromium, tmp_path, width, dark):
     rng = np.random.default_rng(0)
     small = ("kalman", "observation", "noise", "lora", "optimizer")

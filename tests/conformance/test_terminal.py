@@ -2,21 +2,23 @@
 
 import io
 import json
+from html import unescape
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from loko_ref.conformance.cases.registry import all_cases, select
-from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.diagnose.naming import Mistake, name_mistakes
 from loko_ref.conformance.engine import judge, run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.answer import NOT_OFFERED, Answer, Finding
 from loko_ref.conformance.judge.tolerance import expected
-from loko_ref.conformance.mistakes.registry import all_mutants, as_implementation
+from loko_ref.conformance.mistakes.registry import Mutant, all_mutants, as_implementation
 from loko_ref.conformance.reports import document as report
 from loko_ref.conformance.reports import terminal
 from loko_ref.conformance.reports import text as words
+from loko_ref.conformance.reports.report import Report
 
 pytestmark = pytest.mark.verdict
 ONE_SCREEN = 60
@@ -202,10 +204,18 @@ def test_a_run_has_its_teacher_forced_walk():
 
 
 def test_verdict_and_first_fault_with_its_formula_are_in_the_first_25_lines_of_80_columns():
-    cases = select("lora.*") + select("kalman.diagonal_update", "float64")
-    checks, mistakes = mutant("SCALE-ALPHA", cases)
+    fault = Mistake(
+        mutant=next(m for m in all_mutants() if m.id == "SCALE-ALPHA"),
+        size=None,
+        ratio=0.1,
+        explained=6,
+        failed=6,
+    )
+    named = [answered(c, lambda out: {"delta": out["delta"] * 3}) for c in select("lora.delta")[:6]]
+    right = [answered(c, dict) for c in select("kalman.time_update")[:6]]
     more = [answered(c, lambda out: {**out, "S": out["S"] * 2}) for c in select("kalman.dense*")]
-    checks, mistakes = [*checks, *more], {**mistakes, **{c.case.id: [] for c in more}}
+    checks = [*named, *right, *more]
+    mistakes = {c.case.id: [fault] for c in named} | {c.case.id: [] for c in more}
     known = {c.case.id: "ticket 7" for c in more[:12]}
     text = {}
     for verbose in (False, True):
@@ -217,16 +227,16 @@ def test_verdict_and_first_fault_with_its_formula_are_in_the_first_25_lines_of_8
         text[verbose] = stream.getvalue()
         lines = text[verbose].splitlines()
         assert max(map(len, lines)) <= 80 + len("  reproduce: ")  # what is copied is not broken
-        assert lines[1].startswith("FAILED: 16 of 51; 23 passed, 12 expected failures")
+        assert lines[1].startswith("FAILED: 10 of 28; 6 passed, 12 expected failures")
         top = "\n".join(lines[:25])
-        assert "mistake SCALE-ALPHA: alpha for alpha / r; it reproduces 12 of 12" in top
+        assert "mistake SCALE-ALPHA: alpha for alpha / r; it reproduces 6 of 6" in top
         assert "\n    correct formula: scale = alpha / r\n" in top
         assert "first off: delta[" in top
         assert top.index("correct formula") < top.index("first off")
     short, long = text[False], text[True]
-    assert "all 17 checks of 1 more operation passed (-v)" in short
-    assert "kalman.diagonal_update" not in short
-    assert "│ kalman.diagonal_update" in long
+    assert "all 6 checks of 1 more operation passed (-v)" in short
+    assert "kalman.time_update" not in short
+    assert "│ kalman.time_update" in long
     assert short.count("\nexpected failure ") == words.LISTED
     assert f"and {12 - words.LISTED} more expected failures (-v)" in short
     assert long.count("\nexpected failure ") == 12
@@ -243,3 +253,22 @@ def test_only_what_is_read_is_broken_not_what_is_copied():
     assert broken.splitlines()[1].startswith("      word")
     for start in terminal.COPIED:
         assert terminal._broken(f"  {start}{long}", 80) == f"  {start}{long}"
+
+
+def test_two_wrong_quantities_have_two_formulas_in_every_report():
+    (case,) = select("kalman.diagonal_update/random/float64")
+    check = answered(case, lambda out: {**out, "S": out["S"] * 2, "p": out["p"] * 3})
+
+    def searched(quantity, text):
+        one = Mutant(id=f"FORMULA-{quantity}-0", name=text, explanation="E", look="", changes=dict)
+        return Mistake(mutant=one, size=None, ratio=1.0, explained=1, failed=1, quantity=quantity)
+
+    fits = [searched("S", "S = 2 (H P H' + R)"), searched("p", "p = 3 p"), searched("p", "p = 4 p")]
+    found = Report(target="t", checks=(check,), mistakes={case.id: fits})
+    right = {"S": "S = H diag(p) H' + R", "p": "p = p o (1 - diag(K H))"}
+    for source in (found.text, found.to_html(), found._repr_html_(), found.to_junit().decode()):
+        page = unescape(source)
+        for part in ("S = 2 (H P H' + R)", "p = 3 p", *right.values()):
+            assert part in page, part
+        assert "p = 4 p" not in page
+        assert page.index("p = 3 p") < page.rindex(right["p"])

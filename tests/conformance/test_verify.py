@@ -14,7 +14,7 @@ from command import loko_ref
 from sampling import sample
 
 from loko_ref.conformance.cases.registry import all_cases, select
-from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS
 from loko_ref.conformance.engine import judge, run, summarise
 from loko_ref.conformance.implementations.python import load
 from loko_ref.conformance.judge.compare import compare
@@ -381,7 +381,7 @@ def test_cli_operations():
     assert result.returncode == 0
     assert "diagonal: one of decoupled, variational; default 'decoupled'" in result.stdout
     assert "lora.merge: fold LoRA into the weight" in result.stdout
-    assert "CATALOGUE = 'operations/2'" in " ".join(result.stdout.split())
+    assert f"CATALOGUE = '{CATALOGUE}'" in " ".join(result.stdout.split())
     assert max(len(line) for line in (listed.stdout + result.stdout).splitlines()) <= 80
     result = loko_ref("operations", "kalman.time_updat")
     assert result.returncode == 2

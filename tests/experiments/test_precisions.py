@@ -19,33 +19,26 @@ def run(*words):
     return result
 
 
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("route", ["readable", "fast"])
 @pytest.mark.parametrize(
     "variant",
     ["covariance=lowrank,columns=3,solve=implicit", "covariance=block,columns=2,lam=0.99,q=1e-3"],
 )
-def test_a_checkpoint_holds_the_precision(tmp_path, variant):
-    """Both routes; a resumed run is the same run, and one of other columns is not."""
-    common = ["--data", "iris", "--seed", "0", "--epochs", "1", "--resume", tmp_path / "c.npz"]
-    for route in ("readable", "fast"):
-        named = [*common, "--route", route, "--optimizer", f"loko,{variant}"]
-        run(
-            "train",
-            *named[:6],
-            *named[8:],
-            "--checkpoint",
-            tmp_path / "c.npz",
-            "--json",
-            tmp_path / "a",
-        )
-        run("train", *named, "--json", tmp_path / "b")
-        first, second = (json.loads((tmp_path / k).read_text())["runs"][0] for k in "ab")
-        assert first["test_accuracy"] == second["test_accuracy"]
-        saved = np.load(tmp_path / "c.npz")
-        assert {"0/U", "0/W"} <= set(saved)
-        other = variant.replace("columns=", "columns=1")
-        result = loko_ref("train", *common, "--route", route, "--optimizer", f"loko,{other}")
-        assert result.returncode == 2
-        assert "columns" in result.stderr
+def test_a_checkpoint_holds_the_precision(tmp_path, variant, route):
+    """A resumed run is the same run, and one of other columns is not."""
+    file = tmp_path / "c.npz"
+    common = ["train", "--data", "iris", "--seed", "0", "--epochs", "1", "--route", route]
+    named = [*common, "--optimizer", f"loko,{variant}"]
+    run(*named, "--checkpoint", file, "--json", tmp_path / "a")
+    run(*named, "--resume", file, "--json", tmp_path / "b")
+    first, second = (json.loads((tmp_path / k).read_text())["runs"][0] for k in "ab")
+    assert first["test_accuracy"] == second["test_accuracy"]
+    assert {"0/U", "0/W"} <= set(np.load(file))
+    other = variant.replace("columns=", "columns=1")
+    result = loko_ref(*common, "--optimizer", f"loko,{other}", "--resume", file)
+    assert result.returncode == 2
+    assert "columns" in result.stderr
 
 
 def heads(covariance="lowrank", **options):
@@ -70,6 +63,7 @@ def test_heads_without_a_column_are_the_variational_ones():
     np.testing.assert_allclose(1 / found.slots["U"], right.slots["p"], rtol=1e-9)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("options", [{"columns": 2}, {"covariance": "block", "columns": 1}])
 def test_heads_of_any_precision_run(options):
     state = ran(heads(**options, solve="implicit"))

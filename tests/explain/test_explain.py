@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loko_ref.cli import main
-from loko_ref.errors import InputError
+from loko_ref.errors import InputError, NumericalError
 from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.stream import prepare
 from loko_ref.explain.steps import explain, parameter_name
@@ -128,6 +128,13 @@ def test_by_default_it_starts_at_the_first_misclassified_sample():
     assert (
         next(explain(config, steps=1, skip=None)).number == 0
     )  # regression: none is misclassified
+
+
+def test_a_step_that_overflows_is_an_error_that_names_it():
+    """Without NumPy's warning before it, which the tests take for an error."""
+    config = RunConfig(optimizer="loko", options={"p0": 1e308}, **SMALL)
+    with pytest.raises(NumericalError, match=r"step \d: \w+: not finite"):
+        list(explain(config, steps=3))
 
 
 def right(step):

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import browser
 import numpy as np
@@ -13,9 +16,18 @@ from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
 from loko_ref.experiments.config import RunConfig
 from loko_ref.explain.heads import HEADS, RANK, explain_lte
-from loko_ref.explain.sources import FILTERS, OPERATIONS, from_case, from_config, tiny
+from loko_ref.explain.recorded import explain_recording
+from loko_ref.explain.sources import (
+    FILTERS,
+    OPERATIONS,
+    SOLVES,
+    from_case,
+    from_config,
+    tiny,
+    tiny_classes,
+)
 from loko_ref.explain.steps import explain
-from loko_ref.explain.walk import of_lte, of_source, of_tiny
+from loko_ref.explain.walk import of_lte, of_recording, of_source, of_tiny
 from loko_ref.explain.walk.cells import cells, largest, read
 from loko_ref.files.pages.prose import html, mathml
 
@@ -37,18 +49,24 @@ def document(text):
 
 def test_the_page_holds_the_numbers_of_the_steps(tiny_page):
     data = document(tiny_page.read_text(encoding="utf-8"))
-    assert [one["name"] for one in data["walks"]] == list(FILTERS)
-    for walk, options in zip(data["walks"], FILTERS.values(), strict=True):
-        steps = list(explain(tiny(4, **options), steps=4))
+    assert [one["name"] for one in data["walks"]] == [*FILTERS, *SOLVES]
+    sources = [tiny(4, **options) for options in FILTERS.values()]
+    sources += [tiny_classes(4, solve) for solve in SOLVES.values()]
+    for walk, source in zip(data["walks"], sources, strict=True):
+        steps = list(explain(source, steps=4))
         for carried, step in zip(walk["steps"], steps, strict=True):
             for q in step.quantities:
                 drawn = data["pool"][carried["values"][q.key]]["v"]
                 assert drawn == (q.value.T if q.axes == "nm" else q.value).ravel().tolist()
             p = step.quantities[-1].value
             assert carried["cov"] == (p if p.ndim == 2 else np.diag(p)).tolist()
+    first = data["walks"][-1]["world"]["fixed"][0]
+    z, y, G, v = (np.array(first[name]) for name in ("z", "y", "G", "v"))
+    softmax = np.exp(z + G @ v) / np.exp(z + G @ v).sum()
+    np.testing.assert_allclose(v, y - softmax, atol=1e-12)
 
 
-def test_every_belief_shrinks_and_the_dense_one_leans_along_the_right_answers():
+def test_every_belief_shrinks_and_those_with_a_correlation_lean_along_the_right_answers():
     areas, leaning = {}, {}
     for name, options in FILTERS.items():
         covs = [np.array(s.quantities[-1].value) for s in explain(tiny(6, **options), steps=6)]
@@ -57,7 +75,26 @@ def test_every_belief_shrinks_and_the_dense_one_leans_along_the_right_answers():
         leaning[name] = full[-1][0, 1]
         assert all(b < a for a, b in zip([1, *areas[name]], areas[name], strict=False))
     assert areas["variational"][-1] < areas["decoupled"][-1]
-    assert leaning["decoupled"] == leaning["variational"] == 0 > leaning["dense"]
+    assert leaning["decoupled"] == leaning["variational"] == 0
+    assert max(leaning["dense"], leaning["low rank"]) < 0
+
+
+def test_a_precision_is_shown_by_its_inverse():
+    """One column more than is learned cuts nothing: low rank is then the dense filter."""
+    kept, dense = (
+        [q.value for q in step.quantities if q.key in ("theta_post", "p_post", "p_pred")]
+        for options in (
+            {"covariance": "lowrank", "columns": 2, "lam": 0.9, "q": 0.01},
+            {"covariance": "dense", "lam": 0.9, "q": 0.01},
+        )
+        for step in [list(explain(tiny(3, **options), steps=2))[1]]
+    )
+    for got, right in zip(kept, dense, strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-9)
+    options = {"covariance": "lowrank", "p0": 0.05}
+    large = RunConfig(optimizer="loko", options=options, data="breast_cancer", epochs=1)
+    with pytest.raises(InputError, match="at most 512"):
+        next(explain(large, steps=1))
 
 
 @pytest.mark.parametrize("shape", [(3,), (300,), (2000,), (10, 700), (70, 9), (2, 70, 3), (1, 65)])
@@ -123,7 +160,7 @@ def test_the_page_is_gone_through_by_keyboard(chromium, tiny_page, width):
         assert tab.inner_text("#said").startswith("Step 3:")
         assert tab.is_disabled("#on")
         names = [one.inner_text() for one in tab.query_selector_all("[role=tab]")]
-        assert names[:2] == ["Two parameters", "Network"]
+        assert names[:3] == ["Two parameters", "The implicit step", "Network"]
         tab.focus("#tab-0")
         texts = set()
         for name in names:
@@ -213,6 +250,57 @@ def test_the_page_of_lte_is_gone_through_by_keyboard(chromium, tmp_path):
             keys(tab, "ArrowRight")
         tab.focus("#filter-0")
         keys(tab, "ArrowRight")
+        assert page.faults == []
+
+
+@pytest.fixture
+def trace(tmp_path):
+    file = tmp_path / "trace.npz"
+    example = Path(__file__).resolve().parents[2] / "examples" / "record_trace.py"
+    subprocess.run([sys.executable, str(example), str(file)], check=True, capture_output=True)
+    return file
+
+
+def test_a_recording_is_explained_and_its_wrong_quantity_marked(trace, tmp_path):
+    frame, steps = explain_recording(trace)
+    assert [step.number for step in steps] == list(range(5))
+    assert all(step.wrong == () for step in steps)
+    by = {q.key: q for q in steps[2].quantities}
+    assert list(by) == ["theta", "p_pred", "e", "H", "R_used", "S", "K", "theta_post", "p_post"]
+    with np.load(trace) as recorded:
+        arrays = dict(recorded)
+    for name in ("H", "S", "K"):
+        assert (by[name].value == arrays[f"2/{name}"]).all()
+    assert (by["theta_post"].value == arrays["3/theta"]).all()
+    arrays["2/K"] = 1.001 * arrays["2/K"]
+    arrays["4/p"] = 0.9 * arrays["4/p"]
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    frame, steps = explain_recording(tmp_path / "wrong.npz")
+    assert [step.wrong for step in steps][2:4] == [("K",), ("p_post",)]
+    text = of_recording(frame, steps)
+    assert "The first wrong quantity: trace/2/K: K[" in text
+    carried = document(text)["walks"][0]["steps"][2]
+    assert carried["wrong"][0] == "K"
+    assert carried["off"]["K"] == pytest.approx(1e-3)
+    states = {
+        name: array for name, array in arrays.items() if name.split("/")[-1] in ("theta", "p")
+    }
+    np.savez(tmp_path / "states.npz", **states)
+    with pytest.raises(InputError, match="states alone"):
+        explain_recording(tmp_path / "states.npz")
+
+
+@pytest.mark.larger
+def test_the_page_of_a_recording_opens(chromium, trace, tmp_path):
+    (tmp_path / "trace.html").write_text(of_recording(*explain_recording(trace)), encoding="utf-8")
+    with browser.opened(chromium, tmp_path / "trace.html", width=400) as page:
+        page.tab.focus("#tab-0")
+        for _ in range(5):
+            assert page.violations() == []
+            assert not page.overflows()
+            keys(page.tab, "ArrowRight")
+        page.tab.focus("#step")
+        keys(page.tab, "End")
         assert page.faults == []
 
 

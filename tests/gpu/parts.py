@@ -17,6 +17,8 @@ from loko_ref import arrays, loko, lte, optimizers
 from loko_ref.errors import NumericalError
 from loko_ref.kalman.dense import FORMS
 from loko_ref.kalman.diagonal import DIAGONALS
+from loko_ref.kalman.implicit import SOLVES
+from loko_ref.kalman.lowrank import BLOCKS
 from loko_ref.kalman.observation import OBSERVATIONS
 from loko_ref.loko import COVARIANCES, Batch, LokoConfig
 from loko_ref.network.jacobian import gradient
@@ -110,6 +112,7 @@ def variants():
     more = {
         "diagonal": [{"diagonal": kind} for kind in DIAGONALS],
         "dense": [{"form": form} for form in FORMS],
+        "block": [{"blocks": blocks} for blocks in BLOCKS],
     }
     for covariance in COVARIANCES:
         for options in more.get(covariance, [{}]):
@@ -130,19 +133,22 @@ def covariances(part):
             for observation in OBSERVATIONS:
                 if options.get("form") == "sequential" and observation in ("softmax", "logits"):
                     continue  # it asks for a diagonal R, which theirs is not
+                solves = SOLVES if observation == "glm" else ("linear",)
                 rows = observation == "gaussian"
                 ys = [x[:, :4] if rows else rng.integers(0, 4, 2) for x in xs]
-                inputs = {
-                    "config": LokoConfig(model=net, observation=observation, p0=0.02, **options),
-                    "batches": [Batch(x=x, y=y) for x, y in zip(xs, ys, strict=True)],
-                }
-                part.on_both(f"LoKO, {name}, {observation}, {dtype}", _run, inputs, limit)
+                batches = [Batch(x=x, y=y) for x, y in zip(xs, ys, strict=True)]
+                for solve in solves:
+                    chosen = {**options, "observation": observation, "solve": solve}
+                    config = LokoConfig(model=net, p0=0.02, lam=0.99, q=1e-4, **chosen)
+                    inputs = {"config": config, "batches": batches}
+                    title = f"LoKO, {name}, {observation}, {solve}, {dtype}"
+                    part.on_both(title, _run, inputs, limit)
 
 
 def _run(inputs):
     config = inputs["config"]
     state, records = loko.run(loko.init(config, batch=2), inputs["batches"], config)
-    return {"state": state, "z": [record.z for record in records]}
+    return {"state": table.determined(state, config), "z": [record.z for record in records]}
 
 
 def baselines(part):

@@ -147,16 +147,25 @@ def test_a_whole_network_of_the_user_s():
     assert "covered is your own network" in held.notes[0]
 
 
-def test_names_that_do_not_fit_are_explained():
-    (case,) = select("lora.delta/tiny/float64")
-    words = {**case.inputs(), **case.options}
-    for names, match in (
-        (PEFT | {"A": "lora_a.weight"}, r"names\['A'\].*the closest is '0.lora_A.weight'"),
-        (TURNED | {"A": "down"}, r"of shape \(\d, \d\).*write '0\.down\.T'"),
-    ):
-        kind = Transposed if "down" in names["A"] else PeftLike
-        with pytest.raises(InputError, match=match):
-            from_torch(lora=layer(kind), names=names)["lora.delta"](**words)
+@pytest.mark.parametrize(
+    ("kind", "names", "match"),
+    [
+        (PeftLike, PEFT | {"A": "lora_a.weight"}, r"names\['A'\].*the closest is 'lora_A.weight'"),
+        (Transposed, TURNED | {"A": "down"}, r"of shape \(3, 1\).*write 'down\.T'"),
+    ],
+    ids=["missing", "turned"],
+)
+def test_names_that_do_not_fit_are_explained_at_once(kind, names, match):
+    with pytest.raises(InputError, match=match):
+        from_torch(lora=layer(kind), names=names)
+
+
+def test_a_layer_that_is_not_filled_in_is_declined():
+    def empty(one):
+        raise NotImplementedError("not filled in")
+
+    found, _ = checks(from_torch(lora=empty, names=PEFT), "lora.delta")
+    assert {c.status for c in found} == {"unsupported"}
 
 
 @pytest.mark.parametrize(

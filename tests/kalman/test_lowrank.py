@@ -39,6 +39,7 @@ def run(covariance, steps=6, size=1, **options):
     return loko.run(loko.init(config, size), batches, config)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))
 @pytest.mark.parametrize("more", [{}, {"lam": 0.9}, {"lam": 0.9, "q": 0.02}], ids=str)
 def test_no_column_is_the_variational_diagonal(options, more):
@@ -50,6 +51,7 @@ def test_no_column_is_the_variational_diagonal(options, more):
     np.testing.assert_allclose(seen[-1].K, plain[-1].K, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))
 @pytest.mark.parametrize("covariance", ["lowrank", "block"])
 @pytest.mark.parametrize("more", [{}, {"lam": 0.9}, {"lam": 0.9, "q": 0.02}], ids=str)
@@ -92,6 +94,7 @@ def test_unit_blocks_are_those_of_inputs_of_a_and_outputs_of_b():
     assert spent == after.U.size
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))
 @pytest.mark.parametrize(
     "kind",

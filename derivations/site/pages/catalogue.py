@@ -39,14 +39,17 @@ def _labels(labels: tuple[str, ...]) -> str:
     return " ".join(text(LABELLED.format(label)) for label in labels)
 
 
+def _since(version: int) -> str:
+    return f" (since operations/{version})" if version > 1 else ""
+
+
 def _operation(operation: Operation) -> list[str]:
-    since = {1: "", 2: " (since operations/2)"}
     inputs = [
         (
             code(i.name),
             code(i.shape),
             text(i.text + (f"; given only with {i.optional}" if i.optional else ""))
-            + since[i.since],
+            + _since(i.since),
         )
         for i in operation.inputs
     ]
@@ -55,7 +58,7 @@ def _operation(operation: Operation) -> list[str]:
             code(o.name),
             "none" if o.default is None else code(json.dumps(o.default)),
             ", ".join(map(code, o.choices)),
-            text(o.text) + since[o.since],
+            text(o.text) + _since(o.since),
         )
         for o in operation.options
     ]

@@ -1,6 +1,5 @@
 """The examples, run while the site is built, with what they print."""
 
-import json
 import os
 import re
 import shlex
@@ -8,8 +7,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from pages import notebooks
 from pages.markdown import block, page, table, text, toctree
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,14 +65,11 @@ COMMANDS = {
 NEEDS = {"jax": "interop", "torch": "interop", "pytest": "test"}
 
 
-def _missing(name: str, commands: list[str]) -> str:
+def missing(name: str, commands: Sequence[str] = ("python",)) -> str:
     """Return what an example needs and is not there, or nothing."""
     for package, extra in NEEDS.items():
-        if package in name or package in commands[0]:
-            from importlib.util import find_spec
-
-            if find_spec(package) is None:
-                return f"the extra `[{extra}]`"
+        if (package in name or package in commands[0]) and find_spec(package) is None:
+            return f"the extra `[{extra}]`"
     programs = [shlex.split(c)[0] for c in commands if not c.startswith(("loko-ref", "python"))]
     programs += ["node"] if "node" in commands[0] else []
     return next((f"`{p}`" for p in programs if shutil.which(p) is None), "")
@@ -107,34 +106,16 @@ def _example(file: Path, target: Path, folder: str) -> str:
     """Write an example's page; return its summary."""
     words = file.read_text(encoding="utf-8")
     commands = COMMANDS.get(file.name, [f"python examples/{file.name}"])
-    missing = _missing(file.name, commands)
+    needs = missing(file.name, commands)
     parts = [f"{text(_summary(words))}\n", "## Run it\n"]
-    if missing:
-        parts += [block("\n".join(commands), "sh"), f"Not run for this page: needs {missing}.\n"]
+    if needs:
+        parts += [block("\n".join(commands), "sh"), f"Not run for this page: needs {needs}.\n"]
     else:
         for command in commands:
             parts += [block(command, "sh"), block(run(command, folder) or "(prints nothing)")]
     parts += ["## The program\n", block(words, LANGUAGES[file.suffix])]
     page(target / f"{file.name}.md", text(file.name), *parts)
     return _summary(words)
-
-
-def _notebook(file: Path, target: Path) -> str:
-    """Write a notebook's page, cell by cell; return its title."""
-    parts, title = [], file.name
-    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
-        words = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            found = re.match(r"# (.*)", words)
-            title = found[1] if found and title == file.name else title
-            parts.append(re.sub(r"^# .*\n*", "", words) + "\n")
-        elif cell["cell_type"] == "code":
-            parts.append(block(words, "python"))
-            for output in cell.get("outputs", ()):
-                plain = output.get("text") or output.get("data", {}).get("text/plain", ())
-                parts += [block("".join(plain))] if plain else []
-    page(target / f"{file.name}.md", text(file.name), f"{text(title)}\n", *parts)
-    return title
 
 
 def write(source: Path) -> None:
@@ -145,7 +126,7 @@ def write(source: Path) -> None:
         shutil.copytree(ROOT / "examples", Path(folder) / "examples")
         for file in sorted((ROOT / "examples").iterdir()):
             if file.suffix == ".ipynb":
-                summary = _notebook(file, target)
+                summary = notebooks.write(file, target, folder, missing(file.name))
             elif file.suffix in LANGUAGES:
                 summary = _example(file, target, folder)
             else:

@@ -12,11 +12,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from loko_ref.checks.values import check_whole
 from loko_ref.cli import explained
 from loko_ref.cli.needs import check_needs
 from loko_ref.cli.options import describe, parse_variants
 from loko_ref.errors import InputError, shown
 from loko_ref.experiments.config import RunConfig
+from loko_ref.explain.recorded import explain_recording
 from loko_ref.explain.sources import Source, from_case, from_config, tiny
 from loko_ref.explain.steps import Excerpt, Quantity, Step, explain
 from loko_ref.explain.walk import check_needs as check_page_needs
@@ -56,6 +58,13 @@ def explain_command(
         str | None,
         typer.Option(
             help="A case of loko.step or loko.run in place of data, such as loko.run/glm/float64."
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="A recording of LoKO in place of data, as 'verify --trace' takes it: its numbers, "
+            "and where they are wrong."
         ),
     ] = None,
     html: Annotated[
@@ -104,7 +113,10 @@ def explain_command(
         raise InputError("--matrix", "no 'labels'", "'labels' before it", "it was left out")
     if what is not None:
         of_page = {"--data": data, "--seed": seed} if what == "lte" and html is not None else {}
-        _alone(f"'{what}'", {**of_data, "--case": case, "--skip": skip} | dict.fromkeys(of_page))
+        _alone(
+            f"'{what}'",
+            {**of_data, "--case": case, "--skip": skip, "--trace": trace} | dict.fromkeys(of_page),
+        )
     if what == "lte" and html is not None:
         check_needs(data=data or "digits")
         _write(
@@ -121,6 +133,17 @@ def explain_command(
         return
     if what is not None:
         skip, source, about = 0, tiny(TINY if steps is None else steps), "LoKO with two parameters"
+    elif trace is not None:
+        _alone("--trace", {**of_data, "--case": case, "--skip": skip})
+        frame, recorded = explain_recording(trace, entries=entries)
+        if steps is not None:
+            check_whole("steps", steps)
+            recorded = recorded[:steps]
+        if html is not None:
+            _write(html, pages.of_recording(frame, recorded))
+        else:
+            _print(f"The recording {trace}", iter(recorded), 0)
+        return
     elif case is not None:
         _alone("--case", of_data)
         skip, source, about = skip or 0, from_case(case), f"The case {case}"

@@ -107,7 +107,7 @@ def _python(operation: Operation) -> str:
             *_wrapped(head, "", "        "),
             *_lines(operation, "# ", "    "),
             *_wrapped(f"return {{{outputs}}}", "    # ", "    #     "),
-            "    raise NotImplementedError",
+            '    raise NotImplementedError("not filled in")',
         ]
     )
 

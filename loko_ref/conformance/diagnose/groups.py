@@ -43,12 +43,15 @@ class Group:
         The one to describe: float64 before float32, a step before a run, a case that is there for
         a known mistake before one of a combination of options, then the one of fewest words and
         smallest inputs.
+    others : tuple of Mistake
+        What else is known of the one shown: the mistake of each other quantity that is wrong.
     """
 
     what: str
     mistake: Mistake | None
     checks: tuple[Check, ...]
     shown: Check
+    others: tuple[Mistake, ...] = ()
 
 
 def _kind(check: Check, mistake: Mistake | None) -> tuple[str, ...]:
@@ -106,6 +109,15 @@ def brief(check: Check) -> str:
     return f"{d.quantity}{list(d.index) if d.index else ''}: {off}"
 
 
+def _others(fits: Sequence[Mistake]) -> tuple[Mistake, ...]:
+    """Return the first mistake of each quantity but that of the leading one."""
+    found: dict[str, Mistake] = {}
+    for one in fits:
+        if one.quantity:
+            found.setdefault(one.quantity, one)
+    return tuple(one for one in found.values() if one is not fits[0])
+
+
 def group(
     checks: Sequence[Check],
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
@@ -146,6 +158,13 @@ def group(
     groups = []
     for key, some in found.items():
         shown = min(some, key=_size)
-        one = Group(what=_what(shown), mistake=leading[key], checks=tuple(some), shown=shown)
-        groups.append(one)
+        groups.append(
+            Group(
+                what=_what(shown),
+                mistake=leading[key],
+                checks=tuple(some),
+                shown=shown,
+                others=_others((mistakes or {}).get(shown.case.id, ())),
+            )
+        )
     return sorted(groups, key=rank)

@@ -29,6 +29,7 @@ from loko_ref.conformance.implementations.target import (
     unknown_operations,
 )
 from loko_ref.conformance.judge.answer import NOT_OFFERED, Answer, Finding, check
+from loko_ref.conformance.judge.declared import read_precision
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
 
@@ -64,6 +65,8 @@ class Command:
         Version of the catalogue that it states that it was written for; 1 if it states none.
     options : dict
         The one value that it states that it has of an option: it is sent no other cases.
+    precision : dict of str to str
+        The precision that it states, quantity -> format.
     folder : path
         Where these lie during a request.
     notes : tuple of str
@@ -105,6 +108,7 @@ class Command:
         self.files = False
         self.catalogue = 1
         self.options: dict[str, Any] = {}
+        self.precision: dict[str, str] = {}
         try:
             self._start(self._timeout, time.monotonic() + self._timeout)
         except (Ended, ValueError, OSError) as error:  # ValueError: of the protocol, or a NUL
@@ -141,6 +145,7 @@ class Command:
             self.operations, self.dtypes, self.files = protocol.check_hello(answer, self.folder)
             self.catalogue = stated_catalogue("catalogue", answer.get("catalogue"))
             self.options = stated_options("options", answer.get("options"))
+            self.precision = read_precision("precision", answer.get("precision"))
         except (ProtocolError, InputError) as error:
             raise ProtocolError(f"{error}{self._drop()}") from None
         return child

@@ -9,6 +9,7 @@ Shapes as in ``loko-ref operations``; parameters of a module have the names of w
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -154,12 +155,17 @@ class _Torch:
 
     def delta(self, A: Array, B: Array, alpha: float) -> Outputs:
         """Return what a layer adds to W: its outputs for the rows of the identity, at W = 0."""
-        (r, i), o = A.shape, B.shape[0]
-        lora = {"r": r, "alpha": alpha}
-        spec = [{"kind": "linear", "name": "0", "in": i, "out": o, "bias": False, "lora": lora}]
-        module, _ = self.build(spec, {"0.W": np.zeros((o, i), A.dtype), "0.A": A, "0.B": B})
-        eye = import_torch().from_numpy(np.eye(i, dtype=A.dtype))
+        module, _ = self.build(*_layer(A, B, alpha))
+        eye = import_torch().from_numpy(np.eye(A.shape[1], dtype=A.dtype))
         return {"delta": module(eye).detach().numpy().T}
+
+
+def _layer(A: Array, B: Array, alpha: float) -> tuple[Any, dict[str, Array]]:
+    """Return the spec and the weights of one layer with LoRA on W = 0."""
+    (r, i), o = A.shape, B.shape[0]
+    lora = {"r": r, "alpha": alpha}
+    spec = [{"kind": "linear", "name": "0", "in": i, "out": o, "bias": False, "lora": lora}]
+    return spec, {"0.W": np.zeros((o, i), A.dtype), "0.A": A, "0.B": B}
 
 
 def _sizes(spec: Any) -> list[int]:
@@ -217,7 +223,8 @@ def from_torch(
     Raises
     ------
     InputError
-        If nothing is given, `make` without `step` or the reverse, or `lora` beside `module`.
+        If nothing is given, `make` without `step` or the reverse, `lora` beside `module`, or where
+        `names` does not fit the layer.
     """
     import_torch()
     if (make is None) != (step is None):
@@ -230,6 +237,9 @@ def from_torch(
         required = "make and step, lora or module"
         raise InputError("from_torch", "nothing to test", required, "arguments that were left out")
     torch = _Torch(make, step, lora, module, {**NAMES, **names}, covariance, noise)
+    if lora is not None:
+        with contextlib.suppress(NotImplementedError):  # a scaffold that is not filled in
+            torch.build(*_layer(np.ones((1, 3)), np.ones((2, 1)), 1.0))  # raises what does not fit
     functions: dict[str, Callable[..., Outputs]] = {}
     if lora is not None or module is not None:
         functions |= {"model.forward": torch.forward, "model.jacobian": torch.jacobian}

@@ -37,6 +37,7 @@ from loko_ref.conformance.implementations.target import (
     too_new,
 )
 from loko_ref.conformance.judge.answer import NOT_OFFERED, Answer, Finding, check, describe, words
+from loko_ref.conformance.judge.declared import read_precision
 from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
 
@@ -73,6 +74,8 @@ class Implementation:
         Version of the catalogue that it states that it was written for.
     options : mapping
         The one value that it has of an option, name -> value: its functions need no parameter.
+    precision : mapping of str to str
+        The precision that it states, quantity -> format; that of "" is all others'.
     """
 
     target: str
@@ -80,6 +83,7 @@ class Implementation:
     notes: tuple[str, ...] = ()
     catalogue: int = VERSION
     options: Mapping[str, Any] = field(default_factory=dict)
+    precision: Mapping[str, str] = field(default_factory=dict)
 
     def having(self, options: Mapping[str, Any]) -> Implementation:
         """Return it with more options that it has one value of."""
@@ -230,7 +234,12 @@ def hold(holder: object, target: str, attribute: str = "IMPLEMENTATION") -> Impl
     catalogue = stated_catalogue("CATALOGUE", getattr(holder, "CATALOGUE", None))
     options = stated_options("OPTIONS", getattr(holder, "OPTIONS", None))
     return Implementation(
-        target=target, functions=functions, notes=notes, catalogue=catalogue, options=options
+        target=target,
+        functions=functions,
+        notes=notes,
+        catalogue=catalogue,
+        options=options,
+        precision=read_precision("PRECISION", getattr(holder, "PRECISION", None)),
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.checks.values import check_choice, read_number
 from loko_ref.conformance.catalogue.registry import OPERATIONS
+from loko_ref.conformance.judge.declared import read_precision
 from loko_ref.errors import InputError, shown, unknown_option
 from loko_ref.files.containers import parse_npz, parse_safetensors, text_of
 from loko_ref.files.reading import map_file, open_file, refuse
@@ -53,6 +54,8 @@ class Recording:
         That of every array.
     notes : tuple of str
         Arrays that were ignored, and the options in use.
+    precision : mapping of str to str
+        The precision that it states, quantity -> format.
     """
 
     steps: Mapping[int, Mapping[str, Array]]
@@ -60,6 +63,7 @@ class Recording:
     options: Mapping[str, Any]
     dtype: str
     notes: tuple[str, ...]
+    precision: Mapping[str, str]
 
 
 def load(path: Path) -> tuple[dict[str, Array], str]:
@@ -108,11 +112,16 @@ def _finite(value: Any) -> bool:
         return False
 
 
-def _options(head: str, given: Sequence[str], dense: bool) -> dict[str, Any]:
-    """Return the checked options: the command line's, then those of the file, then defaults."""
+def parse_options(head: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the options that a recording has, unchecked, and the precision that it states."""
     named = parse_json("--trace, options", head)
     if not isinstance(named, dict):
-        raise InputError("--trace, options", repr(head[:60]), "a JSON object", "another JSON value")
+        raise InputError("--trace, options", shown(head), "a JSON object", "another JSON value")
+    return named, read_precision("--trace, options, precision", named.pop("precision", None))
+
+
+def _options(named: dict[str, Any], given: Sequence[str], dense: bool) -> dict[str, Any]:
+    """Return the checked options: the command line's, then those of the file, then defaults."""
     for item in given:
         name, equals, value = item.partition("=")
         if not equals:
@@ -250,7 +259,8 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording:
     ----------
     path : path-like
         ``.npz`` or ``.safetensors``. Options as JSON: in an array ``options`` of text (npz), or
-        in the metadata's entry ``options`` (safetensors).
+        in the metadata's entry ``options`` (safetensors); among them ``precision`` may state that
+        of the quantities.
     given : sequence of str
         More options, ``NAME=VALUE``; they override the file's.
 
@@ -269,7 +279,8 @@ def parse(place: Path, arrays: dict[str, Array], head: str, given: Sequence[str]
     if dense and names & {"p", "p_pred"}:
         cause = "the diagonal stored beside the matrix"
         raise refuse(place, "--trace", "both p and P", "one of them", cause)
-    options = _options(head, given, dense)
+    named, precision = parse_options(head)
+    options = _options(named, given, dense)
     # a v beside the linear step is another's, such as Adam's
     known = {k: axes for k, axes in SHAPES.items() if k != "v" or options["solve"] == "implicit"}
     steps, dtype, notes = by_step(place, arrays, known, NAMING)
@@ -287,4 +298,5 @@ def parse(place: Path, arrays: dict[str, Array], head: str, given: Sequence[str]
         options=options,
         dtype=dtype,
         notes=tuple(notes),
+        precision=precision,
     )

@@ -22,7 +22,13 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.checks.values import check_choice
 from loko_ref.conformance.catalogue.registry import get
-from loko_ref.conformance.implementations.recording import Recording, by_step, load, parse
+from loko_ref.conformance.implementations.recording import (
+    Recording,
+    by_step,
+    load,
+    parse,
+    parse_options,
+)
 from loko_ref.conformance.judge.arguments import check_arguments
 from loko_ref.conformance.oracle.lte import configured
 from loko_ref.errors import InputError, shown
@@ -67,6 +73,8 @@ class RunRecording:
         That of every array.
     notes : tuple of str
         Arrays that were ignored, and the options in use.
+    precision : mapping of str to str
+        The precision that it states, quantity -> format.
     weights : mapping of str to tuple of int
         Of LTE the shapes of the shared weights, in order.
     """
@@ -77,6 +85,7 @@ class RunRecording:
     options: Mapping[str, Any]
     dtype: str
     notes: tuple[str, ...]
+    precision: Mapping[str, str]
     weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -96,9 +105,7 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording | RunRecordin
     """
     place = Path(path)
     arrays, head = load(place)
-    named = parse_json("--trace, options", head)
-    if not isinstance(named, dict):
-        raise InputError("--trace, options", shown(head), "a JSON object", "another JSON value")
+    named, precision = parse_options(head)
     words = [word for word in given if not word.startswith("operation=")]
     for word in given:
         if word not in words:
@@ -106,7 +113,8 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording | RunRecordin
     operation = named.pop("operation", OPERATIONS[0])
     check_choice("--option operation", operation, OPERATIONS)
     if operation == OPERATIONS[0]:
-        return parse(place, arrays, json.dumps(named), words)
+        whole = {**named, "precision": precision} if precision else named
+        return parse(place, arrays, json.dumps(whole), words)
     options = _options(operation, named, words)
     known = _names(operation, options)
     steps, dtype, notes = by_step(place, arrays, known, NAMING)
@@ -116,6 +124,7 @@ def read(path: str | Path, given: Sequence[str] = ()) -> Recording | RunRecordin
         "steps": steps,
         "options": options,
         "dtype": dtype,
+        "precision": precision,
         "notes": (f"operation: {operation}", *notes),
     }
     if operation == "lte.run":

@@ -26,13 +26,17 @@ TENSOR  {{"dtype": "float64" | "float32", "shape": [2, 3], "data": "<base64>"}}
    and answer
    {{"type": "hello", "protocol": "{PROTOCOL}", "operations": ["lora.delta", ...],
     "dtypes": ["float64"], "canary": {{"float64": TENSOR}}, "files": false,
-    "catalogue": "{CATALOGUE}", "options": {{"observation": "softmax"}}}}
+    "catalogue": "{CATALOGUE}", "options": {{"observation": "softmax"}},
+    "precision": {{"Z": "bfloat16"}}}}
    where operations and dtypes are those you support, and canary has, for each of these dtypes, the
    tensor you were sent, decoded to numbers and encoded again. It holds 0.1, -0.0, a subnormal,
    infinity, -infinity and a quiet NaN (0x7ff8000000000000, 0x7fc00000), and must be returned bit
    for bit. No run sends infinities or NaN. catalogue is the version that you were written for
    ("operations/1" if left out): you are sent no input and no option that came later.
    options, which may be left out, has what you have one value of: you are sent those cases alone.
+   precision, which may be left out, has what you compute more coarsely than the inputs' dtype: one
+   format ("bfloat16", "float16", "tf32", "float32") or one for each such quantity. What it excuses
+   is reported as imprecise.
 
 2. run, any number of times. You are sent
    {{"type": "run", "id": 7, "operation": "lora.delta", "inputs": {{"A": TENSOR, "B": TENSOR}},

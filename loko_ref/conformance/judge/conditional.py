@@ -16,10 +16,14 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.compare import Divergence, diverging, plainly, ratios, worst_of
+from loko_ref.conformance.judge.declared import NONE, Declared
 from loko_ref.conformance.judge.given import LEVELS, Reading, Step, state, steps
 from loko_ref.conformance.judge.tolerance import canonical, tolerance
 
 __all__ = ["MOST", "Judgement", "judge_given_parents"]
+
+SUM = 0.5
+"""Tolerances of a step, times the root of their number, that a sum over steps may come to."""
 
 MOST = 3
 """Wrong parents that are tried both ways; a quantity with more is not judged."""
@@ -41,7 +45,9 @@ class Judgement:
     unjudged: tuple[str, ...] = ()
 
 
-def judge_given_parents(case: Case, outputs: Mapping[str, Array], first: Divergence) -> Judgement:
+def judge_given_parents(
+    case: Case, outputs: Mapping[str, Array], first: Divergence, declared: Declared = NONE
+) -> Judgement:
     """Find every quantity that does not follow from its parents.
 
     Parameters
@@ -52,18 +58,20 @@ def judge_given_parents(case: Case, outputs: Mapping[str, Array], first: Diverge
         What came back, of the right shapes.
     first : Divergence
         The first quantity that is off along the whole route.
+    declared : mapping of str to str
+        The precision that is stated, which may excuse what is off.
 
     Returns
     -------
     Judgement
         Of a run each wrong quantity at the first step at which it is wrong.
     """
-    if len(outputs) == 1:
+    if len(outputs) == 1 and not declared:
         return Judgement(wrong=(first,))
     found, bound = ratios(case, outputs), tolerance(case)
     names = [name for name, ratio in found.items() if float(np.max(ratio, initial=0.0)) > 1]
     judged = {k: b for k, b in bound.items() if b is not None}
-    cut = steps(case, outputs, found, judged)
+    cut = steps(case, outputs, found, judged, declared)
     wrong: dict[str, Divergence] = {}
     unjudged: dict[str, None] = {}
     should: dict[str, Array] = {}  # state found wrong -> what it should have been
@@ -77,7 +85,7 @@ def judge_given_parents(case: Case, outputs: Mapping[str, Array], first: Diverge
         unjudged |= dict.fromkeys(outcome.unjudged)
         if step.at is not None:
             should = outcome.as_it_should_be(wrong.keys() & set(state(case)))
-    for name in names:
+    for name in names if not declared else ():
         if name not in wrong and name not in unjudged:
             biased = _bias(cut, name)
             if biased is not None:
@@ -230,7 +238,8 @@ def _bias(cut: list[Step], name: str) -> Divergence | None:
     """Return a quantity whose errors of the single steps add up to more than they may.
 
     What a right run errs by in one step is independent of the next: the sum of T errors grows like
-    the root of T, that of a bias like T.
+    the root of T, that of a bias like T. It is looked at where the end is off, which is evidence
+    already: half a tolerance of a step is allowed, twice what right programs come to.
     """
     (first, *_), rows = cut, len(cut) == 1
     if rows and not first.rows:
@@ -242,7 +251,7 @@ def _bias(cut: list[Step], name: str) -> Divergence | None:
         each = [one.signed(name, level) for one in readings]
         signed = each[0] if rows else np.stack(each)
         signed = np.where(np.abs(signed) <= 1, signed, 0.0)  # what follows in another way
-        total = np.abs(signed.sum(axis=0)) / len(signed) ** 0.5
+        total = np.abs(signed.sum(axis=0)) / (SUM * len(signed) ** 0.5)
         if float(np.max(total, initial=0.0)) <= 1:
             return None
     inside = worst_of(total)

@@ -19,11 +19,13 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
+from loko_ref.conformance.judge.declared import NONE, SMALL, Declared, OwnErrors, own_errors
 from loko_ref.conformance.judge.disturb import Disturb, Still
 from loko_ref.conformance.judge.hook import Given, Hook, given
 from loko_ref.conformance.judge.tolerance import (
     Units,
     _inputs,
+    _root_mean_square,
     _wide,
     canonical,
     expected,
@@ -94,6 +96,8 @@ class Step:
         Tolerance of the whole route.
     at : int, optional
         The step of a run.
+    declared : mapping of str to str
+        The precision that is stated.
     """
 
     def __init__(
@@ -104,7 +108,11 @@ class Step:
         plainly: Mapping[str, Array],
         bound: Mapping[str, Array],
         at: int | None = None,
+        declared: Declared = NONE,
     ) -> None:
+        self.declared = declared
+        own = own_errors(case, declared).items() if declared else ()
+        self.own = {name: size if at is None else size[at] for name, size in own}
         self.case, self.came, self.plainly, self.bound, self.at = case, came, plainly, bound, at
         name = case.operation.name
         self.networked = not case.inside and (
@@ -171,7 +179,7 @@ class Step:
         """Return the step as it is from another state, or another part of it."""
         last = LAST if self.case.operation.name == "lte.run" else ""
         inputs = {**self._start, **{f"{last}{name}": value for name, value in state.items()}}
-        return Step(self.case, inputs, self.came, self.plainly, self.bound, self.at)
+        return Step(self.case, inputs, self.came, self.plainly, self.bound, self.at, self.declared)
 
     @cached_property
     def _feeds(self) -> dict[str, set[str]]:
@@ -212,7 +220,7 @@ class Step:
 
     def alone(self, name: str) -> bool:
         """Return whether nothing came that an output is computed from, so that none is given."""
-        return self.at is None and not self.rows and not self.ancestors(name)
+        return not (self.own or self.rows or self.ancestors(name)) and self.at is None
 
 
 NOTHING = Units(centre={}, size={}, how="")
@@ -262,6 +270,13 @@ class Reading:
         )
         self._last = LEVELS if full else 2
 
+        def moved(draw: int) -> dict[str, Array]:
+            hook = given(case, came, OwnErrors(draw, unreturned))
+            return step.walk(step.forms[form], step.inputs, hook, full=False)
+
+        unreturned = {name: size for name, size in step.own.items() if name not in step.came}
+        self._moved = moved if unreturned else None
+
     def units(self, level: int) -> Units:
         """Return the units up to a level, or all that there is."""
         while len(self._found) <= min(level, self._last - 1):
@@ -274,6 +289,15 @@ class Reading:
                 break
         return self._found[min(level, self._last - 1)] if self._found else NOTHING
 
+    @cached_property
+    def _stated(self) -> Mapping[str, Array]:
+        """What stated precision adds to each unit: an own error, and those that did not come."""
+        own, step = dict(self.step.own), self.step
+        if self._moved is not None:
+            found = _root_mean_square(step.case, self.units(0).centre, self._moved)
+            own = {name: own.get(name, 0.0) + move / SMALL for name, move in found.items()}
+        return own
+
     def expected(self, name: str) -> Array:
         """Return what an output should be."""
         return canonical(self.step.case, name, np.asarray(self.units(0).centre[name]))
@@ -282,11 +306,15 @@ class Reading:
         """Return error over tolerance with the error's sign; infinite where it is not finite."""
         case, got = self.step.case, canonical(self.step.case, name, self.step.came[name])
         with np.errstate(all="ignore"):
-            found = (got - self.expected(name)) / (factor(case) * self.units(level).size[name])
+            size = self.units(level).size[name]
+            size = size + self._stated.get(name, 0.0) if self.step.own else size
+            found = (got - self.expected(name)) / (factor(case) * size)
         return np.where(np.isfinite(got), found, np.inf)
 
     def beyond(self, name: str) -> bool:
         """Return whether no tolerance that judges anything could explain the error."""
+        if self.step.own:
+            return False
         should = self.expected(name)
         got = canonical(self.step.case, name, self.step.came[name])
         bound = self.step.bound[name]
@@ -327,7 +355,11 @@ def state(case: Case) -> list[str]:
 
 
 def steps(
-    case: Case, outputs: Mapping[str, Array], found: Mapping[str, Array], bound: Mapping[str, Array]
+    case: Case,
+    outputs: Mapping[str, Array],
+    found: Mapping[str, Array],
+    bound: Mapping[str, Array],
+    declared: Declared = NONE,
 ) -> list[Step]:
     """Cut what came back into steps, each from the state that came back.
 
@@ -339,6 +371,8 @@ def steps(
         What came back.
     found, bound : mapping of str to array
         Error over tolerance, and tolerance, of the whole route.
+    declared : mapping of str to str
+        The precision that is stated.
     """
     came = {name: np.asarray(a, dtype=np.float64) for name, a in outputs.items()}
     inputs = _wide(_inputs(case))
@@ -346,13 +380,13 @@ def steps(
     if case.options.get("noise") == "fixed":
         held = [k for k in held if k != "R" or k in came]
     if not case.operation.name.endswith(".run") or not set(held) <= set(came):
-        return [Step(case, inputs, came, found, bound)]
+        return [Step(case, inputs, came, found, bound, None, declared)]
     cut = []
     for t in range(len(inputs["x"])):
         of_step = {**inputs, "x": inputs["x"][t], "y": inputs["y"][t]}
         row, plainly, allowed = (
             {k: a[t] for k, a in some.items()} for some in (came, found, bound)
         )
-        step = Step(case, of_step, row, plainly, allowed, t)
+        step = Step(case, of_step, row, plainly, allowed, t, declared)
         cut.append(step.starting({k: came[k][t - 1] for k in held}) if t else step)
     return cut

@@ -19,6 +19,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.compare import ratios
+from loko_ref.conformance.judge.declared import Declared, words
 from loko_ref.conformance.judge.disturb import DELTA, DisturbScalars, Still
 from loko_ref.conformance.judge.tolerance import (
     DRAWS,
@@ -33,7 +34,7 @@ from loko_ref.conformance.judge.tolerance import (
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import Formula, Values
 
-__all__ = ["Imprecise", "explain"]
+__all__ = ["Imprecise", "explain", "stated"]
 
 MOVE = 2.0**-47
 """Relative size of the moves of a matrix: 64 roundoffs of float64, so that the rounding of the walk
@@ -55,17 +56,27 @@ class Imprecise:
         Decimal digits lost to it, in the worst quantity.
     condition : float or None
         Condition number of the matrix concerned.
+    declared : bool
+        Whether it is the precision that the code states.
     """
 
     algorithm: str
     digits: float
     condition: float | None = None
+    declared: bool = False
 
     @property
     def text(self) -> str:
         """The algorithm and its price, in words."""
         of = "" if self.condition is None else f", condition number {self.condition:.2g}"
         return f"{self.algorithm}: about {self.digits:.1f} digits lost{of}"
+
+
+def stated(case: Case, declared: Declared, coarse: Mapping[str, float]) -> Imprecise:
+    """Describe what the stated precision of a case's outputs excuses."""
+    u = float(np.finfo(case.dtype).eps) / 2
+    digits = float(np.log10(max(coarse.values()) / u))
+    return Imprecise(algorithm=f"stated precision, {words(declared)}", digits=digits, declared=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

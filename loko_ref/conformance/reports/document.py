@@ -100,6 +100,7 @@ def as_json(
     expected: Mapping[str, str] | None = None,
     found: Coverage | None = None,
     changes: Changes | None = None,
+    precision: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Build the report ``loko-ref/verify/2``.
 
@@ -108,7 +109,8 @@ def as_json(
     ``ratio`` is null where the number that came is not finite, or the form is wrong.
     ``not_judged`` are quantities whose parents are wrong and outside the domain of their formula.
     ``amplified`` is information: every quantity follows from its parents, and this one is off
-    along the whole route. ``imprecise`` is the algorithm that explains all that is off.
+    along the whole route. ``imprecise`` is the algorithm that explains all that is off, or the
+    stated ``precision``.
     ``mistakes`` of a failed check are the known ones that reproduce it, most likely first; where
     none does, the list is empty, and ``observed`` says where the first wrong quantity is off, and
     which plain relation to what is right it has, or which are ruled out.
@@ -125,6 +127,7 @@ def as_json(
         "target": target,
         "tolerance": EXPLANATION,
         "notes": list(notes),
+        "precision": dict(precision or {}),
         "verdict": {
             "outcome": summary.verdict,
             "text": summary.text,

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose.groups import Group
+from loko_ref.conformance.diagnose.mistake import Mistake
 from loko_ref.textbook.loko import dataflow, noise, observation, output_name, update
 from loko_ref.textbook.quantities import Quantity
 
-__all__ = ["Pair", "pair", "right"]
+__all__ = ["Pair", "pairs", "right", "title"]
 
 FOUND = "FORMULA-"
 """What the id of a formula begins with that was found by search."""
@@ -21,7 +22,7 @@ _WORDS = re.compile(r"\w{2,}[':,]|[a-z]{2,} [a-z]{2,}")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What the code computes and what it should; empty where that is not known."""
+    """What the code does and the formula that it should follow; empty where that is not known."""
 
     found: str
     right: str
@@ -55,13 +56,29 @@ def right(case: Case, quantity: str) -> str:
     return f"{quantity}{':' if _WORDS.match(text) else ' ='} {text}"
 
 
-def pair(one: Group) -> Pair:
-    """Return the formula that explains failures of one kind, and the right one."""
-    check, mistake = one.shown, one.mistake
+def pairs(one: Group) -> list[Pair]:
+    """Return the formula that explains failures of one kind, and the right one.
+
+    More follow where other quantities of the check that is shown are wrong by a known formula too.
+    """
+    check = one.shown
     first = check.divergence or check.finding
     quantity = None if first is None else first.quantity
-    if mistake is not None and not mistake.mutant.id.startswith(FOUND):
-        return Pair(found=mistake.text, right=mistake.mutant.look)
-    if mistake is not None:
+
+    def of(mistake: Mistake) -> Pair:
+        if not mistake.mutant.id.startswith(FOUND):
+            return Pair(found=mistake.text, right=mistake.mutant.look)
         return Pair(found=mistake.text, right=right(check.case, mistake.quantity or str(quantity)))
-    return Pair(found="", right="" if quantity is None else right(check.case, quantity))
+
+    if one.mistake is not None:
+        return [of(mistake) for mistake in (one.mistake, *one.others)]
+    found = "" if check.imprecise is None else check.imprecise.text
+    return [Pair(found=found, right="" if quantity is None else right(check.case, quantity))]
+
+
+def title(one: Group) -> str:
+    """Return what a card is called: the known mistake, the formula found, or what is off."""
+    if one.mistake is None:
+        return one.what
+    key = one.mistake.mutant.id
+    return one.mistake.text if key.startswith(FOUND) else f"{key}: {one.mistake.text}"

@@ -91,6 +91,8 @@ class Report:
         Case id -> why it is expected to fail.
     changes : Changes or None
         What changed since an earlier report, where one was given.
+    precision : mapping of str to str
+        The precision that the code states, quantity -> format; that of "" is all others'.
     """
 
     target: str
@@ -99,6 +101,7 @@ class Report:
     mistakes: Mapping[str, list[Mistake]] = field(default_factory=dict)
     expected: Mapping[str, str] = field(default_factory=dict)
     changes: Changes | None = None
+    precision: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def coverage(self) -> Coverage:
@@ -213,7 +216,9 @@ class Report:
     @property
     def document(self) -> dict[str, Any]:
         """The report ``loko-ref/verify/2``; `loko-ref schema verify` describes it."""
-        return as_json(*self._content, found=self.coverage, changes=self.changes)
+        return as_json(
+            *self._content, found=self.coverage, changes=self.changes, precision=self.precision
+        )
 
     @property
     def _content(

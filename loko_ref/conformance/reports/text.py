@@ -26,7 +26,7 @@ from loko_ref.conformance.engine import (
 from loko_ref.conformance.judge.answer import NOT_OFFERED
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure, written
-from loko_ref.conformance.reports.formulas import pair
+from loko_ref.conformance.reports.formulas import pairs
 
 __all__ = [
     "BLOCKS",
@@ -202,17 +202,19 @@ def describe(one: Group, target: str | None = None) -> list[str]:
 
 def _explained(one: Group) -> list[str]:
     """Write the formula found beside the right one."""
-    right = pair(one).right
+    first, *others = pairs(one)
     if one.mistake is None:
-        return [f"  correct formula: {right}"] if right else []
+        return [f"  correct formula: {first.right}"] if first.right else []
     m = one.mistake.mutant
     fits = f"it reproduces {one.mistake.explained} of {one.mistake.failed} wrong results"
     if one.mistake.contradicted:
         fits += f" ({one.mistake.contradicted} that passed would have failed with it)"
     found = [f"  mistake {m.id}: {one.mistake.text}; {fits}", f"    {m.explanation}"]
-    found.append(f"    correct formula: {right}")
+    found.append(f"    correct formula: {first.right}")
     if one.mistake.alike:
         found.append(f"    not distinguished in this run from: {', '.join(one.mistake.alike)}")
+    for other in others:
+        found += [f"  and {other.found}", f"    correct formula: {other.right}"]
     return found
 
 

@@ -5,7 +5,9 @@ ANSWERS is a folder with one file for each case that was answered, named as in t
 named as the outputs (``delta``, or ``out.delta`` as in the vectors); or one file of all cases, its
 arrays named ``lora.delta/tiny/float64/delta``. JSON has an object of such names; in one file of all
 cases, an object for each id. An array in JSON is a nested list of numbers, read in the case's
-dtype, or an object with ``dtype``, ``shape`` and ``data`` as in ``loko-ref protocol``.
+dtype, or an object with ``dtype``, ``shape`` and ``data`` as in ``loko-ref protocol``. A folder may
+have a file ``precision.json`` too: the precision that the code states, as an object of quantity and
+format.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case, all_cases
 from loko_ref.conformance.implementations.protocol import ProtocolError, decode_all
+from loko_ref.conformance.judge.declared import read_precision
 from loko_ref.conformance.vectors.manifest import canonical, plain_file, read_manifest
 from loko_ref.conformance.vectors.numbers import flatten, of_file
 from loko_ref.conformance.vectors.vectors import FILE_LIMIT, file_name, read
@@ -27,9 +30,15 @@ from loko_ref.files.containers import parse_npz, parse_safetensors
 from loko_ref.files.reading import map_file, open_file, refuse
 from loko_ref.files.strict_json import read_json
 
-__all__ = ["cases_of", "read_answers"]
+__all__ = ["cases_of", "read_answers", "read_stated"]
 
 SUFFIXES = (".npz", ".safetensors", ".json")
+
+PRECISION = "precision.json"
+"""File of a folder that states the precision of the answers."""
+
+SMALL = 2**20
+"""Most bytes of it."""
 
 WHOLE = 4 * FILE_LIMIT
 """Most bytes of a file of all cases."""
@@ -99,10 +108,21 @@ def read_answers(path: str | Path, cases: Sequence[Case]) -> dict[str, dict[str,
     return found
 
 
+def read_stated(path: str | Path) -> dict[str, str]:
+    """Return the precision that answers state, quantity -> format; empty for none."""
+    place = Path(path)
+    if not place.is_dir() or not (place / PRECISION).exists():
+        return {}
+    document = read_json(plain_file(place, PRECISION, SMALL), "ANSWERS", limit=SMALL)
+    return read_precision(f"ANSWERS, {PRECISION}", document)
+
+
 def _of_folder(place: Path, known: Mapping[str, Case]) -> dict[str, dict[str, Array]]:
     found: dict[str, dict[str, Array]] = {}
     stems = {file_name(key).removesuffix(".safetensors"): key for key in known}
     for file in sorted(place.iterdir()):
+        if file.name == PRECISION:
+            continue
         stem, suffix = file.name.removesuffix(file.suffix), file.suffix
         if suffix not in SUFFIXES or stem not in stems:
             raise _unknown(file.name, [stem + SUFFIXES[0] for stem in stems], "a file")

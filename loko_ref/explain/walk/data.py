@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from loko_ref.explain.equations import options
-from loko_ref.explain.sources import Source
-from loko_ref.explain.steps import Numbers, Quantity, Step
+from loko_ref.arrays import Array
+from loko_ref.explain.quantities import Frame, Numbers, Quantity
+from loko_ref.explain.steps import Step
 from loko_ref.explain.walk.cells import cells, largest
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import origins
@@ -53,9 +53,9 @@ def _line(q: Quantity, parents: Sequence[str], children: Sequence[str]) -> dict[
     }
 
 
-def _lines(step: Step, source: Source) -> list[dict[str, Any]]:
+def _lines(step: Step, frame: Frame) -> list[dict[str, Any]]:
     """List what each quantity is, what it is made of and where it goes next."""
-    flow = dataflow(options(source.learner))
+    flow = dataflow(frame.options)
     shown = {q.key for q in step.quantities}
     parents = {q.name: [k for k in origins(q.name, flow) if k in shown] for q in flow}
     if "theta" in shown:
@@ -72,8 +72,8 @@ def _lines(step: Step, source: Source) -> list[dict[str, Any]]:
 
 def _covariance(step: Step) -> list[list[float]] | None:
     """Return the posterior covariance of two parameters."""
-    value = next(q.value for q in step.quantities if q.key == "p_post")
-    if value.shape[0] != 2:
+    value = next((q.value for q in step.quantities if q.key == "p_post"), None)
+    if value is None or value.shape[0] != 2:
         return None
     matrix = np.diag(value) if value.ndim == 1 else value
     return [[float(a) for a in row] for row in matrix]
@@ -84,14 +84,15 @@ def _drawn(q: Quantity) -> Numbers:
     return q.value.T if q.axes == "nm" else q.value
 
 
-def _moved(step: Step, source: Source, pool: Pool) -> list[dict[str, Any]]:
+def _moved(step: Step, frame: Frame, pool: Pool) -> list[dict[str, Any]]:
     """List each factor with the move K e of its entries, and the share of p that is left."""
     by = {q.key: q.value for q in step.quantities}
+    if not {"theta_post", "p_post", "p_pred"} <= by.keys():
+        return []  # a recording's last step
     move = by["theta_post"] - by["theta"]
     p, p_post = (v if v.ndim == 1 else np.diagonal(v) for v in (by["p_pred"], by["p_post"]))
     found, at = [], 0
-    for name in source.model.trainable:
-        shape = source.model.weights[name].shape
+    for name, shape in frame.parts:
         size = math.prod(shape)
         part = move[at : at + size]
         whole = part.reshape(shape)
@@ -110,10 +111,11 @@ def _moved(step: Step, source: Source, pool: Pool) -> list[dict[str, Any]]:
     return found
 
 
-def _layers(step: Step, source: Source, pool: Pool) -> list[dict[str, Any]]:
-    by = {q.key: q.value for q in step.quantities}
-    x = by["x"][0]
-    wide = source.image[2] if source.image and source.image[0] == 1 else None
+def _layers(step: Step, frame: Frame, pool: Pool) -> list[dict[str, Any]]:
+    if not step.layers:
+        return []
+    x = next(q.value for q in step.quantities if q.key == "x")[0]
+    wide = frame.image[2] if frame.image and frame.image[0] == 1 else None
     found = [{"name": "x", "value": pool.add(x, wide=wide)}]
     for name, value in step.layers:
         value = value if value.ndim < 3 else value.reshape(len(value), -1)
@@ -122,51 +124,67 @@ def _layers(step: Step, source: Source, pool: Pool) -> list[dict[str, Any]]:
     return found
 
 
-def walk(name: str, source: Source, steps: Iterable[Step], pool: Pool) -> dict[str, Any]:
+def _curves(
+    steps: Sequence[Step], frame: Frame, score: Callable[[Array, int], float] | None
+) -> dict[str, list[float]]:
+    """Return what changes along the steps: losses, accuracies, the size of the innovation."""
+    curves: dict[str, list[float]] = {}
+    right, seen = 0.0, 0
+
+    def point(label: str, value: float | None) -> None:
+        if value is not None:
+            curves.setdefault(label, []).append(float(f"{value:.{ROUNDED}g}"))
+
+    what = "held-out error (RMSE)" if frame.regression else "held-out accuracy"
+    what = "error of the weight, |W + B A - 2|" if frame.name == "tiny" else what
+    for step in steps:
+        by = {q.key: q.value for q in step.quantities}
+        point("loss of the batch before the step", step.loss)
+        point("loss of the batch after the step", step.loss_post)
+        if not frame.regression and {"z", "y"} <= by.keys():
+            z = by["z"]
+            seen += len(z)
+            right += float((z.argmax(axis=1) == by["y"].reshape(z.shape).argmax(axis=1)).sum())
+            point("accuracy so far, each sample before it was learned", right / seen)
+        if score is not None:
+            point(f"{what} after the step", score(by["theta_post"], step.number))
+        if step.loss is None and "e" in by:
+            point("length of the innovation", float(np.linalg.norm(by["e"])))
+    return {label: values for label, values in curves.items() if len(values) == len(steps)}
+
+
+def walk(
+    name: str,
+    frame: Frame,
+    steps: Iterable[Step],
+    pool: Pool,
+    score: Callable[[Array, int], float] | None = None,
+) -> dict[str, Any]:
     """Return the steps of one filter as the page carries them.
 
     Parameters
     ----------
     name : str
         Of the filter.
-    source : Source
+    frame : Frame
         What was stepped through.
     steps : iterable of Step
-        In order, without a gap.
+        In order.
     pool : Pool
         Takes the arrays.
+    score : callable, optional
+        theta, step -> a number whose curve is drawn.
     """
+    kept = list(steps)
     carried: list[dict[str, Any]] = []
-    first: list[dict[str, Any]] = []
-    lines: list[dict[str, Any]] = []
-    right, seen = 0.0, 0
-    curves: dict[str, list[float]] = {}
-
-    def point(label: str, value: float) -> None:
-        curves.setdefault(label, []).append(float(f"{value:.{ROUNDED}g}"))
-
-    for step in steps:
+    for step in kept:
         by = {q.key: q for q in step.quantities}
-        if step.number == 0 or len(carried) < 2:
-            lines = _lines(step, source)
-            first = first or lines
-        seen += len(step.z_post)
-        point("loss of the batch before the step", step.loss)
-        point("loss of the batch after the step", step.loss_post)
-        if not source.regression:
-            z = by["z"].value
-            true = by["y"].value.reshape(z.shape).argmax(axis=1)
-            right += float((z.argmax(axis=1) == true).sum())
-            point("accuracy so far, each sample before it was learned", right / seen)
-        if source.score is not None:
-            what = "held-out accuracy" if not source.regression else "held-out error (RMSE)"
-            what = "error of the weight, |W + B A - 2|" if source.name == "tiny" else what
-            point(f"{what} after the step", source.score(step.state.theta, step.number))
         carried.append(
             {
                 "number": step.number,
                 "title": step.title,
                 "outcome": step.outcome,
+                "wrong": step.wrong,
                 "values": {key: pool.add(_drawn(q)) for key, q in by.items()},
                 "top": {
                     # of the variances the smallest: what is known best
@@ -178,10 +196,24 @@ def walk(name: str, source: Source, steps: Iterable[Step], pool: Pool) -> dict[s
                     for key, q in by.items()
                 },
                 "off": {key: q.residual for key, q in by.items() if q.residual is not None},
-                "z_post": pool.add(step.z_post),
-                "layers": _layers(step, source, pool),
-                "moved": _moved(step, source, pool),
+                "z_post": None if step.z_post is None else pool.add(step.z_post),
+                "layers": _layers(step, frame, pool),
+                "moved": _moved(step, frame, pool),
                 "cov": _covariance(step),
             }
         )
-    return {"name": name, "first": first, "lines": lines, "steps": carried, "curves": curves}
+    lines = [_lines(step, frame) for step in kept]
+    sorts: list[list[dict[str, Any]]] = []
+    for line, one in zip(lines, carried, strict=True):
+        if line not in sorts:
+            sorts.append(line)
+        one["lines"] = sorts.index(line)
+    return {
+        "name": name,
+        "observation": frame.options["observation"],
+        "outputs": frame.outputs,
+        "params": [[part, shape] for part, shape in frame.parts],
+        "lines": sorts,
+        "steps": carried,
+        "curves": _curves(kept, frame, score),
+    }

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from loko_ref.explain.heads import HEADS, KINDS, explain_lte
-from loko_ref.explain.sources import FILTERS, TRUE_WEIGHT, WEIGHT, Source, tiny
-from loko_ref.explain.steps import explain
+from loko_ref.explain.quantities import Frame
+from loko_ref.explain.sources import (
+    FILTERS,
+    SOLVES,
+    TRUE_WEIGHT,
+    WEIGHT,
+    WRONG_WEIGHT,
+    Source,
+    tiny,
+    tiny_classes,
+)
+from loko_ref.explain.steps import Step, explain
 from loko_ref.explain.walk.data import Pool, walk
 from loko_ref.explain.walk.page import as_html
 
-__all__ = ["of_lte", "of_source", "of_tiny"]
+__all__ = ["of_lte", "of_recording", "of_source", "of_tiny"]
 
 
-def _labels(walks: list[dict[str, Any]]) -> set[str]:
-    lines = [line for one in walks for line in (*one["first"], *one["lines"])]
-    return {label for line in lines for label in line["labels"]}
-
-
-def _document(source: Source, walks: list[dict[str, Any]], pool: Pool) -> dict[str, Any]:
-    model = source.model
-    return {
-        "observation": source.learner.observation,
-        "params": [[name, model.weights[name].shape] for name in model.trainable],
-        "outputs": model.outputs,
-        "walks": walks,
-        "pool": pool.items,
-    }
+def _page(title: str, about: str, walks: list[dict[str, Any]], pool: Pool, **more: Any) -> str:
+    lines = [line for one in walks for sort in one["lines"] for line in sort]
+    labels = {label for line in lines for label in line["labels"]}
+    document = {"title": title, "about": about, "walks": walks, "pool": pool.items, **more}
+    return as_html(document, labels, ("walk.js", "tiny.js") if more else ("walk.js",))
 
 
 def of_source(source: Source, about: str, *, steps: int = 20, skip: int | None = 0) -> str:
@@ -49,10 +51,28 @@ def of_source(source: Source, about: str, *, steps: int = 20, skip: int | None =
         If a package of the extra ``cli`` is missing.
     """
     pool = Pool()
-    walks = [walk("LoKO", source, explain(source, steps=steps, skip=skip), pool)]
-    title = f"LoKO step by step on {source.name}"
-    document = {"title": title, "about": about, **_document(source, walks, pool)}
-    return as_html(document, _labels(walks))
+    found = explain(source, steps=steps, skip=skip)
+    walks = [walk("LoKO", source.frame, found, pool, source.score)]
+    return _page(f"LoKO step by step on {source.name}", about, walks, pool)
+
+
+def of_recording(frame: Frame, steps: Sequence[Step]) -> str:
+    """Return the page of a recording.
+
+    Parameters
+    ----------
+    frame, steps
+        As :func:`loko_ref.explain.recorded.explain_recording` returns them.
+    """
+    pool = Pool()
+    wrong = [step for step in steps if step.wrong]
+    about = f"{len(steps)} recorded steps. "
+    if wrong:
+        about += f"The first wrong quantity: {wrong[0].outcome[0]}"
+    else:
+        about += "Every recorded quantity is what those recorded before it give."
+    walks = [walk("recorded", frame, steps, pool)]
+    return _page(f"The recording {frame.name}", about, walks, pool)
 
 
 def of_tiny(steps: int = 12) -> str:
@@ -64,22 +84,31 @@ def of_tiny(steps: int = 12) -> str:
         Number of samples.
     """
     pool, walks = Pool(), []
-    for name, options in FILTERS.items():
-        source = tiny(steps, **options)
-        walks.append(walk(name, source, explain(source, steps=steps), pool))
-    document = {
-        "title": "LoKO with two parameters",
-        "about": "One linear layer, one input, one output, LoRA of rank 1: z = (W + B A) x with "
-        f"W = {WEIGHT} frozen, theta = (A, B). The samples come from y = {TRUE_WEIGHT:g} x + noise"
-        f", so every (A, B) with A B = {TRUE_WEIGHT - WEIGHT:g} is right.",
-        "tiny": {
-            "weight": WEIGHT,
-            "product": TRUE_WEIGHT - WEIGHT,
-            "start": [float(a) for a in source.start.theta],
-        },
-        **_document(source, walks, pool),
-    }
-    return as_html(document, _labels(walks), ("walk.js", "tiny.js"))
+    sources = [(name, tiny(steps, **options), WEIGHT) for name, options in FILTERS.items()]
+    sources += [(name, tiny_classes(steps, solve), WRONG_WEIGHT) for name, solve in SOLVES.items()]
+    for name, source, weight in sources:
+        found = list(explain(source, steps=steps))
+        one = walk(name, source.frame, found, pool, source.score)
+        world: dict[str, Any] = {"weight": weight, "product": TRUE_WEIGHT - weight}
+        world["start"] = [float(a) for a in source.start.theta]
+        if not source.regression:
+            world["fixed"] = [_fixed_point(step) for step in found]
+        walks.append({**one, "world": world})
+    about = (
+        "One linear layer, one input, LoRA of rank 1: u = (W + B A) x with W frozen, theta = "
+        f"(A, B). First y is real, z = u, W = {WEIGHT:g} and y = {TRUE_WEIGHT:g} x + noise: every "
+        f"(A, B) with A B = {TRUE_WEIGHT - WEIGHT:g} is right. Then y is one of two classes, "
+        f"z = (u, -u), and W = {WRONG_WEIGHT:g}: sure, and wrong."
+    )
+    return _page("LoKO with two parameters", about, walks, pool, tiny=True)
+
+
+def _fixed_point(step: Step) -> dict[str, Any]:
+    """Return z, y and G = Z P Z' of a step, of which v = y - softmax(z + G v) is made.  [OBS-9]."""
+    by = {q.key: q.value for q in step.quantities}
+    G = by["Z"] @ by["p_pred"] @ by["Z"].T
+    v = by["v"].tolist() if "v" in by else None
+    return {"z": by["z"].ravel().tolist(), "y": by["y"].tolist(), "G": G.tolist(), "v": v}
 
 
 def of_lte(data: str = "digits", *, steps: int = 24, seed: int = 0) -> str:

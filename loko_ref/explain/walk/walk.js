@@ -3,11 +3,11 @@
 const state = { index: 0, filter: 0, key: "", tab: "", fixed: Boolean(DATA.tiny) };
 const walk = () => DATA.walks[state.filter];
 const step = () => walk().steps[state.index];
-const lines = () => (state.index ? walk().lines : walk().first);
+const lines = () => walk().lines[step().lines];
 const line = (key) => lines().find((one) => one.key === key);
 const name = (key) => line(key)?.name || key;
 const entry = (k) => {
-  for (const [factor, shape] of DATA.params) {
+  for (const [factor, shape] of walk().params) {
     const size = shape.reduce((a, b) => a * b, 1);
     if (k < size) return shape.length === 1 ? `${factor}[${k}]` : `${factor}[${Math.floor(k / shape[1])},${k % shape[1]}]`;
     k -= size;
@@ -15,12 +15,13 @@ const entry = (k) => {
   return String(k);
 };
 const output = (k) => {
-  const what = DATA.observation === "gaussian" ? "output" : "class";
-  const many = read(step().values.yhat).mean.length > DATA.outputs;
-  return (many ? `sample ${Math.floor(k / DATA.outputs)} ` : "") + `${what} ${k % DATA.outputs}`;
+  const what = walk().observation === "gaussian" ? "output" : "class";
+  const some = ["e", "yhat", "y"].find((key) => key in step().values);
+  const many = some && read(step().values[some]).mean.length > walk().outputs;
+  return (many ? `sample ${Math.floor(k / walk().outputs)} ` : "") + `${what} ${k % walk().outputs}`;
 };
 const named = (axis, k) => (axis === "n" ? entry(k) : "mc".includes(axis) ? output(k) : axis === "s" ? `sample ${k}` : `[${k}]`);
-const sizes = DATA.params.map(([factor, shape]) => [factor, shape.reduce((a, b) => a * b, 1)]);
+const sizes = () => walk().params.map(([factor, shape]) => [factor, shape.reduce((a, b) => a * b, 1)]);
 
 /** The axes of a quantity as it is drawn: K lies on its side, theta's entries from left to right. */
 const drawn = (axes) => (axes === "nm" ? "mn" : axes);
@@ -37,7 +38,7 @@ function place(axes, item, row, column) {
 
 /** Least and greatest of a quantity: in this step, or in all. */
 function bounds(key) {
-  const all = state.fixed ? walk().steps : [step()];
+  const all = (state.fixed ? walk().steps : [step()]).filter((one) => key in one.stats);
   const [low, high] = [Math.min(...all.map((one) => one.stats[key][0])), Math.max(...all.map((one) => one.stats[key][1]))];
   return [low, high];
 }
@@ -64,12 +65,14 @@ function select(key, cell = "") {
       h("dt", {}, "made of"), h("dd", {}, one.from.length ? one.from.map(link) : "given"),
       h("dt", {}, "goes into"), h("dd", {}, one.to.length ? one.to.map(link) : "the next step"),
       h("dt", {}, "range"), h("dd", { class: "number" }, `${show(low)} to ${show(high)}, mean ${show(mean)}`),
+      step().wrong.includes(key) ? [h("dt", {}, "verdict"), h("dd", { class: "bad" }, step().outcome[step().wrong.indexOf(key)])] : "",
       off === undefined ? "" : [h("dt", {}, "check"), h("dd", { class: "number" }, off ? `differs from the plain equation by ${show(off, 2)} of its largest entry` : "equal to the plain equation")],
       h("dt", {}, "cell"), h("dd", { class: "number", id: "cell", "aria-live": "polite" }, cell || "none chosen"),
       h("dt", {}, "derived in"), h("dd", {}, one.labels.map(derivation))),
   );
   if (kept) side.append(kept);
   document.querySelectorAll("#flow button").forEach((button) => {
+    button.classList.toggle("wrong", step().wrong.includes(button.dataset.key));
     button.classList.toggle("from", one.from.includes(button.dataset.key));
     button.classList.toggle("to", one.to.includes(button.dataset.key));
     if (button.dataset.key === key) button.setAttribute("aria-current", "true");
@@ -95,7 +98,7 @@ function card(key) {
   const wide = item.c > 24;
   return h("figure", { class: `card${wide ? " wide" : ""}`, "data-card": key, onpointerenter: () => key !== state.key && select(key), onfocusin: () => key !== state.key && select(key) },
     h("figcaption", {}, h("b", {}, one.name), h("span", { class: "small" }, one.axes === "nm" && item.r * item.c > 2 ? "(on its side) " : "", h("code", {}, one.equation))),
-    heat(item, { label: one.name, bounds: bounds(key), cell: at, columns: axes.at(-1) === "n" ? entry : null, parts: axes.at(-1) === "n" && axes.length > 1 ? sizes : null, side: key === "x" ? 16 : 22 }),
+    heat(item, { label: one.name, bounds: bounds(key), cell: at, columns: axes.at(-1) === "n" ? entry : null, parts: axes.at(-1) === "n" && axes.length > 1 ? sizes() : null, side: key === "x" ? 16 : 22 }),
     item.full ? "" : top(key, 3));
 }
 
@@ -116,21 +119,24 @@ const VIEWS = {
           heat(item, { label: layer.name, side: item.r * item.c > 100 ? 9 : 14 }))];
     });
     const tiny = DATA.tiny ? arithmetic() : "";
+    const done = [h("h2", {}, cards.length ? "What the step did" : "What was found"), h("ul", {}, step().outcome.map((text) => h("li", {}, text)))];
+    if (!cards.length) return done;
     return [h("p", { class: "small" }, "The first sample of the batch through the network, at the prior theta."), tiny,
-      h("div", { class: "network" }, cards), h("h2", {}, "What the step did"), h("ul", {}, step().outcome.map((text) => h("li", {}, text)))];
+      h("div", { class: "network" }, cards), done];
   },
   Filter() {
     const keys = lines().map((one) => one.key).filter((key) => !["x", "z", "y", "yhat", "theta_post"].includes(key));
     return [scaling(), h("div", { class: "maps" }, keys.map(card))];
   },
   "What it moved"() {
-    const [y, yhat, e, after] = [read(step().values.y).mean, read(step().values.yhat).mean, read(step().values.e).mean, predicted()];
-    const biggest = Math.max(...[...e].map(Math.abs)) || 1;
-    const rows = Array.from({ length: DATA.outputs }, (_, k) => h("tr", {},
-      h("th", { scope: "row" }, output(k)), ...[y[k], yhat[k], e[k]].map((v) => h("td", { class: "number" }, show(v))),
-      h("td", {}, h("span", { class: `bar${e[k] < 0 ? " below" : ""}`, style: `--share: ${Math.abs(e[k]) / biggest}` })),
-      h("td", { class: "number" }, show(after[k]))));
-    const head = ["", "y", "yhat", "e = y − yhat", "", "yhat after"].map((text) => (text ? h("th", { scope: "col", class: "number" }, text) : h("td")));
+    const at = (key) => (key in step().values ? read(step().values[key]).mean : null);
+    const columns = [["y", at("y")], ["yhat", at("yhat")], ["e = y − yhat", at("e")], ["yhat after", predicted()]].filter(([, values]) => values);
+    const e = at("e");
+    const biggest = e ? Math.max(...[...e].map(Math.abs)) || 1 : 1;
+    const bar = (k) => h("td", {}, h("span", { class: `bar${e[k] < 0 ? " below" : ""}`, style: `--share: ${Math.abs(e[k]) / biggest}` }));
+    const cell = ([title, values], k) => [h("td", { class: "number" }, show(values[k])), title[0] === "e" ? bar(k) : ""];
+    const rows = Array.from({ length: walk().outputs }, (_, k) => h("tr", {}, h("th", { scope: "row" }, output(k)), columns.map((one) => cell(one, k))));
+    const head = [h("td"), columns.map(([title]) => [h("th", { scope: "col", class: "number" }, title), title[0] === "e" ? h("td") : ""])];
     const cards = step().moved.map((part) => h("figure", { class: "card" },
       h("figcaption", {}, h("b", {}, part.name), h("span", { class: "small" }, `${part.shape.join(" × ")}${part.turned ? ", on its side" : ""}; moved by ${show(part.norm)} in norm; smallest p+ / p: ${show(part.left, 6)}`)),
       heat(read(part.move), { label: `the move of ${part.name}`, side: 16, cell: (row, column) => { said(part, row, column); } }),
@@ -159,8 +165,9 @@ const VIEWS = {
 };
 
 function predicted() {
-  const z = [...read(step().z_post).mean].slice(0, DATA.outputs);
-  if (DATA.observation === "gaussian") return z;
+  if (step().z_post === null) return null;
+  const z = [...read(step().z_post).mean].slice(0, walk().outputs);
+  if (walk().observation === "gaussian") return z;
   const top = Math.max(...z);
   const total = z.reduce((sum, v) => sum + Math.exp(v - top), 0);
   return z.map((v) => Math.exp(v - top) / total);
@@ -192,19 +199,19 @@ function start(views) {
     const side = document.getElementById("side");
     const closed = side.classList.contains("closed");
     if (state.tab) render();
-    select(state.key || "S");
+    flow();
+    select(line(state.key) ? state.key : line("S") ? "S" : lines()[0].key);
     if (closed) closeSide();
   });
   const filters = document.getElementById("filters");
   if (DATA.walks.length > 1) {
     filters.hidden = false;
     DATA.walks.forEach((one, k) => {
-      const input = h("input", { type: "radio", name: "filter", id: `filter-${k}`, onchange: () => { state.filter = k; flow(); go(state.index); } });
+      const input = h("input", { type: "radio", name: "filter", id: `filter-${k}`, onchange: () => { state.filter = k; go(state.index); } });
       input.checked = k === 0;
       filters.append(h("label", {}, input, ` ${one.name}`));
     });
   }
-  flow();
   tabs(views, (tab) => { state.tab = tab; render(); });
   closeSide();
   go(0);
@@ -212,7 +219,11 @@ function start(views) {
 }
 
 function flow() {
-  document.getElementById("flow").replaceChildren(...lines().map((one) => h("button", { "data-key": one.key, onclick: () => select(one.key) }, one.name)));
+  const bar = document.getElementById("flow");
+  const keys = lines().map((one) => one.key).join();
+  if (bar.dataset.keys === keys) return; // the focus stays where it is
+  bar.dataset.keys = keys;
+  bar.replaceChildren(...lines().map((one) => h("button", { "data-key": one.key, onclick: () => select(one.key) }, one.name)));
 }
 
 if (!DATA.tiny) start(Object.keys(VIEWS));

@@ -327,49 +327,53 @@ def _one_by_one(t: Trial) -> None:
 
 
 def _times(operation: str) -> Problems:
-    def problems(small: bool) -> hs.SearchStrategy[Problem]:
-        lam = hs.sampled_from([0.5, 1.0] if small else [0.5, 0.75, 0.875, 1.0])
-        q = hs.sampled_from([0.0, 2.0] if small else [0.0, 0.25, 1.5])
-        p = hs.integers(1, 2 if small else 5).flatmap(
-            lambda n: st.dtypes().flatmap(lambda d: st.variances(n, dtype=d, whole=small))
-        )
-        return hs.builds(
-            lambda p, lam, q: Problem(inputs={"p": p}, options={"lam": lam, "q": q}), p, lam, q
-        )
+    @hs.composite
+    def draw(draw: hs.DrawFn, small: bool) -> Problem:
+        kind: dict[str, Any] = {"dtype": draw(st.dtypes()), "whole": small}
+        n = draw(hs.integers(1, 2 if small else 5))
+        if draw(hs.booleans()):
+            held = {"P": draw(st.spd_matrices(n, cond=1e2, **kind))}
+        else:
+            held = {"p": draw(st.variances(n, **kind))}
+        lam = draw(hs.sampled_from([0.5, 1.0] if small else [0.5, 0.75, 0.875, 1.0]))
+        q = draw(hs.sampled_from([0.0, 2.0] if small else [0.0, 0.25, 1.5]))
+        return Problem(inputs=held, options={"lam": lam, "q": q})
 
-    return problems
+    return lambda small: draw(small)
+
+
+def _kept(t: Trial) -> tuple[str, str, Array]:
+    """Name what is given and what comes back, and give its process noise of 1."""
+    name = "P" if "P" in t.given else "p"
+    n = len(t.given[name])
+    return name, f"{name}_pred", np.eye(n) if name == "P" else np.ones(n)
 
 
 @fact(TIME, "identity", "KAL-1", "lam = 1 and q = 0 change nothing", _times)
 def _identity(t: Trial) -> None:
-    got = t.run(options={"lam": 1.0, "q": 0.0})
-    t.near("p_pred", got["p_pred"], t.given["p"], got.tol["p_pred"])
+    (p, pred, _), got = _kept(t), t.run(options={"lam": 1.0, "q": 0.0})
+    t.near(pred, got[pred], t.given[p], got.tol[pred])
 
 
 @fact(TIME, "forgets", "KAL-1", "lam p_pred = p where q = 0", _times, "q = 0")
 def _forgets(t: Trial) -> None:
-    got, lam = t.run(options={"q": 0.0}), t.options["lam"]
-    t.near("lam p", exact(lam) * exact(got["p_pred"]), t.given["p"], lam * got.tol["p_pred"])
+    (p, pred, _), got, lam = _kept(t), t.run(options={"q": 0.0}), t.options["lam"]
+    t.near(f"lam {p}", exact(lam) * exact(got[pred]), t.given[p], lam * got.tol[pred])
 
 
 @fact(TIME, "adds", "KAL-1", "process noise adds to p_pred, whatever p and lam", _times)
 def _adds(t: Trial) -> None:
+    _, pred, one = _kept(t)
     a, b, q = t.run(options={"q": 0.0}), t.run(), t.options["q"]
-    bound = a.tol["p_pred"] + b.tol["p_pred"]
-    t.near("p_pred", exact(b["p_pred"]) - exact(a["p_pred"]), exact(q), bound)
+    bound = a.tol[pred] + b.tol[pred]
+    t.near(pred, exact(b[pred]) - exact(a[pred]), exact(q) * exact(one), bound)
 
 
-@fact(
-    TIME,
-    "composes",
-    "KAL-1",
-    "two steps are one with lam^2 and noise q / lam + q",
-    _times,
-)
+@fact(TIME, "composes", "KAL-1", "two steps are one with lam^2 and noise q / lam + q", _times)
 def _composes(t: Trial) -> None:
-    lam, q = t.options["lam"], t.options["q"]
+    (p, pred, _), lam, q = _kept(t), t.options["lam"], t.options["q"]
     first = t.run()
-    twice = t.run(p=first["p_pred"])
+    twice = t.run(**{p: first[pred]})
     once = t.run(options={"lam": lam**2, "q": q / lam + q})
-    bound = once.tol["p_pred"] + twice.tol["p_pred"] + first.tol["p_pred"] / lam
-    t.near("p_pred", twice["p_pred"], once["p_pred"], bound)
+    bound = once.tol[pred] + twice.tol[pred] + first.tol[pred] / lam
+    t.near(pred, twice[pred], once[pred], bound)

@@ -230,10 +230,10 @@ def _residual(t: Trial) -> None:
 @fact(
     STEP,
     "gain",
-    "LOKO-1 KAL-2 OBS-9",
-    "S = H P_pred H' + R_used,  K S = P_pred H',  theta+ = theta + K e (solve implicit: "
-    "theta + P_pred Z' v), from what is returned",
+    "LOKO-1 KAL-2",
+    "S = H P_pred H' + R_used,  K S = P_pred H',  theta+ = theta + K e, from what is returned",
     steps,
+    "theta with solve linear",
 )
 def _gain(t: Trial) -> None:
     got = t.run()
@@ -245,31 +245,35 @@ def _gain(t: Trial) -> None:
         Near.of(got, "S").meets(t, "S", H @ P @ H.T + Near.of(got, "R_used"))
     if got.has("S", "K"):
         (Near.of(got, "K") @ Near.of(got, "S")).meets(t, "K S", P @ H.T)
-    implicit = t.options.get("solve") == "implicit"
-    if got.has("theta", *(("Z", "v") if implicit else ("K", "e"))):
-        a, b = (P @ Near.of(got, "Z").T, "v") if implicit else (Near.of(got, "K"), "e")
-        Near.of(got, "theta").meets(t, "theta", Near(t.given["theta"]) + a @ Near.of(got, b))
+    if got.has("theta", "K", "e") and t.options.get("solve") != "implicit":
+        moved = Near(t.given["theta"]) + Near.of(got, "K") @ Near.of(got, "e")
+        Near.of(got, "theta").meets(t, "theta", moved)
 
 
 @fact(
     STEP,
-    "fixed point",
-    "OBS-9",
-    "y - v = softmax(z + Z P_pred Z' v): what is left of the innovation solves its own equation",
+    "implicit step",
+    "OBS-4 OBS-9",
+    "y - v = softmax(z + Z P_pred Z' v),  theta+ = theta + P_pred Z' v, H = J Z, J the prior's",
     _implicit,
     "observation glm, solve implicit",
 )
 def _solved(t: Trial) -> None:
+    _observation(t)
     got, (y,) = t.run(), t.wide("y")
     P = _prior(t, got)
-    if P is not None and got.has("z", "Z", "v"):
-        Z, v = Near.of(got, "Z"), Near.of(got, "v")
-        moved = Near.of(got, "z").reshape(-1) + Z @ P @ Z.T @ v
-        a, off = (np.asarray(x, dtype=np.float64) for x in (moved.value, moved.off))
-        power = np.exp(a.reshape(y.shape) - a.reshape(y.shape).max(axis=1, keepdims=True))
-        q = (power / power.sum(axis=1, keepdims=True)).reshape(-1)
-        allowed = np.max(off + 8 * np.finfo(float).eps * (1 + np.abs(a)))  # |J| <= 1
-        t.near("v", got["v"], y.reshape(-1) - q, got.tol["v"] + allowed)
+    if P is None or not got.has("z", "Z", "v"):
+        return
+    Z, v = Near.of(got, "Z"), Near.of(got, "v")
+    moved = P @ Z.T @ v
+    if got.has("theta"):
+        Near.of(got, "theta").meets(t, "theta", Near(t.given["theta"]) + moved)
+    logits = Near.of(got, "z").reshape(-1) + Z @ moved
+    a, off = (np.asarray(x, dtype=np.float64) for x in (logits.value, logits.off))
+    power = np.exp(a.reshape(y.shape) - a.reshape(y.shape).max(axis=1, keepdims=True))
+    q = (power / power.sum(axis=1, keepdims=True)).reshape(-1)
+    allowed = np.max(off + 8 * np.finfo(float).eps * (1 + np.abs(a)))  # |J| <= 1
+    t.near("v", got["v"], y.reshape(-1) - q, got.tol["v"] + allowed)
 
 
 def _by_noise(R: Near, H: Near) -> Array:

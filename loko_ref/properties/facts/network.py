@@ -110,8 +110,9 @@ def check_merged(t: Trial) -> None:
 
 
 def _active(draw: hs.DrawFn, small: bool) -> Any:
-    kind = draw(hs.sampled_from(["softmax", "log_softmax", "tanh"]))
-    return [site("0", 1 if small else 2, 3), {"kind": kind}, site("1", 3, 2)]
+    kind, width = draw(hs.sampled_from(["softmax", "log_softmax", "tanh"])), 2 if small else 3
+    ends = site("0", width - 1, width, not small), site("1", width, width - 1, not small)
+    return [ends[0], {"kind": kind}, ends[1]]
 
 
 @fact(JACOBIAN, "derivative of an activation", "LAY-4 LAY-7 LAY-8",

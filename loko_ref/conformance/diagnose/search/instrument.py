@@ -27,6 +27,9 @@ RESULT = -1
 _SKIP = ("F", "keep")
 """Attributes of the values that are no quantities."""
 
+_SOLVERS = ("fixed_point",)
+"""Helpers that iterate: a wrong equation is in their arguments, never inside."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Place:
@@ -169,7 +172,7 @@ def _instrumented(function: Any, places: list[Place], above: tuple[Any, ...]) ->
     """Return ``see -> function`` and add to the places; None where there is no source."""
     if not isinstance(function, types.FunctionType) or function in above or len(above) > 3:
         return None
-    if not function.__module__.startswith("loko_ref.textbook"):
+    if not function.__module__.startswith("loko_ref.textbook") or function.__name__ in _SOLVERS:
         return None
     node = _definition(function)
     if node is None:

@@ -18,6 +18,10 @@ from loko_ref.textbook.quantities import Formula, Values
 __all__ = ["Call", "Site", "calls", "sites"]
 
 
+ITERATED = ("v",)
+"""Formulas that call another until they converge: what they call is not changed in them alone."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
     """A call of a formula: the first, or the first in which all its branches were met.

@@ -5,17 +5,23 @@ Shapes as in ``formulas``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.mistakes.kalman.filter import times
 from loko_ref.conformance.mistakes.registry import mutant
-from loko_ref.textbook.filter import FORMULAS, Values, implicit_innovation
+from loko_ref.textbook.filter import FORMULAS, Values, fixed_point
 
 __all__: list[str] = []
 
 F = FORMULAS
 _RIGHT = "v = y - softmax(z + G @ v), solved to rounding; theta = theta + P @ Z.T @ v"
+
+
+def _solved(v: Values, **how: Any) -> Array:
+    return fixed_point(v, v.y, v.z, v.Z @ times(v.p_pred, v.Z), **how)
 
 
 def _at_first(v: Values) -> Array:
@@ -28,14 +34,14 @@ mutant(
     "Newton's method is stopped after its first iteration: that is the linear step, which "
     "overshoots where p is large.",
     _RIGHT,
-    {"v": lambda v: implicit_innovation(v, most=1, damped=False)},
+    {"v": lambda v: _solved(v, most=1, damped=False)},
 )
 mutant(
     "IMPLICIT-FIVE-ITERATIONS",
     "a fixed number of iterations",
     "Five damped iterations, converged or not.",
     _RIGHT,
-    {"v": lambda v: implicit_innovation(v, most=5)},
+    {"v": lambda v: _solved(v, most=5)},
 )
 mutant(
     "IMPLICIT-UNDAMPED",
@@ -43,7 +49,7 @@ mutant(
     "Every step is taken in full; where the first ones overshoot into saturation they jump to and "
     "fro and never settle.",
     "halve, or bisect, a step at whose end the objective rises",
-    {"v": lambda v: implicit_innovation(v, most=50, damped=False)},
+    {"v": lambda v: _solved(v, most=50, damped=False)},
 )
 mutant(
     "IMPLICIT-HALF-SOLVED",

@@ -28,7 +28,7 @@ from loko_ref.conformance.judge.answer import NOT_OFFERED
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.formulas import pair, right
+from loko_ref.conformance.reports.formulas import pairs, right, title
 from loko_ref.conformance.reports.page.drawing import as_table, heat_map, matrices
 from loko_ref.conformance.reports.text import amplified, command, further, reproduce, unnamed
 from loko_ref.files.derivations import derivations
@@ -40,7 +40,7 @@ CARDS = 24
 """Kinds of failure of a section that have a card; the others are folded, a line each."""
 
 EQUATION = 80
-"""Characters of an equation that stands below the right line of a known mistake."""
+"""Characters of an equation that has a place beside something else."""
 
 MAPS = 120_000
 """Characters of all heat maps; cards beyond have none."""
@@ -73,7 +73,12 @@ def _walk(check: Check) -> list[dict[str, Any]]:
             mark = "first"
         elif check.finding is not None and worst is None:
             text = "not compared"
-        steps.append({"output": output, "mark": mark, "found": text})
+        sign = "✓" if mark == "good" else "" if mark == "none" else "✗"
+        if mark == "off" and output.name not in wrong:
+            sign = "↳"
+        formula = right(check.case, output.name).removeprefix(output.name).lstrip(" =:")
+        step = {"output": output, "mark": mark, "sign": sign, "formula": formula, "found": text}
+        steps.append(step)
     return steps
 
 
@@ -130,17 +135,18 @@ def _card(one: Group, target: str, known: Mapping[str, str]) -> dict[str, Any]:
     """Collect what the card of a kind of failure shows."""
     check, mistake = one.shown, one.mistake
     drawn, d = matrices(check), check.divergence
+    formulas, *others = pairs(one)
     first = d or check.finding
     quantity = None if first is None else first.quantity
     labels = () if quantity is None else check.case.operation.labels(quantity, check.case.options)
-    title = one.what if mistake is None else f"{mistake.mutant.id}: {mistake.text}"
     return {
         "check": check,
         "count": len(one.checks),
-        "title": title,
+        "title": title(one),
         "brief": brief(check),
         "mistake": mistake,
-        "pair": pair(one),
+        "pair": formulas,
+        "pairs": others,
         "equation": _equation(check, quantity),
         "text": failure(check),
         "element": _element(check),
@@ -231,6 +237,7 @@ def as_html(
             label for one in sections for card in one["cards"] for label in card["labels"]
         ),
         brief=brief,
+        long=EQUATION,
         passes=[c for c in checks if outcome(c.case.id, c.status, known) == UNEXPECTED_PASS],
         amplified=[(c.case.id, amplified(c)) for c in checks if c.amplified is not None],
         known=known,

@@ -8,7 +8,7 @@ from html import escape
 from loko_ref.conformance.diagnose.groups import Group, brief
 from loko_ref.conformance.engine import Summary
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.formulas import pair
+from loko_ref.conformance.reports.formulas import pairs, title
 from loko_ref.conformance.reports.page.drawing import as_table, matrices
 from loko_ref.conformance.reports.text import BLOCKS, reproduce
 from loko_ref.errors import printable
@@ -25,21 +25,23 @@ def _safe(text: object, most: int = LONG) -> str:
 
 
 def _card(one: Group, target: str, first: bool) -> str:
-    check, formulas, drawn = one.shown, pair(one), matrices(one.shown)
-    name = "" if one.mistake is None else f"{one.mistake.mutant.id}: "
-    title = f"{name}{formulas.found or one.what}"
+    check, drawn = one.shown, matrices(one.shown)
+    leading, *others = pairs(one)
     checks = f"{len(one.checks)} check{'s' if len(one.checks) > 1 else ''}"
 
     def rows() -> Iterator[tuple[str, str]]:
-        if formulas.right:
-            yield "correct formula", f"<code>{_safe(formulas.right)}</code>"
+        if leading.right:
+            yield "correct formula", f"<code>{_safe(leading.right)}</code>"
+        for other in others:
+            yield "and", _safe(other.found)
+            yield "correct formula", f"<code>{_safe(other.right)}</code>"
         yield "found", _safe(failure(check))
         yield "case", f"<code>{_safe(check.case.id)}</code>"
         yield "reproduce", f"<code>{_safe(reproduce(target, check.case.id))}</code>"
 
     listed = "".join(f"<dt>{head}</dt><dd>{text}</dd>" for head, text in rows())
     return (
-        f"<details{' open' if first else ''}><summary><b>{_safe(title)}</b> ({checks}; "
+        f"<details{' open' if first else ''}><summary><b>{_safe(title(one))}</b> ({checks}; "
         f"{_safe(brief(check), 200)})</summary><dl>{listed}</dl>"
         f"{'' if drawn is None else as_table(drawn)}</details>"
     )

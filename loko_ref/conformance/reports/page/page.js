@@ -46,6 +46,14 @@
     for (const fault of faults) fault.addEventListener("toggle", label);
     label();
   }
+  // a formula that is wider than its place is scrolled by keyboard too
+  const reachable = (root) => {
+    for (const math of root.querySelectorAll("math[display=block]")) {
+      if (math.scrollWidth > math.clientWidth) math.tabIndex = 0;
+    }
+  };
+  document.addEventListener("toggle", (event) => reachable(event.target), true);
+
   const dialog = document.getElementById("opened");
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a.label, button.label");
@@ -58,6 +66,7 @@
     dialog.lastElementChild.replaceChildren(title, copy);
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
+    reachable(dialog);
   });
   addEventListener("hashchange", reveal);
   reveal();
