@@ -43,7 +43,7 @@ PARTS = [
     {"implementations", "mistakes"},
     {"teacher_forcing", "vectors"},
     {"engine"},
-    {"recorded", "diagnose"},
+    {"recorded", "diagnose", "stated"},
     {"reports", "assessment", "recorded_runs"},
     {"user_inputs"},
     {"verification"},

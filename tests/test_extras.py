@@ -88,8 +88,8 @@ def test_the_extra_of_each_command_is_what_it_asks_for(name):
     assert f"pip install 'loko-ref[{EXTRA[name]}]'" in done.printed
 
 
-SPECIAL = {"torch_loko.py": "interop", "mnist:DIR": "cli"}
-SPECIAL |= {"explain tiny": "cli", "explain KAL-2": "cli"}
+SPECIAL = {"torch_loko.py": "interop"}
+SPECIAL |= dict.fromkeys(("mnist:DIR", "explain tiny", "explain KAL-2"), "cli")
 """What an example needs that its command does not, or the reverse."""
 
 

@@ -123,6 +123,19 @@ CHEAP = {
         "optimizer": "sgd",
         "seed": "0",
     },
+    ("compare", "online"): {
+        "quick": "true",
+        "stream": "iris invert",
+        "seeds": "1",
+        "limit": "2",
+        "workers": "1",
+    },
+    ("compare", "lte"): {
+        "quick": "true",
+        "task": "digits, mlp",
+        "seeds": "1",
+        "resume": "absent.json",  # a hundred runs otherwise
+    },
     ("explain",): {"data": "iris", "steps": "1"},
     ("lte",): {
         "data": "iris",
@@ -148,6 +161,10 @@ SLOW = {
     "as_json",
     "list_",
     "stop_after",
+    "seeds",
+    "workers",
+    "task",
+    "quick",
 }
 """Parameters whose honest values take long: of these only what nothing takes is tried."""
 
@@ -165,6 +182,8 @@ def argv(words, values):
         if parameter.name in values:
             if parameter.param_type_name == "argument":
                 arguments.append(values[parameter.name])
+            elif getattr(parameter, "is_flag", False):
+                options.append(parameter.opts[-1])
             else:
                 options.append(f"{parameter.opts[-1]}={values[parameter.name]}")
     return ["loko-ref", *words, *options, "--", *arguments]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -296,7 +297,9 @@ class Trial:
         def stepped(weights: Mapping[str, Array], **others: Any) -> dict[str, Array]:
             moved = {k: a.astype(complex) for k, a in weights.items()}
             moved |= {k: moved[k] + TINY * 1j * step for k, step in moves.items()}
-            found = function(weights=moved, **others)
+            with warnings.catch_warnings():  # a part that is dropped on the way is a refusal
+                warnings.simplefilter("error", np.exceptions.ComplexWarning)
+                found = function(weights=moved, **others)
             return {k: (np.imag(a) / TINY).astype(dtype) for k, a in found.items()}
 
         case = user_case(operation, self.given, **self.options)

@@ -40,6 +40,9 @@ def agree(function, inputs, factor=FACTOR, bits=256):
         exact = function(**convert(inputs, balls.balls))
         wide = function(**convert(inputs, lambda a: balls.inflate(a, U)))
         for name, value in out.items():
+            if value is None:  # a result that this form does not have
+                assert exact[name] is None
+                continue
             for entry in np.asarray(exact[name], dtype=object).reshape(-1).tolist():
                 assert type(entry).__name__ == "arb", (name, entry)
             centre = balls.to_host(exact[name])

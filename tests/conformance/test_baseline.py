@@ -167,17 +167,17 @@ def test_combinations_count_where_a_check_passed_and_none_failed():
         "gaussian-fixed-before-decoupled",
         "glm-glm-before-decoupled",
     )
-    assert found.possible == 57
+    assert found.possible == 60
     assert coverage([answered(glm), answered(run, e=2)]).combinations == ()
     cite = report([answered(glm), answered(other)], names=False).citation
     assert re.fullmatch(
-        rf"verified with loko_ref {re.escape(__version__)}, operations/2 digest [0-9a-f]{{16}}, "
-        "2 of 2 checks, 2 of 57 combinations",
+        rf"verified with loko_ref {re.escape(__version__)}, operations/3 digest [0-9a-f]{{16}}, "
+        "2 of 2 checks, 2 of 60 combinations",
         cite,
     )
     failed = report([answered(glm), answered(run, e=2)], names=False)
     assert failed.citation.startswith("not verified with ")
-    assert "1 of 2 checks, 0 of 57 combinations" in failed.citation
+    assert "1 of 2 checks, 0 of 60 combinations" in failed.citation
     assert f"cite: {failed.citation}" in failed.text
     assert "combinations" not in report([answered(CASES[0])]).citation
     nothing = report([declined(glm)])

@@ -1,5 +1,7 @@
 """The formula that code computes is found where no known mistake is it, and no other is named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,10 @@ from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.diagnose.search.instrument import instrument
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.mistakes.kalman.filter import times
+from loko_ref.conformance.mistakes.registry import NOTHING, as_implementation
 from loko_ref.textbook import FORMULA_TABLE
-from loko_ref.textbook.quantities import identity
+from loko_ref.textbook.quantities import Values, identity
 
 pytestmark = pytest.mark.verdict
 
@@ -79,3 +83,23 @@ def test_formulas_seen_place_by_place_give_the_same_numbers():
         right = case.operation.plain(inputs, case.options, FORMULA_TABLE, identity)
         again = case.operation.plain(inputs, case.options, seen, identity)
         assert all(np.array_equal(right[k], again[k], equal_nan=True) for k in right)
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(
+    ("quantity", "changed", "text"),
+    [
+        ("v", lambda v: FORMULA_TABLE["v"](Values(v, p_pred=0.5 * v.p_pred)), "halved"),
+        ("theta", lambda v: v.theta + 2 * times(v.p_pred, v.Z) @ v.v, "doubled"),
+    ],
+)
+def test_a_mistake_in_the_implicit_step_is_found_in_its_equation_not_in_its_solver(
+    quantity, changed, text
+):
+    formula = {"v": "v", "theta": "theta_post.implicit"}[quantity]
+    wrong = replace(NOTHING, changes=lambda size: {formula: changed})
+    target = Implementation(target="made", functions=as_implementation(wrong))
+    found = name_mistakes(run(target, select("loko.step/implicit-[ts]*", "float64")))
+    assert found
+    assert {m.quantity for fits in found.values() for m in fits} == {quantity}
+    assert all(text in m.equation for fits in found.values() for m in fits)

@@ -12,9 +12,13 @@ import scipy.linalg
 
 from loko_ref.conformance import recorded, user_inputs
 from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.engine import judge
 from loko_ref.conformance.implementations import recording
+from loko_ref.conformance.judge.answer import Answer
 from loko_ref.conformance.judge.compare import compare
 from loko_ref.conformance.judge.tolerance import expected, tolerance, unit
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
 
 pytestmark = pytest.mark.verdict
 
@@ -149,3 +153,71 @@ def test_adamw_with_literal_corrections_is_right_wherever_it_begins(dtype, scale
         check = user_inputs.check(adamw, "optimizer.adamw", arrays, lr=0.02, weight_decay=0.01)
         assert check.status == "passed"
         assert check.worst < 0.1
+
+
+# ------------------------------------------------------------------- gains on the simplex
+
+
+def by_singular_values(PH, S, C, t=None):
+    """``P H' (S + t 11')^-1``, the inverse by singular values."""
+    t = np.trace(S) / len(S) if t is None else t
+    U, s, V = np.linalg.svd(S + t * np.kron(np.eye(len(S) // C), np.ones((C, C))))
+    return PH @ (V.T @ (U.T / s[:, None]))
+
+
+def by_contrasts(PH, S, C):
+    Q = np.kron(np.eye(len(S) // C), scipy.linalg.helmert(C))
+    return PH @ Q.T @ np.linalg.inv(Q @ S @ Q.T) @ Q
+
+
+SIMPLEX = {
+    "singular values": by_singular_values,
+    "singular values, t = 1": lambda PH, S, C: by_singular_values(PH, S, C, 1.0),
+    "contrasts": by_contrasts,
+}
+
+
+def with_gain(case, gain):
+    """Answer by the textbook with another gain, K and what follows it."""
+
+    def formula(v):
+        return gain(v.F["pHt"](v), v.S, v.yhat.shape[1])
+
+    table = {**FORMULA_TABLE, "K.glm": formula, "K.softmax": formula}
+    inputs = {
+        k: {n: np.asarray(w, float) for n, w in a.items()} if isinstance(a, dict) else a * 1.0
+        for k, a in case.inputs().items()
+    }
+    return case.operation.plain(inputs, case.options, table, identity)
+
+
+@pytest.mark.sampled(0.4)
+@pytest.mark.parametrize("gain", SIMPLEX)
+@pytest.mark.parametrize(
+    "key",
+    [
+        "loko.step/glm-saturated",
+        "loko.step/glm-stacked",
+        "loko.run/glm-forgetting",
+        "loko.run/glm-glm-before-variational",
+        "loko.run/glm-glm-before-dense",
+        "loko.run/softmax",
+    ],
+)
+def test_a_gain_of_another_form_is_right_returned_or_not(key, gain):
+    (case,) = select(f"{key}/float64")
+    out = with_gain(case, SIMPLEX[gain])
+    for names in (list(out), ["theta"]):
+        check = judge(case, Answer(outputs={k: np.asarray(out[k]) for k in names}))
+        assert check.status == "passed", check.divergences
+
+
+@pytest.mark.parametrize("gain", ["singular values", "contrasts"])
+def test_a_jitter_in_such_a_gain_is_wrong(gain):
+    (case,) = select("loko.step/glm-stacked/float64")
+    jitter = lambda PH, S, C: SIMPLEX[gain](PH, S + 1e-9 * np.eye(len(S)), C)  # noqa: E731
+    out = with_gain(case, jitter)
+    for names in (list(out), ["theta"]):
+        check = judge(case, Answer(outputs={k: np.asarray(out[k]) for k in names}))
+        assert check.status == "failed"
+        assert check.divergence.quantity == ("K" if len(names) > 1 else "theta")

@@ -286,7 +286,7 @@ def test_train_on_mnist_by_every_learner(cli, mnist, tmp_path, network, limit):
         assert run["config"]["network"] == network
         assert run["config"]["shift"] == "rotate90"
         assert 0 <= run["test_accuracy"] <= 1
-    code, _, err = cli(*words, "--optimizer", "loko", "--route", "fast")
+    code, _, err = cli(*words, "--optimizer", "loko,glm", "--route", "fast")
     assert (code, err) == (0, "")
     (fast,) = json.loads((tmp_path / "r.json").read_text())["runs"]
     assert fast["config"]["route"] == "fast"

@@ -168,6 +168,7 @@ def test_the_page_is_gone_through_by_keyboard(chromium, tiny_page, width):
             assert tab.evaluate("document.activeElement.textContent") == name
             assert not page.overflows(), name
             assert page.violations() == [], name
+            assert "[object" not in tab.inner_text("#panel")
             texts.add(tab.inner_text("#panel"))
             keys(tab, "ArrowRight")
         assert len(texts) == len(names)
@@ -196,6 +197,7 @@ def test_twenty_steps_of_digits(chromium, tmp_path):
     with browser.opened(chromium, tmp_path / "walk.html", width=400) as page:
         page.tab.focus("#tab-0")
         for _ in range(5):
+            assert "[object" not in page.tab.inner_text("#panel")
             assert page.violations() == []
             assert not page.overflows()
             keys(page.tab, "ArrowRight")
@@ -208,8 +210,8 @@ def test_twenty_steps_of_digits(chromium, tmp_path):
 
 
 def test_lte_is_explained_event_by_event():
-    found = list(explain_lte("iris", steps=12))
-    assert [m.kind for m in found] == [*(["step"] * 6), "merge", "reset"] * 2
+    found = list(explain_lte("iris", steps=7))
+    assert [m.kind for m in found] == [*(["step"] * 6), "merge", "reset", "step"]
     for name in found[0].sites:
         views = [m.sites[name] for m in found]
         for before, view, reset in zip(views[5::8], views[6::8], views[7::8], strict=True):
@@ -245,6 +247,7 @@ def test_the_page_of_lte_is_gone_through_by_keyboard(chromium, tmp_path):
         tab.focus("#tab-0")
         for name in ("Heads", "Subspaces", "The weight", "Curves"):
             assert tab.inner_text("[role=tab][aria-selected=true]") == name
+            assert "[object" not in tab.inner_text("#panel")
             assert page.violations() == [], name
             assert not page.overflows(), name
             keys(tab, "ArrowRight")
@@ -296,6 +299,7 @@ def test_the_page_of_a_recording_opens(chromium, trace, tmp_path):
     with browser.opened(chromium, tmp_path / "trace.html", width=400) as page:
         page.tab.focus("#tab-0")
         for _ in range(5):
+            assert "[object" not in page.tab.inner_text("#panel")
             assert page.violations() == []
             assert not page.overflows()
             keys(page.tab, "ArrowRight")
@@ -313,7 +317,7 @@ def run(monkeypatch, *words):
 
 def test_the_command_writes_a_page_or_says_what_is_wrong(monkeypatch, tmp_path, capsys):
     file = tmp_path / "walk.html"
-    assert run(monkeypatch, "tiny", "--steps", "2", "--html", str(file)) == 0
+    assert run(monkeypatch, "tiny", "--steps", "1", "--html", str(file)) == 0
     assert "MB; open it" in capsys.readouterr().out
     assert len(file.read_bytes()) < MOST
     for words, needle in (
@@ -337,7 +341,7 @@ def test_the_command_writes_a_page_or_says_what_is_wrong(monkeypatch, tmp_path, 
 CASES = [case.id for name in OPERATIONS for case in select(name, "float64")]
 
 
-@pytest.mark.sampled(2 / len(CASES))
+@pytest.mark.sampled(1 / len(CASES))
 @pytest.mark.parametrize("key", CASES)
 def test_a_case_is_walked_through(key):
     source = from_case(key)

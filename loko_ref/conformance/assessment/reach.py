@@ -104,8 +104,8 @@ def few(cases: Sequence[Case], seed: str, shows: Callable[[Case], bool]) -> list
     drawn = []
     for group in groups.values():
         kept: dict[bool, list[Case]] = {True: [], False: []}
-        for case in group[:TRIED]:
-            if len(kept[True]) < MOST:
+        for at, case in enumerate(group):  # until one shows it, as who verifies runs them all
+            if len(kept[True]) < (MOST if at < TRIED else 1):
                 kept[shows(case)].append(case)
         first, others = kept[True], kept[False]
         drawn.append([*first[: MOST - 1], *others[:1], *first[MOST - 1 :], *others[1:]][:MOST])

@@ -31,7 +31,7 @@ from loko_ref.conformance.assessment.reach import Reach
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.diagnose.search.again import Again, calling
-from loko_ref.conformance.engine import FAILED, Check, run
+from loko_ref.conformance.engine import FAILED, IMPRECISE, Check, run
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.textbook import FORMULA_TABLE
 
@@ -164,7 +164,7 @@ def verdict(mistake: Mistake, cases: Sequence[Case], form: str) -> dict[str, Any
     """
     implementation = mistake.implementation(form)
     checks = run(implementation, cases, timeout=TIMEOUT)
-    failed = [check for check in checks if check.status == FAILED]
+    failed = [check for check in checks if check.status in (FAILED, IMPRECISE)]
     apart = Counter(check.finding.kind for check in failed if check.finding is not None)
     found: dict[str, Any] = {"checks": len(checks), "failed": len(failed), "names": []}
     if 2 * sum(apart[kind] for kind in APART) > len(checks):

@@ -15,9 +15,6 @@ from loko_ref.conformance.mistakes.registry import Mutant, idle
 
 __all__ = ["with_formulas"]
 
-LIKE = 3
-"""Checks in which a mistake acts, of one quantity: where one alone shows it, it is by chance."""
-
 AGREE = 1e-2
 """How near sizes are, relatively, that are one size."""
 
@@ -111,7 +108,10 @@ def _doubtful(
 
 
 def _rare(checks: Sequence[Check], named: Mapping[str, Sequence[Mistake]]) -> set[tuple[str, str]]:
-    """Collect the operations and mistakes that one input alone shows, of several like it."""
+    """Collect the operations and mistakes that explain less than half of what is like it.
+
+    Of all operations of a kind: of each by itself there may be too few checks to tell.
+    """
     families: dict[str, list[Check]] = {}
     for check in checks:
         if check.divergence is not None:
@@ -129,7 +129,7 @@ def _rare(checks: Sequence[Check], named: Mapping[str, Sequence[Mistake]]) -> se
                 c for c in own if c.divergence is not None and c.divergence.quantity in shown
                 and not idle(one, c.case)
             ]  # fmt: skip
-            if len({c.case.recipe for c in some}) == 1 and len(like) >= LIKE:
+            if 2 * len(some) < len(like):
                 found |= {(c.case.operation.name, key) for c in some}
     return found
 

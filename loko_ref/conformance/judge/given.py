@@ -21,7 +21,7 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.declared import NONE, SMALL, Declared, OwnErrors, own_errors
 from loko_ref.conformance.judge.disturb import Disturb, Still
-from loko_ref.conformance.judge.hook import Given, Hook, given
+from loko_ref.conformance.judge.hook import Given, Hook, flow_of, given, state
 from loko_ref.conformance.judge.tolerance import (
     Units,
     _inputs,
@@ -33,13 +33,13 @@ from loko_ref.conformance.judge.tolerance import (
     widening,
 )
 from loko_ref.textbook import FORMULA_TABLE
-from loko_ref.textbook.loko import dataflow, output_name
-from loko_ref.textbook.lte import lte_step, merge, run, state_names
+from loko_ref.textbook.loko import output_name
+from loko_ref.textbook.lte import lte_step
 from loko_ref.textbook.network import network
 from loko_ref.textbook.operations import loko_step, measured
-from loko_ref.textbook.quantities import Quantity, Values, evaluate, identity
+from loko_ref.textbook.quantities import Values, evaluate, identity, inner
 
-__all__ = ["LEVELS", "Reading", "Step", "state", "steps"]
+__all__ = ["BEFORE", "FORMS", "LEVELS", "Reading", "Step", "steps"]
 
 LEVELS = 5
 """Parts of a unit of error, from the cheapest to all of it."""
@@ -54,27 +54,29 @@ than a mistake there."""
 SIZE = 2.0**-8
 """Part of a quantity's size: a tolerance as wide as this judges nothing.  [TOL-3]"""
 
+BEFORE = ("p_pred", "P_pred", "z", "Z", "yhat", "e", "H", "R_used", "S")
+"""Outputs that come before a gain, so that they are the same in all its forms."""
+
 LAST = "last."
 """What the name of an array begins with that a step of LTE starts from."""
 
 Table = Mapping[str, Callable[..., Any]]
 
 
-def _flow(case: Case) -> tuple[Quantity, ...]:
-    """List the quantities of a case's step by the table; none where outputs say it themselves."""
-    name, o = case.operation.name, case.options
-    if name.startswith("loko."):
-        return dataflow({k: a for k, a in o.items() if k != "spec" or case.inside})
-    if name.startswith("model."):
-        return network(o["spec"], packed=False, train=o.get("train", "factors"))
-    if name == "lte.run":
-        return run(o, "evaluation" in _inputs(case))
-    return merge(o) if name == "lte.merge" else ()
+def _shifted(v: Values) -> Array:
+    """Return ``P H' (S + t 11')^-1`` with t = 1, or of S's size where S is larger.  [OBS-5].
+
+    A solve with it errs in proportion to the norm of S + t 11', not of S.
+    """
+    batch, C = v.yhat.shape
+    t = max(1.0, float(np.trace(v.S)) / len(v.S))
+    ones = np.kron(np.eye(batch), np.ones((C, C)))
+    return np.asarray(np.linalg.solve(inner(v.keep)("S", v.S + t * ones).T, v.F["pHt"](v).T).T)
 
 
 FORMS: dict[str, tuple[Table, ...]] = {
-    "glm": ({}, {"K.glm": FORMULA_TABLE["K.softmax"]}),
-    "softmax": ({}, {"K.softmax": FORMULA_TABLE["K"]}),
+    "glm": ({}, {"K.glm": FORMULA_TABLE["K.softmax"]}, {"K.glm": _shifted}),
+    "softmax": ({}, {"K.softmax": FORMULA_TABLE["K"]}, {"K.softmax": _shifted}),
 }
 """Observation -> forms of the gain that are equal in the domain, and differ at a wrong S."""
 
@@ -185,7 +187,7 @@ class Step:
     def _feeds(self) -> dict[str, set[str]]:
         """Quantity, by the outputs' names -> what it is computed from."""
         case, o = self.case, self.case.options
-        flow = _flow(case)
+        flow = flow_of(case)
         if not flow:
             taken = {one.name for one in case.operation.inputs}
             if self.rows:  # a step starts from what the last one returned
@@ -220,7 +222,9 @@ class Step:
 
     def alone(self, name: str) -> bool:
         """Return whether nothing came that an output is computed from, so that none is given."""
-        return not (self.own or self.rows or self.ancestors(name)) and self.at is None
+        if self.own or self.rows or self.at is not None or self.ancestors(name):
+            return False
+        return len(self.forms) == 1 or name in BEFORE
 
 
 NOTHING = Units(centre={}, size={}, how="")
@@ -345,13 +349,6 @@ class Reading:
             if float(np.max(np.abs(self.signed(name, level)), initial=0.0)) <= 1:
                 return True
         return False
-
-
-def state(case: Case) -> list[str]:
-    """Name the outputs of a run that the next step starts from."""
-    if case.operation.name == "lte.run":
-        return state_names(case.options)
-    return [k for k in ("theta", "p", "P", "R") if k in _inputs(case)]
 
 
 def steps(

@@ -10,11 +10,13 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.judge.tolerance import expected
-from loko_ref.textbook.lte import OF_HEAD
-from loko_ref.textbook.quantities import identity
+from loko_ref.conformance.judge.tolerance import _inputs, expected
+from loko_ref.textbook.loko import dataflow
+from loko_ref.textbook.lte import OF_HEAD, merge, run, state_names
+from loko_ref.textbook.network import network
+from loko_ref.textbook.quantities import Quantity, identity
 
-__all__ = ["Given", "Hook", "given"]
+__all__ = ["Given", "Hook", "flow_of", "given", "state"]
 
 Hook = Callable[[str, Any], Any]
 
@@ -170,3 +172,22 @@ def given(
     """Return the hook of a case that passes on what was returned; see `Given`."""
     kind = GivenHeads if case.operation.name == "lte.run" else Given
     return kind(case, returned, disturb, centre, wrong)
+
+
+def flow_of(case: Case) -> tuple[Quantity, ...]:
+    """List the quantities of a case's step by the table; none where outputs say it themselves."""
+    name, o = case.operation.name, case.options
+    if name.startswith("loko."):
+        return dataflow({k: a for k, a in o.items() if k != "spec" or case.inside})
+    if name.startswith("model."):
+        return network(o["spec"], packed=False, train=o.get("train", "factors"))
+    if name == "lte.run":
+        return run(o, "evaluation" in _inputs(case))
+    return merge(o) if name == "lte.merge" else ()
+
+
+def state(case: Case) -> list[str]:
+    """Name the outputs of a run that the next step starts from."""
+    if case.operation.name == "lte.run":
+        return state_names(case.options)
+    return [k for k in ("theta", "p", "P", "R") if k in _inputs(case)]

@@ -32,6 +32,9 @@ from loko_ref.files.strict_json import read_json
 
 __all__ = ["Plan", "as_document", "compare", "plan", "read", "summary"]
 
+MOST_SEEDS = 1000
+"""Most seeds of a comparison."""
+
 FILE_LIMIT = 2**26
 """Most bytes of a document to go on from."""
 
@@ -83,13 +86,14 @@ def plan(
     Raises
     ------
     InputError
-        If a task is unknown, or a count is below 1.
+        If a task is unknown, or a count is out of range.
     """
     for name in tasks:
         check_choice("--task", name, tuple(TASKS))
-    for option, value in (("--seeds", seeds), ("--steps", steps), ("--limit", limit)):
+    for option, value in (("--steps", steps), ("--limit", limit)):
         if value is not None:
             check_whole(option, value)
+    check_whole("--seeds", 4 if seeds is None else seeds, high=MOST_SEEDS)
     chosen = tuple(dict.fromkeys(tasks)) or tuple(TASKS)[: 1 if quick else None]
     length = steps if steps is not None else 120 if quick else 480
     return Plan(tasks=chosen, seeds=range(seeds or 4), steps=length, limit=limit)

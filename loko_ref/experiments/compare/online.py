@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loko_ref.checks.fields import Items, Kind, Maybe, Place, Record, choice, real, whole
+from loko_ref.checks.values import check_whole
 from loko_ref.errors import InputError, shown
 from loko_ref.experiments.compare import pool
 from loko_ref.experiments.compare.analysis import METRICS, Difference, Table, halves
@@ -24,6 +25,9 @@ __all__ = ["Plan", "as_document", "compare", "plan", "read", "summary"]
 
 FILE_LIMIT = 2**28
 """Most bytes of a document to go on from."""
+
+MOST_SEEDS = 1000
+"""Most seeds of a comparison."""
 
 TUNED = 2
 """Selection seeds on which the grid is run in full on a transformer."""
@@ -113,7 +117,7 @@ def plan(
     Raises
     ------
     InputError
-        If a stream is unknown, or a count is below 1.
+        If a stream is unknown, or a count is out of range.
 
     Examples
     --------
@@ -126,9 +130,9 @@ def plan(
             required = "one of " + ", ".join(map(repr, known))
             raise InputError("--stream", shown(name), required, "a misspelt name")
     count = seeds if seeds is not None else 4 if quick else 10
-    for option, value in (("--seeds", count), ("--limit", limit)):
-        if value is not None and value < 1:
-            raise InputError(option, value, "a whole number >= 1", "a zero or negative count")
+    check_whole("--seeds", count, high=MOST_SEEDS)
+    if limit is not None:
+        check_whole("--limit", limit)
     names = streams or (QUICK if quick else tuple(known))
     return Plan(
         streams=[known[name] for name in dict.fromkeys(names)],

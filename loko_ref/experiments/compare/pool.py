@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
+from loko_ref.checks.values import check_whole
 from loko_ref.errors import InputError, extras
 
-__all__ = ["SILENCE", "count", "run"]
+__all__ = ["MOST", "SILENCE", "count", "run"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+MOST = 1024
+"""Most processes."""
 
 SILENCE = 1800.0
 """Most seconds without the end of any job; a job takes minutes."""
@@ -28,12 +32,11 @@ def count(workers: int | None) -> int:
     Raises
     ------
     InputError
-        If it is below 1.
+        If it is out of range.
     """
     if workers is None:
         return os.cpu_count() or 1
-    if workers < 1:
-        raise InputError("--workers", workers, "a whole number >= 1", "a zero or negative count")
+    check_whole("--workers", workers, high=MOST)
     return workers
 
 

@@ -69,7 +69,7 @@ function side() {
 }
 
 function render() {
-  document.getElementById("panel").replaceChildren(...[VIEWS[state.tab]()].flat());
+  document.getElementById("panel").replaceChildren(...[VIEWS[state.tab]()].flat(Infinity));
 }
 
 const go = slider(DATA.moments.length, (index) => {

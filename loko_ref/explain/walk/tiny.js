@@ -36,8 +36,8 @@ function plane(one, index) {
       h("polyline", { class: "right", points: curve.join(" ") }), sampleLine(one, index, x, y),
       oval(-1, "first"), oval(index - 1, "prior"), oval(index, "posterior"),
       h("polyline", { class: "path", points: path.join(" ") }), h("circle", { class: "mean", cx: x(a), cy: y(b), r: 4 })),
-    h("table", {}, h("tbody", {}, [["A, B", `${show(a)}, ${show(b)}`], ["W + B A", show(one.world.weight + a * b)],
-      ["p", `${show(P[0][0])}, ${show(P[1][1])}`], ["correlation", show(lean, 3)], ["area", `${show(area(P), 3)} (${show((100 * area(P)) / area(cov(index - 1)), 3)} % of the prior's)`],
+    h("table", {}, h("tbody", {}, [["A, B", `${show(a, 3)}, ${show(b, 3)}`], ["W + B A", show(one.world.weight + a * b)],
+      ["p", `${show(P[0][0], 2)}, ${show(P[1][1], 2)}`], ["correlation", show(lean, 3)], ["area", show(area(P), 3)], ["of the prior's", `${show((100 * area(P)) / area(cov(index - 1)), 3)} %`],
     ].map(([what, value]) => h("tr", {}, h("th", { scope: "row" }, what), h("td", { class: "number" }, value))))));
 }
 
@@ -99,12 +99,12 @@ function key(entries) {
 
 if (DATA.tiny) {
   const real = DATA.walks.filter((one) => one.outputs === 1), classes = DATA.walks.filter((one) => one.outputs > 1);
-  const planes = (walks) => h("div", { class: "planes" }, walks.map((one) => plane(one, state.index)));
+  const planes = (walks) => h("div", { class: `planes${walks.length < 3 ? " two" : ""}` }, walks.map((one) => plane(one, state.index)));
   const views = {
     "Two parameters": () => [key(KEY), planes(real)],
     "The implicit step": () => [
       h("p", {}, "Two classes, z = (u, −u). The innovation v at the posterior solves v = f(v), f(v) = y − softmax(z + G v), G = Z P Z'. With two classes v = (t, −t) is one number. Where the network is sure and wrong, the tangent at 0 is flat, and the linear step overshoots. ", derivation("OBS-9")),
-      key(FIXED_KEY), h("div", { class: "planes" }, classes.map((one) => fixedPoint(one, state.index))), key(KEY), planes(classes)],
+      key(FIXED_KEY), h("div", { class: "planes two" }, classes.map((one) => fixedPoint(one, state.index))), key(KEY), planes(classes)],
   };
   for (const [name, view] of Object.entries(VIEWS)) views[name] = view;
   Object.assign(VIEWS, views);

@@ -48,7 +48,7 @@ function bounds(key) {
 function select(key, cell = "") {
   const one = line(key);
   const side = document.getElementById("side");
-  const kept = key === state.key ? side.querySelector(".derivation") : null;
+  const kept = side.querySelector(".derivation"); // stays open until another is opened
   state.key = key;
   const link = (to) => h("button", { class: "label", onclick: () => select(to) }, name(to));
   const [low, high, mean] = step().stats[key];
@@ -189,7 +189,7 @@ function scaling() {
 }
 
 function render() {
-  document.getElementById("panel").replaceChildren(...[VIEWS[state.tab]()].flat());
+  document.getElementById("panel").replaceChildren(...[VIEWS[state.tab]()].flat(Infinity));
 }
 
 function start(views) {
@@ -226,4 +226,7 @@ function flow() {
   bar.replaceChildren(...lines().map((one) => h("button", { "data-key": one.key, onclick: () => select(one.key) }, one.name)));
 }
 
-if (!DATA.tiny) start(Object.keys(VIEWS));
+if (!DATA.walks[0].steps[0].layers.length) { // a recording has no network
+  VIEWS["What was found"] = VIEWS.Network;
+  start(["What was found", ...Object.keys(VIEWS).filter((name) => !["Network", "What was found"].includes(name))]);
+} else if (!DATA.tiny) start(Object.keys(VIEWS));

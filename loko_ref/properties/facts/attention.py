@@ -23,6 +23,7 @@ from loko_ref.properties.nets import (
     replaced,
     run,
     same,
+    site,
     spec_of,
     wide,
 )
@@ -38,6 +39,22 @@ def _plain(draw: hs.DrawFn, small: bool) -> Any:
     heads = draw(hs.integers(1, 2))
     width = heads * (1 if small else draw(hs.integers(1, 2)))
     return [attention(heads, width), {"kind": "pool", "how": "mean"}, head(width)]
+
+
+def _between(draw: hs.DrawFn, small: bool) -> Any:
+    width = 2 if small else 3
+    middle: list[dict[str, Any]] = [{"kind": draw(hs.sampled_from(["gelu", "gelu_tanh"]))}]
+    if draw(hs.booleans()):
+        middle = [{"kind": "prepend", "name": "first", "width": width, "count": 1}, *middle]
+        middle.append({"kind": "pool", "how": draw(hs.sampled_from(["mean", "cls"]))})
+    return [site("0", width, width, not small), *middle, site("1", width, width, not small)]
+
+
+@fact("model.jacobian", "derivative of gelu", "LAY-6 LAY-11 ATT-5 LAY-9",
+      "Z v is the derivative of z as factors on both sides of gelu, or of a token, move along v",
+      nets(_between), "gelu, gelu_tanh; with a token put first and pooling")  # fmt: skip
+def _gelu(t: Trial) -> None:
+    check_derivative(t)
 
 
 @fact("model.jacobian", "derivative of attention", "ATT-2 LAY-9",

@@ -32,6 +32,10 @@ def _implicit(operation: str) -> Problems:
     return steps(operation, solve="implicit")
 
 
+def _variational(operation: str) -> Problems:
+    return steps(operation, diagonal="variational")
+
+
 def steps(operation: str, **fixed: Any) -> Problems:
     """Return problems of a step or of a run, with some options fixed."""
 
@@ -283,6 +287,14 @@ def _by_noise(R: Near, H: Near) -> Array:
     return bound
 
 
+@fact(
+    STEP,
+    "variational posterior",
+    "LOKO-1 DIAG-2 OBS-6",
+    "1/p+ = 1/p + diag(H' R^-1 H), or + diag(Z' J Z) for glm, from what is returned",
+    _variational,
+    "diagonal variational",
+)
 @fact(
     STEP,
     "posterior",

@@ -120,7 +120,8 @@ def calls(problem: Problem) -> list[Call]:
     within: dict[str, Values] = {}
 
     def record(root: str, name: str, formula: Formula, arguments: Any, keywords: Any) -> Any:
-        if root not in matter or name not in FORMULA_TABLE:
+        iterated = root in ITERATED and name != root
+        if iterated or root not in matter or name not in FORMULA_TABLE:
             return formula(*arguments, **keywords)
         if arguments and isinstance(arguments[0], Values):
             within.setdefault(root, Values(arguments[0]))
