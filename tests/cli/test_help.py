@@ -67,6 +67,7 @@ WORDS = [
 ]
 
 
+@pytest.mark.sampled(0.3)
 @pytest.mark.parametrize(("words", "offered"), WORDS, ids=lambda x: "-".join(x)[:40])
 def test_the_shell_completes(words, offered):
     assert completed(*words) == offered

@@ -88,10 +88,10 @@ def needs(name):
         pytest.skip(f"{tool} is not installed")
 
 
-COMPILED = [pytest.param(name, marks=pytest.mark.larger) for name in ("cpp", "rust")]
+FOREIGN = [pytest.param(name, marks=pytest.mark.larger) for name in ("js", "cpp", "rust")]
 
 
-@pytest.mark.parametrize("name", [*PYTHON, "js", *COMPILED])
+@pytest.mark.parametrize("name", [*PYTHON, *FOREIGN])
 def test_a_scaffold_runs_and_declines_everything(name, tmp_path, monkeypatch):
     needs(name)
     monkeypatch.chdir(tmp_path)
