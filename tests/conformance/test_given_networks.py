@@ -103,7 +103,7 @@ RUNS = {
 }
 
 
-@pytest.mark.sampled(0.4)
+@pytest.mark.sampled(0.2)
 @pytest.mark.parametrize("key", RUNS)
 def test_a_run_is_cut_into_steps_from_the_state_that_came(key):
     mistakes, quantities = RUNS[key]
@@ -127,7 +127,7 @@ LIARS = {
 """Case -> what is held back, so that the state is not whole."""
 
 
-@pytest.mark.sampled(0.2)
+@pytest.mark.sampled(0.09)
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("key", LIARS)
 def test_one_wrong_log_blames_nothing_else(key, whole):

@@ -191,7 +191,7 @@ def with_gain(case, gain):
     return case.operation.plain(inputs, case.options, table, identity)
 
 
-@pytest.mark.sampled(0.4)
+@pytest.mark.sampled(0.12)
 @pytest.mark.parametrize("gain", SIMPLEX)
 @pytest.mark.parametrize(
     "key",
@@ -212,6 +212,7 @@ def test_a_gain_of_another_form_is_right_returned_or_not(key, gain):
         assert check.status == "passed", check.divergences
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.parametrize("gain", ["singular values", "contrasts"])
 def test_a_jitter_in_such_a_gain_is_wrong(gain):
     (case,) = select("loko.step/glm-stacked/float64")
