@@ -42,8 +42,8 @@ def test_a_notebook_runs(name):
     """In a kernel of its own, as a reader would; every cell prints or shows something."""
     for package, extra in (("nbclient", "docs"), ("ipykernel", "docs"), (NOTEBOOKS[name], "...")):
         pytest.importorskip(package, reason=f"{package} is not installed (extra '{extra}')")
-    import nbclient
-    import nbformat
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
 
     notebook = nbformat.read(EXAMPLES / name, as_version=4)
     nbformat.validate(notebook)

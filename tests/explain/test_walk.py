@@ -260,7 +260,9 @@ def test_the_page_of_lte_is_gone_through_by_keyboard(chromium, tmp_path):
 def trace(tmp_path):
     file = tmp_path / "trace.npz"
     example = Path(__file__).resolve().parents[2] / "examples" / "record_trace.py"
-    subprocess.run([sys.executable, str(example), str(file)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(example), str(file)], check=True, capture_output=True, timeout=120
+    )
     return file
 
 

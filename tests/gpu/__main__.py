@@ -91,14 +91,14 @@ def run(name, limit, emulated):
             start_new_session=True,
         )
         try:
-            one.wait(limit)
+            one.wait(timeout=limit)
             status = "finished" if one.returncode == 0 else "failed"
         except subprocess.TimeoutExpired:
             status = "stopped"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(one.pid, signal.SIGKILL)
-            one.wait()
+            one.wait(timeout=10)
         for file in (out, err):
             file.seek(0)
         found = []

@@ -214,6 +214,7 @@ def tests(part):
             },
             capture_output=True,
             text=True,
+            timeout=120,  # the plugin stops before
         )
         if not report.exists():
             raise AssertionError(f"pytest ended with {done.returncode}: {done.stdout[-1000:]}")
