@@ -5,6 +5,7 @@ given, and many more with ``--long``.
 """
 
 import os
+import re
 import warnings
 from collections import Counter, defaultdict
 
@@ -100,12 +101,13 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Keep the kit's tests in one worker, which keeps the units of error that they share."""
+    """Keep the kit's tests that share units of error in one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "units" if "conformance/" in nodeid else nodeid
+            shared = "conformance/" in nodeid and not re.search("process_trees|protocol", nodeid)
+            return "units" if shared else nodeid
 
     few = (config.getvalue("numprocesses") or 0) <= 3  # with more, no one should take them all
     return Together(config, log) if few and config.getvalue("dist") == "load" else None

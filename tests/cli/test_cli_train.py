@@ -40,6 +40,7 @@ def validated(path, kind="accuracy"):
     return document
 
 
+@pytest.mark.larger
 def test_the_run_on_digits_prints_a_table_and_writes_json_and_plot(cli, tmp_path):
     code, out, err = cli(
         *("train", "--data", "digits", "--shift", "rotate90", "--seed", 0),

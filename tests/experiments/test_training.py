@@ -290,6 +290,7 @@ def test_the_base_has_learned_the_unshifted_digits():
     assert stream.evaluate(task, theta) > 0.93
 
 
+@pytest.mark.larger
 def test_loko_beats_adamw_each_at_its_documented_default_over_seeds_0_1_2():
     seeds = range(count(1, 3))
     both = [RunConfig(optimizer=o, seed=s) for s in seeds for o in ("loko", "adamw")]
