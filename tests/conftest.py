@@ -5,7 +5,6 @@ given, and many more with ``--long``.
 """
 
 import os
-import re
 import warnings
 from collections import Counter, defaultdict
 
@@ -106,7 +105,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            shared = "conformance/" in nodeid and not re.search("process_trees|protocol", nodeid)
+            shared = "conformance/" in nodeid and "test_protocol" not in nodeid
             return "units" if shared else nodeid
 
     few = (config.getvalue("numprocesses") or 0) <= 3  # with more, no one should take them all

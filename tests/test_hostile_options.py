@@ -25,7 +25,7 @@ from loko_ref.cli.app import app
 
 pytestmark = needs_linux
 
-COUNT = sampling.count(90, 600)
+COUNT = sampling.count(60, 600)
 
 HUGE = "9" * 400
 NEVER = {

@@ -50,7 +50,7 @@ pytestmark = hostile.needs_linux
 SCHEMA = "loko-ref/test/1"
 
 
-COUNT = sampling.count(90, 800)
+COUNT = sampling.count(60, 800)
 
 
 def plain(value):

@@ -239,6 +239,7 @@ print(as_json("x", run(load(sys.argv[2]), cases)))
 """
 
 
+@pytest.mark.larger
 def test_no_verdict_depends_on_the_extra():
     """Tolerances and the whole report of a run, bit for bit, with python-flint and without."""
     target = str(Path(__file__).parents[1] / "conformance" / "einsum_loko.py")

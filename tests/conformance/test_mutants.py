@@ -97,7 +97,7 @@ def test_a_mistake_is_caught_in_float32_by_a_case_that_covers_it(one):
 
 
 @pytest.mark.verdict
-@pytest.mark.sampled(0.025)
+@pytest.mark.sampled(0.02)
 @pytest.mark.parametrize("one", MUTANTS, ids=lambda m: m.id)
 def test_caught_and_named_first(one):
     # of the long runs, whose units take long, by default those alone in which the mistake acts

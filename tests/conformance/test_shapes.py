@@ -134,7 +134,7 @@ def leading(checks):
     return Counter(fits[0].mutant.id if fits else None for fits in name_mistakes(checks).values())
 
 
-@pytest.mark.sampled(0.3)
+@pytest.mark.sampled(0.2)
 @pytest.mark.parametrize("key", AVERAGED)
 def test_a_batch_averaged_in_other_code_is_named(key):
     target = Implementation(target=key, functions=Averaging(**AVERAGED[key]).functions())

@@ -169,6 +169,7 @@ def test_a_run_resumes_from_the_command_line_to_the_same_json(tmp_path) -> None:
     assert again.read_text() == whole.read_text()
 
 
+@pytest.mark.larger
 def test_a_transformer_learns_from_scratch_beside_its_baselines(tmp_path) -> None:
     file, details, plot = (tmp_path / name for name in ("a.json", "d.json", "p.svg"))
     out = call(
