@@ -90,6 +90,7 @@ def test_the_extra_of_each_command_is_what_it_asks_for(name):
 
 SPECIAL = {"torch_loko.py": "interop"}
 SPECIAL |= dict.fromkeys(("mnist:DIR", "explain tiny", "explain KAL-2"), "cli")
+SPECIAL |= dict.fromkeys(("compare online", "compare lte"), "data")
 """What an example needs that its command does not, or the reverse."""
 
 
