@@ -36,6 +36,7 @@ def named(**mistakes):
     return {(m.quantity, m.equation, m.mutant.id) for fits in found.values() for m in fits}, found
 
 
+@pytest.mark.sampled(0.5)
 @pytest.mark.parametrize("size", ["1e-10", "1e-09"])
 def test_a_jitter_in_the_solve_alone_is_no_lost_precision(size):
     """Named under every kernel: the number is fitted by a slope above its roundoff."""

@@ -88,6 +88,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.sampled(0.34)
 @pytest.mark.parametrize("quantity", FAULTS)
 def test_a_fault_is_found_in_its_layer(quantity):
     name, wrong = FAULTS[quantity]

@@ -290,6 +290,7 @@ def test_a_small_mistake_is_not_taken_for_lost_digits(odd):
     assert all(named.values())
 
 
+@pytest.mark.larger
 @pytest.mark.verdict
 def test_half_precision_inside_is_named_where_the_time_update_is_right():
     """As with TF32: products alone lose digits."""
@@ -385,6 +386,7 @@ def test_verify_names_the_mistake(tmp_path):
             assert "mistakes" not in check
 
 
+@pytest.mark.larger
 def test_cli_mutants(tmp_path, monkeypatch):
     out = tmp_path / "m.json"
     result = cli("mutants", "--json", out)
