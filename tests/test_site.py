@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import browser
 import pytest
+import sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "derivations" / "site"
@@ -45,6 +46,7 @@ def site(tmp_path_factory):
         pytest.importorskip(package, reason="needs the extra [docs]")
     out = tmp_path_factory.mktemp("site") / "out"
     words = [str(out) if word == "OUT" else word for word in COMMAND.split()]
+    words += [] if sampling.LONG else ["--quick"]
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
     done = subprocess.run(
         [sys.executable, *words[1:]],
@@ -121,7 +123,7 @@ def test_styles_load_nothing_from_elsewhere(site):
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_pages_ask_for_nothing_and_can_be_read_by_all(site, chromium, width, dark):
     faults = {}
-    for name in SAMPLE:
+    for name in sampling.sample(SAMPLE, 0.2, name=str):
         with browser.opened(chromium, site / f"{name}.html", width=width, dark=dark) as page:
             found = [*page.faults, *(["wider than its window"] if page.overflows() else [])]
             faults[name] = found + page.violations()  # axe itself asks for files, in vain
@@ -129,6 +131,7 @@ def test_pages_ask_for_nothing_and_can_be_read_by_all(site, chromium, width, dar
 
 
 @pytest.mark.larger
+@pytest.mark.sampled(0.34)
 @pytest.mark.parametrize(
     ("words", "hit"),
     [

@@ -46,12 +46,12 @@ def texts(source: Path) -> None:
     shutil.copy(DERIVATIONS.parent / "CHANGELOG.md", source / "changes.md")
 
 
-def build(out: Path) -> int:
+def build(out: Path, quick: bool = False) -> int:
     """Put the pages together and build them; return Sphinx's exit code."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         texts(source)
-        pages.write(source)
+        pages.write(source, quick)
         shutil.copy(HERE / "conf.py", source)
         shutil.copytree(HERE / "static", source / "static")
         options = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(Path(folder) / "doctrees")]
@@ -61,4 +61,6 @@ def build(out: Path) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder of the pages")
-    raise SystemExit(build(parser.parse_args().out))
+    parser.add_argument("--quick", action="store_true", help="run no example")
+    given = parser.parse_args()
+    raise SystemExit(build(given.out, given.quick))

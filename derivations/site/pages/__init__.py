@@ -5,7 +5,8 @@ from pathlib import Path
 from pages import catalogue, commands, gallery, labels, reference
 
 
-def write(source: Path) -> None:
-    """Write all of them below a folder."""
-    for part in (catalogue, labels, commands, reference, gallery):
+def write(source: Path, quick: bool = False) -> None:
+    """Write all of them below a folder; a quick build runs no example."""
+    for part in (catalogue, labels, commands, reference):
         part.write(source)
+    gallery.write(source, quick)

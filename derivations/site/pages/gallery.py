@@ -62,6 +62,9 @@ COMMANDS = {
 }
 """Example -> how it is run; another is run by itself."""
 
+QUICK = "a build without --quick"
+"""What an example needs in a quick build."""
+
 NEEDS = {"jax": "interop", "torch": "interop", "pytest": "test"}
 
 
@@ -102,11 +105,11 @@ def _summary(words: str) -> str:
     return " ".join((head[1] or head[2].replace("// ", "")).split()) if head else ""
 
 
-def _example(file: Path, target: Path, folder: str) -> str:
+def _example(file: Path, target: Path, folder: str, quick: bool) -> str:
     """Write an example's page; return its summary."""
     words = file.read_text(encoding="utf-8")
     commands = COMMANDS.get(file.name, [f"python examples/{file.name}"])
-    needs = missing(file.name, commands)
+    needs = QUICK if quick else missing(file.name, commands)
     parts = [f"{text(_summary(words))}\n", "## Run it\n"]
     if needs:
         parts += [block("\n".join(commands), "sh"), f"Not run for this page: needs {needs}.\n"]
@@ -118,17 +121,18 @@ def _example(file: Path, target: Path, folder: str) -> str:
     return _summary(words)
 
 
-def write(source: Path) -> None:
-    """Write a page for each example."""
+def write(source: Path, quick: bool) -> None:
+    """Write a page for each example, with its output unless the build is quick."""
     target = source / "examples"
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "examples", Path(folder) / "examples")
         for file in sorted((ROOT / "examples").iterdir()):
             if file.suffix == ".ipynb":
-                summary = notebooks.write(file, target, folder, missing(file.name))
+                needs = QUICK if quick else missing(file.name)
+                summary = notebooks.write(file, target, folder, needs)
             elif file.suffix in LANGUAGES:
-                summary = _example(file, target, folder)
+                summary = _example(file, target, folder, quick)
             else:
                 continue
             rows.append((file.name, summary))
