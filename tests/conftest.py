@@ -140,6 +140,8 @@ def _warnings_are_errors():
     """A warning of NumPy's (overflow, division by zero) is a failure, also inside Hypothesis."""
     with warnings.catch_warnings(), np.errstate(over="warn", divide="warn", invalid="warn"):
         warnings.simplefilter("error")
+        # JAX, where another test has loaded it, warns of its threads at every fork of a test
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         yield
 
 

@@ -64,9 +64,12 @@ def joint_network(config: LteConfig, heads: Heads) -> tuple[list[dict[str, Any]]
         weights |= {f"{site.name}.{key}": value for key, value in parts.items()}
 
     def widen(layer: Mapping[str, Any]) -> Mapping[str, Any]:
-        if not layer.get("lora") or config.scaling == "sum":
+        if not layer.get("lora"):
             return layer
-        return {**layer, "lora": {**layer["lora"], "r": N * layer["lora"]["r"]}}
+        wide = {"r": N * layer["lora"]["r"]}
+        if config.scaling == "sum":  # the scale stays alpha / r
+            wide["alpha"] = N * layer["lora"]["alpha"]
+        return {**layer, "lora": layer["lora"] | wide}
 
     return map_linears(config.spec, widen), weights
 

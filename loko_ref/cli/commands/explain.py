@@ -114,7 +114,7 @@ def explain_command(
     if what is not None:
         of_page = {"--data": data, "--seed": seed} if what == "lte" and html is not None else {}
         _alone(
-            f"'{what}'",
+            shown(what),
             {**of_data, "--case": case, "--skip": skip, "--trace": trace} | dict.fromkeys(of_page),
         )
     if what == "lte" and html is not None:
@@ -125,7 +125,7 @@ def explain_command(
         )
         return
     if what not in (None, "tiny"):
-        _alone(f"'{what}'", {"--html": html, "--steps": steps})
+        _alone(shown(what), {"--html": html, "--steps": steps})
         explained.show(what, matrix, _print_quantity)
         return
     if what is not None and html is not None:
