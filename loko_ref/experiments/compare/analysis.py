@@ -109,13 +109,24 @@ class Table:
         sign = -1.0 if stream.regression else 1.0
         return np.array([-math.inf if v is None else sign * v for v in values])
 
-    def best(self, stream: Stream, metric: str, pool: Sequence[Learner]) -> str | None:
-        """Return the learner with the best mean over the selection seeds, of those complete."""
+    def best(
+        self,
+        stream: Stream,
+        metric: str,
+        pool: Sequence[Learner],
+        seeds: Sequence[int] | None = None,
+    ) -> str | None:
+        """Return the learner with the best mean over the selection seeds, or over `seeds`.
+
+        Of those that ran with every seed of the comparison, or with all of `seeds`: what ran with a
+        part of them has nothing to report, and a mean of other draws.
+        """
+        needed = self.seeds if seeds is None else seeds
         means = {}
-        for learner in pool:
-            scores = self.scores(stream, learner.name, metric, self.choosing)
-            if scores.size:
-                means[learner.name] = float(scores.mean())
+        for name in (learner.name for learner in pool):
+            if all((stream.name, seed, name) in self.trials for seed in needed):
+                chosen = self.choosing if seeds is None else seeds
+                means[name] = float(self.scores(stream, name, metric, chosen).mean())
         return max(means, key=means.__getitem__) if means else None
 
     def difference(self, stream: Stream, metric: str, first: str, second: str) -> Difference:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from loko_ref.checks.fields import Items, Kind, Maybe, Place, Record, choice, real, whole
+from loko_ref.checks.fields import Items, Kind, Maybe, Record, choice, real, whole
 from loko_ref.checks.values import check_choice, check_whole
 from loko_ref.experiments.compare import pool
-from loko_ref.experiments.compare.analysis import Difference, paired
+from loko_ref.experiments.compare.analysis import paired
+from loko_ref.experiments.compare.documents import as_json, read_rows
 from loko_ref.experiments.compare.lte import (
     CLAIMS,
     FULL,
@@ -27,16 +26,12 @@ from loko_ref.experiments.compare.lte import (
     rows,
     work,
 )
-from loko_ref.files.documents import SCHEMAS, document
-from loko_ref.files.strict_json import read_json
+from loko_ref.files.documents import document
 
 __all__ = ["Plan", "as_document", "compare", "plan", "read", "summary"]
 
 MOST_SEEDS = 1000
 """Most seeds of a comparison."""
-
-FILE_LIMIT = 2**26
-"""Most bytes of a document to go on from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,16 +127,6 @@ def compare(
     return found
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _said(found: Difference | None) -> dict[str, float | None] | None:
-    if found is None:
-        return None
-    return {name: _number(getattr(found, name)) for name in ("mean", "low", "high")}
-
-
 def summary(runs: Sequence[Run], chosen: Plan) -> dict[str, Any]:
     """Return the rows of each task, and the claims.
 
@@ -167,8 +152,8 @@ def summary(runs: Sequence[Run], chosen: Plan) -> dict[str, Any]:
                 "rate": row.rate,
                 "accuracy": float(row.accuracy.mean()),
                 "timed": float(row.timed.mean()),
-                "to_full": _said(paired(row.accuracy, table[FULL].accuracy)),
-                "to_lora": _said(paired(row.accuracy, table[LORA].accuracy)),
+                "to_full": as_json(paired(row.accuracy, table[FULL].accuracy)),
+                "to_lora": as_json(paired(row.accuracy, table[LORA].accuracy)),
                 "effective_rank": row.effective_rank,
                 "seconds": row.seconds,
                 "bytes_sent": row.bytes_sent,
@@ -177,7 +162,7 @@ def summary(runs: Sequence[Run], chosen: Plan) -> dict[str, Any]:
         for claim in CLAIMS:
             verdict, difference = judge(claim, table)
             claims.append({"claim": claim.text, "first": claim.first, "second": claim.second,
-                           "verdict": verdict, "difference": _said(difference)})  # fmt: skip
+                           "verdict": verdict, "difference": as_json(difference)})  # fmt: skip
         found[task] = {"rows": shown, "claims": claims}
     return found
 
@@ -201,25 +186,7 @@ def as_document(runs: Sequence[Run], chosen: Plan) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike[str], chosen: Plan) -> list[Run]:
-    """Read the runs of an interrupted comparison.
-
-    Parameters
-    ----------
-    path : path-like
-        A document that was written by ``--json``.
-    chosen : Plan
-        What is compared now: the same.
-
-    Raises
-    ------
-    InputError
-        If the file is none, is damaged, or belongs to another plan.
-    """
-    place = Place(argument="--resume", path=str(path))
-    root = read_json(Path(path), "--resume", limit=FILE_LIMIT)
-    place.names("", root, None)
-    place.same("schema", root.get("schema"), SCHEMAS["compare-lte"])
-    place.same("plan", root.get("plan"), chosen.about())
+    """Read the runs of an interrupted comparison; as :func:`documents.read_rows`."""
     share = real(low=0, high=1)
     fields: dict[str, Kind] = {
         "task": choice(*chosen.tasks),
@@ -232,8 +199,7 @@ def read(path: str | os.PathLike[str], chosen: Plan) -> list[Run]:
         "effective_rank": Maybe(real(low=0)),
         "bytes_sent": whole(),
     }
-    place.check("runs", root.get("runs"), Items(Record(fields)))
+    found = read_rows(path, "compare-lte", chosen.about(), "runs", Record(fields))
     return [
-        Run(**{**row, "curve": tuple((int(a), float(b)) for a, b in row["curve"])})
-        for row in root["runs"]
+        Run(**{**row, "curve": tuple((int(a), float(b)) for a, b in row["curve"])}) for row in found
     ]

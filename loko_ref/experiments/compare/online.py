@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from loko_ref.checks.fields import Items, Kind, Maybe, Place, Record, choice, real, whole
+from loko_ref.checks.fields import Items, Kind, Maybe, Record, choice, real, whole
 from loko_ref.checks.values import check_whole
 from loko_ref.errors import InputError, shown
 from loko_ref.experiments.compare import pool
-from loko_ref.experiments.compare.analysis import METRICS, Difference, Table, halves
+from loko_ref.experiments.compare.analysis import METRICS, Table, halves
+from loko_ref.experiments.compare.documents import as_json, number, read_rows
 from loko_ref.experiments.compare.learners import FAMILIES, LOKO, Learner, learners
 from loko_ref.experiments.compare.streams import QUICK, STREAMS, Stream
 from loko_ref.experiments.compare.trials import Job, Trial, work
-from loko_ref.files.documents import SCHEMAS, document
-from loko_ref.files.strict_json import read_json
+from loko_ref.files.documents import document
 
 __all__ = ["Plan", "as_document", "compare", "plan", "read", "summary"]
-
-FILE_LIMIT = 2**28
-"""Most bytes of a document to go on from."""
 
 MOST_SEEDS = 1000
 """Most seeds of a comparison."""
@@ -76,7 +71,7 @@ class Plan:
         if not whole <= table.trials.keys():
             return None
         pools = [[one for one in grid if one.family == f] for f in FAMILIES]
-        best = {table.best(stream, metric, pool) for metric in METRICS for pool in pools if pool}
+        best = {table.best(stream, m, pool, tuned) for m in METRICS for pool in pools if pool}
         return [one for one in some if one.method == "loko" or one.name in best]
 
 
@@ -200,14 +195,6 @@ def _missing(chosen: Plan, table: Table) -> list[Job]:
 # ------------------------------------------------------------------------------------ document
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _said(found: Difference) -> dict[str, float | None]:
-    return {name: _finite(getattr(found, name)) for name in ("mean", "low", "high")}
-
-
 def summary(table: Table, chosen: Plan) -> dict[str, Any]:
     """Return what the comparison says, as plain JSON values.
 
@@ -236,19 +223,19 @@ def summary(table: Table, chosen: Plan) -> dict[str, Any]:
             rival = rivals["first-order"].get((stream.name, metric))
             scores = table.scores(stream, default, metric, table.reporting)
             row[metric] = {
-                "default": _finite(abs(float(scores.mean()))) if scores.size else None,
+                "default": number(abs(float(scores.mean()))) if scores.size else None,
                 "rival": rival,
                 "rival_score": None,
                 "difference": None,
             }
             if rival is not None and scores.size:
                 other = table.scores(stream, rival, metric, table.reporting)
-                row[metric]["rival_score"] = _finite(abs(float(other.mean())))
+                row[metric]["rival_score"] = number(abs(float(other.mean())))
                 difference = table.difference(stream, metric, default, rival)
-                row[metric]["difference"] = _said(difference)
+                row[metric]["difference"] = as_json(difference)
         adamw = rivals["AdamW"].get((stream.name, "final"))
         row["steps_to_adamw"] = (
-            None if adamw is None else _finite(table.reached(stream, default, adamw))
+            None if adamw is None else number(table.reached(stream, default, adamw))
         )
         streams.append(row)
     mean_ranks, cases = table.ranked()
@@ -262,7 +249,7 @@ def summary(table: Table, chosen: Plan) -> dict[str, Any]:
         "diverged": {name: found for name in variants if (found := table.diverged(name))},
         "ranks": {"cases": cases, "mean": mean_ranks},
         "p0": {
-            name: {key: _finite(value) for key, value in found.items()}
+            name: {key: number(value) for key, value in found.items()}
             for name, found in table.sensitivity().items()
         },
     }
@@ -280,38 +267,14 @@ def as_document(table: Table, chosen: Plan) -> dict[str, Any]:
     content: dict[str, Any] = {"plan": chosen.about(), "complete": complete}
     if complete:
         content["summary"] = summary(table, chosen)
-    rows = [_row(one) for one in table.trials.values()]
+    rows = [dataclasses.asdict(one) | {"curve": list(one.curve)} for one in table.trials.values()]
     return document("compare-online", content | {"trials": rows})
 
 
-def _row(one: Trial) -> dict[str, Any]:
-    found = dataclasses.asdict(one)
-    curve = [None if value is None else round(value, 5) for value in one.curve]
-    return found | {"curve": curve, "ms": round(one.ms, 4)}
-
-
 def read(path: str | os.PathLike[str], chosen: Plan) -> list[Trial]:
-    """Read the trials of an interrupted comparison.
-
-    Parameters
-    ----------
-    path : path-like
-        A document that was written by ``--json``.
-    chosen : Plan
-        What is compared now: the same.
-
-    Raises
-    ------
-    InputError
-        If the file is none, is damaged, or belongs to another plan.
-    """
-    place = Place(argument="--resume", path=str(path))
-    root = read_json(Path(path), "--resume", limit=FILE_LIMIT)
-    place.names("", root, None)
-    place.same("schema", root.get("schema"), SCHEMAS["compare-online"])
-    place.same("plan", root.get("plan"), chosen.about())
-    place.check("trials", root.get("trials"), Items(_kind(chosen)))
-    return [Trial(**{**row, "curve": tuple(row["curve"])}) for row in root["trials"]]
+    """Read the trials of an interrupted comparison; as :func:`documents.read_rows`."""
+    rows = read_rows(path, "compare-online", chosen.about(), "trials", _kind(chosen))
+    return [Trial(**{**row, "curve": tuple(row["curve"])}) for row in rows]
 
 
 def _kind(chosen: Plan) -> Record:

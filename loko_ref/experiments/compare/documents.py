@@ -1,0 +1,62 @@
+"""What the documents of both comparisons share: the plan that they are gone on from, numbers."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loko_ref.checks.fields import Items, Place, Record
+from loko_ref.experiments.compare.analysis import Difference
+from loko_ref.files.documents import SCHEMAS
+from loko_ref.files.strict_json import read_json
+
+__all__ = ["as_json", "number", "read_rows"]
+
+FILE_LIMIT = 2**28
+"""Most bytes of a document to go on from."""
+
+
+def number(value: float) -> float | None:
+    """Return a number as JSON has it: null where it is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def as_json(found: Difference | None) -> dict[str, float | None] | None:
+    """Return a difference as JSON has it."""
+    if found is None:
+        return None
+    return {name: number(getattr(found, name)) for name in ("mean", "low", "high")}
+
+
+def read_rows(
+    path: str | os.PathLike[str], name: str, plan: Mapping[str, Any], rows: str, kind: Record
+) -> list[dict[str, Any]]:
+    """Read what an interrupted comparison had done.
+
+    Parameters
+    ----------
+    path : path-like
+        A document that was written by ``--json``.
+    name : str
+        Of its schema.
+    plan : mapping
+        What is compared now: the same.
+    rows, kind : str, Record
+        The document's list, and what each entry must be.
+
+    Raises
+    ------
+    InputError
+        If the file is none, is damaged, or belongs to another plan.
+    """
+    place = Place(argument="--resume", path=str(path))
+    root = read_json(Path(path), "--resume", limit=FILE_LIMIT)
+    place.names("", root, None)
+    place.same("schema", root.get("schema"), SCHEMAS[name])
+    place.same("plan", root.get("plan"), plan)
+    place.check(rows, root.get(rows), Items(kind))
+    found: list[dict[str, Any]] = root[rows]
+    return found
