@@ -248,7 +248,7 @@ def test_the_command_on_two_cores_and_what_it_refuses(tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--stream", "iris"], "--stream: got 'iris'; required one of"),
+        (["--stream", "iris inverted"], "misspelt name; the closest is 'iris invert'"),
         (["--seeds", "0"], "--seeds: got 0"),
         (["--workers", "0", "--stream", "iris invert", "--seeds", "1"], "--workers: got 0"),
         (["--resume", "no.json"], "no.json"),

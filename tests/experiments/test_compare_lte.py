@@ -97,5 +97,5 @@ def test_the_command_goes_on_and_its_document_fits(tmp_path, monkeypatch):
     assert len(document["summary"]["digits, mlp"]["claims"]) == len(lte.CLAIMS)
     with pytest.raises(InputError, match=r"plan\.steps"):
         lte_report.read(path, dataclasses.replace(plan, steps=4))
-    with pytest.raises(InputError, match="--task"):
+    with pytest.raises(InputError, match=r"--task.*one of 'digits, mlp', 'digits, vit'"):
         lte_report.plan(tasks=["digits"])

@@ -10,8 +10,9 @@ from lte_common import CLOSE, OPTIMIZERS, batches, config, deltas, effective, lo
 
 from loko_ref import loko, lte, optimizers
 from loko_ref.arrays.special import softmax_forward
+from loko_ref.experiments.lte.diagnostics import effective_weights
 from loko_ref.lte import heads as net
-from loko_ref.lte.state import heads_of
+from loko_ref.lte.state import heads_of, without_lora
 from loko_ref.network import model
 
 VARIANTS = [
@@ -158,6 +159,17 @@ def test_merging_every_step_with_one_batch_for_all_is_mhlora(reduction, slower, 
     b, _ = lte.run(one, lte.init(one, batch=6), batches(one, 6))
     np.testing.assert_allclose(a.theta, b.theta, **CLOSE)
     assert np.abs(a.theta - begin.theta).max() > 1e-3
+
+
+@pytest.mark.parametrize("scaling", ["mean", "sum"])
+def test_the_weights_that_mhlora_stands_for_give_its_outputs(scaling) -> None:
+    c = replace(config(mode="mhlora"), scaling=scaling)
+    s = start(c)
+    s = replace(s, theta=s.theta + 0.1)  # B is 0 at the start
+    x, y = batches(c, 1)[0]
+    z, _, _ = net.gradient(c, heads_of(c, s), x, np.eye(4)[y])
+    one = model.Model(spec=without_lora(c), weights=effective_weights(c, s))
+    np.testing.assert_allclose(model.forward(one, x)[0], z, **CLOSE)
 
 
 @pytest.mark.parametrize("scaling", ["mean", "sum"])

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loko_ref.checks.fields import Items, Place, Record
+from loko_ref.errors import InputError, closest, shown
 from loko_ref.experiments.compare.analysis import Difference
 from loko_ref.files.documents import SCHEMAS
 from loko_ref.files.strict_json import read_json
 
-__all__ = ["as_json", "number", "read_rows"]
+__all__ = ["as_json", "check_names", "number", "read_rows"]
 
 FILE_LIMIT = 2**28
 """Most bytes of a document to go on from."""
+
+
+def check_names(option: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise for a name that is none of those known; it has commas, so it is shown in quotes."""
+    for name in names:
+        if name not in known:
+            near = closest(name, known)
+            cause = f"a misspelt name; the closest is {near!r}" if near else "a misspelt name"
+            raise InputError(option, shown(name), f"one of {', '.join(map(repr, known))}", cause)
 
 
 def number(value: float) -> float | None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from loko_ref.checks.fields import Items, Kind, Maybe, Record, choice, real, whole
-from loko_ref.checks.values import check_choice, check_whole
+from loko_ref.checks.values import check_whole
 from loko_ref.experiments.compare import pool
 from loko_ref.experiments.compare.analysis import paired
-from loko_ref.experiments.compare.documents import as_json, read_rows
+from loko_ref.experiments.compare.documents import as_json, check_names, read_rows
 from loko_ref.experiments.compare.lte import (
     CLAIMS,
     FULL,
@@ -83,8 +83,7 @@ def plan(
     InputError
         If a task is unknown, or a count is out of range.
     """
-    for name in tasks:
-        check_choice("--task", name, tuple(TASKS))
+    check_names("--task", tasks, list(TASKS))
     for option, value in (("--steps", steps), ("--limit", limit)):
         if value is not None:
             check_whole(option, value)

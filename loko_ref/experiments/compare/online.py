@@ -10,10 +10,9 @@ from typing import Any
 
 from loko_ref.checks.fields import Items, Kind, Maybe, Record, choice, real, whole
 from loko_ref.checks.values import check_whole
-from loko_ref.errors import InputError, shown
 from loko_ref.experiments.compare import pool
 from loko_ref.experiments.compare.analysis import METRICS, Table, halves
-from loko_ref.experiments.compare.documents import as_json, number, read_rows
+from loko_ref.experiments.compare.documents import as_json, check_names, number, read_rows
 from loko_ref.experiments.compare.learners import FAMILIES, LOKO, Learner, learners
 from loko_ref.experiments.compare.streams import QUICK, STREAMS, Stream
 from loko_ref.experiments.compare.trials import Job, Trial, work
@@ -120,10 +119,7 @@ def plan(
     (21, 4)
     """
     known = {one.name: one for one in STREAMS}
-    for name in streams:
-        if name not in known:
-            required = "one of " + ", ".join(map(repr, known))
-            raise InputError("--stream", shown(name), required, "a misspelt name")
+    check_names("--stream", streams, list(known))
     count = seeds if seeds is not None else 4 if quick else 10
     check_whole("--seeds", count, high=MOST_SEEDS)
     if limit is not None:
