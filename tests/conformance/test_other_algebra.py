@@ -39,6 +39,7 @@ def test_a_network_of_another_form_is_right(form, dtype, monkeypatch):
     monkeypatch.setattr(einsum_network, "Network", NETWORKS[form])
     cases = [*select("model.*", dtype), *select("loko.step", dtype), *select("loko.run/*", dtype)]
     cases = [c for c in cases if HOLDS[form] in str(c.options["spec"])]
+    cases = [c for c in cases if c.options.get("train") != "weights"]  # einsum_loko trains factors
     few = sample(cases, 0.015, by=lambda c: c.operation.name, name=lambda c: c.id)
     assert accused(einsum_loko.IMPLEMENTATION, few) == []
 

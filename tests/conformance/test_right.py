@@ -81,13 +81,15 @@ def update(x, solve, posterior, diagonal=None):
 def test_a_stable_solve_is_right_whatever_route_follows(gain, posterior):
     cases = select("kalman.dense_update") + select("kalman.diagonal_update")
     assert len(cases) > 40
-    worst = {
-        case.id: compare(
-            case,
-            update(case.inputs(), GAINS[gain], POSTERIORS[posterior], case.options.get("diagonal")),
-        )[1]
-        for case in cases
-    }
+    worst = {}
+    for case in cases:
+        # a stranger's program: its numbers are judged, not flags that a BLAS kernel may raise for
+        # the unused lanes of its registers
+        with np.errstate(invalid="ignore"):
+            answer = update(
+                case.inputs(), GAINS[gain], POSTERIORS[posterior], case.options.get("diagonal")
+            )
+        worst[case.id] = compare(case, answer)[1]
     assert max(worst.values()) <= 0.8, max(worst, key=worst.get)
 
 
