@@ -203,6 +203,43 @@ def update(o: Options) -> tuple[Quantity, ...]:
     )
 
 
+def precision_update(o: Options) -> tuple[Quantity, ...]:
+    """List an update of a precision ``B + W W'``, B a diagonal or blocks.  [KAL-9, KAL-10].
+
+    Parameters
+    ----------
+    o : mapping
+        ``lam``, ``q``, and, of blocks, ``blocks``.
+    """
+    still = o["lam"] == 1 and o["q"] == 0
+    dense = {"observation": "gaussian", "covariance": "dense"}
+    S, K, theta, _ = update(dense)
+    on, label = ("on its blocks", "KAL-10") if "blocks" in o else ("(squares, on a diagonal)", "")
+    prior = (
+        quantity("U_pred", "U", "U_pred", "D U,  D = (I + q U)^-1,  U <- lam U", "KAL-9",
+                 exact=still, hidden=True),
+        quantity("W_pred", "U W", "W_pred", "D W C'^-1,  C C' = I + q W' D W,  W <- sqrt(lam) W",
+                 "KAL-9", exact=still, hidden=True),
+        quantity("p_pred", "U_pred W_pred", "P.precision", "(U + W W')^-1", "KAL-9", hidden=True),
+    )  # fmt: skip
+    after = (
+        quantity("Hw", "H R_used", "Hw", "R^-1/2 H", "KAL-9", hidden=True),
+        quantity("wide", "W_pred Hw", "wide", "W~ = [W, Hw']", "KAL-9", hidden=True),
+        quantity("gram", "wide", "gram", "W~' W~", "KAL-9", hidden=True),
+        quantity("turned", "wide gram", "turned", "W~ V,  W~' W~ = V L V'", "KAL-9", hidden=True),
+        quantity(
+            "U_post",
+            "U_pred turned",
+            "U.blocks" if label else "U.diagonal",
+            f"U + sum w w' {on}, over the columns w of W~ V but the longest",
+            f"KAL-9 {label}",
+        ),
+        quantity("WW_post", "turned", "WW", "sum w w', over the L longest columns w of W~ V",
+                 "KAL-9"),
+    )  # fmt: skip
+    return (*prior, S, K, theta, *after)
+
+
 def dataflow(o: Options) -> tuple[Quantity, ...]:
     """List every quantity of a step, each after its parents.  [LOKO-1].
 

@@ -46,6 +46,14 @@ def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "p": v.p_post}
 
 
+def lowrank_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """S, K, theta, U, WW.  [KAL-9, KAL-10]."""
+    W = x.get("W", np.zeros((len(x["theta"]), 0)))
+    v = _put({**x, "W": W, "R_used": x["R"]}, o, F, keep, loko.precision_update(o))
+    out = {"S": v.S, "K": v.K, "theta": v.theta_post, "U": v.U_post}
+    return out | ({"WW": v.WW_post} if "W" in x else {})
+
+
 def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """p_pred, or P_pred of a dense covariance.  [KAL-1]."""
     o = {**o, "covariance": "dense" if "P" in x else "diagonal"}
