@@ -79,8 +79,8 @@ _define(
 def _seen(draw: Draw, n: int, m: int, L: int | None, condition: float = 10.0) -> Inputs:
     """Draw the inputs of an update but U; L None: nothing of low rank."""
     low = {} if L is None else {"W": draw(n, L, size=1.5)}
-    x = {"theta": draw(n), "H": draw(m, n), "e": draw(m), "R": draw.spd(m, condition)}
-    return x | low
+    R = draw.spd(m, condition) if m > 1 else np.array([[0.3]])  # 1 whitens nothing
+    return {"theta": draw(n), "H": draw(m, n), "e": draw(m), "R": R, **low}
 
 
 _L = "kalman.lowrank_update"

@@ -147,7 +147,7 @@ def _multiplied(result: Mapping[Any, Any], case: Case) -> Mapping[Any, Any]:
         rest = {name: value for name, value in result.items() if name != factor}
         W = _array(result[factor])
         if product not in result and product in expected(case):
-            if not isinstance(W, str) and W.ndim == 2 and W.dtype == case.dtype:
+            if not isinstance(W, str) and W.ndim == 2 and W.dtype.kind == "f":
                 wide = W.astype(np.float64)
                 with np.errstate(all="ignore"):
                     W = (wide @ wide.T).astype(W.dtype)

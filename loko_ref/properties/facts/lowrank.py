@@ -104,8 +104,8 @@ def _base(t: Trial) -> Array:
 )
 def _rotated(t: Trial) -> None:
     n, (H,) = len(t.given["theta"]), t.wide("H")
-    W = [t.wide("W")[0]] if "W" in t.given else []
-    W = np.concatenate([*W, H.T, np.ones((n, 1))], axis=1)
+    given = t.wide("W") if "W" in t.given else []
+    W = np.concatenate([*given, H.T, np.ones((n, 1))], axis=1)
     signs = (-1.0) ** np.arange(W.shape[1])
     t.same(t.run(W=W), t.run(W=np.roll(W * signs, 1, axis=1)))
 
