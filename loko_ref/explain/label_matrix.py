@@ -25,8 +25,8 @@ KAL-2 S K pHt theta_post p.dense
 DIAG-1 p.decoupled
 DIAG-2 p.variational
 DIAG-4 p.decoupled p.variational
-KAL-9 U_pred W_pred P.precision Hw turned cut kept U.diagonal WW
-KAL-10 U.blocks same_block
+KAL-9 U_pred W_pred P.precision Hw turned cut kept U.diagonal
+KAL-10 U.blocks
 OBS-1 yhat e H.gaussian
 OBS-2 softmax J H.softmax K.softmax
 OBS-3 H.logits

@@ -194,7 +194,7 @@ def _P_of_precision(v: Values) -> Array:
     inverse = v.keep("B^-1", _divided(v.U_pred, np.eye(len(v.U_pred))))
     BW = v.keep("B^-1 W", _divided(v.U_pred, v.W_pred))
     C = v.keep("C", np.eye(BW.shape[1]) + v.W_pred.T @ BW)
-    return inverse - BW @ np.linalg.solve(C, BW.T)
+    return inverse - BW @ v.keep("C^-1 W' B^-1", np.linalg.solve(C, BW.T))
 
 
 def _whitened(v: Values) -> Array:

@@ -116,9 +116,9 @@ for _name, (_covers, _sizes, _options) in _LOWRANK.items():
             x["W"] = np.zeros((n, L))
         if name == "correlated-R":
             x["R"] = 0.1 * np.eye(m) + 0.9
-        if name == "ill-scaled":  # from the prior's variances, from what is well known to nothing
-            x["U"] = np.logspace(-2, 4, n)
-            x["W"] = x["W"] * np.array([100.0, 1.0, 0.3])
+        if name == "ill-scaled":  # from what is hardly known to what is well known
+            x["U"] = np.logspace(0, 4, n)
+            x["W"] = x["W"] * np.array([20.0 if dtype == "float64" else 4.0, 1.0, 0.3])
         return x
 
 
