@@ -159,7 +159,7 @@ KALMAN = (
         inputs=(
             _THETA,
             takes("U", "(n, n)", "the prior precision's blocks; 0 outside of them"),
-            takes("W", "(n, L)", "the prior precision's factor of low rank", "low rank"),
+            takes("W", "(n, L)", "the prior precision's factor", "a part of low rank"),
             _H,
             _E,
             _R,
