@@ -51,10 +51,12 @@ from loko_ref.strategies.problems import (
     DiagonalProblem,
     GlmProblem,
     ObservationProblem,
+    PrecisionProblem,
     dense_problems,
     diagonal_problems,
     glm_problems,
     observation_problems,
+    precision_problems,
 )
 from loko_ref.strategies.steps import StepProblem, batches, configs, states, step_problems
 from loko_ref.strategies.transformers import transformer_specs, transformers
@@ -65,6 +67,7 @@ __all__ = [
     "GlmProblem",
     "LteRun",
     "ObservationProblem",
+    "PrecisionProblem",
     "StepProblem",
     "arrays",
     "batches",
@@ -79,6 +82,7 @@ __all__ = [
     "lte_runs",
     "models",
     "observation_problems",
+    "precision_problems",
     "probabilities",
     "spd_matrices",
     "states",

@@ -251,7 +251,7 @@ def _by_recipe() -> dict[Recipe, list[Case]]:
 @cache
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the catalogue, float64 before float32."""
-    for part in ("filter", "model", "attention", "combinations", "implicit", "edges", "lte"):
+    for part in ("filter", "model", "attention", "combinations", "variants", "edges", "lte"):
         import_module(f"loko_ref.conformance.cases.{part}")  # which registers its own
 
     def generate() -> Iterator[Case]:

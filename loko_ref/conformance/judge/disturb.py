@@ -88,15 +88,15 @@ class DisturbScalars(Disturb):
 
 
 class DisturbInNorm(Disturb):
-    """Perturbs the matrices of a solve by DELTA of their largest entry too.
+    """Perturbs the matrices of a solve, and of an eigendecomposition, by their largest entry too.
 
-    That is the backward error of a factorisation: small relative to the matrix, not to each entry.
+    DELTA of it is the backward error: small relative to the matrix, not to each entry.
     """
 
     def __call__(self, name: str, value: Any) -> Any:
         """Move a quantity, a matrix that is solved with more."""
         moved = super().__call__(name, value)
-        if name in SOLVED_WITH:
+        if name in (*SOLVED_WITH, "gram"):
             largest = np.max(np.abs(value), axis=(-2, -1), keepdims=True)
             moved = moved + self.noise(np.shape(value)) * largest
         return moved

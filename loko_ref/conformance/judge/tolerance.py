@@ -71,7 +71,7 @@ is only normwise stable (by eigenvalues) may err by many units in a small row an
 SOLVED = ("K", "theta", "p", "P")
 """Results of a solve with S; not judged where the case is row-scaled.  [TOL-3]"""
 
-COVARIANCES = ("P_pred", "R_used", "S", "P", "R", "R_step")
+COVARIANCES = ("P_pred", "R_used", "S", "P", "R", "R_step", "U", "WW")
 """Symmetric outputs: the unit of entry (i, j) is at least u sqrt(diagonal_i diagonal_j)."""
 
 EXPLANATION = (
@@ -179,7 +179,7 @@ def least(name: str, value: Array, dtype: str) -> Array:
     info = np.finfo(dtype)
     u = float(info.eps) / 2
     size: Array = u * np.abs(value)
-    if name in COVARIANCES:
+    if name in COVARIANCES and value.ndim > 1:
         scale = np.sqrt(np.abs(np.diagonal(value, axis1=-2, axis2=-1)))
         size = np.maximum(size, u * scale[..., :, None] * scale[..., None, :])
     if name == "v":  # y - softmax, whose terms are of size 1
