@@ -17,7 +17,7 @@ reason is stated.  [TOL-3]
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -31,7 +31,10 @@ from loko_ref.conformance.judge.disturb import (
     SOLVED_WITH,
     DisturbInNorm,
     DisturbScalars,
+    Stacked,
     Still,
+    generators,
+    uniform,
 )
 from loko_ref.conformance.judge.disturb import Disturb as _Disturb
 from loko_ref.textbook import FORMULA_TABLE
@@ -161,17 +164,28 @@ def _evaluate(
 
 
 def _root_mean_square(
-    case: Case, centre: Mapping[str, Array], moved: Callable[[int], Mapping[str, Array]]
+    case: Case, centre: Mapping[str, Array], moved: Callable[..., Mapping[str, Any]]
 ) -> dict[str, Array]:
-    """Return the root mean square distance of DRAWS evaluations from the unperturbed one."""
-    total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
-    # squares of what is below 1e-154 would be 0: powers of two take it nearer to 1, and no bit else
-    power = {name: np.maximum(np.frexp(value)[1], -500) for name, value in centre.items()}
-    for draw in range(DRAWS):
-        for name, value in moved(draw).items():
-            off = canonical(case, name, value - centre[name])
-            total[name] += np.ldexp(off, -power[name]) ** 2
-    return {name: np.ldexp(np.sqrt(a / DRAWS), power[name]) for name, a in total.items()}
+    """Return the root mean square distance of DRAWS evaluations from the unperturbed one.
+
+    `moved` is given the numbers of the draws that one walk is to take: all of them, or one where
+    the solve is iterated, which takes each its own number of rounds.
+    """
+    if case.options.get("solve") == "implicit":
+        rows = [moved(draw) for draw in range(DRAWS)]
+        each = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    else:
+        found = moved(*range(DRAWS))
+        each = {k: a.each if isinstance(a, Stacked) else a[None] for k, a in found.items()}
+    sizes = {}
+    for name, value in each.items():
+        off = canonical(case, name, value - centre[name])
+        # squares of what is below 1e-154 would be 0: powers of two take it nearer to 1, no bit else
+        power = np.maximum(np.frexp(centre[name])[1], -500)
+        squares = np.broadcast_to(np.ldexp(off, -power) ** 2, (DRAWS, *power.shape))
+        total = np.add.accumulate(squares, axis=0)[-1]
+        sizes[name] = np.ldexp(np.sqrt(total / DRAWS), power)
+    return sizes
 
 
 def least(name: str, value: Array, dtype: str) -> Array:
@@ -211,8 +225,8 @@ class Units:
 
 Evaluate = Callable[[Any, Callable[[str, Any], Any]], Mapping[str, Array]]
 
-Moved = Callable[[int, type[_Disturb]], tuple[Any, Callable[[str, Any], Any]]]
-"""Draw and kind of disturbance -> disturbed inputs, and the hook for what comes from them."""
+Moved = Callable[[Sequence[int], type[_Disturb]], tuple[Any, Callable[[str, Any], Any]]]
+"""Draws and kind of disturbance -> disturbed inputs, and the hook for what comes from them."""
 
 
 def widening(
@@ -262,28 +276,32 @@ def widening(
     step = single or not case.operation.stepwise
     how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
 
-    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> Mapping[str, Array]:
-        if moved is not None:
-            return evaluate(*moved(draw, kind))
-        disturb = kind(seed + draw)
-        return evaluate(disturb.inputs(inputs, case.exact), disturb)
+    def sizes(first: int, kind: type[_Disturb]) -> dict[str, Array]:
+        def disturbed(*draws: int) -> Mapping[str, Any]:
+            draws = tuple(first + draw for draw in draws)
+            if moved is not None:
+                return evaluate(*moved(draws, kind))
+            disturb = kind(*(seed + draw for draw in draws))
+            return evaluate(disturb.inputs(inputs, case.exact), disturb)
+
+        return _root_mean_square(case, centre, disturbed)
 
     def widened(found: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
         return size | {name: np.maximum(size[name], found[name] * (u / DELTA)) for name in names}
 
-    size = widened(_root_mean_square(case, centre, disturbed), centre)
+    size = widened(sizes(0, _Disturb), centre)
     yield Units(centre=centre, size=size, how=how)
     short = case.recipe.shared and not step  # a run of a few steps
     if follows and (case.recipe.name == OWN or short or step):
-        solve = _root_mean_square(case, centre, lambda draw: disturbed(DRAWS + draw, DisturbInNorm))
+        solve = sizes(DRAWS, DisturbInNorm)
         size = widened(solve, [k for k in centre if k not in SOLVED_WITH] if short else follows)
         how += "; K and what follows it also with the backward error of a stable solve"
         yield Units(centre=centre, size=size, how=how)
     if follows and step:
 
-        def by_gain(draw: int) -> Mapping[str, Array]:
-            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
-            move = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
+        def by_gain(*draws: int) -> Mapping[str, Any]:
+            rngs = generators(seed + 2 * DRAWS + draw for draw in draws)
+            move = uniform(rngs, np.shape(size["K"])) * size["K"] * (DELTA / u)
 
             def keep(name: str, value: Any) -> Any:
                 return value + move if name == "K" else value
@@ -298,10 +316,7 @@ def widening(
         yield Units(centre=centre, size=size, how=how)
     if still.scalars:
         rounding, u = size, 2.0**-53
-        move = _root_mean_square(
-            case, centre, lambda draw: disturbed(3 * DRAWS + draw, DisturbScalars)
-        )
-        size = widened(move, centre)
+        size = widened(sizes(3 * DRAWS, DisturbScalars), centre)
         how += "; also with numbers made of options alone off by one unit roundoff of float64"
         yield Units(centre=centre, size=size, how=how, rounding=rounding)
 
