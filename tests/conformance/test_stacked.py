@@ -5,8 +5,8 @@ import pytest
 from sampling import sample
 
 from loko_ref.conformance.cases.registry import all_cases
+from loko_ref.conformance.judge import tolerance
 from loko_ref.conformance.judge.disturb import Disturb, DisturbInNorm, DisturbScalars, Stacked
-from loko_ref.conformance.judge.tolerance import _wide
 from loko_ref.textbook import FORMULA_TABLE
 
 CASES = [case for case in all_cases() if case.dtype == "float64"]
@@ -16,7 +16,7 @@ ITERATED = [case for case in CASES if case.options.get("solve") == "implicit"]
 def walk(case, kind, *seeds):
     hook, o = kind(*seeds), case.options
     return case.operation.plain(
-        hook.inputs(_wide(case.inputs()), case.exact), o, FORMULA_TABLE, hook
+        hook.inputs(tolerance._wide(case.inputs()), case.exact), o, FORMULA_TABLE, hook
     )
 
 
@@ -86,3 +86,12 @@ def test_stacked_arrays_are_no_array_and_no_single_truth():
     with pytest.raises(TypeError, match="a walk of one each"):
         bool(Stacked(np.array([True, False])))
     assert Stacked(np.array([True, True]))
+
+
+def test_units_are_the_same_however_many_draws_a_walk_takes(monkeypatch):
+    cases = sample(CASES, 1, by=lambda case: case.operation.name)
+    usual = [tolerance.unit(case) for case in cases]
+    monkeypatch.setattr(tolerance, "AT_ONCE", 500)  # one of some cases, several of others
+    for case, units in zip(cases, usual, strict=True):
+        for name, one in tolerance.unit.__wrapped__(case).items():
+            assert one.size.tobytes() == units[name].size.tobytes()

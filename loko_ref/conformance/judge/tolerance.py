@@ -64,6 +64,9 @@ FACTOR = 32.0
 DRAWS = 16
 """Perturbations per case; over 16 the root mean square is not below a third of its mean."""
 
+AT_ONCE = 2**19
+"""Numbers that all outputs may hold together in the draws that one walk takes: 4 MiB."""
+
 LIMIT = 2.0**-8
 """A quantity whose tolerance exceeds this fraction of its size everywhere is not judged."""
 
@@ -168,24 +171,26 @@ def _root_mean_square(
 ) -> dict[str, Array]:
     """Return the root mean square distance of DRAWS evaluations from the unperturbed one.
 
-    `moved` is given the numbers of the draws that one walk is to take: all of them, or one where
-    the solve is iterated, which takes each its own number of rounds.
+    `moved` is given the numbers of the draws that one walk is to take.
     """
-    if case.options.get("solve") == "implicit":
-        rows = [moved(draw) for draw in range(DRAWS)]
-        each = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    else:
-        found = moved(*range(DRAWS))
-        each = {k: a.each if isinstance(a, Stacked) else a[None] for k, a in found.items()}
-    sizes = {}
-    for name, value in each.items():
-        off = canonical(case, name, value - centre[name])
-        # squares of what is below 1e-154 would be 0: powers of two take it nearer to 1, no bit else
-        power = np.maximum(np.frexp(centre[name])[1], -500)
-        squares = np.broadcast_to(np.ldexp(off, -power) ** 2, (DRAWS, *power.shape))
-        total = np.add.accumulate(squares, axis=0)[-1]
-        sizes[name] = np.ldexp(np.sqrt(total / DRAWS), power)
-    return sizes
+    most = AT_ONCE // max(sum(map(np.size, centre.values())), 1)
+    # an iterated solve takes as many rounds as it needs, in each draw
+    count = 1 if case.options.get("solve") == "implicit" else min(max(most, 1), DRAWS)
+    total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
+    # squares of what is below 1e-154 would be 0: powers of two take it nearer to 1, and no bit else
+    power = {name: np.maximum(np.frexp(value)[1], -500) for name, value in centre.items()}
+    for first in range(0, DRAWS, count):
+        draws = range(first, min(first + count, DRAWS))
+        for name, value in moved(*draws).items():
+            each = (
+                value.each
+                if isinstance(value, Stacked)
+                else np.broadcast_to(value, (len(draws), *np.shape(value)))
+            )
+            off = canonical(case, name, each - centre[name])
+            for square in np.ldexp(off, -power[name]) ** 2:
+                total[name] += square
+    return {name: np.ldexp(np.sqrt(a / DRAWS), power[name]) for name, a in total.items()}
 
 
 def least(name: str, value: Array, dtype: str) -> Array:
