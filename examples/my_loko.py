@@ -6,6 +6,7 @@ function takes and returns.
 """
 
 import math
+from operator import mul
 
 import numpy as np
 
@@ -20,13 +21,17 @@ def transpose(a):
     return [list(column) for column in zip(*a, strict=True)]
 
 
+def dot(x, y):
+    return sum(map(mul, x, y))
+
+
 def matmul(a, b):
-    bt = transpose(b)
-    return [[sum(x * y for x, y in zip(row, col, strict=True)) for col in bt] for row in a]
+    columns = transpose(b)
+    return [[dot(row, column) for column in columns] for row in a]
 
 
 def matvec(a, x):
-    return [sum(p * q for p, q in zip(row, x, strict=True)) for row in a]
+    return [dot(row, x) for row in a]
 
 
 def add(a, b):
@@ -143,10 +148,6 @@ def cholesky(a):
             rest = a[i][j] - sum(C[i][k] * C[j][k] for k in range(j))
             C[i][j] = math.sqrt(rest) if i == j else rest / C[j][j]
     return C
-
-
-def dot(x, y):
-    return sum(p * q for p, q in zip(x, y, strict=True))
 
 
 def orthogonal(vectors):

@@ -47,6 +47,10 @@ def test_ci_takes_the_verdicts_under_three_kernels_then_larger_samples_then_lint
     lines = [line for _, calls in ci_commands()[2:] for line in calls]
     assert sum("OPENBLAS_CORETYPE=$kernel" in k and "-m verdict" in k for k in lines) == 1
     assert sum("LOKO_REF_SHARE=" in k and "LOKO_REF_SEED=$seed" in k for k in lines) == 1
+    marked = [
+        p for p in (ROOT / "tests").rglob("test_*.py") if "mark.verdict" in p.read_text("utf-8")
+    ]
+    assert {p.parent.name for p in marked} == {"conformance", "tests"}  # this file names it too
     assert {"ruff check .", "ruff format --check .", "mypy"} <= set(lines)
 
 

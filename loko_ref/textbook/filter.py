@@ -250,7 +250,7 @@ def _e(v: Values) -> Array:
 
 def _J(v: Values) -> Array:
     batch, C = v.yhat.shape
-    J = np.zeros((batch * C, batch * C))
+    J = np.zeros_like(v.yhat, shape=(batch * C, batch * C))
     for b, row in enumerate(v.yhat):
         J[b * C : (b + 1) * C, b * C : (b + 1) * C] = np.diag(row) - np.outer(row, row)
     return J
