@@ -78,6 +78,28 @@ class Links(HTMLParser):
             self.loads += [values[key] for key in ("src", "href") if values.get(key)]
 
 
+@pytest.mark.parametrize(
+    "package",
+    ["sphinx", None, *(pytest.param(n, marks=pytest.mark.larger) for n in ("furo", "hypothesis"))],
+)
+def test_a_missing_extra_is_the_first_thing_that_the_builder_says(package, tmp_path):
+    """One line that names what to install, and nothing is written; without loko_ref itself too."""
+    blocked = f"import sys; sys.modules[{package!r}] = None; sys.argv = ['build.py', 'out']"
+    run = f"import runpy; runpy.run_path({str(SITE / 'build.py')!r}, run_name='__main__')"
+    words = ["-c", f"{blocked}; {run}"] if package else ["-S", SITE / "build.py", "out"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert re.fullmatch(r"build\.py: [^\n]*pip install [^\n]*\[docs\]'\n", done.stderr), done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_one_command_stands_in_readme_and_in_the_builder():
     assert f"`{COMMAND}`" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert COMMAND in (SITE / "build.py").read_text(encoding="utf-8")
