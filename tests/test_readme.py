@@ -1,9 +1,14 @@
 """README's two commands are what .ci/run calls, word for word, before anything else."""
 
+import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
+
+from loko_ref.experiments.compare import headline
+from loko_ref.files import documents
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +53,20 @@ def test_ci_takes_the_verdicts_under_three_kernels_then_larger_samples_then_lint
     assert sum("OPENBLAS_CORETYPE=$kernel" in k and "-m verdict" in k for k in lines) == 1
     assert sum("LOKO_REF_SHARE=" in k and "LOKO_REF_SEED=$seed" in k for k in lines) == 1
     assert {"ruff check .", "ruff format --check .", "mypy"} <= set(lines)
+
+
+RESULTS = ROOT / "derivations" / "site" / "results"
+
+
+@pytest.mark.parametrize("name", ["online", "lte"])
+def test_readme_has_what_the_kept_comparison_says(name):
+    file = RESULTS / f"{name}.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if kept is not None:
+        jsonschema.validate(kept, documents.load(f"compare-{name}"))
+        assert file.stat().st_size < 200_000
+    said = getattr(headline, name)(kept)[0]
+    assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
 def test_readme_has_two_screens():

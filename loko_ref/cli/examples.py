@@ -38,6 +38,7 @@ EXAMPLES = {
         "loko-ref explain labels --matrix",
     ),
     "compare online": ("loko-ref compare online --quick --json quick.json --plot pictures",),
+    "compare report": ("loko-ref compare report quick.json --json results.json --plot pictures",),
     "compare lte": ("loko-ref compare lte --quick --json lte.json",),
     "lte": ("loko-ref lte --data digits --heads 4 --rank 4",),
     "certify": ("loko-ref certify --operation 'kalman.*'",),
