@@ -105,6 +105,18 @@ def test_the_one_command_stands_in_readme_and_in_the_builder():
     assert COMMAND in (SITE / "build.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["walk", pytest.param("report", marks=pytest.mark.larger)])
+def test_a_picture_in_readme_shows_the_page_as_it_is_now(name, monkeypatch):
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    monkeypatch.syspath_prepend(str(SITE))
+    import pictures
+
+    with image.open(SITE.parent / f"{name}.png") as picture:
+        said = picture.text[pictures.KEY]
+    page = pictures.walk(1) if name == "walk" else pictures.report()
+    assert said == pictures.shows(page), "python derivations/site/pictures.py makes it anew"
+
+
 def test_links_of_the_written_pages_to_derivations_lead_to_files():
     """Those that resolve where the sources are read as they are."""
     for file in SITE.glob("*.md"):

@@ -34,6 +34,7 @@ EXAMPLES = {
     "explain": (
         "loko-ref explain --data digits --steps 2",
         "loko-ref explain tiny --html tiny.html",
+        "loko-ref explain lte --html lte.html --heads 2 --merge-every 3",
         "loko-ref explain KAL-2",
         "loko-ref explain labels --matrix",
     ),
