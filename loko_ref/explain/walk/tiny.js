@@ -103,7 +103,7 @@ if (DATA.tiny) {
   const views = {
     "Two parameters": () => [key(KEY), planes(real)],
     "The implicit step": () => [
-      h("p", {}, "Two classes, z = (u, −u). The innovation v at the posterior solves v = f(v), f(v) = y − softmax(z + G v), G = Z P Z'. With two classes v = (t, −t) is one number. Where the network is sure and wrong, the tangent at 0 is flat, and the linear step overshoots. ", derivation("OBS-9")),
+      h("p", {}, "Two classes, z = (u, −u). The innovation v at the posterior solves v = f(v), f(v) = y − softmax(z + G v), G = Z P Z'. With two classes v = (t, −t) is one number. Where the network is confident and wrong, the tangent at 0 is flat, and the linear step overshoots. ", derivation("OBS-9")),
       key(FIXED_KEY), h("div", { class: "planes two" }, classes.map((one) => fixedPoint(one, state.index))), key(KEY), planes(classes)],
   };
   for (const [name, view] of Object.entries(VIEWS)) views[name] = view;
