@@ -20,7 +20,7 @@ DERIVATIONS = HERE.parent
 
 NEEDS = (
     *("sphinx", "myst_parser", "furo", "typer", "rich", "jinja2", "markdown_it", "docutils"),
-    *("threadpoolctl", "sklearn", "matplotlib", "hypothesis", "nbclient", "ipykernel"),
+    *("threadpoolctl", "sklearn", "matplotlib", "hypothesis"),
 )
 """What is imported on the way, all of it of the extra ``[docs]``."""
 

@@ -27,8 +27,6 @@ EXTRAS = {
     "sphinx": ("sphinx", "docs"),
     "myst_parser": ("myst-parser", "docs"),
     "furo": ("furo", "docs"),
-    "nbclient": ("nbclient", "docs"),
-    "ipykernel": ("ipykernel", "docs"),
 }
 """What is imported -> the package's name in an error, and the extra that brings it."""
 
