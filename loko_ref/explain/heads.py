@@ -50,8 +50,8 @@ KINDS = {
     ),
     "reset": (
         "B_h = 0, with AB A_h drawn again; W_reset = W",
-        "The branches begin anew beside a weight that has learned. Where A is drawn again, the next "
-        "merge adds other directions, and the rank of the whole update grows beyond N r.",
+        "The branches begin anew beside a weight that has learned. Where A is drawn again, the "
+        "next merge adds other directions, and the rank of the whole update grows beyond N r.",
         ("LTE-6", "LORA-1"),
     ),
 }
