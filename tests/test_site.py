@@ -27,6 +27,8 @@ SAMPLE = (
     "verify",
     "features",
     "labels",
+    "compared_online",
+    "compared_lte",
     "derivations/kalman",
     "derivations/fast",
     "operations/loko.step",
