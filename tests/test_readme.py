@@ -55,7 +55,7 @@ def test_ci_takes_the_verdicts_under_three_kernels_then_larger_samples_then_lint
     assert {"ruff check .", "ruff format --check .", "mypy"} <= set(lines)
 
 
-RESULTS = ROOT / "derivations" / "site" / "results"
+RESULTS = ROOT / "derivations" / "site" / "compared"
 
 
 @pytest.mark.parametrize("name", ["online", "lte"])

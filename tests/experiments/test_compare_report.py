@@ -108,7 +108,7 @@ def test_the_page_has_the_misses_and_what_is_not_done(pages, tmp_path):
     assert "--seeds 4 --limit 50 --quick --stream 'iris invert'" in words
     empty = "\n".join(pages.online(None, tmp_path / "none"))
     assert headline.NOT_MADE.format("online") in empty
-    assert "loko-ref compare report full.json --json derivations/site/results/online.json" in empty
+    assert "loko-ref compare report full.json --json derivations/site/compared/online.json" in empty
 
 
 @pytest.mark.larger

@@ -1,4 +1,4 @@
-"""The results of both comparisons, from the documents in ``results``: no number is typed."""
+"""The results of both comparisons, from the documents in ``compared``: no number is typed."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ from loko_ref.experiments.compare.lte import TASKS
 from loko_ref.experiments.compare.streams import STREAMS
 from pages.markdown import block, code, page, table, text
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "compared"
 
 Document = Mapping[str, Any]
 
@@ -85,7 +85,7 @@ def _repeat(name: str, document: Document | None) -> str:
     lines = [
         f"loko-ref compare {name}{options} --json full.json",
         f"loko-ref compare {name}{options} --json full.json --resume full.json  # after a stop",
-        f"loko-ref compare report full.json --json derivations/site/results/{name}.json",
+        f"loko-ref compare report full.json --json derivations/site/compared/{name}.json",
     ]
     words = """The first command runs everything (extra `[data]`; both cores, for hours; `--quick`
 takes minutes), the last one writes what this page is made of. Both documents name every learner or
