@@ -154,6 +154,11 @@ def test_the_claims_stand_one_by_one_with_what_each_task_shows(pages, tmp_path):
     assert rest == "Planned and not finished: digits, vit."
 
 
+def with_curve(document, curve):
+    first, *rest = document["trials"]
+    return document | {"trials": [first | {"curve": curve}, *rest]}
+
+
 def test_another_document_is_refused(tmp_path):
     file = planted(tmp_path / "d.json")
     document = json.loads(file.read_text())
@@ -163,6 +168,16 @@ def test_another_document_is_refused(tmp_path):
         online.condensed(condensed)
     with pytest.raises(InputError, match="schema"):
         lte_report.condensed(file)
+    for place, changed in (
+        (r"plan\.seeds", document | {"plan": document["plan"] | {"seeds": []}}),
+        (r"plan\.seeds", document | {"plan": document["plan"] | {"seeds": [0, 0]}}),
+        (r"plan\.learners", document | {"plan": document["plan"] | {"learners": []}}),
+        (r"trials\[0\]\.curve: got 0 points", with_curve(document, [])),
+        (r"trials\[1\]\.curve: got 4 points", with_curve(document, [0.5])),
+    ):
+        file.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=place):
+            online.condensed(file)
     document["plan"]["learners"][0]["options"] = ["p0=3"]
     file.write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"plan\.learners"):

@@ -84,6 +84,9 @@ def read_plan(
     """
     place, root = _opened(path, name, "FILE")
     place.check("plan", root.get("plan"), kind)
+    seeds = root["plan"]["seeds"]
+    if not seeds or seeds != list(range(len(seeds))):
+        raise place.error("plan.seeds", shown(seeds), "the seeds from 0 on, one at least")
     made: dict[str, Kind] = {"versions": Table(text()), "platform": text()}
     for key, wanted in made.items():
         place.check(key, root.get(key), wanted)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loko_ref.checks.fields import Items, Kind, Maybe, Record, choice, real, text, whole
+from loko_ref.checks.fields import Items, Kind, Maybe, Place, Record, choice, real, text, whole
 from loko_ref.checks.values import check_whole
 from loko_ref.experiments.compare import pool
 from loko_ref.experiments.compare.analysis import METRICS, Table, halves
@@ -314,6 +314,9 @@ def condensed(path: str | os.PathLike[str]) -> dict[str, Any]:
     fields: dict[str, Kind] = {"streams": Items(choice(*known)), "seeds": Items(whole()),
                                "learners": Items(learner), "limit": Maybe(whole(1))}  # fmt: skip
     about, made = read_plan(path, "compare-online", Record(fields))
+    if LOKO[0].name not in (one["name"] for one in about["learners"]):
+        place = Place(argument="FILE", path=str(path))
+        raise place.error("plan.learners", "none of that name", f"'{LOKO[0].name}', the default")
     chosen = Plan(
         streams=[known[name] for name in about["streams"]],
         seeds=about["seeds"],
@@ -332,6 +335,13 @@ def condensed(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read(path: str | os.PathLike[str], chosen: Plan, argument: str = "--resume") -> list[Trial]:
     """Read the trials of an interrupted comparison; as :func:`documents.read_rows`."""
     rows = read_rows(path, "compare-online", chosen.about(), "trials", _kind(chosen), argument)
+    points: dict[str, int] = {}
+    for k, row in enumerate(rows):
+        count = len(row["curve"])
+        if not count or points.setdefault(row["stream"], count) != count:
+            place = Place(argument=argument, path=str(path))
+            required = f"{points.get(row['stream'], 'some')}, as every trial of its stream has"
+            raise place.error(f"trials[{k}].curve", f"{count} points", required)
     return [Trial(**{**row, "curve": tuple(row["curve"])}) for row in rows]
 
 
