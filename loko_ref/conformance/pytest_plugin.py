@@ -92,6 +92,7 @@ def assert_correct(case: Case, outputs: Any) -> None:
 
     outcome = judge(case, check(outputs, case))
     if outcome.status not in ("passed", "imprecise"):
+        __tracebackhide__ = True
         raise _CheckFailed(_report(outcome) if outcome.status == "failed" else outcome.reason)
 
 
