@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from loko_ref.conformance.cases.registry import Draw, select
+from loko_ref.conformance.diagnose import formulas, problems
 from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.diagnose.search.candidates import Candidate
+from loko_ref.conformance.diagnose.search.confirm import Named
 from loko_ref.conformance.diagnose.search.instrument import instrument
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.mistakes.kalman.filter import times
-from loko_ref.conformance.mistakes.registry import NOTHING, as_implementation
+from loko_ref.conformance.mistakes.registry import NOTHING, all_mutants, as_implementation
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import Values, identity
 
@@ -104,3 +107,21 @@ def test_a_mistake_in_the_implicit_step_is_found_in_its_equation_not_in_its_solv
     assert found
     assert {m.quantity for fits in found.values() for m in fits} == {quantity}
     assert all(text in m.equation for fits in found.values() for m in fits)
+
+
+def test_a_formula_found_on_steps_of_runs_is_that_of_every_run_that_it_explains(monkeypatch):
+    (wrong,) = (one for one in all_mutants() if one.id == "P-KEPT")
+    target = Implementation(target="made", functions=as_implementation(wrong))
+    checks = run(target, select("loko.run/softmax-*-before-decoupled*", "float64"))
+    monkeypatch.setattr(problems, "CHECKS", 1)  # searched; the others are held to what is found
+    monkeypatch.setattr(
+        formulas,
+        "search",
+        lambda failing, *rest, **o: (
+            [Named(candidate=Candidate(mutant=wrong), explained=tuple(failing))],
+            [],
+        ),
+    )
+    (found,) = formulas.find(checks, checks)
+    assert len(checks) > 2
+    assert set(found.checks) == {check.case.id for check in checks}

@@ -93,6 +93,7 @@ def find(
     hints: list[Candidate] = []
     deep = DEEP
     for (operation, quantity), own in grouped(problems).items():
+        operations = {cases[p.check].operation.name for p in own}  # of a run a step was searched
         right = passing(checks, operation, quantity, problems)
         alone = len({cases[p.check].recipe for p in own}) == 1
         if alone:
@@ -113,7 +114,7 @@ def find(
                     alike=tuple(_mutant(quantity, other) for other in one.alike),
                     checks=tuple(
                         key
-                        for key in dict.fromkeys(_explained(one, quantity, own, operation, unnamed))
+                        for key in dict.fromkeys(_explained(one, quantity, own, operations, unnamed))
                         if key in cases
                     ),
                 )
@@ -128,13 +129,14 @@ def _others(quantity: str, case: Case, again: Again | None) -> list[Problem]:
 
 
 def _explained(
-    one: Named, quantity: str, own: Sequence[Problem], operation: str, unnamed: Sequence[Check]
+    one: Named, quantity: str, own: Sequence[Problem], operations: set[str],
+    unnamed: Sequence[Check],
 ) -> Iterator[str]:
     """Yield the checks that a formula explains: those searched, then the others."""
     looked = {p.check for p in own}
     yield from (p.check for p in own if _gives(one, p, closely=True))
     for check in unnamed:
-        if check.case.id in looked or check.case.operation.name != operation:
+        if check.case.id in looked or check.case.operation.name not in operations:
             continue
         for problem in of_check(check):
             if problem.quantity == quantity:
