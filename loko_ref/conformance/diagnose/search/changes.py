@@ -279,10 +279,11 @@ def _of_number(site: Site, known: list[Number]) -> Iterator[Change]:
     for number in known:
         if number.at(site.call.v) != a:
             yield Change(text=f"{number.text} in place of {{x}}", cost=number.cost + 0.4,
-                         apply=_number(number))  # fmt: skip
+                         apply=_number(number), number=number)  # fmt: skip
             if not whole and number.cost < 0.3:
                 yield Change(text=f"{{x}} times {number.text}", cost=number.cost + 1.0,
-                             apply=_with(lambda x, c: x * c, _number(number)))  # fmt: skip
+                             apply=_with(lambda x, c: x * c, _number(number)),
+                             number=number)  # fmt: skip
 
 
 def _functions(a: Array, shape: tuple[int, ...]) -> Iterator[tuple[str, Alone]]:
@@ -359,13 +360,13 @@ def edits_at(
         found += [*_of_array(site, pool), *_of_parts(site)]
         found += [
             Change(text=f"{number.text} in place of {{x}}", cost=number.cost + 0.6,
-                   apply=_with(lambda x, c: 0 * x + c, _number(number)))
+                   apply=_with(lambda x, c: 0 * x + c, _number(number)), number=number)
             for number in known if number.cost < 0.3
         ]  # fmt: skip
         if site.place == RESULT:
             found += [
                 Change(text=f"{{x}} times {number.text}", cost=number.cost + 0.9,
-                       apply=_with(lambda x, c: x * c, _number(number)))
+                       apply=_with(lambda x, c: x * c, _number(number)), number=number)
                 for number in known
             ]  # fmt: skip
     else:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from loko_ref.conformance.diagnose.search.instrument import RESULT, Place, See, instrument
+from loko_ref.conformance.diagnose.search.numbers import Number
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import Formula, Values
 
@@ -69,12 +70,15 @@ class Change:
         How far-fetched it is: of formulas that agree the cheapest is named.
     needs : tuple of int
         Places that it reads.
+    number : Number or None
+        The option, size or product of some that it reads.
     """
 
     text: str
     apply: Callable[[Any, Reach], Any]
     cost: float = 1.0
     needs: tuple[int, ...] = ()
+    number: Number | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

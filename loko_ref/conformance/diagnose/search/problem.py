@@ -160,6 +160,35 @@ class Problem:
             return None
         return self._finished(out.get(self.quantity))
 
+    def every(self, changes: Table) -> dict[str, Any]:
+        """Compute all quantities at what came, with some formulas changed; none without meaning."""
+        hook = given(self.case, self.came)
+        try:
+            with np.errstate(all="ignore"):
+                table = {**FORMULA_TABLE, **changes}
+                return dict(
+                    hook.outputs(
+                        self.case.operation.plain(self.inputs, self.case.options, table, hook)
+                    )
+                )
+        except ERRORS:
+            return {}
+
+    def belies(self, changes: Table) -> bool:
+        """Return whether changed formulas alter another quantity, which came as it should be."""
+        right, changed = self.every({}), self.every(changes)
+        for name in self.outputs:
+            if name == self.quantity or name not in right or name not in changed:
+                continue
+            other = Problem(case=self.case, quantity=name, outputs=self.outputs,
+                            check=self.check, taken=self.taken)  # fmt: skip
+            a, b = (other._finished(found[name]) for found in (right, changed))
+            if a is None or b is None or np.array_equal(a, b):
+                continue
+            if other.far(a) <= 1 and np.any(np.abs(other.got - b) > 4 * other.loose):
+                return True
+        return False
+
     def _finished(self, found: Any) -> Array | None:
         if found is None or np.shape(found) != self.got.shape or np.iscomplexobj(found):
             return None
