@@ -7,10 +7,12 @@ import pytest
 
 from loko_ref.conformance.cases.registry import Draw, select
 from loko_ref.conformance.diagnose import formulas, problems
+from loko_ref.conformance.diagnose.equations import equation
 from loko_ref.conformance.diagnose.naming import name_mistakes
-from loko_ref.conformance.diagnose.search.candidates import Candidate
+from loko_ref.conformance.diagnose.search.candidates import Candidate, Trial, exchanged
 from loko_ref.conformance.diagnose.search.confirm import Named
 from loko_ref.conformance.diagnose.search.instrument import instrument
+from loko_ref.conformance.diagnose.search.problem import shortened
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.mistakes.kalman.filter import times
@@ -125,3 +127,17 @@ def test_a_formula_found_on_steps_of_runs_is_that_of_every_run_that_it_explains(
     (found,) = formulas.find(checks, checks)
     assert len(checks) > 2
     assert set(found.checks) == {check.case.id for check in checks}
+
+
+def test_two_options_put_for_each_other_are_found_wherever_they_stand():
+    def swapped(v):
+        return FORMULA_TABLE["adamw.hats"](Values(v, beta1=v.beta2, beta2=v.beta1))
+
+    wrong = replace(NOTHING, changes=lambda size: {"adamw.hats": swapped})
+    target = Implementation(target="made", functions=as_implementation(wrong))
+    (one,) = problems.failing(run(target, select("optimizer.adamw/default/float64")))
+    (found,) = exchanged(Trial(shortened(one)))
+    assert one.quantity == "theta"
+    assert equation("theta", found).endswith(
+        "beta2 in place of beta1 within adamw.hats, and beta1 in place of beta2 within adamw.hats"
+    )

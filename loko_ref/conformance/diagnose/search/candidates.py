@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.conformance.diagnose.search.changes import edits_at, pools
+from loko_ref.conformance.diagnose.search.changes import edits_at, pools, replaced
 from loko_ref.conformance.diagnose.search.edits import Edit, override
 from loko_ref.conformance.diagnose.search.fitted import STEP, at, fit, forms, plain
+from loko_ref.conformance.diagnose.search.instrument import RESULT
 from loko_ref.conformance.diagnose.search.numbers import numbers
 from loko_ref.conformance.diagnose.search.problem import Problem
 from loko_ref.conformance.diagnose.search.sites import Site, sites
 from loko_ref.conformance.mistakes.registry import Mutant, all_mutants
 from loko_ref.textbook.quantities import Formula
 
-__all__ = ["Candidate", "Trial", "doubles", "fitted", "known", "singles"]
+__all__ = ["Candidate", "Trial", "doubles", "exchanged", "fitted", "known", "singles"]
 
 
 WORK = 60_000
@@ -62,9 +64,8 @@ class Candidate:
         """What differs."""
         if self.mutant is not None:
             return self.mutant.name
-        return ", and ".join(
-            edit.change.text.replace("{x}", site.text) for site, edit in self.edits
-        )
+        parts = [edit.change.text.replace("{x}", site.text) for site, edit in self.edits]
+        return ", and ".join(dict.fromkeys(parts))
 
     def changes(self) -> dict[str, Formula]:
         """Return the formulas that it changes, by name."""
@@ -181,6 +182,35 @@ def singles(trial: Trial) -> Iterator[Candidate]:
         if key not in seen:
             seen.add(key)
             trial.effects.append((one, value))
+
+
+def exchanged(trial: Trial) -> Iterator[Candidate]:
+    """Yield what comes of a formula that has one quantity for another, wherever it stands.
+
+    Of two for each other: beta1 for beta2 and beta2 for beta1.
+    """
+    problem = trial.problem
+    named: dict[Any, dict[str, list[Site]]] = defaultdict(lambda: defaultdict(list))
+    for site in trial.places:
+        name = site.text.removeprefix("v.")
+        if (
+            name in site.call.v
+            and site.place != RESULT
+            and np.asarray(site.value).dtype.kind == "f"
+        ):
+            named[site.call][name].append(site)
+    for places in named.values():
+        for a, b in permutations(places, 2):
+            if np.shape(places[a][0].value) != np.shape(places[b][0].value):
+                continue
+            for_b = tuple((site, replaced(site, b)) for site in places[a])
+            for_a = tuple((site, replaced(site, a)) for site in places[b])
+            for edits in ((for_b,) if len(for_b) > 1 else ()) + ((for_b + for_a,) if a < b else ()):
+                one = Candidate(edits=edits)
+                trial.tried += 1
+                value = problem.value(one.changes())
+                if problem.near(value) and problem.fits(one.changes(), value):
+                    yield one
 
 
 def _key(value: Array) -> bytes:

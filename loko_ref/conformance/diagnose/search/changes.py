@@ -18,7 +18,7 @@ from loko_ref.conformance.diagnose.search.sites import Call, Site, arrays_of
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import Values
 
-__all__ = ["edits_at", "pools", "rounded"]
+__all__ = ["edits_at", "pools", "replaced", "rounded"]
 
 Apply = Callable[[Any, Reach], Any]
 Alone = Callable[[Any], Any]
@@ -345,6 +345,12 @@ def _history(site: Site) -> Iterator[Change]:
                  apply=lambda x, r: r.before.get(place, 0 * x))  # fmt: skip
     yield Change(text="{x} left out at the first step", cost=0.95, needs=(place,),
                  apply=lambda x, r: 0 * x if r.first else x)  # fmt: skip
+
+
+def replaced(site: Site, name: str) -> Edit:
+    """Return the change of a place that another quantity is put in."""
+    change = Change(text=f"{name} in place of {{x}}", apply=_named(name), cost=0.4)
+    return Edit(root=site.call.root, inner=site.call.inner, place=site.place, change=change)
 
 
 def edits_at(

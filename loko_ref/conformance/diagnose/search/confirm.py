@@ -20,6 +20,7 @@ from loko_ref.conformance.diagnose.search.candidates import (
     Trial,
     by_inputs,
     doubles,
+    exchanged,
     fitted,
     known,
     singles,
@@ -295,7 +296,8 @@ def _search_one(
     sample = [first, *different[:CONFIRM]]
     trial = Trial(shortened(first))
     fresh: list[Problem] | None = None
-    for stages in ((known, singles), (fitted,), (doubles,)) if deep else ((known, singles),):
+    plain = (known, singles, exchanged)
+    for stages in (plain, (fitted,), (doubles,)) if deep else (plain,):
         hits = []
         for stage in stages:
             for n, one in enumerate(stage(trial)):
