@@ -299,12 +299,17 @@ def _sums(parts: Array, whole: float) -> dict[tuple[int, int], None]:
     return found
 
 
-def by_inputs(problems: Sequence[Problem]) -> list[Problem]:
-    """Sort problems: those that tell most first."""
+ENOUGH = 24
+"""Elements that bear a formula out: of problems with so many the cheapest is searched."""
 
-    def key(problem: Problem) -> tuple[bool, bool, int]:
+
+def by_inputs(problems: Sequence[Problem]) -> list[Problem]:
+    """Sort problems: those that tell most first, of these those in which most can be tried."""
+
+    def key(problem: Problem) -> tuple[bool, bool, bool, int, int]:
         size = problem.got.size
-        return problem.case.dtype != "float64", not 4 <= size <= 400, -min(size, 60)
+        coarse, unfit = problem.case.dtype != "float64", not 4 <= size <= 400
+        return coarse, unfit, size < ENOUGH, problem.walk.bit_length(), -min(size, 60)
 
     return sorted(problems, key=key)
 

@@ -187,9 +187,18 @@ def _like(here: Sequence[Place], place: int, there: Sequence[Place]) -> int | No
 
 
 def reading(function: Formula, arguments: Sequence[Any], v: Values | None = None) -> Values:
-    """Return what a formula is given by name: the quantities, or its arguments."""
+    """Return what a formula is given by name: the quantities, or its arguments.
+
+    With a branch of LoRA among these, alpha and r are that branch's.
+    """
     if arguments and isinstance(arguments[0], Values):
-        return arguments[0]
+        own = {
+            k: a[k]
+            for a in arguments[1:2]
+            if type(a) is dict and "alpha" in a
+            for k in ("alpha", "r")
+        }
+        return Values({**arguments[0], **own}) if own else arguments[0]
     named = zip(_parameters(function), arguments, strict=False)
     return Values({**(v or {}), **dict(named)})
 

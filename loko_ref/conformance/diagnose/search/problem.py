@@ -147,7 +147,7 @@ class Problem:
             root, formula = self._own(changes)
             if self._direct[root] is not None:
                 return self._at_once(formula, self._direct[root] or [])
-        self.spent += self._walk
+        self.spent += self.walk
         table = watch({**FORMULA_TABLE, **changes})
         hook = given(self.case, self.came)
         plain, o = self.case.operation.plain, self.case.options
@@ -237,7 +237,7 @@ class Problem:
         return self._finished(np.stack(rows) if self.case.operation.stepwise else rows[0])
 
     @cached_property
-    def _walk(self) -> int:
+    def walk(self) -> int:
         """Quantities that one walk computes."""
         if self._walked is not None:
             return len(self._walked[1])
