@@ -151,8 +151,10 @@ def linear(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
         def factor(key: str, parents: list[Any], rule: Formula, equation: str, name_: str) -> None:
             put(f"D.{name}.{key}", parents, rule, equation, "LAY-3", name_, exact=True)
 
-        factor("A", [du, x], lambda v, du, x: v.F["outer"](du, x), "sum_t du x'", "outer")
-        factor("B", [dv, u], lambda v, dv, u: v.F["outer"](dv, u), "sum_t dv u'", "outer")
+        factor("A", [du, x], lambda v, du, x: v.F["factor.A"](v, lora, du, x), "sum_t du x'",
+               "factor.A")  # fmt: skip
+        factor("B", [dv, u], lambda v, dv, u: v.F["factor.B"](v, lora, dv, u), "sum_t dv u'",
+               "factor.B")  # fmt: skip
         if lora.get("bias"):
             factor("bA", [du], lambda v, du: v.F["total"](du), "sum_t du", "total")
             factor("bB", [dv, d], lambda v, dv, d: v.F["total"](v.F["shift_back"](dv, d)),
@@ -325,6 +327,8 @@ LEAVES_FORMULAS: dict[str, Formula] = {
     "branch_back": lambda d: d,
     "shift_back": lambda dv, d: dv,
     "outer": _outer,
+    "factor.A": lambda v, lora, du, x: v.F["outer"](du, x),
+    "factor.B": lambda v, lora, dv, u: v.F["outer"](dv, u),
     "total": _total,
     "jacobian_scale": lambda scale: scale,
     "gelu": _gelu,

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 
 from loko_ref.conformance.cases.registry import Draw, select
+from loko_ref.conformance.diagnose import formulas, problems
+from loko_ref.conformance.diagnose.equations import equation
 from loko_ref.conformance.diagnose.naming import name_mistakes
-from loko_ref.conformance.diagnose.search.instrument import instrument
+from loko_ref.conformance.diagnose.search.candidates import Candidate, Trial, by_inputs, exchanged
+from loko_ref.conformance.diagnose.search.confirm import Named
+from loko_ref.conformance.diagnose.search.edits import Change, Edit, override
+from loko_ref.conformance.diagnose.search.instrument import RESULT, instrument
+from loko_ref.conformance.diagnose.search.numbers import numbers
+from loko_ref.conformance.diagnose.search.problem import shortened
 from loko_ref.conformance.engine import run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.mistakes.kalman.filter import times
-from loko_ref.conformance.mistakes.registry import NOTHING, as_implementation
+from loko_ref.conformance.mistakes.registry import NOTHING, all_mutants, as_implementation
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import Values, identity
 
@@ -104,3 +111,60 @@ def test_a_mistake_in_the_implicit_step_is_found_in_its_equation_not_in_its_solv
     assert found
     assert {m.quantity for fits in found.values() for m in fits} == {quantity}
     assert all(text in m.equation for fits in found.values() for m in fits)
+
+
+def test_a_formula_found_on_steps_of_runs_is_that_of_every_run_that_it_explains(monkeypatch):
+    (wrong,) = (one for one in all_mutants() if one.id == "P-KEPT")
+    target = Implementation(target="made", functions=as_implementation(wrong))
+    checks = run(target, select("loko.run/softmax-*-before-decoupled*", "float64"))
+    monkeypatch.setattr(problems, "CHECKS", 1)  # searched; the others are held to what is found
+    monkeypatch.setattr(
+        formulas,
+        "search",
+        lambda failing, *rest, **o: (
+            [Named(candidate=Candidate(mutant=wrong), explained=tuple(failing))],
+            [],
+        ),
+    )
+    (found,) = formulas.find(checks, checks)
+    assert len(checks) > 2
+    assert set(found.checks) == {check.case.id for check in checks}
+
+
+def test_two_options_put_for_each_other_are_found_wherever_they_stand():
+    def swapped(v):
+        return FORMULA_TABLE["adamw.hats"](Values(v, beta1=v.beta2, beta2=v.beta1))
+
+    wrong = replace(NOTHING, changes=lambda size: {"adamw.hats": swapped})
+    target = Implementation(target="made", functions=as_implementation(wrong))
+    (one,) = problems.failing(run(target, select("optimizer.adamw/default/float64")))
+    (found,) = exchanged(Trial(shortened(one)))
+    assert one.quantity == "theta"
+    assert equation("theta", found).endswith(
+        "beta2 in place of beta1 within adamw.hats, and beta1 in place of beta2 within adamw.hats"
+    )
+
+
+def test_the_scale_that_one_derivative_lacks_is_that_of_its_own_layer():
+    """Layers of image have scales of their own: a number made of alpha and r is of the layer."""
+    outer = FORMULA_TABLE["factor.A"]
+    wrong = replace(
+        NOTHING,
+        changes=lambda size: {
+            "factor.A": lambda v, lora, du, x: outer(v, lora, du, x) * lora["r"] / lora["alpha"]
+        },
+    )
+    target = Implementation(target="made", functions=as_implementation(wrong))
+    (one,) = problems.failing(run(target, select("model.jacobian/image/float64")))
+    number = next(n for n in numbers(Values(alpha=1.0, r=1.0)) if n.text == "r / alpha")
+    change = Change(text="", apply=lambda a, reach: a * number.at(reach.v))
+    edit = Edit(root="factor.A", inner="factor.A", place=RESULT, change=change)
+    assert one.fits(override([edit]))
+
+
+def test_of_problems_that_bear_a_formula_out_the_cheapest_is_searched():
+    wrong = replace(NOTHING, changes=lambda size: {"jacobian_scale": lambda scale: 1.0})
+    target = Implementation(target="made", functions=as_implementation(wrong))
+    cases = [select(f"model.jacobian/{name}/float64")[0] for name in ("image", "tanh", "linear")]
+    found = by_inputs(problems.failing(run(target, cases)))
+    assert [one.case.recipe.name for one in found] == ["linear", "tanh", "image"]

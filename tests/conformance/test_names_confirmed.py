@@ -124,3 +124,40 @@ def test_the_command_names_the_file_of_a_case(tmp_path):
     assert reproduce("a b.py --case mine.json", "lora.delta/own/float64").endswith(
         "verify 'a b.py' --case mine.json"
     )
+
+
+def adagrad(keep=1.0, decayed=True):
+    """Return AdaGrad that forgets, or whose sum is of the gradient without weight decay."""
+
+    def run(theta, gradient, lr, lr_decay, weight_decay, initial_accumulator_value, eps):
+        total, sums, thetas = np.full_like(theta, initial_accumulator_value), [], []
+        for t, g in enumerate(gradient):
+            d = g + weight_decay * theta
+            total = keep * (total + (d if decayed else g) ** 2)
+            theta = theta - lr / (1 + t * lr_decay) * d / (np.sqrt(total) + eps)
+            sums.append(total)
+            thetas.append(theta)
+        return {"sum": np.array(sums), "theta": np.array(thetas)}
+
+    return {"optimizer.adagrad": run}
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("again", [True, False])
+def test_a_number_is_named_by_an_option_only_where_it_follows_the_option(again):
+    """Where lr is 0.1 everywhere, 0.9 is 1 - lr: other options belie that, if there are any."""
+    cases = select("optimizer.adagrad", "float64")
+    texts = {t for own in names_of(adagrad(keep=0.9), cases, again=again).values() for t in own}
+    assert texts
+    assert all("times 0.9" in text for text in texts)
+    assert all("times 0.9 (equals (1 - lr) here)" in text for text in texts) is not again
+
+
+def test_a_known_mistake_is_not_named_where_another_quantity_that_it_changes_is_right():
+    """The sum alone is without decay; ADAGRAD-NO-DECAY takes it out of the step too."""
+    cases = select("optimizer.adagrad", "float64")
+    found = names_of(adagrad(decayed=False), cases)
+    assert found
+    for texts in found.values():
+        assert texts
+        assert all("weight_decay left out" in text for text in texts), texts

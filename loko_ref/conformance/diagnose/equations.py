@@ -77,6 +77,7 @@ def equation(quantity: str, one: Candidate) -> str:
             what = f"({what})"
         within = f" within {edit.inner}" if edit.inner != edit.root and site.place != RESULT else ""
         parts.append(letters(edit.change.text.replace("{x}", what) + within))
+    parts = list(dict.fromkeys(parts))  # a name that stands twice is replaced twice
     named = _by_formula().get(one.edits[0][1].root)
     inside = all(edit.place == RESULT and edit.inner == edit.root for _, edit in one.edits)
     if named is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose.equations import equation
 from loko_ref.conformance.diagnose.problems import failing, of_check, passing
 from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.diagnose.search.candidates import Candidate, grouped
-from loko_ref.conformance.diagnose.search.confirm import Named, search
+from loko_ref.conformance.diagnose.search.confirm import Named, followed, search
 from loko_ref.conformance.diagnose.search.problem import Problem
 from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.tolerance import tolerance
@@ -93,16 +93,18 @@ def find(
     hints: list[Candidate] = []
     deep = DEEP
     for (operation, quantity), own in grouped(problems).items():
+        operations = {cases[p.check].operation.name for p in own}  # of a run a step was searched
         right = passing(checks, operation, quantity, problems)
         alone = len({cases[p.check].recipe for p in own}) == 1
         if alone:
             own += _others(quantity, cases[own[0].check], again)
         named, left = search(own, right, hints, deep=deep > 0)
-        if any(one.alike for one in named) and not alone:  # other inputs may tell them apart
+        # other inputs may tell them apart, and other options a number from one that equals it
+        if not alone and any(one.alike or _stated(one) is not one for one in named):
             own = [own[0], *_others(quantity, cases[own[0].check], again), *own[1:]]
             named, left = search(own, right, hints, deep=deep > 0)
         deep -= bool(left) or any(n.candidate.fitted for n in named)
-        for one in named:
+        for one in map(_stated, named):
             if one.candidate not in hints:
                 hints.append(one.candidate)
             found.append(
@@ -113,12 +115,20 @@ def find(
                     alike=tuple(_mutant(quantity, other) for other in one.alike),
                     checks=tuple(
                         key
-                        for key in dict.fromkeys(_explained(one, quantity, own, operation, unnamed))
+                        for key in dict.fromkeys(
+                            _explained(one, quantity, own, operations, unnamed)
+                        )
                         if key in cases
                     ),
                 )
             )
     return found
+
+
+def _stated(one: Named) -> Named:
+    """Return a formula that names an option only where it follows it."""
+    candidate = followed(one.candidate, one.explained)
+    return one if candidate is one.candidate else replace(one, candidate=candidate)
 
 
 def _others(quantity: str, case: Case, again: Again | None) -> list[Problem]:
@@ -128,13 +138,17 @@ def _others(quantity: str, case: Case, again: Again | None) -> list[Problem]:
 
 
 def _explained(
-    one: Named, quantity: str, own: Sequence[Problem], operation: str, unnamed: Sequence[Check]
+    one: Named,
+    quantity: str,
+    own: Sequence[Problem],
+    operations: set[str],
+    unnamed: Sequence[Check],
 ) -> Iterator[str]:
     """Yield the checks that a formula explains: those searched, then the others."""
     looked = {p.check for p in own}
     yield from (p.check for p in own if _gives(one, p, closely=True))
     for check in unnamed:
-        if check.case.id in looked or check.case.operation.name != operation:
+        if check.case.id in looked or check.case.operation.name not in operations:
             continue
         for problem in of_check(check):
             if problem.quantity == quantity:

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from loko_ref.arrays import Array
-from loko_ref.conformance.diagnose.search.changes import edits_at, pools
+from loko_ref.conformance.diagnose.search.changes import edits_at, pools, replaced
 from loko_ref.conformance.diagnose.search.edits import Edit, override
 from loko_ref.conformance.diagnose.search.fitted import STEP, at, fit, forms, plain
+from loko_ref.conformance.diagnose.search.instrument import RESULT
 from loko_ref.conformance.diagnose.search.numbers import numbers
 from loko_ref.conformance.diagnose.search.problem import Problem
 from loko_ref.conformance.diagnose.search.sites import Site, sites
 from loko_ref.conformance.mistakes.registry import Mutant, all_mutants
 from loko_ref.textbook.quantities import Formula
 
-__all__ = ["Candidate", "Trial", "doubles", "fitted", "known", "singles"]
+__all__ = ["Candidate", "Trial", "doubles", "exchanged", "fitted", "known", "singles"]
 
 
 WORK = 60_000
@@ -62,9 +64,8 @@ class Candidate:
         """What differs."""
         if self.mutant is not None:
             return self.mutant.name
-        return ", and ".join(
-            edit.change.text.replace("{x}", site.text) for site, edit in self.edits
-        )
+        parts = [edit.change.text.replace("{x}", site.text) for site, edit in self.edits]
+        return ", and ".join(dict.fromkeys(parts))
 
     def changes(self) -> dict[str, Formula]:
         """Return the formulas that it changes, by name."""
@@ -183,6 +184,35 @@ def singles(trial: Trial) -> Iterator[Candidate]:
             trial.effects.append((one, value))
 
 
+def exchanged(trial: Trial) -> Iterator[Candidate]:
+    """Yield what comes of a formula that has one quantity for another, wherever it stands.
+
+    Of two for each other: beta1 for beta2 and beta2 for beta1.
+    """
+    problem = trial.problem
+    named: dict[Any, dict[str, list[Site]]] = defaultdict(lambda: defaultdict(list))
+    for site in trial.places:
+        name = site.text.removeprefix("v.")
+        if (
+            name in site.call.v
+            and site.place != RESULT
+            and np.asarray(site.value).dtype.kind == "f"
+        ):
+            named[site.call][name].append(site)
+    for places in named.values():
+        for a, b in permutations(places, 2):
+            if np.shape(places[a][0].value) != np.shape(places[b][0].value):
+                continue
+            for_b = tuple((site, replaced(site, b)) for site in places[a])
+            for_a = tuple((site, replaced(site, a)) for site in places[b])
+            for edits in ((for_b,) if len(for_b) > 1 else ()) + ((for_b + for_a,) if a < b else ()):
+                one = Candidate(edits=edits)
+                trial.tried += 1
+                value = problem.value(one.changes())
+                if problem.near(value) and problem.fits(one.changes(), value):
+                    yield one
+
+
 def _key(value: Array) -> bytes:
     return np.round(value, 9).tobytes()
 
@@ -269,12 +299,17 @@ def _sums(parts: Array, whole: float) -> dict[tuple[int, int], None]:
     return found
 
 
-def by_inputs(problems: Sequence[Problem]) -> list[Problem]:
-    """Sort problems: those that tell most first."""
+ENOUGH = 24
+"""Elements that bear a formula out: of problems with so many the cheapest is searched."""
 
-    def key(problem: Problem) -> tuple[bool, bool, int]:
+
+def by_inputs(problems: Sequence[Problem]) -> list[Problem]:
+    """Sort problems: those that tell most first, of these those in which most can be tried."""
+
+    def key(problem: Problem) -> tuple[bool, bool, bool, int, int]:
         size = problem.got.size
-        return problem.case.dtype != "float64", not 4 <= size <= 400, -min(size, 60)
+        coarse, unfit = problem.case.dtype != "float64", not 4 <= size <= 400
+        return coarse, unfit, size < ENOUGH, problem.walk.bit_length(), -min(size, 60)
 
     return sorted(problems, key=key)
 

@@ -18,7 +18,7 @@ from loko_ref.conformance.diagnose.search.sites import Call, Site, arrays_of
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import Values
 
-__all__ = ["edits_at", "pools", "rounded"]
+__all__ = ["edits_at", "pools", "replaced", "rounded"]
 
 Apply = Callable[[Any, Reach], Any]
 Alone = Callable[[Any], Any]
@@ -279,10 +279,11 @@ def _of_number(site: Site, known: list[Number]) -> Iterator[Change]:
     for number in known:
         if number.at(site.call.v) != a:
             yield Change(text=f"{number.text} in place of {{x}}", cost=number.cost + 0.4,
-                         apply=_number(number))  # fmt: skip
+                         apply=_number(number), number=number)  # fmt: skip
             if not whole and number.cost < 0.3:
                 yield Change(text=f"{{x}} times {number.text}", cost=number.cost + 1.0,
-                             apply=_with(lambda x, c: x * c, _number(number)))  # fmt: skip
+                             apply=_with(lambda x, c: x * c, _number(number)),
+                             number=number)  # fmt: skip
 
 
 def _functions(a: Array, shape: tuple[int, ...]) -> Iterator[tuple[str, Alone]]:
@@ -346,6 +347,12 @@ def _history(site: Site) -> Iterator[Change]:
                  apply=lambda x, r: 0 * x if r.first else x)  # fmt: skip
 
 
+def replaced(site: Site, name: str) -> Edit:
+    """Return the change of a place that another quantity is put in."""
+    change = Change(text=f"{name} in place of {{x}}", apply=_named(name), cost=0.4)
+    return Edit(root=site.call.root, inner=site.call.inner, place=site.place, change=change)
+
+
 def edits_at(
     site: Site, pool: dict[str, Any], known: list[Number], *, stepwise: bool
 ) -> Iterator[Edit]:
@@ -359,13 +366,13 @@ def edits_at(
         found += [*_of_array(site, pool), *_of_parts(site)]
         found += [
             Change(text=f"{number.text} in place of {{x}}", cost=number.cost + 0.6,
-                   apply=_with(lambda x, c: 0 * x + c, _number(number)))
+                   apply=_with(lambda x, c: 0 * x + c, _number(number)), number=number)
             for number in known if number.cost < 0.3
         ]  # fmt: skip
         if site.place == RESULT:
             found += [
                 Change(text=f"{{x}} times {number.text}", cost=number.cost + 0.9,
-                       apply=_with(lambda x, c: x * c, _number(number)))
+                       apply=_with(lambda x, c: x * c, _number(number)), number=number)
                 for number in known
             ]  # fmt: skip
     else:

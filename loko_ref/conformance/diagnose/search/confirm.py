@@ -20,14 +20,17 @@ from loko_ref.conformance.diagnose.search.candidates import (
     Trial,
     by_inputs,
     doubles,
+    exchanged,
     fitted,
     known,
     singles,
 )
+from loko_ref.conformance.diagnose.search.edits import Edit
 from loko_ref.conformance.diagnose.search.problem import Problem, shortened
 from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.textbook.quantities import Values
 
-__all__ = ["Named", "search"]
+__all__ = ["Named", "followed", "search"]
 
 CONFIRM = 4
 """Other problems on which a formula is confirmed."""
@@ -96,6 +99,8 @@ def _judged(
         return None
     if digits <= math.log10(max(tried, 1)) + SPARE:
         return None
+    if one.mutant is not None and explained[0].belies(changes()):
+        return None  # a known mistake is all of its formulas
     rest = [p for p in failing if p not in explained]
     off = [p for p in rest if not p.mostly(p.value(changes())) and _changes(one, p)]
     off += [p for p in passing if _changes(one, p)]
@@ -109,6 +114,49 @@ def _judged(
 
 def _many_steps(explained: Sequence[Problem]) -> bool:
     return any(p.case.operation.stepwise and len(p.got) > 2 for p in explained)
+
+
+def followed(one: Candidate, problems: Sequence[Problem]) -> Candidate:
+    """Return a formula that names an option only where its number follows that option.
+
+    Parameters
+    ----------
+    one : Candidate
+        The formula.
+    problems : sequence of Problem
+        Those that it explains.
+
+    Returns
+    -------
+    Candidate
+        The formula itself; or, where the options that it reads are the same in all the problems,
+        one that states the number, and what it is equal to there.
+    """
+    options = [p.case.options for p in problems]
+
+    def stated(edit: Edit) -> Edit:
+        number = edit.change.number
+        read = (
+            [name for name in number.used if isinstance(options[0].get(name), float)]
+            if number
+            else []
+        )
+        if (
+            number is None
+            or not read
+            or any(o.get(k) != options[0][k] for o in options for k in read)
+        ):
+            return edit
+        try:
+            c = number.at(Values({**problems[0].inputs, **options[0]}))
+        except KeyError:  # of a size that only the formula has at hand
+            return edit
+        text = edit.change.text.replace(number.text, f"{c:.6g} (equals {number.text} here)")
+        return replace(edit, change=replace(edit.change, text=text))
+
+    edits = tuple((site, stated(edit)) for site, edit in one.edits)
+    same = all(new is old for (_, new), (_, old) in zip(edits, one.edits, strict=True))
+    return one if same else replace(one, edits=edits)
 
 
 def _changes(one: Candidate, problem: Problem) -> bool:
@@ -248,7 +296,8 @@ def _search_one(
     sample = [first, *different[:CONFIRM]]
     trial = Trial(shortened(first))
     fresh: list[Problem] | None = None
-    for stages in ((known, singles), (fitted,), (doubles,)) if deep else ((known, singles),):
+    plain = (known, singles, exchanged)
+    for stages in (plain, (fitted,), (doubles,)) if deep else (plain,):
         hits = []
         for stage in stages:
             for n, one in enumerate(stage(trial)):

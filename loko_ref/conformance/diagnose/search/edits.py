@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from loko_ref.conformance.diagnose.search.instrument import RESULT, Place, See, instrument
+from loko_ref.conformance.diagnose.search.numbers import Number
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import Formula, Values
 
@@ -69,12 +70,15 @@ class Change:
         How far-fetched it is: of formulas that agree the cheapest is named.
     needs : tuple of int
         Places that it reads.
+    number : Number or None
+        The option, size or product of some that it reads.
     """
 
     text: str
     apply: Callable[[Any, Reach], Any]
     cost: float = 1.0
     needs: tuple[int, ...] = ()
+    number: Number | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,9 +187,18 @@ def _like(here: Sequence[Place], place: int, there: Sequence[Place]) -> int | No
 
 
 def reading(function: Formula, arguments: Sequence[Any], v: Values | None = None) -> Values:
-    """Return what a formula is given by name: the quantities, or its arguments."""
+    """Return what a formula is given by name: the quantities, or its arguments.
+
+    With a branch of LoRA among these, alpha and r are that branch's.
+    """
     if arguments and isinstance(arguments[0], Values):
-        return arguments[0]
+        own = {
+            k: a[k]
+            for a in arguments[1:2]
+            if type(a) is dict and "alpha" in a
+            for k in ("alpha", "r")
+        }
+        return Values({**arguments[0], **own}) if own else arguments[0]
     named = zip(_parameters(function), arguments, strict=False)
     return Values({**(v or {}), **dict(named)})
 

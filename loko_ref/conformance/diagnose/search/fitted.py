@@ -63,7 +63,7 @@ def at(site: Site, form: Form, number: float | Number) -> Edit:
     if isinstance(number, Number):
         known: Number = number
         change = Change(text=text.replace("{c}", known.text), cost=cost + known.cost - 0.5,
-                        apply=lambda x, r: f(x, known.at(r.v)))  # fmt: skip
+                        apply=lambda x, r: f(x, known.at(r.v)), number=known)  # fmt: skip
     else:
         c = float(number)
         change = Change(text=text.replace("{c}", f"{c:.6g}"), cost=cost,

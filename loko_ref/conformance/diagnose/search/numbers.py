@@ -25,11 +25,14 @@ class Number:
         From the quantities to its value.
     cost : float
         How far-fetched it is.
+    used : tuple of str
+        The options and sizes that it is made of.
     """
 
     text: str
     at: Callable[[Values], float]
     cost: float
+    used: tuple[str, ...] = ()
 
 
 def _branch(v: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -71,7 +74,7 @@ def numbers(v: Values) -> list[Number]:
             sizes = _sizes(w)
             return float(f(*(sizes[name] for name in used)))
 
-        return Number(text=text, at=at, cost=cost)
+        return Number(text=text, at=at, cost=cost, used=used)
 
     found = []
     for a in names:

@@ -156,7 +156,7 @@ class Problem:
             root, formula = self._own(changes)
             if self._direct[root] is not None:
                 return self._at_once(formula, self._direct[root] or [])
-        self.spent += self._walk
+        self.spent += self.walk
         table = watch({**FORMULA_TABLE, **changes})
         hook = given(self.case, self.came)
         plain, o = self.case.operation.plain, self.case.options
@@ -168,6 +168,35 @@ class Problem:
         except ERRORS:
             return None
         return self._finished(out.get(self.quantity))
+
+    def every(self, changes: Table) -> dict[str, Any]:
+        """Compute all quantities at what came, with some formulas changed; none without meaning."""
+        hook = given(self.case, self.came)
+        try:
+            with np.errstate(all="ignore"):
+                table = {**FORMULA_TABLE, **changes}
+                return dict(
+                    hook.outputs(
+                        self.case.operation.plain(self.inputs, self.case.options, table, hook)
+                    )
+                )
+        except ERRORS:
+            return {}
+
+    def belies(self, changes: Table) -> bool:
+        """Return whether changed formulas alter another quantity, which came as it should be."""
+        right, changed = self.every({}), self.every(changes)
+        for name in self.outputs:
+            if name == self.quantity or name not in right or name not in changed:
+                continue
+            other = Problem(case=self.case, quantity=name, outputs=self.outputs,
+                            check=self.check, taken=self.taken)  # fmt: skip
+            a, b = (other._finished(found[name]) for found in (right, changed))
+            if a is None or b is None or np.array_equal(a, b):
+                continue
+            if other.far(a) <= 1 and np.any(np.abs(other.got - b) > 4 * other.loose):
+                return True
+        return False
 
     def _finished(self, found: Any) -> Array | None:
         if found is None or np.shape(found) != self.got.shape or np.iscomplexobj(found):
@@ -217,7 +246,7 @@ class Problem:
         return self._finished(np.stack(rows) if self.case.operation.stepwise else rows[0])
 
     @cached_property
-    def _walk(self) -> int:
+    def walk(self) -> int:
         """Quantities that one walk computes."""
         if self._walked is not None:
             return len(self._walked[1])
