@@ -13,6 +13,7 @@ K (n, m). ``p_pred`` is (n,) or, with a dense covariance, (n, n). Of a precision
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -113,6 +114,10 @@ def fixed_point(
     damped : bool
         Whether steps are halved.
     """
+    apart = getattr(v.keep, "apart", None)  # of many walks, each takes rounds of its own
+    if apart is not None:
+        how: dict[str, Any] = {"most": most, "damped": damped}
+        return apart(lambda keep, *a: fixed_point(Values(v, keep=keep), *a, **how), y, z, G)
     same = np.kron(np.eye(len(y)), np.ones((y.shape[1], y.shape[1])))  # of one sample
     rounding = v.keep("probabilities", np.ones(z.shape))  # the same throughout
 

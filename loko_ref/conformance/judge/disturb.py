@@ -5,6 +5,7 @@ One walk may move as many times over as there are seeds: every quantity is then 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -272,9 +273,27 @@ class Disturb:
         self._rngs = generators(seeds)
         self._ready = self._factors = np.empty((len(seeds), 0))
         self._at = 0
+        self._alone: list[Disturb] = []
 
-    def _take(self, count: int) -> int:
-        """Return where the next numbers stand; many are drawn at once: most arrays are small."""
+    @property
+    def apart(self) -> Callable[..., Any] | None:
+        """Calls ``function(hook, *arrays)`` for one walk after another; None of one walk alone."""
+        return self._apart if len(self._rngs) > 1 else None
+
+    def _apart(self, function: Callable[..., Any], *arrays: Any) -> Stacked:
+        for k in range(0 if self._alone else len(self._rngs)):
+            one = copy.copy(self)
+            one._rngs, one._alone = self._rngs[k : k + 1], []
+            one._ready, one._factors = self._ready[k : k + 1], self._factors[k : k + 1]
+            self._alone.append(one)
+        rows = [function(one, *_one(arrays, k)) for k, one in enumerate(self._alone)]
+        return Stacked(np.stack(rows))
+
+    def _take(self, count: int) -> tuple[Array, Array]:
+        """Return the next moves, and factors; many are drawn at once: most arrays are small."""
+        if self._alone:
+            rows = [one._take(count) for one in self._alone]
+            return np.concatenate([a for a, _ in rows]), np.concatenate([b for _, b in rows])
         at = self._at
         if self._ready.shape[1] - at < count:
             fresh = np.stack([rng.random(max(BLOCK, count)) for rng in self._rngs])
@@ -282,18 +301,16 @@ class Disturb:
             self._ready, at = np.concatenate([self._ready[:, at:], moves], axis=1), 0
             self._factors = 1 + self._ready
         self._at = at + count
-        return at
+        return self._ready[:, at : self._at], self._factors[:, at : self._at]
 
     def noise(self, shape: tuple[int, ...]) -> Any:
         """Draw numbers of variance DELTA^2, uniform."""
-        at = self._take(math.prod(shape))
-        return _shaped(self._ready[:, at : self._at], shape)
+        return _shaped(self._take(math.prod(shape))[0], shape)
 
     def __call__(self, name: str, value: Any) -> Any:
         """Move a quantity."""
         shape = value.shape if type(value) in _SHAPED else np.shape(value)
-        at = self._take(math.prod(shape))
-        return value * _shaped(self._factors[:, at : self._at], shape)
+        return value * _shaped(self._take(math.prod(shape))[1], shape)
 
     def inputs(self, value: Any, exact: tuple[str, ...] = (), name: str = "") -> Any:
         """Perturb every input except the exact ones."""

@@ -66,6 +66,11 @@ class Given:
         moved: float = getattr(self._disturb, "scalar", identity)(name, value)
         return moved
 
+    @property
+    def apart(self) -> Any:
+        """How what iterates is computed of many walks; nothing in it is an output."""
+        return getattr(self._disturb, "apart", None)
+
     def inner(self, head: int | None) -> Hook:
         """Return the hook for what has the names of a step's quantities and is none of them."""
 

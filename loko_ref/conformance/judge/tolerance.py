@@ -161,21 +161,25 @@ def _evaluate(
         return value
 
     look.scalar = getattr(keep, "scalar", identity)  # type: ignore[attr-defined]
+    look.apart = getattr(keep, "apart", None)  # type: ignore[attr-defined]
     plain = plain or case.operation.plain
     out = dict(plain(inputs, case.options, FORMULA_TABLE, look))
     return out if "K" in out or "K" not in seen else {"K": seen["K"], **out}
 
 
 def _root_mean_square(
-    case: Case, centre: Mapping[str, Array], moved: Callable[..., Mapping[str, Any]]
+    case: Case,
+    centre: Mapping[str, Array],
+    moved: Callable[..., Mapping[str, Any]],
+    *,
+    together: bool = True,
 ) -> dict[str, Array]:
     """Return the root mean square distance of DRAWS evaluations from the unperturbed one.
 
-    `moved` is given the numbers of the draws that one walk is to take.
+    `moved` is given the numbers of the draws that one walk is to take: one, if not `together`.
     """
     most = AT_ONCE // max(sum(map(np.size, centre.values())), 1)
-    # an iterated solve takes as many rounds as it needs, in each draw
-    count = 1 if case.options.get("solve") == "implicit" else min(max(most, 1), DRAWS)
+    count = min(max(most, 1), DRAWS) if together else 1
     total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
     # squares of what is below 1e-154 would be 0: powers of two take it nearer to 1, and no bit else
     power = {name: np.maximum(np.frexp(value)[1], -500) for name, value in centre.items()}
