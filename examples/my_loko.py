@@ -6,6 +6,7 @@ function takes and returns.
 """
 
 import math
+from operator import mul
 
 import numpy as np
 
@@ -20,13 +21,17 @@ def transpose(a):
     return [list(column) for column in zip(*a, strict=True)]
 
 
+def dot(x, y):
+    return sum(map(mul, x, y))
+
+
 def matmul(a, b):
-    bt = transpose(b)
-    return [[sum(x * y for x, y in zip(row, col, strict=True)) for col in bt] for row in a]
+    columns = transpose(b)
+    return [[dot(row, column) for column in columns] for row in a]
 
 
 def matvec(a, x):
-    return [sum(p * q for p, q in zip(row, x, strict=True)) for row in a]
+    return [dot(row, x) for row in a]
 
 
 def add(a, b):
@@ -122,6 +127,93 @@ def kalman_time_update(lam, q, p=None, P=None):
     if P is not None:
         return arrays(P, P_pred=predict(P.tolist(), lam, q))
     return arrays(p, p_pred=predict(p.tolist(), lam, q))
+
+
+# ------------------------------------------- precisions of low rank, and of blocks
+
+
+def eye(n):
+    return [[float(i == j) for j in range(n)] for i in range(n)]
+
+
+def scaled(factor, a):
+    return [[factor * x for x in row] for row in a]
+
+
+def cholesky(a):
+    """Lower C with C C' = a."""
+    C = zeros(len(a), len(a))
+    for i in range(len(a)):
+        for j in range(i + 1):
+            rest = a[i][j] - sum(C[i][k] * C[j][k] for k in range(j))
+            C[i][j] = math.sqrt(rest) if i == j else rest / C[j][j]
+    return C
+
+
+def orthogonal(vectors):
+    """Rotate vectors in pairs until they are orthogonal (Jacobi); the shortest first."""
+    vectors = [list(x) for x in vectors]
+    for _ in range(20):
+        for i in range(len(vectors)):
+            for j in range(i):
+                x, y = vectors[i], vectors[j]
+                turn = 0.5 * math.atan2(2 * dot(x, y), dot(x, x) - dot(y, y))
+                c, s = math.cos(turn), math.sin(turn)
+                vectors[i] = [c * p + s * q for p, q in zip(x, y, strict=True)]
+                vectors[j] = [c * q - s * p for p, q in zip(x, y, strict=True)]
+    return sorted(vectors, key=lambda x: dot(x, x))
+
+
+def predict_precision(B, W, lam, q):
+    """B and W of P / lam + q I, P^-1 = B + W W'; W None is no column."""
+    B, W = scaled(lam, B), W and scaled(math.sqrt(lam), W)
+    D = add(eye(len(B)), scaled(q, B))
+    if W:
+        DW = solve(D, W)
+        C = cholesky(add(eye(len(W[0])), scaled(q, matmul(transpose(W), DW))))
+        W = transpose(solve(C, transpose(DW)))
+    return solve(D, B), W
+
+
+def covariance(B, W):
+    """P = B^-1 - B^-1 W (I + W' B^-1 W)^-1 W' B^-1."""
+    P = solve(B, eye(len(B)))
+    if W:
+        BW = solve(B, W)
+        C = add(eye(len(W[0])), matmul(transpose(W), BW))
+        P = add(P, scaled(-1, matmul(BW, solve(C, transpose(BW)))))
+    return P
+
+
+def precision_update(theta, B, W, H, e, R, lam, q, same):
+    """Of the columns of [W, (R^-1/2 H)'] the longest stay in W; the others go into B, by `same`."""
+    B, W = predict_precision(B, W, lam, q)
+    P = covariance(B, W)
+    S = add(spread(H, P), R)
+    K = gain(H, P, S)
+    columns = orthogonal((transpose(W) if W else []) + solve(cholesky(R), H))
+    gone, kept = columns[: len(e)], columns[len(e) :]
+    more = matmul(transpose(gone), gone)
+    more = [[x * s for x, s in zip(*rows, strict=True)] for rows in zip(more, same, strict=True)]
+    return S, K, move(theta, K, e), add(B, more), [[w[i] for w in kept] for i in range(len(B))]
+
+
+def kalman_lowrank_update(theta, U, W, H, e, R, lam, q):
+    like, same = theta, eye(len(U))
+    B = [[u * s for s in row] for u, row in zip(U.tolist(), same, strict=True)]
+    theta, H, e, R = (a.tolist() for a in (theta, H, e, R))
+    low = W.tolist() if W.size else None
+    S, K, theta, B, W = precision_update(theta, B, low, H, e, R, lam, q, same)
+    return arrays(like, S=S, K=K, theta=theta, U=[row[i] for i, row in enumerate(B)], W=W)
+
+
+def kalman_block_update(theta, U, H, e, R, blocks, lam, q, W=None):
+    like, blocks = theta, blocks or [0] * len(U)
+    same = [[float(a == b) for b in blocks] for a in blocks]
+    theta, U, H, e, R = (a.tolist() for a in (theta, U, H, e, R))
+    low = None if W is None or not W.size else W.tolist()
+    S, K, theta, U, low = precision_update(theta, U, low, H, e, R, lam, q, same)
+    return arrays(like, S=S, K=K, theta=theta, U=U) | ({} if W is None else arrays(like, W=low))
 
 
 # --------------------------------------------------------------- observation
@@ -813,6 +905,8 @@ IMPLEMENTATION = {
     "kalman.dense_update": kalman_dense_update,
     "kalman.diagonal_update": kalman_diagonal_update,
     "kalman.time_update": kalman_time_update,
+    "kalman.lowrank_update": kalman_lowrank_update,
+    "kalman.block_update": kalman_block_update,
     "observation.gaussian": observation("gaussian"),
     "observation.softmax": observation("softmax"),
     "observation.logits": observation("logits"),

@@ -1,9 +1,14 @@
 """README's two commands are what .ci/run calls, word for word, before anything else."""
 
+import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
+
+from loko_ref.experiments.compare import headline
+from loko_ref.files import documents
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,7 +52,26 @@ def test_ci_takes_the_verdicts_under_three_kernels_then_larger_samples_then_lint
     lines = [line for _, calls in ci_commands()[2:] for line in calls]
     assert sum("OPENBLAS_CORETYPE=$kernel" in k and "-m verdict" in k for k in lines) == 1
     assert sum("LOKO_REF_SHARE=" in k and "LOKO_REF_SEED=$seed" in k for k in lines) == 1
+    marked = [
+        p for p in (ROOT / "tests").rglob("test_*.py") if "mark.verdict" in p.read_text("utf-8")
+    ]
+    assert {p.parent.name for p in marked} == {"conformance", "tests"}  # this file names it too
     assert {"ruff check .", "ruff format --check .", "mypy"} <= set(lines)
+
+
+RESULTS = ROOT / "derivations" / "site" / "compared"
+
+
+@pytest.mark.parametrize("name", ["online", "lte"])
+def test_readme_has_what_the_kept_comparison_says(name):
+    file = RESULTS / f"{name}.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if kept is not None:
+        jsonschema.validate(kept, documents.load(f"compare-{name}"))
+        assert file.stat().st_size < 200_000
+    said = getattr(headline, name)(kept)[0]
+    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert said in words, f"README has to say: {said}"
 
 
 def test_readme_has_two_screens():

@@ -1,5 +1,6 @@
 """The documentation: built without a warning and without the network, and looked at in Chromium."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -11,6 +12,9 @@ from urllib.parse import unquote, urlsplit
 import browser
 import pytest
 import sampling
+from hypothesis import Phase, settings
+
+from loko_ref import strategies
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "derivations" / "site"
@@ -23,6 +27,8 @@ SAMPLE = (
     "verify",
     "features",
     "labels",
+    "compared_online",
+    "compared_lte",
     "derivations/kalman",
     "derivations/fast",
     "operations/loko.step",
@@ -78,9 +84,66 @@ class Links(HTMLParser):
             self.loads += [values[key] for key in ("src", "href") if values.get(key)]
 
 
+@pytest.mark.parametrize(
+    "package",
+    ["sphinx", None, *(pytest.param(n, marks=pytest.mark.larger) for n in ("furo", "hypothesis"))],
+)
+def test_a_missing_extra_is_the_first_thing_that_the_builder_says(package, tmp_path):
+    """One line that names what to install, and nothing is written; without loko_ref itself too."""
+    blocked = f"import sys; sys.modules[{package!r}] = None; sys.argv = ['build.py', 'out']"
+    run = f"import runpy; runpy.run_path({str(SITE / 'build.py')!r}, run_name='__main__')"
+    words = ["-c", f"{blocked}; {run}"] if package else ["-S", SITE / "build.py", "out"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert re.fullmatch(r"build\.py: [^\n]*pip install [^\n]*\[docs\]'\n", done.stderr), done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_one_command_stands_in_readme_and_in_the_builder():
     assert f"`{COMMAND}`" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert COMMAND in (SITE / "build.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["walk", pytest.param("report", marks=pytest.mark.larger)])
+def test_a_picture_in_readme_shows_the_page_as_it_is_now(name, monkeypatch):
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    monkeypatch.syspath_prepend(str(SITE))
+    import pictures
+
+    with image.open(SITE.parent / f"{name}.png") as picture:
+        said = picture.text[pictures.KEY]
+    page = pictures.walk(1) if name == "walk" else pictures.report()
+    assert said == pictures.shows(page), "python derivations/site/pictures.py makes it anew"
+
+
+def test_the_test_to_copy_finds_the_mistake_shown_and_passes_without_it():
+    """What stands on the page, and in the module's docstring, run on that page's filter."""
+    words = (SITE / "property_tests.md").read_text(encoding="utf-8")
+    wrong = re.search(r"^```python file=wrong\.py\n(.*?)^```", words, re.DOTALL | re.MULTILINE)[1]
+    test = re.findall(r"^```python\n(.*?)^```", words, re.DOTALL | re.MULTILINE)[-1]
+    assert re.sub(r"\s+", " ", test) in re.sub(r"\s+", " ", strategies.__doc__)
+    draw = [Phase.generate]  # without making a failure small
+    profile = settings(max_examples=20, derandomize=True, database=None, phases=draw)
+    settings.register_profile("of the documentation", profile)
+    before = settings.get_current_profile_name()
+    settings.load_profile("of the documentation")
+    try:
+        for text, fails in ((wrong, True), (wrong.replace("K, H)}", "K, H) * p}"), False)):
+            names = {}
+            exec(text, names)
+            names["my_update"] = names["diagonal_update"]
+            exec(test, names)
+            with pytest.raises(AssertionError) if fails else contextlib.nullcontext():
+                names["test_variances_shrink"]()
+    finally:
+        settings.load_profile(before)
 
 
 def test_links_of_the_written_pages_to_derivations_lead_to_files():

@@ -34,10 +34,12 @@ EXAMPLES = {
     "explain": (
         "loko-ref explain --data digits --steps 2",
         "loko-ref explain tiny --html tiny.html",
+        "loko-ref explain lte --html lte.html --heads 2 --merge-every 3",
         "loko-ref explain KAL-2",
         "loko-ref explain labels --matrix",
     ),
     "compare online": ("loko-ref compare online --quick --json quick.json --plot pictures",),
+    "compare report": ("loko-ref compare report quick.json --json results.json --plot pictures",),
     "compare lte": ("loko-ref compare lte --quick --json lte.json",),
     "lte": ("loko-ref lte --data digits --heads 4 --rank 4",),
     "certify": ("loko-ref certify --operation 'kalman.*'",),

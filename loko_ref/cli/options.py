@@ -111,7 +111,7 @@ def parse_pairs(
 ) -> dict[str, Any]:
     """Read ``KEY=VALUE`` words as options of an optimizer; a bare word names an observation.
 
-    For ``train`` it may name a preset too: ``loko,abstract_reading``.
+    It may name a preset of LoKO's too: ``loko,abstract_reading``.
 
     ``p0.NAME=VALUE`` gives the prior variance of a factor (``p0.A``, ``p0.B``), a LoRA site, by its
     layer's name (``p0.0``), or a factor of one (``p0.0.A``).  [LOKO-3]
@@ -133,7 +133,7 @@ def parse_pairs(
     {'observation': 'logits', 'center': True, 'p0': {'0': 0.1, '1': 1.0}}
     """
     kinds = _kinds(classes[optimizer])
-    presets = PRESETS if classes is CLASSES and optimizer == "loko" else {}
+    presets = PRESETS if optimizer == "loko" else {}
     kinds |= {"preset": str} if presets else {}
     found: dict[str, Any] = {}
     for word in words:
@@ -211,6 +211,8 @@ def read_learners(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Read ``--optimizer``, ``--lr``, ``--p0`` and ``--variant`` together: each name, and options.
 
+    LoKO without an option is the preset ``recommended``.
+
     Raises
     ------
     InputError
@@ -242,7 +244,8 @@ def read_learners(
         usual = {} if common is None else {key: common}
         choices = (parse_variants(variants or []) or [{}]) if name == "loko" else [{}]
         found += [(name, usual | choice | options) for choice in choices]
-    return found
+    bare = {"preset": "recommended"}
+    return [(name, options or bare if name == "loko" else options) for name, options in found]
 
 
 def _rates(texts: Sequence[str]) -> dict[str, float]:

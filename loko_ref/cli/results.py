@@ -92,8 +92,8 @@ def kept(
     interrupt.keep(lambda: otherwise if identity(checkpoint) in (None, since) else text)
 
 
-def write_json(option: str, path: Path | None, content: Any) -> None:
-    """Write a document where a path is given."""
+def write_json(option: str, path: Path | None, content: Any, indent: int | None = 2) -> None:
+    """Write a document where a path is given; on one line without an indent."""
     if path is not None:
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(content, indent=indent, allow_nan=False) + "\n"
         write_bytes(path, text.encode(), option)

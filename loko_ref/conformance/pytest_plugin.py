@@ -24,6 +24,7 @@ import pytest
 
 if TYPE_CHECKING:
     from loko_ref.conformance.cases.registry import Case
+    from loko_ref.conformance.diagnose.search.again import Again
     from loko_ref.conformance.engine import Check, Summary
 
 __all__ = ["TARGET", "LokoItem", "assert_correct", "parametrize"]
@@ -37,12 +38,20 @@ class _CheckFailed(AssertionError):
     """A check failed; its text is the report."""
 
 
-def _report(check: Check) -> str:
-    """Return the report on a failed check: what is wrong, where, and which mistake explains it."""
+def _report(check: Check, again: Again | None = None) -> str:
+    """Return the report on a failed check: what is wrong, where, and which mistake explains it.
+
+    Parameters
+    ----------
+    check : Check
+        What failed.
+    again : callable, optional
+        Calls the implementation once more, which confirms a name.
+    """
     from loko_ref.conformance.diagnose.naming import name_mistakes
     from loko_ref.conformance.reports.text import describe, group
 
-    (one,) = group([check], name_mistakes([check]))
+    (one,) = group([check], name_mistakes([check], again))
     return "\n".join(line.removeprefix("  ") for line in describe(one))
 
 
@@ -83,6 +92,7 @@ def assert_correct(case: Case, outputs: Any) -> None:
 
     outcome = judge(case, check(outputs, case))
     if outcome.status not in ("passed", "imprecise"):
+        __tracebackhide__ = True
         raise _CheckFailed(_report(outcome) if outcome.status == "failed" else outcome.reason)
 
 
@@ -219,6 +229,7 @@ class LokoItem(pytest.Item):
 
     def runtest(self) -> None:
         """Run the check."""
+        from loko_ref.conformance.diagnose.search.again import calling
         from loko_ref.conformance.engine import TIMEOUT, run, settle
         from loko_ref.conformance.reports.text import amplified, imprecise
 
@@ -232,7 +243,7 @@ class LokoItem(pytest.Item):
         if check.status == "unsupported":
             pytest.skip(str(check.reason))
         if check.status == "failed":
-            raise _CheckFailed(_report(check))
+            raise _CheckFailed(_report(check, calling(self.implementation, TIMEOUT)))
         if check.status == "imprecise":
             self.user_properties.append(("imprecise", imprecise(check)))
         if check.amplified is not None:

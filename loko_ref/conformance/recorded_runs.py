@@ -208,7 +208,8 @@ def _begun(recording: RunRecording, x: Have, name: str) -> Array:
     S = with_arrays(start(v), {key: x[key] for key in ("W", "theta")})
     if S.copies is not None:
         S["copies"] = copied(v, S, None)
-    return np.asarray(array(v, S, name), x["theta"].dtype)
+    found: Array = array(v, S, name)
+    return found.astype(x["theta"].dtype)
 
 
 def _known(recording: RunRecording) -> list[str]:

@@ -24,11 +24,14 @@ EXTRAS = {
     "safetensors": ("safetensors", "interop"),
     "tokenizers": ("tokenizers", "interop"),
     "torch": ("torch", "interop"),
+    "sphinx": ("sphinx", "docs"),
+    "myst_parser": ("myst-parser", "docs"),
+    "furo": ("furo", "docs"),
 }
 """What is imported -> the package's name in an error, and the extra that brings it."""
 
 
-def load(module: str, feature: str) -> Any:
+def load(module: str, feature: str, within: str | None = None) -> Any:
     """Import a module of a package that an extra brings.
 
     Parameters
@@ -37,6 +40,8 @@ def load(module: str, feature: str) -> Any:
         Dotted name; its first part is a key of ``EXTRAS``.
     feature : str
         What needs it, for the error.
+    within : str, optional
+        A larger extra that brings it with all else that the feature needs.
 
     Raises
     ------
@@ -50,7 +55,7 @@ def load(module: str, feature: str) -> Any:
     except ImportError as error:
         absent = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == root
         failure = "" if absent else (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingExtraError(feature, package, extra, failure) from error
+        raise MissingExtraError(feature, package, within or extra, failure) from error
 
 
 def folder(package: str, feature: str) -> Path:

@@ -27,7 +27,7 @@ from loko_ref.errors import InputError, unknown_option
 from loko_ref.experiments.data import bundled as data
 from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
-from loko_ref.experiments.defaults import FINE_TUNING, preset
+from loko_ref.experiments.defaults import FINE_TUNING, with_preset
 from loko_ref.experiments.networks import full_alpha, shape_of
 from loko_ref.loko.config import said
 from loko_ref.network.layers.activation import ActivationName
@@ -88,11 +88,8 @@ def default_options(
     """
     check_choice("optimizer", optimizer, CLASSES)
     given = dict(given or {})
-    if optimizer == "loko" and given.get("preset") is not None:
-        chosen = preset(given.pop("preset"), regression)
-        if given.get("observation") not in (None, "glm"):
-            chosen.pop("solve", None)
-        given = chosen | given
+    if optimizer == "loko":
+        given = with_preset(given, regression)
     fields = {f.name: f.default for f in dataclasses.fields(CLASSES[optimizer])}
     fields.pop("model", None)
     if optimizer == "loko" and regression:

@@ -13,18 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref import lte
-from loko_ref.checks.values import check_whole
+from loko_ref.checks.values import check_choice, check_whole
 from loko_ref.errors import InputError
 from loko_ref.experiments.data import registry
+from loko_ref.experiments.defaults import FROM_SCRATCH
 from loko_ref.experiments.lte import diagnostics
 from loko_ref.experiments.lte.train import Data, evaluate, schedule
+from loko_ref.experiments.networks import put_lora
+from loko_ref.lte.config import Reset
 from loko_ref.network.spec import mlp_spec
 from loko_ref.optimizers import AdamW
 
-__all__ = ["HEADS", "KINDS", "Moment", "SiteView", "explain_lte"]
+__all__ = ["KINDS", "HeadsRun", "Moment", "SiteView", "explain_lte"]
 
-HEADS, RANK, EVERY, WIDTH, BATCH = 4, 2, 6, 32, 32
-"""Heads, their rank, steps between merges, width of the hidden layer, samples of a step."""
+RANK, WIDTH, BATCH = 2, 32, 32
+"""Rank of a head, width of the hidden layer, samples of a step: or as many as all heads share."""
+
+RESETS = {"B": "B = 0", "AB": "B = 0, A drawn again"}
+"""What is reset -> in words."""
+
+MOST_HEADS = 64
+"""Most heads that are shown one by one."""
 
 KINDS = {
     "step": (
@@ -40,9 +49,9 @@ KINDS = {
         ("LTE-5", "LTE-9"),
     ),
     "reset": (
-        "B_h = 0, A_h drawn again; W_reset = W",
-        "The branches begin anew beside a weight that has learned: the next merge adds other "
-        "directions, and the rank of the whole update grows beyond N r.",
+        "B_h = 0, with AB A_h drawn again; W_reset = W",
+        "The branches begin anew beside a weight that has learned. Where A is drawn again, the "
+        "next merge adds other directions, and the rank of the whole update grows beyond N r.",
         ("LTE-6", "LORA-1"),
     ),
 }
@@ -132,25 +141,58 @@ def _view(config: lte.LteConfig, state: lte.LteState, W_0: Numbers, name: str) -
     )
 
 
-def _title(kind: str, state: lte.LteState, losses: Numbers) -> str:
+def _title(kind: str, state: lte.LteState, losses: Numbers, reset: str) -> str:
     if kind == "step":
         return f"every head takes step {state.step}; mean loss {losses.mean():.3g}"
     if kind == "merge":
         return f"merge {state.merges}, after step {state.step}: the heads' mean goes into W"
-    return f"reset after merge {state.merges}: B = 0, A drawn again"
+    return f"reset after merge {state.merges}: {RESETS[reset]}"
 
 
-def explain_lte(data: str = "digits", *, steps: int = 24, seed: int = 0) -> Iterator[Moment]:
-    """Train a small network by LTE and explain every step, merge and reset.
+@dataclass(frozen=True, kw_only=True)
+class HeadsRun:
+    """A small run of LTE to walk through.
 
-    Parameters
+    Attributes
     ----------
     data : str
         A bundled set of classes.
     steps : int
-        Number of steps; there is a merge after every sixth.
+        Number of steps.
     seed : int
         Seed of data, weights and factors.
+    heads : int
+        Number of heads, at most 64, so that each can be shown.
+    rank : int or None
+        Of every head on both layers; by default 2, or the smallest side of a layer.
+    merge_every : int
+        Steps between merges.
+    reset : {"none", "B", "AB"}
+        What is reset after a merge.
+    """
+
+    data: str = "digits"
+    steps: int = 24
+    seed: int = 0
+    heads: int = 4
+    rank: int | None = None
+    merge_every: int = 6
+    reset: Reset = "AB"
+
+    def __post_init__(self) -> None:
+        check_whole("heads", self.heads, high=MOST_HEADS)
+        for name in ("steps", "merge_every", *(() if self.rank is None else ("rank",))):
+            check_whole(name, getattr(self, name))
+        check_choice("reset", self.reset, ("none", *RESETS))
+
+
+def explain_lte(run: HeadsRun) -> Iterator[Moment]:
+    """Train a small network by LTE and explain every step, merge and reset.
+
+    Parameters
+    ----------
+    run : HeadsRun
+        Which.
 
     Yields
     ------
@@ -159,30 +201,30 @@ def explain_lte(data: str = "digits", *, steps: int = 24, seed: int = 0) -> Iter
     Raises
     ------
     InputError
-        If the data set is unknown, or there are no steps.
+        If the data set is unknown or has no classes, or a number is out of its range.
     MissingExtraError
         If scikit-learn is not installed.
     """
-    check_whole("steps", steps)
-    source = registry.load(data, seed=seed)
+    source = registry.load(run.data, seed=run.seed)
     if source.classes is None or source.vocabulary is not None:
         required = "a set of classes, no text: digits, breast_cancer, wine or iris"
-        raise InputError("data", data, required, "a regression, or a text")
-    side = min(RANK, source.classes, source.base.x.shape[1])
-    branch = {"r": side, "alpha": 2.0 * side}
-    spec = mlp_spec([source.base.x.shape[1], WIDTH, source.classes], "relu", branch)
+        raise InputError("data", run.data, required, "a regression, or a text")
+    features = source.base.x.shape[1]
+    rank = min(RANK, source.classes, features) if run.rank is None else run.rank
+    plain = mlp_spec([features, WIDTH, source.classes], "relu")
     config = lte.LteConfig(
-        spec=spec,
-        heads=HEADS,
-        merge_every=EVERY,
-        reset="AB",
+        spec=put_lora(plain, FROM_SCRATCH, rank=rank, alpha=2.0 * rank),
+        heads=run.heads,
+        merge_every=run.merge_every,
+        reset=run.reset,
         optimizer=AdamW(lr=0.02),
-        seed=seed,
+        seed=run.seed,
     )
     parts = Data(x=source.base.x, y=source.base.y, x_test=source.test.x, y_test=source.test.y)
-    state = lte.init(config, batch=BATCH // HEADS)
-    start, losses = dict(state.weights), np.zeros(HEADS)
-    batches = islice(schedule(seed, parts, BATCH, 0, steps), steps)
+    each = -(-BATCH // run.heads)
+    state = lte.init(config, batch=each)
+    start, losses = dict(state.weights), np.zeros(run.heads)
+    batches = islice(schedule(run.seed, parts, each * run.heads, 0, run.steps), run.steps)
     for event in lte.iterate(config, state, batches):
         state = event.state
         if event.record is not None:
@@ -192,7 +234,7 @@ def explain_lte(data: str = "digits", *, steps: int = 24, seed: int = 0) -> Iter
             kind=event.kind,
             step=state.step,
             merges=state.merges,
-            title=_title(event.kind, state, losses),
+            title=_title(event.kind, state, losses, run.reset),
             losses=losses,
             loss=loss,
             accuracy=accuracy,

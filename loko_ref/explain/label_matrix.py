@@ -25,6 +25,8 @@ KAL-2 S K pHt theta_post p.dense
 DIAG-1 p.decoupled
 DIAG-2 p.variational
 DIAG-4 p.decoupled p.variational
+KAL-9 U_pred W_pred P.precision Hw turned cut kept U.diagonal
+KAL-10 U.blocks
 OBS-1 yhat e H.gaussian
 OBS-2 softmax J H.softmax K.softmax
 OBS-3 H.logits
@@ -77,7 +79,6 @@ ATT-7 add add_back layers
 """Label -> the formulas of the table that it derives and a known mistake changes."""
 
 _EQUAL = "a form equal to KAL-2's update, whose mistakes it would show"
-_OWN = "a covariance of loko_ref.loko that no operation has"
 _REASONS = {
     "KAL-3": _EQUAL,
     "KAL-4": _EQUAL,
@@ -85,8 +86,6 @@ _REASONS = {
     "KAL-6": _EQUAL,
     "KAL-7": "a fact about any right update, checked as a property",
     "KAL-8": "when an error is raised: no number to be mistaken",
-    "KAL-9": _OWN,
-    "KAL-10": _OWN,
     "DIAG-3": "a fact about DIAG-1 and DIAG-2, checked as a property",
     "DIAG-5": "roundoff, which is imprecise and not mistaken (TOL-8)",
     "DIAG-6": "a fact about DIAG-1 and DIAG-2, checked as a property",

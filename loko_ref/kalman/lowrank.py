@@ -10,11 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from loko_ref.arrays import Array, cho_solve, cholesky, namespace, root, solve_triangular
+from loko_ref.checks.signatures import check_type
+from loko_ref.checks.values import (
+    check_covariance,
+    check_finite,
+    check_floats,
+    check_positive,
+    check_shape,
+    check_some,
+)
 
-__all__ = ["BLOCKS", "Blocks", "Group", "Precision", "groups_of"]
+__all__ = [
+    "BLOCKS",
+    "Blocks",
+    "Group",
+    "Precision",
+    "PrecisionUpdate",
+    "groups_of",
+    "update",
+    "update_unchecked",
+]
 
 Blocks: TypeAlias = Literal["unit", "tensor"]
 BLOCKS: tuple[Blocks, ...] = get_args(Blocks)
@@ -118,6 +136,10 @@ class Precision:
             at += entries
         return found
 
+    def blocks(self) -> list[Array]:
+        """List the blocks of B, each (size, size); of a diagonal none."""
+        return [block for _, each in self._each() for block in each]
+
     def _base(self, rows: Array) -> Array:
         """``B^-1 X`` by rows: X' (k, n), which are contiguous, to (B^-1 X)' (k, n)."""
         if not self.groups:
@@ -214,3 +236,85 @@ class Precision:
             # column by column of the identity: B e_j
             B = xp.concatenate([g.join(b @ g.split(eye)) for g, b in self._each()])
         return B + self.W @ self.W.T
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrecisionUpdate:
+    """What a filter yields that keeps a precision: as the others, P a :class:`Precision`."""
+
+    S: Array
+    K: Array
+    theta: Array
+    P: Precision
+    v: Array | None = None
+
+
+def update(theta: Array, P: Precision, H: Array, e: Array, R: Array) -> PrecisionUpdate:
+    """One measurement update of a precision, arguments checked.  [KAL-2, KAL-9, KAL-10].
+
+    Parameters
+    ----------
+    theta : array (n,)
+        Prior mean.
+    P : Precision
+        Of the prior, after :meth:`Precision.predict` where there is a time update.
+    H : array (m, n)
+        Linearised observation.
+    e : array (m,)
+        Innovation y - yhat.
+    R : array (m, m)
+        Observation noise, symmetric positive definite.
+
+    Returns
+    -------
+    PrecisionUpdate
+        S, K, theta, and P of as many columns.
+
+    Raises
+    ------
+    InputError
+        If a shape, a dtype or a value is not as stated.
+    NumericalError
+        If S or R is numerically singular.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> new = update(
+    ...     np.zeros(2), Precision.prior(np.ones(2), 1), np.ones((1, 2)), np.ones(1), np.eye(1)
+    ... )
+    >>> new.theta.round(4), new.P.dense().round(4)
+    (array([0.3333, 0.3333]), array([[2., 1.],
+           [1., 2.]]))
+    """
+    check_type("P", P, Precision, "an array in place of a Precision")
+    check_floats(theta=theta, U=P.U, W=P.W, H=H, e=e, R=R)
+    check_shape("theta", theta, ("n",))
+    n = theta.shape[0]
+    entries = sum(g.units * g.size**2 for g in P.groups) or n
+    check_shape("U", P.U, (entries,))
+    check_shape("W", P.W, ("n", "L"), {"n": n})
+    check_shape("e", e, ("m",))
+    check_some("e", e, "output")
+    m = e.shape[0]
+    check_shape("H", H, ("m", "n"), {"m": m, "n": n})
+    check_finite(theta=theta, U=P.U, W=P.W, H=H, e=e, R=R)
+    check_shape("R", R, ("m", "m"), {"m": m})
+    check_covariance("R", R)
+    if P.groups:
+        for block in P.blocks():
+            check_covariance("a block of U", block)
+    else:
+        check_positive("U", P.U)
+    return update_unchecked(namespace(theta), theta, P, H, e, R)
+
+
+def update_unchecked(
+    xp: Any, theta: Array, P: Precision, H: Array, e: Array, R: Array
+) -> PrecisionUpdate:
+    """Compute :func:`update` of checked arrays of the namespace `xp`."""
+    PHt = P.times(H.T)  # (n, m)
+    S = H @ PHt + R  # (m, m)  [KAL-2]
+    K = cho_solve(cholesky(S, "S"), PHt.T).T  # (n, m)
+    Hw = solve_triangular(cholesky(R, "R"), H)  # R^-1/2 H: unit noise
+    return PrecisionUpdate(S=S, K=K, theta=theta + K @ e, P=P.add(Hw))  # [KAL-9]

@@ -6,28 +6,24 @@ K (n, m); m = batch * C, stacked sample by sample.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from loko_ref.arrays import (
     Array,
-    cho_solve,
-    cholesky,
     contrast_basis,
     epsilon,
     namespace,
-    solve_triangular,
 )
 from loko_ref.errors import NumericalError
-from loko_ref.kalman import dense, diagonal, glm, implicit, simplex
+from loko_ref.kalman import dense, diagonal, glm, implicit, lowrank, simplex
 from loko_ref.kalman import observation as obs
-from loko_ref.kalman.lowrank import Precision
+from loko_ref.kalman.lowrank import Precision, PrecisionUpdate
 from loko_ref.loko.config import LokoConfig
 from loko_ref.loko.state import on_contrasts, prior
 
 __all__ = [
     "Cov",
-    "PrecisionUpdate",
     "Update",
     "check_windup",
     "covariance",
@@ -38,17 +34,6 @@ __all__ = [
 
 Cov: TypeAlias = Array | Precision
 """Variances (n,), a covariance (n, n), or a precision."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PrecisionUpdate:
-    """What a filter yields that keeps a precision: as the others, P a :class:`Precision`."""
-
-    S: Array
-    K: Array
-    theta: Array
-    P: Precision
-    v: Array | None = None
 
 
 Update: TypeAlias = dense.DenseUpdate | diagonal.DiagonalUpdate | PrecisionUpdate
@@ -90,11 +75,7 @@ def _update(
     xp: Any, theta: Array, p: Cov, H: Array, e: Array, R: Array, config: LokoConfig
 ) -> Update:
     if isinstance(p, Precision):
-        PHt = p.times(H.T)  # (n, m)
-        S = H @ PHt + R  # (m, m)  [KAL-2]
-        K = cho_solve(cholesky(S, "S"), PHt.T).T  # (n, m)
-        Hw = solve_triangular(cholesky(R, "R"), H)  # R^-1/2 H: unit noise
-        return PrecisionUpdate(S=S, K=K, theta=theta + K @ e, P=p.add(Hw))  # [KAL-9]
+        return lowrank.update_unchecked(xp, theta, p, H, e, R)
     if config.covariance == "dense":
         return dense.update_unchecked(xp, theta, p, H, e, R, config.form)
     return diagonal.update_unchecked(xp, theta, p, H, e, R, config.diagonal)

@@ -198,8 +198,9 @@ class LteConfig:
                 raise InputError(
                     "filter_merge",
                     f"'{self.filter_merge}' with covariance='{self.optimizer.covariance}'",
-                    "'keep'",
-                    "a precision has no variances p that could be changed entry by entry",
+                    "'keep', or covariance='diagonal'",
+                    "a precision has no variances p that could be changed entry by entry; "
+                    "LoKO without an option is 'recommended', whose covariance is 'block'",
                 )
         elif self.filter_merge != "keep":
             raise InputError(

@@ -35,11 +35,30 @@ __all__ = ["LEAST", "UNSEEN", "Matrix", "Row", "generated", "problems", "row", "
 LEAST = 0.9
 """Share of the known mistakes that the properties have to find."""
 
-_OTHER_FUNCTION = "a smooth function like it: only its values differ, no exact fact of a network"
+_UNSEEN: Mapping[str, tuple[str, ...]] = {
+    "a smooth function like it: only its values differ, no exact fact of a network": (
+        "GELU-TANH",
+        "GELU-ERF",
+        "GELU-SIGMOID",
+    ),
+    "a convention at one point, 0, that no drawn network meets": (
+        "RELU-JACOBIAN-ONE-AT-ZERO",
+        "RELU-JACOBIAN-HALF-AT-ZERO",
+    ),
+    "the one fact of its size takes alpha = r, where a scale of seven digits is exact": (
+        "SCALE-SINGLE",
+    ),
+    "a query that no key is left to: every drawn text begins with a token": (
+        "UNSEEN-UNIFORM",
+        "UNSEEN-ALL",
+    ),
+    "which head's copy of a layer without LoRA is evaluated is a choice, and in no fact": (
+        "LTE-EVAL-COPY-MEAN",
+        "LTE-EVAL-COPY-LAST",
+    ),
+}
 
-UNSEEN: Mapping[str, str] = dict.fromkeys(
-    ("GELU-TANH", "GELU-ERF", "GELU-SIGMOID"), _OTHER_FUNCTION
-)
+UNSEEN: Mapping[str, str] = {one: why for why, ids in _UNSEEN.items() for one in ids}
 """Known mistakes that no property finds: id -> why."""
 
 

@@ -17,7 +17,7 @@ __all__ = ["Problem", "Problems", "Property", "all_properties", "fact", "get"]
 
 _PROPERTIES: dict[str, Property] = {}
 _PARTS = (
-    *("filter", "observation", "lora", "optimizers", "network", "attention"),
+    *("filter", "lowrank", "observation", "lora", "optimizers", "network", "attention"),
     *("loko", "symmetry", "lte", "lte_run"),
 )
 

@@ -294,6 +294,7 @@ class _Test:
 
     def __call__(self) -> None:
         """Raise with the smallest example found unless the property holds; skip if declined."""
+        __tracebackhide__ = True  # pytest shows the test's own line, and the example
         outcome = _examine(*self._held, TIMEOUT)
         if outcome.status == UNSUPPORTED:
             import pytest

@@ -323,7 +323,8 @@ class Trial:
         where = f"{name}[{', '.join(map(str, map(int, at)))}]" if value.ndim else name
         labels = " ".join(f"[{label}]" for label in self.held.labels)
         raise Refuted(
-            f"{self.held.statement}  {labels}: at {where} {value[at]:.6g}, at most {bound[at]:.3g}"
+            f"{self.held.statement}  {labels}: {where} is {value[at]:.6g}, and may be at most "
+            f"{bound[at]:.3g}"
         )
 
     def below(self, name: str, value: Any, bound: Any) -> None:

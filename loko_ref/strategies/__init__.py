@@ -9,7 +9,7 @@ Used by the property tests of this package, and usable in those of other project
     @given(st.diagonal_problems(max_n=8, cond=1e8))
     def test_variances_shrink(problem):
         new = my_update(**problem.arguments())
-        assert (new["p"] <= problem.p).all()
+        assert ((0 < new["p"]) & (new["p"] <= problem.p)).all()
 
 Hypothesis has a deadline of 200 ms per example by default, which a loaded machine may exceed: tests
 of numerical code should set ``@settings(deadline=None)``, or load a profile that does, as
@@ -51,10 +51,12 @@ from loko_ref.strategies.problems import (
     DiagonalProblem,
     GlmProblem,
     ObservationProblem,
+    PrecisionProblem,
     dense_problems,
     diagonal_problems,
     glm_problems,
     observation_problems,
+    precision_problems,
 )
 from loko_ref.strategies.steps import StepProblem, batches, configs, states, step_problems
 from loko_ref.strategies.transformers import transformer_specs, transformers
@@ -65,6 +67,7 @@ __all__ = [
     "GlmProblem",
     "LteRun",
     "ObservationProblem",
+    "PrecisionProblem",
     "StepProblem",
     "arrays",
     "batches",
@@ -79,6 +82,7 @@ __all__ = [
     "lte_runs",
     "models",
     "observation_problems",
+    "precision_problems",
     "probabilities",
     "spd_matrices",
     "states",

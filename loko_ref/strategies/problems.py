@@ -1,4 +1,4 @@
-"""Strategies for one measurement update, with a diagonal or dense prior, and for ``glm``.
+"""Strategies for one measurement update: a diagonal or dense prior, a precision, ``glm``.
 
 Shapes: theta, p (n,); P (n, n); H, Z (m, n); e (m,); R (m, m); yhat (batch, C), m = batch * C.
 """
@@ -26,10 +26,12 @@ __all__ = [
     "DiagonalProblem",
     "GlmProblem",
     "ObservationProblem",
+    "PrecisionProblem",
     "dense_problems",
     "diagonal_problems",
     "glm_problems",
     "observation_problems",
+    "precision_problems",
 ]
 
 
@@ -192,6 +194,88 @@ def dense_problems(
         H=draw(arrays((m, n), **kind)),
         e=draw(arrays(m, **kind)),
         R=draw(spd_matrices(m, cond=cond, diagonal=diagonal_noise, **kind)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrecisionProblem(_Problem):
+    """One measurement update of a precision, ``P^-1 = diag(U) + W W'``, or U + W W' of blocks.
+
+    Attributes
+    ----------
+    theta : array (n,)
+        Prior mean.
+    U : array (n,) or (n, n)
+        Its diagonal, or its blocks.
+    W : array (n, L) or None
+        Its factor of low rank; None for no part of low rank, which blocks alone may have.
+    H : array (m, n)
+        Linearised observation.
+    e : array (m,)
+        Innovation.
+    R : array (m, m)
+        Observation noise.
+    blocks : list of int or None
+        The block of each parameter; None where U is a diagonal.
+    """
+
+    U: Floats
+    W: Floats | None
+    H: Floats
+    e: Floats
+    R: Floats
+    blocks: list[int] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what there is by name, as keyword arguments of an update."""
+        return {name: value for name, value in super().arguments().items() if value is not None}
+
+
+@st.composite
+def precision_problems(
+    draw: st.DrawFn,
+    *,
+    blocks: bool = False,
+    max_n: int = 5,
+    max_m: int = 3,
+    max_L: int = 3,
+    cond: float = 1e3,
+    dtype: str | None = None,
+    whole: bool = False,
+) -> PrecisionProblem:
+    """Draw a measurement update of a precision of low rank, or of blocks.
+
+    Parameters
+    ----------
+    blocks : bool
+        Whether U is blocks, of any partition of the parameters.
+    max_n, max_m, max_L : int
+        Bounds on the number of parameters, of outputs and of columns.
+    cond : float
+        Bound on cond(U) and on cond(R).
+    dtype : str, optional
+        float64 or float32; None draws it.
+    whole : bool
+        Whether to draw small whole numbers alone, as in :func:`arrays`, :func:`variances` and
+        :func:`spd_matrices`.
+    """
+    dtype = draw(dtype_or(dtype))
+    n, m = draw(st.integers(1, max_n)), draw(st.integers(1, max_m))
+    kind: dict[str, Any] = {"dtype": dtype, "whole": whole}
+    labels = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)) if blocks else None
+    if labels is None:
+        U = draw(variances(n, cond=cond, **kind))
+    else:
+        U = frozen(draw(spd_matrices(n, cond=cond, **kind)) * np.equal.outer(labels, labels))
+    low = labels is None or draw(st.booleans())
+    return PrecisionProblem(
+        theta=draw(arrays(n, **kind)),
+        U=U,
+        W=draw(arrays((n, draw(st.integers(0, max_L))), **kind)) if low else None,
+        H=draw(arrays((m, n), **kind)),
+        e=draw(arrays(m, **kind)),
+        R=draw(spd_matrices(m, cond=cond, **kind)),
+        blocks=labels,
     )
 
 

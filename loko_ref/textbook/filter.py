@@ -6,7 +6,8 @@ rounding error grow?), and one formula can be exchanged for a wrong one (``mutan
 mistake does this?). A test holds it equal to the oracle. The network's are in ``network``.
 
 Shapes: theta, p (n,); P (n, n); z, yhat (batch, C) here; e (m,); Z, H (m, n); R, S (m, m);
-K (n, m). ``p_pred`` is (n,) or, with a dense covariance, (n, n).
+K (n, m). ``p_pred`` is (n,) or, with a dense covariance, (n, n). Of a precision U is (n,) or
+(n, n), W (n, L), wide and turned (n, L + m), gram (L + m, L + m).
 """
 
 from __future__ import annotations
@@ -163,6 +164,79 @@ def _p_dense(v: Values) -> Array:
     return v.p_pred - v.K @ v.H @ v.p_pred
 
 
+# ------------------------------------------------ a precision of blocks plus low rank
+
+
+def _one_plus(q: float, U: Array) -> Array:
+    """``I + q B``, of a diagonal (n,) or blocks (n, n)."""
+    return 1 + q * U if U.ndim == 1 else np.eye(len(U)) + q * U
+
+
+def _divided(U: Array, X: Array) -> Array:
+    """``B^-1 X`` (n, k)."""
+    return X / U[:, None] if U.ndim == 1 else np.linalg.solve(U, X)
+
+
+def _U_pred(v: Values) -> Array:
+    U = v.lam * v.U
+    one = _one_plus(v.q, U)
+    return U / one if U.ndim == 1 else np.linalg.solve(one, U)
+
+
+def _W_pred(v: Values) -> Array:
+    W = np.sqrt(v.lam) * v.W
+    DW = _divided(_one_plus(v.q, v.lam * v.U), W)
+    C = np.linalg.cholesky(np.eye(W.shape[1]) + v.q * W.T @ DW)
+    return np.linalg.solve(C, DW.T).T
+
+
+def _P_of_precision(v: Values) -> Array:
+    inverse = v.keep("B^-1", _divided(v.U_pred, np.eye(len(v.U_pred))))
+    BW = v.keep("B^-1 W", _divided(v.U_pred, v.W_pred))
+    C = v.keep("C", np.eye(BW.shape[1]) + v.W_pred.T @ BW)
+    return inverse - BW @ v.keep("C^-1 W' B^-1", np.linalg.solve(C, BW.T))
+
+
+def _whitened(v: Values) -> Array:
+    return np.linalg.solve(np.linalg.cholesky(v.R_used), v.H)
+
+
+def _wide(v: Values) -> Array:
+    return np.concatenate([v.W_pred, v.Hw.T], axis=1)
+
+
+def _turned(v: Values) -> Array:
+    return v.wide @ np.linalg.eigh(v.gram)[1]
+
+
+def _cut(v: Values) -> Array:
+    return v.turned[:, : v.turned.shape[1] - v.W.shape[1]]
+
+
+def _kept(v: Values) -> Array:
+    return v.turned[:, v.turned.shape[1] - v.W.shape[1] :]
+
+
+def _U_diagonal(v: Values) -> Array:
+    gone = v.F["cut"](v)
+    return v.U_pred + (gone * gone).sum(axis=1)
+
+
+def _same_block(v: Values) -> Array:
+    block = np.array(v.blocks or np.zeros(len(v.U)))
+    return np.equal.outer(block, block)
+
+
+def _U_blocks(v: Values) -> Array:
+    gone = v.F["cut"](v)
+    return v.U_pred + gone @ gone.T * v.F["same_block"](v)
+
+
+def _WW(v: Values) -> Array:
+    kept = v.F["kept"](v)
+    return kept @ kept.T
+
+
 # ------------------------------------------------------------ observation
 
 
@@ -176,7 +250,7 @@ def _e(v: Values) -> Array:
 
 def _J(v: Values) -> Array:
     batch, C = v.yhat.shape
-    J = np.zeros((batch * C, batch * C))
+    J = np.zeros_like(v.yhat, shape=(batch * C, batch * C))
     for b, row in enumerate(v.yhat):
         J[b * C : (b + 1) * C, b * C : (b + 1) * C] = np.diag(row) - np.outer(row, row)
     return J
@@ -241,6 +315,19 @@ FORMULAS: dict[str, Formula] = {
     "p.decoupled": _p_decoupled,
     "p.variational": _p_variational,
     "p.dense": _p_dense,
+    "U_pred": _U_pred,
+    "W_pred": _W_pred,
+    "P.precision": _P_of_precision,
+    "Hw": _whitened,
+    "wide": _wide,
+    "gram": lambda v: v.wide.T @ v.wide,
+    "turned": _turned,
+    "cut": _cut,
+    "kept": _kept,
+    "same_block": _same_block,
+    "U.diagonal": _U_diagonal,
+    "U.blocks": _U_blocks,
+    "WW": _WW,
     "yhat": _yhat,
     "e": _e,
     "J": _J,

@@ -168,21 +168,21 @@ def linear(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
     return z, back
 
 
-def _outer(d: Array, x: Array) -> Array:
+def _outer(d: Array, x: Array) -> Any:
     """``sum_t d_t x_t'``: (batch, C, ..., o) and (batch, ..., i) to (batch, C, o, i)."""
     d = d.reshape(*d.shape[:2], -1, d.shape[-1])
     x = x.reshape(x.shape[0], 1, -1, x.shape[-1])
-    return np.asarray(np.swapaxes(d, -1, -2) @ x)
+    return np.swapaxes(d, -1, -2) @ x
 
 
-def _total(d: Array) -> Array:
+def _total(d: Array) -> Any:
     """``sum_t d_t``: (batch, C, o)."""
-    return np.asarray(d.reshape(*d.shape[:2], -1, d.shape[-1]).sum(axis=2))
+    return d.reshape(*d.shape[:2], -1, d.shape[-1]).sum(axis=2)
 
 
-def _branch(v: Values, scale: float, u: Array, w: Mapping[str, Array]) -> Array:
+def _branch(v: Values, scale: float, u: Array, w: Mapping[str, Array]) -> Any:
     """``scale (B u + bB)``."""
-    return scale * np.asarray(inner(v.keep)("v", u @ w["B"].T + w.get("bB", 0.0)))
+    return scale * inner(v.keep)("v", u @ w["B"].T + w.get("bB", 0.0))
 
 
 # ------------------------------------------------------------------------------- activations
@@ -201,11 +201,11 @@ def _gelu_tanh(v: Values, x: Array) -> tuple[Array, Array]:
     return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * k * x * x)
 
 
-def _softmax(v: Values, z: Array) -> Array:
+def _softmax(v: Values, z: Array) -> Any:
     """``exp(z - lse)``: that route's error, u |lse|, is what a correct one may have.  [LAY-7]."""
     top = z.max(axis=-1, keepdims=True)
     lse = top + np.log(np.exp(z - top).sum(axis=-1, keepdims=True))
-    return np.asarray(np.exp(z - v.keep("lse", lse)))
+    return np.exp(z - v.keep("lse", lse))
 
 
 def _of_input(kind: str, value: Formula, slope: Formula, equation: str, label: str) -> Kind:
@@ -239,13 +239,13 @@ def _of_output(kind: str, back: Formula, equation: str, slope: str, label: str) 
 
 def _log_softmax(v: Values, x: Array) -> Array:
     """``x - lse``: what its rounding, u |lse|, costs where both cancel, a correct one may have."""
-    lse = np.asarray(scipy.special.logsumexp(x, axis=-1, keepdims=True))
-    return np.asarray(scipy.special.log_softmax(x, axis=-1)) - (v.keep("lse", lse) - lse)
+    lse = np.apply_over_axes(scipy.special.logsumexp, x, -1)
+    return np.apply_over_axes(scipy.special.log_softmax, x, -1) - (v.keep("lse", lse) - lse)
 
 
-def _log_softmax_back(v: Values, y: Array, d: Array) -> Array:
+def _log_softmax_back(v: Values, y: Array, d: Array) -> Any:
     """``dx = d - exp(y) sum d``.  [LAY-8]."""
-    return np.asarray(d - np.exp(y) * d.sum(axis=-1, keepdims=True))
+    return d - np.exp(y) * d.sum(axis=-1, keepdims=True)
 
 
 # ------------------------------------------------------------------------ layer normalisation
@@ -284,11 +284,11 @@ def _layernorm(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
     return z, back
 
 
-def _norm_back(nu: Array, s: Array, g: Any, d: Array) -> Array:
+def _norm_back(nu: Array, s: Array, g: Any, d: Array) -> Any:
     """``dx = s (dnu - <dnu> - nu <nu dnu>)``, ``dnu = g d``.  [ATT-1]."""
     dnu = g * d
     along = (nu * dnu).mean(axis=-1, keepdims=True)
-    return np.asarray(s * (dnu - dnu.mean(axis=-1, keepdims=True) - nu * along))
+    return s * (dnu - dnu.mean(axis=-1, keepdims=True) - nu * along)
 
 
 # ------------------------------------------------------------------------------------- tables

@@ -203,6 +203,50 @@ def update(o: Options) -> tuple[Quantity, ...]:
     )
 
 
+def precision_update(o: Options) -> tuple[Quantity, ...]:
+    """List an update of a precision ``U + W W'``, U a diagonal or blocks.  [KAL-9, KAL-10].
+
+    Parameters
+    ----------
+    o : mapping
+        ``lam``, ``q``, and, of blocks, ``blocks``.
+    """
+    return _precision_update(o["lam"] == 1 and o["q"] == 0, "blocks" in o)
+
+
+@cache
+def _precision_update(still: bool, blocks: bool) -> tuple[Quantity, ...]:
+    S, K, theta, _ = update({"observation": "gaussian", "covariance": "dense"})
+    if still:
+        prior: tuple[Quantity, ...] = tuple(
+            quantity(f"{name}_pred", name, "", name, "KAL-9", rule=rule, exact=True, hidden=True)
+            for name, rule in (("U", lambda v: v.U), ("W", lambda v: v.W))
+        )
+    else:
+        prior = (
+            quantity("U_pred", "U", "U_pred", "D U,  D = (I + q U)^-1,  U <- lam U", "KAL-9",
+                     hidden=True),
+            quantity("W_pred", "U W", "W_pred",
+                     "D W C'^-1,  C C' = I + q W' D W,  W <- sqrt(lam) W", "KAL-9", hidden=True),
+        )  # fmt: skip
+    on = "w w' on the blocks" if blocks else "w o w"
+    return (
+        *prior,
+        quantity("p_pred", "U_pred W_pred", "P.precision", "(U + W W')^-1", "KAL-9", hidden=True),
+        *(S, K, theta),
+        quantity("Hw", "H R_used", "Hw", "R^-1/2 H", "KAL-9", hidden=True),
+        quantity("wide", "W_pred Hw", "wide", "W~ = [W, Hw']", "KAL-9", hidden=True),
+        quantity("gram", "wide", "gram", "W~' W~", "KAL-9", hidden=True),
+        quantity("turned", "wide gram", "turned", "W~ V,  W~' W~ = V diag V'", "KAL-9",
+                 hidden=True),
+        quantity("U_post", "U_pred turned", "U.blocks" if blocks else "U.diagonal",
+                 f"U + sum {on} over the columns w of W~ V but the L longest",
+                 f"KAL-9 {'KAL-10' * blocks}"),
+        quantity("WW_post", "turned", "WW", "sum w w' over the L longest columns w of W~ V",
+                 "KAL-9"),
+    )  # fmt: skip
+
+
 def dataflow(o: Options) -> tuple[Quantity, ...]:
     """List every quantity of a step, each after its parents.  [LOKO-1].
 

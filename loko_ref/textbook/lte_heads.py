@@ -255,12 +255,12 @@ def _loss(o: Arrays) -> Flow:
     if o["loss"] == "mse":
         return (
             quantity("loss", "z y", "", "mean (z - y)^2", "LTE-8", exact=True,
-                     rule=lambda v: np.asarray(((v.z - v.y) ** 2).mean())),
+                     rule=lambda v: ((v.z - v.y) ** 2).mean()),
         )  # fmt: skip
     return (
         quantity("lse", "z", "", "log sum exp(z)", "LTE-8", rule=entropy, hidden=True),
         quantity("loss", "z y lse", "", "-sum y (z - lse) / batch", "LTE-8", exact=True,
-                 rule=lambda v: np.asarray(-(v.y * (v.z - v.lse)).sum() / len(v.y))),
+                 rule=lambda v: -(v.y * (v.z - v.lse)).sum() / len(v.y)),
     )  # fmt: skip
 
 

@@ -108,8 +108,8 @@ def _merge_heads(x: Array) -> Array:
     return x.reshape(*x.shape[:-2], -1)
 
 
-def _scores(v: Values, q: Array, k: Array) -> Array:
-    return np.asarray(q @ np.swapaxes(k, -1, -2) * v.F["score_scale"](q.shape[-1]))
+def _scores(v: Values, q: Array, k: Array) -> Any:
+    return q @ np.swapaxes(k, -1, -2) * v.F["score_scale"](q.shape[-1])
 
 
 def _scores_back(v: Values, q: Array, k: Array, ds: Array) -> tuple[Array, Array]:
@@ -124,7 +124,7 @@ def _seen(v: Values, mask: Array | None, t: int, causal: bool) -> Array:
     return seen & v.F["causal"](t) if causal else seen
 
 
-def _attend(v: Values, s: Array, seen: Array) -> tuple[Array, ...]:
+def _attend(v: Values, s: Array, seen: Array) -> tuple[Any, ...]:
     """Attend: ``a = exp(s - lse)`` over the keys seen, else 0, and for who sees none.  [ATT-3].
 
     What stands behind a, nothing here, is kept for ``attend_back``.
@@ -134,7 +134,7 @@ def _attend(v: Values, s: Array, seen: Array) -> tuple[Array, ...]:
     top = np.where(np.isfinite(top), top, 0.0)
     total = np.exp(s - top).sum(axis=-1, keepdims=True)
     lse = top + np.log(np.where(total > 0, total, 1.0))
-    return (np.asarray(np.exp(s - v.keep("lse", lse))),)
+    return (np.exp(s - v.keep("lse", lse)),)
 
 
 def _values_back(a: Array, values: Array, dy: Array) -> tuple[Array, Array]:

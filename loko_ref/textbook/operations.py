@@ -46,6 +46,22 @@ def diagonal_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     return {"S": v.S, "K": v.K, "theta": v.theta_post, "p": v.p_post}
 
 
+def precision_values(
+    x: Arrays, o: Arrays, F: Table, keep: Keep
+) -> tuple[Values, tuple[Quantity, ...]]:
+    """Return what an update of a precision begins with, and its quantities."""
+    W = x.get("W", np.zeros((len(x["theta"]), 0)))
+    return _values({**x, "W": W, "R_used": x["R"]}, o, F, keep), loko.precision_update(o)
+
+
+def lowrank_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
+    """S, K, theta, U, WW.  [KAL-9, KAL-10]."""
+    v, flow = precision_values(x, o, F, keep)
+    evaluate(v, flow)
+    out = {"S": v.S, "K": v.K, "theta": v.theta_post, "U": v.U_post}
+    return out | ({"WW": v.WW_post} if "W" in x else {})
+
+
 def time_update(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """p_pred, or P_pred of a dense covariance.  [KAL-1]."""
     o = {**o, "covariance": "dense" if "P" in x else "diagonal"}

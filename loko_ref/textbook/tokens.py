@@ -57,7 +57,7 @@ def _by_tables(net: Net, place: str, tables: Sequence[str], w: str, at: str, d: 
 
     def summed(key: str) -> Formula:
         def rule(v: Values, w: Any, rows: Any, d: Array) -> Array:
-            G = np.zeros((*d.shape[:2], *w[key].shape))
+            G = np.zeros_like(d, shape=(*d.shape[:2], *w[key].shape))
             for b, own in enumerate(np.broadcast_to(rows[key], (len(d), d.shape[2]))):
                 for t, row in enumerate(own):
                     G[b, :, row] += d[b, :, t]
@@ -127,8 +127,8 @@ def _positions(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
     at = net.put(f"rows.{place}", [x], lambda v, x: {"position": np.arange(x.shape[1])}, "0, 1, ..",
                  "ATT-4", exact=True)  # fmt: skip
 
-    def output(v: Values, x: Array, w: Any, rows: Any) -> Array:
-        return np.asarray(x + v.F["embed_position"](w["position"], rows["position"]))
+    def output(v: Values, x: Array, w: Any, rows: Any) -> Any:
+        return x + v.F["embed_position"](w["position"], rows["position"])
 
     z = net.put(f"z.{place}", [x, w, at], output, "x + position", "ATT-4", "embed_position")
     return z, lambda d: _by_tables(net, place, ["position"], w, at, d)

@@ -124,3 +124,32 @@ def test_what_is_undecided_names_the_matrix_own_lowest_eigenvalue():
     with pytest.raises(UndecidedError) as caught:
         arrays.cholesky(S, "S")
     assert caught.value.eigenvalue == pytest.approx(5e-10, rel=1e-3)
+
+
+def test_eigenvectors_are_enclosed_and_zeros_come_first(rng):
+    W = np.zeros((6, 5))
+    W[:, [0, 2, 3]] = rng.standard_normal((6, 3))
+    with balls.precision(128):
+        G = balls.balls(W).T @ balls.balls(W)
+        E, V = linalg.eigh(G)
+        assert contains(V.T @ V, balls.balls(np.eye(5)))
+        assert contains(V @ linalg.xp.diag(E) @ V.T, G)
+        np.testing.assert_allclose(balls.to_host(E), np.linalg.eigvalsh(W.T @ W), atol=1e-14)
+        assert all(x == 0 for x in E[:2])
+        assert balls.radius(V).max() < 1e-30
+        assert contains(linalg.eigh(balls.balls(np.zeros((2, 2))))[1], balls.balls(np.eye(2)))
+
+
+def test_a_tie_of_eigenvalues_is_undecided():
+    with balls.precision(128), pytest.raises(UndecidedError, match="not told apart"):
+        linalg.eigh(balls.balls(np.eye(2)))
+
+
+def test_stacks_are_solved_one_by_one(rng):
+    A, b = rng.standard_normal((2, 3, 3)), rng.standard_normal((2, 3, 1))
+    with balls.precision(128):
+        A, b = balls.balls(A), balls.balls(b)
+        x, inv = linalg.xp.linalg.solve(A, b), linalg.xp.linalg.inv(A)
+        for k in range(2):
+            assert contains(A[k] @ x[k], b[k])
+            assert contains(A[k] @ inv[k], balls.balls(np.eye(3)))

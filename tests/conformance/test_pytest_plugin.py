@@ -71,6 +71,17 @@ def test_a_failure_is_the_report(folder):
     assert "implementation.py" not in result.stdout
 
 
+def test_a_formula_is_confirmed_by_calling_again(folder):
+    """A test holds one check: other numbers bear its name out, as in verify."""
+    less = "alpha / len(A) * B @ (A - A.mean(axis=0, keepdims=True))"
+    (folder / "less.py").write_text(MINE.replace("FACTOR * (B @ A)", less))
+    result = pytest_in(
+        folder, "--loko-implementation", "less.py", "--loko-dtype", "float64", "-k", "delta/random"
+    )
+    assert "1 failed" in result.stdout
+    assert "less its mean" in result.stdout, result.stdout
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("arguments", "message"),

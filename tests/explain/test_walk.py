@@ -15,7 +15,7 @@ from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
 from loko_ref.experiments.config import RunConfig
-from loko_ref.explain.heads import HEADS, RANK, explain_lte
+from loko_ref.explain.heads import RANK, HeadsRun, explain_lte
 from loko_ref.explain.recorded import explain_recording
 from loko_ref.explain.sources import (
     FILTERS,
@@ -210,7 +210,7 @@ def test_twenty_steps_of_digits(chromium, tmp_path):
 
 
 def test_lte_is_explained_event_by_event():
-    found = list(explain_lte("iris", steps=7))
+    found = list(explain_lte(HeadsRun(data="iris", steps=7)))
     assert [m.kind for m in found] == [*(["step"] * 6), "merge", "reset", "step"]
     for name in found[0].sites:
         views = [m.sites[name] for m in found]
@@ -222,18 +222,51 @@ def test_lte_is_explained_event_by_event():
             assert (reset.B == 0).all()
             assert (reset.A != view.A).any()
             # each merge adds a rank of N r at most
-            assert view.rank - before.rank <= HEADS * RANK
+            assert view.rank - before.rank <= HeadsRun.heads * RANK
             np.testing.assert_allclose(np.linalg.svd(view.update)[1], view.singular, atol=1e-12)
         overlap = views[0].overlap
         np.testing.assert_allclose(np.diagonal(overlap), 1)
         assert (overlap < 1 + 1e-12).all()
     with pytest.raises(InputError, match="regression"):
-        next(explain_lte("diabetes"))
+        next(explain_lte(HeadsRun(data="diabetes")))
+
+
+def test_the_walk_of_lte_takes_its_choices_and_a_page_keeps_below_its_size():
+    run = HeadsRun(data="iris", steps=5, heads=3, rank=1, merge_every=2, reset="none")
+    moments = list(explain_lte(run))
+    assert [one.kind for one in moments] == [
+        "step",
+        "step",
+        "merge",
+        "step",
+        "step",
+        "merge",
+        "step",
+    ]
+    assert {view.A.shape[:2] for one in moments for view in one.sites.values()} == {(3, 1)}
+    carried = document(of_lte(run))
+    assert list(carried["kinds"]) == ["step", "merge"]  # no button leads to what does not occur
+    assert (carried["heads"], carried["rank"]) == (3, 1)
+    assert "After every 2 steps they are merged into the weight W." in carried["about"]
+    with pytest.raises(InputError, match="at most 3, the smaller side"):
+        next(explain_lte(HeadsRun(data="iris", rank=4)))
+    for name, value in (("heads", 65), ("rank", 0), ("merge_every", 0), ("reset", "A")):
+        with pytest.raises(InputError, match=name):
+            HeadsRun(**{name: value})
+
+
+@pytest.mark.larger
+def test_a_walk_of_lte_that_a_page_cannot_hold_is_refused_by_the_steps_that_it_can():
+    with pytest.raises(InputError, match=r"steps: got 100; required at most") as refused:
+        of_lte(HeadsRun(heads=64, steps=100))
+    fits = int(re.search(r"at most (\d+)", str(refused.value))[1])
+    text = of_lte(HeadsRun(heads=64, steps=fits))
+    assert 0.9 * MOST < len(text.encode()) < MOST
 
 
 @pytest.mark.larger
 def test_the_page_of_lte_is_gone_through_by_keyboard(chromium, tmp_path):
-    text = of_lte(steps=24)
+    text = of_lte(HeadsRun(steps=24))
     assert len(text.encode()) < MOST
     (tmp_path / "lte.html").write_text(text, encoding="utf-8")
     with browser.opened(chromium, tmp_path / "lte.html", width=400, dark=True) as page:
@@ -327,6 +360,9 @@ def test_the_command_writes_a_page_or_says_what_is_wrong(monkeypatch, tmp_path, 
         (["tiny", "--seed", "1"], "no --seed with 'tiny'"),
         (["lte", "--seed", "1"], "no --seed with 'lte'"),
         (["lte", "--html", str(file), "--batch", "1"], "no --batch with 'lte'"),
+        (["lte", "--html", str(file), "--heads", "65"], "heads: got 65"),
+        (["tiny", "--heads", "2"], "no --heads, or 'lte' and --html F"),
+        (["lte", "--merge-every", "2"], "no --merge-every, or 'lte' and --html F"),
         (["tiny", "--case", "loko.run/glm/float64"], "no --case with 'tiny'"),
         (["--case", "loko.run/glm/float32", "--data", "iris"], "no --data with --case"),
         (["--case", "loko.run/gml/float64"], "loko.run/glm/float64"),

@@ -72,7 +72,7 @@ def test_the_json_has_the_promised_form_and_the_run_learns(tmp_path) -> None:
         ["--mode", "mhlora", "--scaling", "sum", "--optimizer", "loko,p0=0.01"],
         ["--realisation", "copies", "--reset", "B", "--dense-last", "--lora-bias"],
         ["--data-split", "replicated", "--reduction", "own", "--optimizer", "adagrad"],
-        ["--optimizer", "loko", "--reset", "AB", "--filter-merge", "prior"],
+        ["--optimizer", "loko,glm", "--reset", "AB", "--filter-merge", "prior"],
         ["--data", "diabetes", "--optimizer", "loko", "--hidden", "12"],
         [
             "--data",
@@ -230,6 +230,7 @@ def test_the_backend_asked_for_is_given_or_refused(monkeypatch, tmp_path) -> Non
         (["--mode", "mhlora", "--reset", "B"], "never merges"),
         (["--filter-merge", "shrink"], "an option of LoKO alone"),
         (["--optimizer", "loko", "--lr", "0.1"], "p0 takes its place"),
+        (["--optimizer", "loko", "--filter-merge", "prior"], "covariance is 'block'"),
         (["--steps", "0"], "steps"),
         (["--batch", "5000"], "1 to 1500 samples"),
         (["--plot", "x.pdf"], ".svg or .png"),

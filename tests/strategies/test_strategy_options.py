@@ -109,6 +109,10 @@ OPTIONS = {
     "dense_problems": {
         **PROBLEM, "max_n": (1, 5), "max_m": (1, 4), "diagonal_noise": (False, True), **WHOLE,
     },
+    "precision_problems": {
+        **PROBLEM, "blocks": (False, True), "max_n": (1, 5), "max_m": (1, 3), "max_L": (0, 3),
+        **WHOLE,
+    },
     "glm_problems": {
         **PROBLEM, "max_n": (1, 5), "max_batch": (1, 2), "max_C": (2, 4), "margin": (0.0, 40.0),
     },

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pages import catalogue, commands, gallery, labels, reference
-
 
 def write(source: Path, quick: bool = False) -> None:
     """Write all of them below a folder; a quick build runs no example."""
-    for part in (catalogue, labels, commands, reference):
+    from pages import catalogue, commands, comparison, gallery, labels, reference
+
+    for part in (catalogue, labels, commands, comparison, reference):
         part.write(source)
     gallery.write(source, quick)

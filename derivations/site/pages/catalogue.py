@@ -137,10 +137,6 @@ package.\n"""
         )
 
 
-MISTAKES: dict[str, list[str]] = defaultdict(list)
-"""Label -> the known mistakes that are first seen in a quantity of it."""
-
-
 def _shows(one: Mutant) -> list[str]:
     """Describe how a mistake shows: in the first of its cases that it changes."""
     for name in COVERING[one.id]:
@@ -158,8 +154,6 @@ def _shows(one: Mutant) -> list[str]:
         found, _ = compare(case, outputs)
         if found is None:
             continue
-        for label in found.labels:
-            MISTAKES[label].append(one.id)
         size = "" if one.example is None else f" (here with the size {one.example:g})"
         return [
             f"In {_case_link(name)}{size} the first wrong quantity is `{found.quantity}`:\n",

@@ -1,31 +1,23 @@
-"""Every derivation label: its places in code and tests, and the mistakes that it is seen by."""
+"""Every derivation label: where it is computed and tested, and the known mistakes of it."""
 
-import re
 from pathlib import Path
 
-from loko_ref.files.derivations import LABEL, derivations
-from loko_ref.files.shipped import shipped
-from pages.catalogue import MISTAKES
-from pages.markdown import code, page, table, text
+from loko_ref.explain.label_matrix import matrix
+from pages.markdown import code, page, text
 
-CODE = re.compile(rf"^\| ({LABEL}) \|.*\| ([^|]+) \|$", re.MULTILINE)
-TESTS = re.compile(r"\btests/[\w/]+\.py")
+WORDS = """Where each formula stands in the code, where it is tested, and which known mistakes
+change it, or why none does. `loko-ref explain labels --matrix` prints the same.\n"""
 
 
 def write(source: Path) -> None:
-    """Write the table."""
-    places = dict(CODE.findall((shipped("derivations") / "README.md").read_text("utf-8")))
-    rows = [
-        (
-            label,
-            text(one.title),
-            ", ".join(map(code, places[label].split(", "))),
-            ", ".join(map(code, dict.fromkeys(TESTS.findall(one.parts["Check"])))),
-            ", ".join(f"[{text(key)}](mistakes/{key}.md)" for key in MISTAKES[label]),
-        )
-        for label, one in derivations().items()
-    ]
-    words = """Where each formula stands in the code, where it is tested, and which known mistakes
-are first seen in a quantity that it defines.\n"""
-    head = ("label", "title", "code", "tests", "mistakes")
-    page(source / "labels.md", "From label to code, tests and mistakes", words, table(head, rows))
+    """Write the list."""
+    entries = []
+    for row in matrix():
+        mistakes = ", ".join(f"[{text(key)}](mistakes/{key}.md)" for key in row.mistakes)
+        entries += [
+            f"{row.label}: {text(row.title)}",
+            f": Code: {', '.join(map(code, row.code))}\n",
+            f"  Tests: {', '.join(map(code, row.tests))}\n",
+            f"  Mistakes: {mistakes or 'none: ' + text(row.reason)}\n",
+        ]
+    page(source / "labels.md", "From label to code, tests and mistakes", WORDS, *entries)

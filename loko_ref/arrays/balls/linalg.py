@@ -167,6 +167,57 @@ def eigvalsh(S: Any) -> np.ndarray:
     return np.linalg.eigvalsh(to_host(S))
 
 
+def _stacked(function: Any) -> Any:
+    """Apply a function of one matrix, and of more arguments, to each of a stack."""
+
+    def each(A: Any, *more: Any) -> Any:
+        if A.ndim == 2:
+            return function(A, *more)
+        parts = [function(A[k], *(b[k] for b in more)) for k in range(len(A))]
+        return np.stack(parts).view(BallArray)
+
+    return each
+
+
+def eigh(S: Any) -> tuple[BallArray, BallArray]:
+    """Enclose eigenvalues (k,), ascending, and eigenvectors (k, k) of a semidefinite S.  [BALL-9].
+
+    Rows and columns that are exactly 0 have unit vectors, and come first.
+
+    Raises
+    ------
+    UndecidedError
+        If eigenvalues overlap, so that no vector is determined.
+    """
+    k, zero = len(S), flint().arb(0)
+    rest = [j for j in range(k) if not all(x == 0 for x in S[j])]
+    E, V = xp.zeros(k), xp.zeros((k, k))
+    for at, j in enumerate(j for j in range(k) if j not in rest):
+        V[j, at] = flint().arb(1)
+    if not rest:
+        return E, V
+    try:
+        values, vectors = flint().acb_mat(to_mat(S[np.ix_(rest, rest)])).eig(right=True)
+    except ValueError:
+        raise UndecidedError(
+            "matrix",
+            None,
+            f"At {flint().ctx.prec} bits two eigenvalues of a symmetric matrix are not told apart, "
+            "and the columns that are cut are not determined. Raise the precision, or take other "
+            "inputs.",
+        ) from None
+    order = sorted(range(len(rest)), key=lambda c: float(values[c].real.mid()))
+    for at, c in enumerate(order, start=k - len(rest)):
+        column = [vectors[j, c] for j in range(len(rest))]
+        largest = max(column, key=lambda x: float(abs(x).mid()))
+        real = [(x / largest).real for x in column]  # a real vector, up to a factor
+        length = sum((x * x for x in real), zero).sqrt()
+        E[at] = values[c].real
+        for j, x in zip(rest, real, strict=True):
+            V[j, at] = x / length
+    return E, V
+
+
 def root(value: Any) -> Any:
     """Enclose the square root of one number."""
     return balls(value).item().sqrt()
@@ -179,3 +230,14 @@ def contrast_basis(C: int) -> BallArray:
         Q[j - 1, :j] = 1 / root(j * (j + 1))
         Q[j - 1, j] = -j / root(j * (j + 1))
     return Q
+
+
+class _Linalg:
+    """What the package asks of ``numpy.linalg``, for balls."""
+
+    eigh = staticmethod(eigh)
+    inv = staticmethod(_stacked(lambda A: solve(A, xp.eye(len(A)))))
+    solve = staticmethod(_stacked(lambda A, b: solve(A, b)))
+
+
+xp.linalg = _Linalg

@@ -34,6 +34,7 @@ class _Namespace:
     """What the package asks of NumPy, for balls; structural functions are NumPy's own."""
 
     pi = property(lambda self: flint().arb.pi())
+    linalg: Any = None  # of loko_ref.arrays.balls.linalg, which sets it
 
     def zeros(self, shape: Any, dtype: Any = object) -> BallArray:
         return balls(np.zeros(shape))

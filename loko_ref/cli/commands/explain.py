@@ -18,6 +18,7 @@ from loko_ref.cli.needs import check_needs
 from loko_ref.cli.options import describe, parse_variants
 from loko_ref.errors import InputError, shown
 from loko_ref.experiments.config import RunConfig
+from loko_ref.explain.heads import HeadsRun
 from loko_ref.explain.recorded import explain_recording
 from loko_ref.explain.sources import Source, from_case, from_config, tiny
 from loko_ref.explain.steps import Excerpt, Quantity, Step, explain
@@ -30,7 +31,9 @@ __all__ = ["explain_command"]
 CELL = 12
 INDENT = "    "
 
-PAGE, TINY, LTE = 20, 12, 24
+_OF_LTE = "With 'lte --html': {}."
+
+PAGE, TINY = 20, 12
 """Steps in a page, where none are asked for."""
 
 
@@ -96,6 +99,19 @@ def explain_command(
     p0: Annotated[float | None, typer.Option(help="Prior variance.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float64 (default) or float32.")] = None,
     backend: Annotated[str | None, typer.Option(help="numpy (default) or cupy.")] = None,
+    heads: Annotated[
+        int | None, typer.Option(help=_OF_LTE.format("heads, 1 to 64. Default 4"))
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help=_OF_LTE.format("rank of a head. Default 2"))
+    ] = None,
+    merge_every: Annotated[
+        int | None, typer.Option(help=_OF_LTE.format("steps between merges. Default 6"))
+    ] = None,
+    reset: Annotated[
+        str | None,
+        typer.Option(help=_OF_LTE.format("what a merge resets: none, B or AB (default)")),
+    ] = None,
     entries: Annotated[int, typer.Option(help="Number of entries of theta shown.")] = 4,
 ) -> None:
     """Print LoKO's step in dataflow order: quantity, shape, equation, label, numbers, meaning.
@@ -117,13 +133,23 @@ def explain_command(
             shown(what),
             {**of_data, "--case": case, "--skip": skip, "--trace": trace} | dict.fromkeys(of_page),
         )
+    of_lte: dict[str, Any] = {
+        "heads": heads,
+        "rank": rank,
+        "merge_every": merge_every,
+        "reset": reset,
+    }
     if what == "lte" and html is not None:
         check_needs(data=data or "digits")
-        _write(
-            html,
-            pages.of_lte(data or "digits", steps=LTE if steps is None else steps, seed=seed or 0),
-        )
+        of_lte |= {"data": data, "steps": steps, "seed": seed}
+        given = {name: value for name, value in of_lte.items() if value is not None}
+        _write(html, pages.of_lte(HeadsRun(**given)))
         return
+    for name, value in of_lte.items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            required, cause = f"no {option}, or 'lte' and --html F", "an option of the walk of LTE"
+            raise InputError(option, shown(value), required, cause)
     if what not in (None, "tiny"):
         _alone(shown(what), {"--html": html, "--steps": steps})
         explained.show(what, matrix, _print_quantity)
@@ -151,8 +177,8 @@ def explain_command(
         data = data or "digits"
         check_needs(data=data)
         options = _options(variant, p0)
-        given = {name: value for name, value in settings.items() if value is not None}
-        config = RunConfig(optimizer="loko", options=options, data=data, **given)
+        chosen = {name: value for name, value in settings.items() if value is not None}
+        config = RunConfig(optimizer="loko", options=options, data=data, **chosen)
         check_needs(backend=config.backend)
         source, name = from_config(config), describe("loko", config.options, data == "diabetes")
         about = f"{name} on {data}, shift {config.shift}"

@@ -88,7 +88,7 @@ def _whole(draw: Draw, low: int, high: int) -> int:
     return low + int((high - low + 1) * (0.5 + 0.5 * float(draw())))
 
 
-def _plain(draw: Draw, case: Case, o: Mapping[str, Any]) -> Inputs:
+def _plain(draw: Draw, case: Case, o: dict[str, Any]) -> Inputs:
     """Make inputs of an operation on arrays alone."""
     kind = case.operation.name
     n, m, batch, C = (_whole(draw, *ends) for ends in ((4, 9), (2, 6), (1, 4), (2, 5)))
@@ -97,6 +97,15 @@ def _plain(draw: Draw, case: Case, o: Mapping[str, Any]) -> Inputs:
         return {**prior, "P": draw.spd(n)}
     if kind == "kalman.diagonal_update":
         return {**prior, "p": draw.positive(n)}
+    if kind in ("kalman.lowrank_update", "kalman.block_update"):
+        W = case.inputs().get("W")  # none, no column or some, as in the case
+        L = _whole(draw, 1, 4) if W is not None and W.size else 0
+        low = {} if W is None else {"W": draw(n, L, size=1.5)}
+        if kind == "kalman.lowrank_update":
+            return {**prior, **low, "U": draw.positive(n, low=1.0, high=4.0)}
+        o["blocks"] = [_whole(draw, 0, 2) for _ in range(n)] if len(set(o["blocks"])) > 1 else []
+        same = np.equal.outer(*2 * (o["blocks"] or [0] * n,))
+        return {**prior, **low, "U": 4 * draw.spd(n, 5.0) * same}
     if kind == "kalman.time_update":
         dense = "P" in case.inputs()
         return {"P": draw.spd(n)} if dense else {"p": draw.positive(n, low=1e-2, high=10.0)}

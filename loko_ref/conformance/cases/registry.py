@@ -175,10 +175,16 @@ class Case:
         spec = self.options.get("spec")
         return ("x", "evaluation") if spec and spec[0]["kind"] == "embedding" else ()
 
+    @cached_property
+    def drawn(self) -> Mapping[str, Any]:
+        """The inputs before they are given the case's dtype, drawn once: not to be changed."""
+        made = self.recipe.build(Draw(self.id.rsplit("/", 1)[0]), self.dtype)
+        found: Mapping[str, Any] = _cast(made, "float32" if self.recipe.shared else self.dtype)
+        return found
+
     def inputs(self) -> dict[str, Any]:
         """Fresh arrays of the case's dtype; ``weights`` is a dict of arrays."""
-        made = self.recipe.build(Draw(self.id.rsplit("/", 1)[0]), self.dtype)
-        return _cast(_cast(made, "float32") if self.recipe.shared else made, self.dtype)
+        return _cast(self.drawn, self.dtype)
 
     @cached_property
     def twin(self) -> Case:
@@ -251,7 +257,7 @@ def _by_recipe() -> dict[Recipe, list[Case]]:
 @cache
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of the catalogue, float64 before float32."""
-    for part in ("filter", "model", "attention", "combinations", "implicit", "edges", "lte"):
+    for part in ("filter", "model", "attention", "combinations", "variants", "edges", "lte"):
         import_module(f"loko_ref.conformance.cases.{part}")  # which registers its own
 
     def generate() -> Iterator[Case]:

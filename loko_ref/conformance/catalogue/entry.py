@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from loko_ref.textbook import FORMULA_TABLE
-from loko_ref.textbook.quantities import identity
+from loko_ref.textbook import loko as table
+from loko_ref.textbook.quantities import Quantity, identity, in_order, origins
 
-__all__ = ["Input", "Operation", "Option", "Output", "gives", "option", "takes"]
+__all__ = [
+    "Input",
+    "Operation",
+    "Option",
+    "Output",
+    "gives",
+    "narrowed",
+    "option",
+    "outputs_of",
+    "takes",
+]
 
 Arrays = Mapping[str, Any]
 
@@ -74,6 +85,9 @@ class Operation:
         ``(output, options) -> labels``, where options choose among an output's formulas.
     inside : callable, optional
         ``options -> outputs`` of the network's layers, which may be returned too.
+    factors : mapping of str to str
+        Array that may be returned -> the output, its product with its own transpose, that it is
+        judged by: a factor is determined up to a rotation of its columns.
     """
 
     name: str
@@ -86,6 +100,7 @@ class Operation:
     stepwise: bool = False
     narrow: Callable[[str, Arrays], tuple[str, ...]] | None = None
     inside: Callable[[Arrays], tuple[Output, ...]] | None = None
+    factors: Mapping[str, str] = field(default_factory=dict)
 
     def labels(self, quantity: str, options: Arrays) -> tuple[str, ...]:
         """Return the derivation labels of an output, of those that hold under the options."""
@@ -147,3 +162,44 @@ def gives(name: str, shape: str, formula: str, labels: str, feeds: str) -> Outpu
         labels=tuple(labels.split()),
         feeds=tuple(feeds.split()),
     )
+
+
+def outputs_of(
+    flow: Callable[[Mapping[str, Any]], Iterable[Quantity]],
+    choices: Iterable[Mapping[str, Any]],
+    texts: Mapping[str, tuple[str, str]],
+) -> tuple[Output, ...]:
+    """Describe outputs: order, labels and origins from the table of quantities, over all choices.
+
+    ``texts`` has shape and formula of each in words that hold for every choice.
+    """
+    labels: dict[str, dict[str, None]] = {}
+    feeds: dict[str, dict[str, None]] = {}
+    for o in choices:
+        big = "P" if o.get("covariance") == "dense" else "p"
+        named = {"p": big, "p_pred": big, "R_used": "R"}
+        found = list(flow(o))
+        for q in found:
+            if not q.hidden:
+                name = {"R_used": "R"}.get(q.name, table.output_name(q.name, o))
+                own = [k for k in q.labels if not k.startswith("LOKO")]  # alone, it is no LoKO
+                labels.setdefault(name, {}).update(dict.fromkeys(own))
+                come = (named.get(k, k) for k in origins(q.name, found))
+                feeds.setdefault(name, {}).update(dict.fromkeys(come))
+    return tuple(
+        gives(name, *texts[name], " ".join(in_order(labels[name])), " ".join(feeds[name]))
+        for name in labels
+    )
+
+
+def narrowed(
+    flow: Callable[[Mapping[str, Any]], Iterable[Quantity]], **fixed: Any
+) -> Callable[[str, Mapping[str, Any]], tuple[str, ...]]:
+    """Return the labels of an output under the options, as a function."""
+
+    def labels(name: str, o: Mapping[str, Any]) -> tuple[str, ...]:
+        chosen = {**o, **fixed}
+        own = (q for q in flow(chosen) if table.output_name(q.name, chosen) == name)
+        return tuple(k for q in own for k in q.labels if not k.startswith("LOKO"))
+
+    return labels

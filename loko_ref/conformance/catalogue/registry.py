@@ -8,19 +8,19 @@ float64 or float32. Options are JSON values; the arithmetic between options alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
 from loko_ref.conformance.catalogue.entry import (
     Input,
     Operation,
     Option,
     Output,
     gives,
+    narrowed,
     option,
+    outputs_of,
     takes,
 )
-from loko_ref.conformance.catalogue.loko import DIAGONAL, MODEL
+from loko_ref.conformance.catalogue.kalman import KALMAN
+from loko_ref.conformance.catalogue.loko import MODEL
 from loko_ref.conformance.catalogue.lte import LTE
 from loko_ref.conformance.catalogue.lte_run import RUN
 from loko_ref.conformance.oracle import loko as oracle
@@ -29,7 +29,6 @@ from loko_ref.kalman.observation import OBSERVATIONS, ObservationModel
 from loko_ref.textbook import loko as table
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.optimizers import METHODS
-from loko_ref.textbook.quantities import Quantity, in_order, origins
 
 __all__ = ["CATALOGUE", "OPERATIONS", "VERSION", "Input", "Operation", "Option", "Output", "get"]
 
@@ -38,60 +37,6 @@ VERSION = 3
 
 CATALOGUE = f"operations/{VERSION}"
 """Its name; each input and option says with which version it came."""
-
-_THETA = takes("theta", "(n,)", "prior mean: the packed trainables")
-_H = takes("H", "(m, n)", "the observation's linearisation at the prior theta")
-_E = takes("e", "(m,)", "innovation y - yhat")
-_R = takes("R", "(m, m)", "observation-noise covariance, symmetric positive definite")
-
-
-def _outputs(
-    flow: Callable[[Mapping[str, Any]], Iterable[Quantity]],
-    choices: Iterable[Mapping[str, Any]],
-    texts: Mapping[str, tuple[str, str]],
-) -> tuple[Output, ...]:
-    """Describe outputs: order, labels and origins from the table of quantities, over all choices.
-
-    ``texts`` has shape and formula of each in words that hold for every choice.
-    """
-    labels: dict[str, dict[str, None]] = {}
-    feeds: dict[str, dict[str, None]] = {}
-    for o in choices:
-        big = "P" if o.get("covariance") == "dense" else "p"
-        named = {"p": big, "p_pred": big, "R_used": "R"}
-        found = list(flow(o))
-        for q in found:
-            if not q.hidden:
-                name = {"R_used": "R"}.get(q.name, table.output_name(q.name, o))
-                own = [k for k in q.labels if not k.startswith("LOKO")]  # alone, it is no LoKO
-                labels.setdefault(name, {}).update(dict.fromkeys(own))
-                come = (named.get(k, k) for k in origins(q.name, found))
-                feeds.setdefault(name, {}).update(dict.fromkeys(come))
-    return tuple(
-        gives(name, *texts[name], " ".join(in_order(labels[name])), " ".join(feeds[name]))
-        for name in labels
-    )
-
-
-def _narrow(
-    flow: Callable[[Mapping[str, Any]], Iterable[Quantity]], **fixed: Any
-) -> Callable[[str, Mapping[str, Any]], tuple[str, ...]]:
-    """Return the labels of an output under the options, as a function."""
-
-    def labels(name: str, o: Mapping[str, Any]) -> tuple[str, ...]:
-        chosen = {**o, **fixed}
-        own = (q for q in flow(chosen) if table.output_name(q.name, chosen) == name)
-        return tuple(k for q in own for k in q.labels if not k.startswith("LOKO"))
-
-    return labels
-
-
-_UPDATE = {
-    "S": ("(m, m)", "H P H' + R"),
-    "K": ("(n, m)", "P H' S^-1"),
-    "theta": ("(n,)", "theta + K e"),
-}
-
 
 _Z = takes("Z", "(m, n)", "Jacobian of z, row b*C + j for output j of sample b; m = batch*C")
 _Y = {
@@ -112,7 +57,7 @@ def _observation(kind: ObservationModel) -> Operation:
     H = {"gaussian": "Z", "logits": "Z; with center (I - 1 1'/C) Z in each sample"}.get(
         kind, "J Z, J = diag(yhat) - yhat yhat' in each sample"
     )
-    outputs = _outputs(
+    outputs = outputs_of(
         lambda o: (*table.observation(o), *(table.noise_used(o) if kind == "glm" else ())),
         [{"observation": kind, "center": center} for center in centers],
         {
@@ -162,68 +107,7 @@ def _optimizer(name: str, text: str, options: tuple[Option, ...]) -> Operation:
 _DECAY = option("weight_decay", 0.0, "added to the gradient as weight_decay * theta")
 
 _ALL = (
-    Operation(
-        name="kalman.dense_update",
-        text="measurement update with a dense covariance",
-        inputs=(_THETA, takes("P", "(n, n)", "prior covariance"), _H, _E, _R),
-        options=(),
-        outputs=_outputs(
-            table.update,
-            [{"observation": "gaussian", "covariance": "dense"}],
-            {**_UPDATE, "P": ("(n, n)", "P - K H P, or a form equal to it [KAL-3] [KAL-4]")},
-        ),
-        oracle=oracle.dense_update,
-        plain=plain.dense_update,
-    ),
-    Operation(
-        name="kalman.diagonal_update",
-        text="measurement update with a diagonal covariance: LoKO's",
-        inputs=(_THETA, takes("p", "(n,)", "prior variances, > 0"), _H, _E, _R),
-        options=(DIAGONAL,),
-        outputs=_outputs(
-            table.update,
-            [
-                {"observation": "gaussian", "covariance": "diagonal", "diagonal": diagonal}
-                for diagonal in DIAGONAL.choices
-            ],
-            {
-                **_UPDATE,
-                "S": ("(m, m)", "H P H' + R, P = diag(p)"),
-                "p": ("(n,)", "by the option diagonal"),
-            },
-        ),
-        oracle=oracle.diagonal_update,
-        plain=plain.diagonal_update,
-        narrow=_narrow(table.update, observation="gaussian", covariance="diagonal"),
-    ),
-    Operation(
-        name="kalman.time_update",
-        text="forgetting and process noise",
-        inputs=(
-            takes("p", "(n,)", "posterior variances of the last step", "a diagonal covariance"),
-            takes(
-                "P",
-                "(n, n)",
-                "posterior covariance of the last step, in place of p",
-                "a dense covariance",
-                since=2,
-            ),
-        ),
-        options=(
-            option("lam", 1.0, "forgetting factor, 0 < lam <= 1"),
-            option("q", 0.0, "process noise variance, >= 0"),
-        ),
-        outputs=_outputs(
-            table.time_update,
-            [{"covariance": "diagonal"}, {"covariance": "dense"}],
-            {
-                "p_pred": ("(n,)", "p / lam + q (of p)"),
-                "P_pred": ("(n, n)", "P / lam + q I (of P): q on the diagonal alone"),
-            },
-        ),
-        oracle=oracle.time_update,
-        plain=plain.time_update,
-    ),
+    *KALMAN,
     *(_observation(kind) for kind in OBSERVATIONS),
     Operation(
         name="noise.update",
@@ -237,7 +121,7 @@ _ALL = (
             option("noise", None, "the estimator", ESTIMATED),
             option("beta", 0.95, "weight of the past"),
         ),
-        outputs=_outputs(
+        outputs=outputs_of(
             table.noise,
             [{"noise": noise} for noise in ESTIMATED],
             {
@@ -250,14 +134,14 @@ _ALL = (
         ),
         oracle=oracle.noise_update,
         plain=plain.noise_update,
-        narrow=_narrow(table.noise),
+        narrow=narrowed(table.noise),
     ),
     Operation(
         name="lora.delta",
         text="what LoRA adds to the weight",
         inputs=(takes("A", "(r, i)", "down factor"), takes("B", "(o, r)", "up factor")),
         options=(option("alpha", None, "LoRA's alpha; scale = alpha / r"),),
-        outputs=_outputs(lambda o: table.delta(), [{}], {"delta": ("(o, i)", "(alpha / r) B A")}),
+        outputs=outputs_of(lambda o: table.delta(), [{}], {"delta": ("(o, i)", "(alpha / r) B A")}),
         oracle=oracle.delta,
         plain=plain.delta,
     ),
@@ -270,7 +154,7 @@ _ALL = (
             takes("B", "(o, r)", "up factor"),
         ),
         options=(option("alpha", None, "LoRA's alpha; scale = alpha / r"),),
-        outputs=_outputs(lambda o: table.merge(), [{}], {"W": ("(o, i)", "W + (alpha / r) B A")}),
+        outputs=outputs_of(lambda o: table.merge(), [{}], {"W": ("(o, i)", "W + (alpha / r) B A")}),
         oracle=oracle.merge,
         plain=plain.merge,
     ),

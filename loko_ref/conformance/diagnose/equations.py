@@ -7,7 +7,7 @@ from functools import cache
 
 from loko_ref.conformance.diagnose.search.candidates import Candidate
 from loko_ref.conformance.diagnose.search.instrument import RESULT
-from loko_ref.textbook.loko import choices, dataflow, delta, merge, noise
+from loko_ref.textbook.loko import choices, dataflow, delta, merge, noise, precision_update
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Quantity
 
@@ -45,6 +45,8 @@ def letters(text: str) -> str:
 @cache
 def _by_formula() -> dict[str, Quantity]:
     flows = [*(dataflow(o) for o in choices()), delta(), merge(), *METHODS.values()]
+    precise = {"lam": 0.5, "q": 1.0}
+    flows += [precision_update(precise), precision_update({**precise, "blocks": []})]
     flows += [noise({"noise": o["noise"]}) for o in choices() if o["observation"] != "glm"]
     found: dict[str, Quantity] = {}
     for flow in flows:

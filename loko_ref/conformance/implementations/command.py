@@ -290,7 +290,7 @@ class Command:
                 f"an answer that is not result, unsupported or error: {protocol.quote(line)}"
             )
         case = case.holding(outputs)
-        known = {output.name for output in case.operation.outputs}
+        known = {output.name for output in case.operation.outputs} | set(case.operation.factors)
         if not set(outputs) <= known:  # `check` names the unknown one; no tensor is decoded
             return check(dict.fromkeys(outputs), case)
         most = protocol.LINE_LIMIT + 2 * sum(array.nbytes for array in expected(case).values())

@@ -103,6 +103,7 @@ def check(result: Any, case: Case) -> Answer:
         message = f"returned {type(result).__name__} in place of a mapping of named arrays"
         return Answer(finding=Finding(kind="result", message=message))
     case = case.holding(result)
+    result = _multiplied(result, case)
     wanted = expected(case)
     known = [output.name for output in case.operation.outputs]
     outputs: dict[str, Array] = {}
@@ -136,6 +137,23 @@ def check(result: Any, case: Case) -> Answer:
         message = "returned none of " + ", ".join(wanted) + "; raise NotImplementedError to decline"
         return Answer(finding=Finding(kind="result", message=message))
     return Answer(outputs=outputs)
+
+
+def _multiplied(result: Mapping[Any, Any], case: Case) -> Mapping[Any, Any]:
+    """Replace each factor that came back by its product with its own transpose."""
+    for factor, product in case.operation.factors.items():
+        if factor not in result:
+            continue
+        rest = {name: value for name, value in result.items() if name != factor}
+        W = _array(result[factor])
+        if product not in result and product in expected(case):
+            if not isinstance(W, str) and W.ndim == 2 and W.dtype.kind == "f":
+                wide = W.astype(np.float64)
+                with np.errstate(all="ignore"):
+                    W = (wide @ wide.T).astype(W.dtype)
+            rest[product] = result[factor] if isinstance(W, str) else W
+        result = rest
+    return result
 
 
 def _array(value: Any) -> Array | str:

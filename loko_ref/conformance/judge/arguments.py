@@ -141,7 +141,7 @@ def _fit(name: str, shape: tuple[int, ...], axes: Sequence[str], sizes: _Sizes) 
     good = len(shape) == len(axes)
     for axis, size in zip(axes, shape, strict=False):
         known = sizes[axis][0] if axis in sizes else found.setdefault(axis, size)
-        good &= size == known and size > 0
+        good &= size == known and (size > 0 or axis == "L")  # no column is a filter too
     if not good:
         notes = [f"{a} = {sizes[a][0]} by {sizes[a][1]}" for a in dict.fromkeys(axes) if a in sizes]
         required = f"({', '.join(axes)}{',' * (len(axes) == 1)})"

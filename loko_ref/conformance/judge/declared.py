@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.catalogue.registry import OPERATIONS
-from loko_ref.conformance.judge.disturb import DELTA, Disturb
+from loko_ref.conformance.judge.disturb import DELTA, Disturb, generators, uniform
 from loko_ref.conformance.judge.hook import given
-from loko_ref.conformance.judge.tolerance import DRAWS, _inputs, _wide, canonical, expected
+from loko_ref.conformance.judge.tolerance import _inputs, _root_mean_square, _wide, expected
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.textbook import FORMULA_TABLE
 
@@ -124,14 +124,14 @@ def _own(case: Case, declared: tuple[tuple[str, str], ...]) -> Mapping[str, Arra
             return hook.outputs(plain(x, o, FORMULA_TABLE, hook))
 
     centre = walk(inputs, given(case, {}))
-    total = {name: np.zeros(np.shape(centre[name])) for name in coarse}
     seed = zlib.crc32(f"{case.id} declared".encode())
-    for draw in range(DRAWS):
-        disturb = Disturb(seed + draw)
-        moved = walk(disturb.inputs(inputs, case.exact), given(case, centre, disturb))
-        for name in coarse:
-            total[name] += canonical(case, name, moved[name] - centre[name]) ** 2
-    return {name: np.sqrt(total[name] / DRAWS) * (coarse[name] / DELTA) for name in coarse}
+
+    def moved(*draws: int) -> dict[str, Any]:
+        disturb = Disturb(*(seed + draw for draw in draws))
+        return walk(disturb.inputs(inputs, case.exact), given(case, centre, disturb))
+
+    found = _root_mean_square(case, centre, moved)
+    return {name: found[name] * (form / DELTA) for name, form in coarse.items()}
 
 
 class OwnErrors:
@@ -139,13 +139,14 @@ class OwnErrors:
 
     Parameters
     ----------
-    seed : int
+    seeds : sequence of int
+        One a walk, as `Disturb` takes them.
     own : mapping of str to array
         Output -> size of its error.
     """
 
-    def __init__(self, seed: int, own: Mapping[str, Array]) -> None:
-        self._rng = np.random.Generator(np.random.PCG64(seed))
+    def __init__(self, seeds: Sequence[int], own: Mapping[str, Array]) -> None:
+        self._rngs = generators(seeds)
         self._own, self._seen = own, Counter[str]()
 
     def __call__(self, name: str, value: Any) -> Any:
@@ -158,4 +159,4 @@ class OwnErrors:
         parts = self._own[key].reshape(-1, *np.shape(value))
         at = self._seen[name] % max(len(parts), 1)
         self._seen[name] += 1
-        return value + 3**0.5 * (2 * self._rng.random(np.shape(value)) - 1) * parts[at] * SMALL
+        return value + uniform(self._rngs, np.shape(value)) * parts[at] * SMALL

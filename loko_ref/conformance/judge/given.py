@@ -11,7 +11,7 @@ no whole state, or where there is no network, the whole run is one walk.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -63,15 +63,15 @@ LAST = "last."
 Table = Mapping[str, Callable[..., Any]]
 
 
-def _shifted(v: Values) -> Array:
+def _shifted(v: Values) -> Any:
     """Return ``P H' (S + t 11')^-1`` with t = 1, or of S's size where S is larger.  [OBS-5].
 
     A solve with it errs in proportion to the norm of S + t 11', not of S.
     """
     batch, C = v.yhat.shape
-    t = max(1.0, float(np.trace(v.S)) / len(v.S))
+    t = np.maximum(1.0, np.trace(v.S) / len(v.S))
     ones = np.kron(np.eye(batch), np.ones((C, C)))
-    return np.asarray(np.linalg.solve(inner(v.keep)("S", v.S + t * ones).T, v.F["pHt"](v).T).T)
+    return np.linalg.solve(inner(v.keep)("S", v.S + t * ones).T, v.F["pHt"](v).T).T
 
 
 FORMS: dict[str, tuple[Table, ...]] = {
@@ -126,7 +126,7 @@ class Step:
             self.forms = self.forms[:1]
         self._start = inputs
         self._readings: dict[tuple[Any, ...], Reading] = {}
-        self._moves: dict[int, Mapping[str, Any]] = {}
+        self._moves: dict[tuple[int, ...], Mapping[str, Any]] = {}
 
     @cached_property
     def inputs(self) -> Mapping[str, Any]:
@@ -141,13 +141,14 @@ class Step:
         again = ("weights", "x") if o["noise"] != "ema_residual_hph" else ()
         return {k: a for k, a in inputs.items() if k not in again} | {"z.own": v.z, "Z.own": v.Z}
 
-    def moved(self, draw: int, kind: type[Disturb]) -> tuple[Any, Hook]:
+    def moved(self, draws: Sequence[int], kind: type[Disturb]) -> tuple[Any, Hook]:
         """Disturb the inputs; the network's part is kept for the next choice of parents."""
-        seed = zlib.crc32(f"{self.case.id}#{self.at}".encode()) + draw
-        disturb = kind(seed)
-        if draw not in self._moves:
-            self._moves[draw] = self._run(disturb.inputs(self._start, self.case.exact), disturb)
-        return self._moves[draw], kind(seed + 3 * 2**20)
+        seed = zlib.crc32(f"{self.case.id}#{self.at}".encode())
+        first, key = [seed + draw for draw in draws], tuple(draws)
+        if key not in self._moves:
+            disturb = kind(*first)
+            self._moves[key] = self._run(disturb.inputs(self._start, self.case.exact), disturb)
+        return self._moves[key], kind(*(one + 3 * 2**20 for one in first))
 
     def walk(self, form: Table, inputs: Any, hook: Given, *, full: bool) -> dict[str, Array]:
         """Evaluate every output by a hook."""
@@ -274,8 +275,8 @@ class Reading:
         )
         self._last = LEVELS if full else 2
 
-        def moved(draw: int) -> dict[str, Array]:
-            hook = given(case, came, OwnErrors(draw, unreturned))
+        def moved(*draws: int) -> dict[str, Array]:
+            hook = given(case, came, OwnErrors(draws, unreturned))
             return step.walk(step.forms[form], step.inputs, hook, full=False)
 
         unreturned = {name: size for name, size in step.own.items() if name not in step.came}

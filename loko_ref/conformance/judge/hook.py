@@ -93,7 +93,7 @@ class Given:
     def _passed(self, name: str, output: str, value: Any, disturb: Hook) -> Any:
         """Note a part of an output, or a copy of one; return what came in its place."""
         key = name if name.startswith("seen.") else output
-        moved = np.asarray(disturb(name, value))
+        moved = disturb(name, value)
         at = len(self.noted.setdefault(key, []))
         self.noted[key].append(moved)
         came = self._came(output, at, np.shape(value))
@@ -113,7 +113,7 @@ class Given:
         found = {}
         for name, value in out.items():
             parts = self.noted.get(name)
-            found[name] = np.asarray(value if parts is None else parts).reshape(np.shape(value))
+            found[name] = value if parts is None else np.stack(parts).reshape(np.shape(value))
         return found
 
 

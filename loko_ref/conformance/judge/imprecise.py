@@ -137,6 +137,14 @@ def _by_information(e: _Errors) -> dict[str, Formula]:
     return {"K": gain, "K.softmax": gain, "p.dense": posterior}
 
 
+def _by_precision(e: _Errors) -> dict[str, Formula]:
+    def covariance(v: Values) -> Array:
+        U = np.diag(v.U_pred) if v.U_pred.ndim == 1 else v.U_pred
+        return e.inverse(e.norm(U + v.W_pred @ v.W_pred.T))  # U's digits are lost in the sum
+
+    return {"P.precision": covariance}
+
+
 def _by_square(e: _Errors) -> dict[str, Formula]:
     def gain(v: Values) -> Array:
         pZt = v.p_pred[:, None] * v.Z.T if v.p_pred.ndim == 1 else v.p_pred @ v.Z.T
@@ -158,6 +166,7 @@ def _variance(e: _Errors) -> dict[str, Formula]:
 TRACE = "trace."
 """How the operations of a recording's quantities begin: there any cause may be, where it acts."""
 
+_PRECISIONS = ("kalman.lowrank_update", "kalman.block_update")
 _FILTERS = ("kalman.dense_update", "kalman.diagonal_update", "loko.")
 
 CAUSES = (
@@ -167,7 +176,16 @@ CAUSES = (
         formulas=lambda e: {},
         dtypes=("float32",),
     ),
-    _Cause(text="an explicit inverse of S", operations=_FILTERS, formulas=_by_inverse),
+    _Cause(
+        text="an explicit inverse of S",
+        operations=(*_FILTERS, *_PRECISIONS),
+        formulas=_by_inverse,
+    ),
+    _Cause(
+        text="the inverse of U + W W' as a whole matrix",
+        operations=_PRECISIONS,
+        formulas=_by_precision,
+    ),
     _Cause(
         text="the information form, which inverts P, R and the sum of their inverses",
         operations=_FILTERS,

@@ -17,7 +17,7 @@ reason is stated.  [TOL-3]
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -31,7 +31,10 @@ from loko_ref.conformance.judge.disturb import (
     SOLVED_WITH,
     DisturbInNorm,
     DisturbScalars,
+    Stacked,
     Still,
+    generators,
+    uniform,
 )
 from loko_ref.conformance.judge.disturb import Disturb as _Disturb
 from loko_ref.textbook import FORMULA_TABLE
@@ -61,6 +64,9 @@ FACTOR = 32.0
 DRAWS = 16
 """Perturbations per case; over 16 the root mean square is not below a third of its mean."""
 
+AT_ONCE = 2**19
+"""Numbers that all outputs may hold together in the draws that one walk takes: 4 MiB."""
+
 LIMIT = 2.0**-8
 """A quantity whose tolerance exceeds this fraction of its size everywhere is not judged."""
 
@@ -71,7 +77,7 @@ is only normwise stable (by eigenvalues) may err by many units in a small row an
 SOLVED = ("K", "theta", "p", "P")
 """Results of a solve with S; not judged where the case is row-scaled.  [TOL-3]"""
 
-COVARIANCES = ("P_pred", "R_used", "S", "P", "R", "R_step")
+COVARIANCES = ("P_pred", "R_used", "S", "P", "R", "R_step", "U", "WW")
 """Symmetric outputs: the unit of entry (i, j) is at least u sqrt(diagonal_i diagonal_j)."""
 
 EXPLANATION = (
@@ -161,16 +167,29 @@ def _evaluate(
 
 
 def _root_mean_square(
-    case: Case, centre: Mapping[str, Array], moved: Callable[[int], Mapping[str, Array]]
+    case: Case, centre: Mapping[str, Array], moved: Callable[..., Mapping[str, Any]]
 ) -> dict[str, Array]:
-    """Return the root mean square distance of DRAWS evaluations from the unperturbed one."""
+    """Return the root mean square distance of DRAWS evaluations from the unperturbed one.
+
+    `moved` is given the numbers of the draws that one walk is to take.
+    """
+    most = AT_ONCE // max(sum(map(np.size, centre.values())), 1)
+    # an iterated solve takes as many rounds as it needs, in each draw
+    count = 1 if case.options.get("solve") == "implicit" else min(max(most, 1), DRAWS)
     total = {name: np.zeros(np.shape(value)) for name, value in centre.items()}
     # squares of what is below 1e-154 would be 0: powers of two take it nearer to 1, and no bit else
     power = {name: np.maximum(np.frexp(value)[1], -500) for name, value in centre.items()}
-    for draw in range(DRAWS):
-        for name, value in moved(draw).items():
-            off = canonical(case, name, value - centre[name])
-            total[name] += np.ldexp(off, -power[name]) ** 2
+    for first in range(0, DRAWS, count):
+        draws = range(first, min(first + count, DRAWS))
+        for name, value in moved(*draws).items():
+            each = (
+                value.each
+                if isinstance(value, Stacked)
+                else np.broadcast_to(value, (len(draws), *np.shape(value)))
+            )
+            off = canonical(case, name, each - centre[name])
+            for square in np.ldexp(off, -power[name]) ** 2:
+                total[name] += square
     return {name: np.ldexp(np.sqrt(a / DRAWS), power[name]) for name, a in total.items()}
 
 
@@ -179,7 +198,7 @@ def least(name: str, value: Array, dtype: str) -> Array:
     info = np.finfo(dtype)
     u = float(info.eps) / 2
     size: Array = u * np.abs(value)
-    if name in COVARIANCES:
+    if name in COVARIANCES and value.ndim > 1:
         scale = np.sqrt(np.abs(np.diagonal(value, axis1=-2, axis2=-1)))
         size = np.maximum(size, u * scale[..., :, None] * scale[..., None, :])
     if name == "v":  # y - softmax, whose terms are of size 1
@@ -211,8 +230,8 @@ class Units:
 
 Evaluate = Callable[[Any, Callable[[str, Any], Any]], Mapping[str, Array]]
 
-Moved = Callable[[int, type[_Disturb]], tuple[Any, Callable[[str, Any], Any]]]
-"""Draw and kind of disturbance -> disturbed inputs, and the hook for what comes from them."""
+Moved = Callable[[Sequence[int], type[_Disturb]], tuple[Any, Callable[[str, Any], Any]]]
+"""Draws and kind of disturbance -> disturbed inputs, and the hook for what comes from them."""
 
 
 def widening(
@@ -262,28 +281,32 @@ def widening(
     step = single or not case.operation.stepwise
     how = f"root mean square of {DRAWS} random disturbances by one unit roundoff, u = {u:.3g}"
 
-    def disturbed(draw: int, kind: type[_Disturb] = _Disturb) -> Mapping[str, Array]:
-        if moved is not None:
-            return evaluate(*moved(draw, kind))
-        disturb = kind(seed + draw)
-        return evaluate(disturb.inputs(inputs, case.exact), disturb)
+    def sizes(first: int, kind: type[_Disturb]) -> dict[str, Array]:
+        def disturbed(*draws: int) -> Mapping[str, Any]:
+            draws = tuple(first + draw for draw in draws)
+            if moved is not None:
+                return evaluate(*moved(draws, kind))
+            disturb = kind(*(seed + draw for draw in draws))
+            return evaluate(disturb.inputs(inputs, case.exact), disturb)
+
+        return _root_mean_square(case, centre, disturbed)
 
     def widened(found: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
         return size | {name: np.maximum(size[name], found[name] * (u / DELTA)) for name in names}
 
-    size = widened(_root_mean_square(case, centre, disturbed), centre)
+    size = widened(sizes(0, _Disturb), centre)
     yield Units(centre=centre, size=size, how=how)
     short = case.recipe.shared and not step  # a run of a few steps
     if follows and (case.recipe.name == OWN or short or step):
-        solve = _root_mean_square(case, centre, lambda draw: disturbed(DRAWS + draw, DisturbInNorm))
+        solve = sizes(DRAWS, DisturbInNorm)
         size = widened(solve, [k for k in centre if k not in SOLVED_WITH] if short else follows)
         how += "; K and what follows it also with the backward error of a stable solve"
         yield Units(centre=centre, size=size, how=how)
     if follows and step:
 
-        def by_gain(draw: int) -> Mapping[str, Array]:
-            rng = np.random.Generator(np.random.PCG64(seed + 2 * DRAWS + draw))
-            move = 3**0.5 * (2 * rng.random(np.shape(size["K"])) - 1) * size["K"] * (DELTA / u)
+        def by_gain(*draws: int) -> Mapping[str, Any]:
+            rngs = generators(seed + 2 * DRAWS + draw for draw in draws)
+            move = uniform(rngs, np.shape(size["K"])) * size["K"] * (DELTA / u)
 
             def keep(name: str, value: Any) -> Any:
                 return value + move if name == "K" else value
@@ -298,10 +321,7 @@ def widening(
         yield Units(centre=centre, size=size, how=how)
     if still.scalars:
         rounding, u = size, 2.0**-53
-        move = _root_mean_square(
-            case, centre, lambda draw: disturbed(3 * DRAWS + draw, DisturbScalars)
-        )
-        size = widened(move, centre)
+        size = widened(sizes(3 * DRAWS, DisturbScalars), centre)
         how += "; also with numbers made of options alone off by one unit roundoff of float64"
         yield Units(centre=centre, size=size, how=how, rounding=rounding)
 

@@ -74,7 +74,10 @@ class Mutant:
 _MUTANTS: dict[str, Mutant] = {}
 
 _PARTS = (
-    *(f"kalman.{part}" for part in ("filter", "time", "observation", "implicit", "batch", "noise")),
+    *(
+        f"kalman.{part}"
+        for part in ("filter", "time", "observation", "implicit", "batch", "noise", "lowrank")
+    ),
     *("lte", "lte_run"),
     *(f"network.{part}" for part in ("norm", "attention", "block", "ends", "model")),
     "edges",

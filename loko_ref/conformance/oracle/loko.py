@@ -6,27 +6,30 @@ Shapes as in ``operations``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from loko_ref import loko, optimizers
 from loko_ref.arrays import Array, asarray, namespace
+from loko_ref.checks.values import check_covariance, check_positive, check_range
 from loko_ref.errors import InputError
-from loko_ref.kalman import dense, diagonal, noise, time
+from loko_ref.kalman import dense, diagonal, lowrank, noise, time
 from loko_ref.kalman import observation as obs
 from loko_ref.network import lora
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import Model, forward, param_shapes
 
 __all__ = [
+    "block_update",
     "configuration",
     "delta",
     "dense_update",
     "diagonal_update",
     "loko_run",
     "loko_step",
+    "lowrank_update",
     "merge",
     "model_forward",
     "model_jacobian",
@@ -51,6 +54,66 @@ def diagonal_update(x: Arrays, o: Arrays) -> Out:
     """S, K, theta, p.  [DIAG-1, DIAG-2]."""
     new = diagonal.update(**x, diagonal=o["diagonal"])
     return {"S": new.S, "K": new.K, "theta": new.theta, "p": new.p}
+
+
+def _predicted(P: lowrank.Precision, o: Arrays) -> lowrank.Precision:
+    check_range("lam", o["lam"], low=0, high=1, low_open=True)
+    check_range("q", o["q"], low=0, high_open=True)
+    return P.predict(float(o["lam"]), float(o["q"]))
+
+
+def lowrank_update(x: Arrays, o: Arrays) -> Out:
+    """S, K, theta, U, WW.  [KAL-9]."""
+    check_positive("U", x["U"])
+    prior = _predicted(lowrank.Precision(U=x["U"], W=x["W"]), o)
+    new = lowrank.update(x["theta"], prior, x["H"], x["e"], x["R"])
+    return {
+        "S": new.S,
+        "K": new.K,
+        "theta": new.theta,
+        "U": new.P.U,
+        "WW": new.P.W @ new.P.W.T,
+    }
+
+
+def _partition(blocks: Sequence[float], n: int) -> list[list[int]]:
+    """List the parameters of each block; one block where none is stated."""
+    if len(blocks) not in (0, n):
+        cause = "one number a block, in place of one a parameter"
+        raise InputError("blocks", f"{len(blocks)} numbers", f"n = {n}, or none", cause)
+    found: dict[float, list[int]] = {}
+    for j, block in enumerate(blocks or [0] * n):
+        found.setdefault(block, []).append(j)
+    return list(found.values())
+
+
+def block_update(x: Arrays, o: Arrays) -> Out:
+    """S, K, theta, U, and of low rank beside it WW.  [KAL-9, KAL-10]."""
+    n, xp = x["theta"].shape[0], namespace(x["U"])
+    parts = _partition(o["blocks"], n)
+    own = xp.zeros((n, n), dtype=x["U"].dtype)  # 1 on the blocks
+    for part in parts:
+        own[np.ix_(part, part)] = 1
+    if bool((x["U"] * (1 - own) != 0).any()):
+        cause = "blocks in another order of the parameters"
+        raise InputError("U", "an entry that is not 0 outside the blocks", "zeros there", cause)
+    order = [j for part in parts for j in part]
+    groups, at = [], 0
+    for part in parts:
+        check_covariance("a block of U", x["U"][np.ix_(part, part)])
+        groups.append(lowrank.Group(start=at, units=1, size=len(part)))
+        at += len(part)
+    U = xp.concatenate([x["U"][np.ix_(part, part)].reshape(-1) for part in parts])
+    W = x["W"][order] if "W" in x else xp.zeros((n, 0), dtype=U.dtype)
+    prior = _predicted(lowrank.Precision(U=U, W=W, groups=tuple(groups)), o)
+    new = lowrank.update(x["theta"][order], prior, x["H"][:, order], x["e"], x["R"])
+    back = np.argsort(order)
+    found = xp.zeros((n, n), dtype=U.dtype)
+    for part, block in zip(parts, new.P.blocks(), strict=True):
+        found[np.ix_(part, part)] = block
+    W = new.P.W[back]
+    out = {"S": new.S, "K": new.K[back], "theta": new.theta[back], "U": found}
+    return out | ({"WW": W @ W.T} if "W" in x else {})
 
 
 def time_update(x: Arrays, o: Arrays) -> Out:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.diagnose.groups import Group
 from loko_ref.conformance.diagnose.mistake import Mistake
-from loko_ref.textbook.loko import dataflow, noise, observation, output_name, update
+from loko_ref.textbook.loko import (
+    dataflow,
+    noise,
+    observation,
+    output_name,
+    precision_update,
+    update,
+)
+from loko_ref.textbook.operations import lowrank_update
 from loko_ref.textbook.quantities import Quantity
 
 __all__ = ["Pair", "pairs", "right", "title"]
@@ -44,6 +52,8 @@ def right(case: Case, quantity: str) -> str:
         flow = dataflow(o)
     elif operation.name == "kalman.diagonal_update":
         flow = update({**o, "observation": "gaussian", "covariance": "diagonal"})
+    elif operation.plain is lowrank_update:
+        flow = precision_update(o)
     elif area == "observation":
         flow = observation({**o, "observation": kind})
     elif area == "noise":

@@ -195,7 +195,7 @@ class Table:
                     scores = self.scores(stream, chosen or "", metric, self.reporting)
                     means.append(float(scores.mean()) if scores.size else math.nan)
         whole = {name: means for name, means in columns.items() if not np.isnan(means).any()}
-        if not whole:
+        if not whole or not self.streams:
             return {}, 0
         ranks = stats.rankdata(-np.array(list(whole.values())), axis=0).mean(axis=1)
         return dict(zip(whole, map(float, ranks), strict=True)), len(self.streams) * len(METRICS)
@@ -211,6 +211,31 @@ class Table:
             found[stream.name] = {key: float(a.mean()) for key, a in means.items() if a.size}
         return found
 
+    def curve(self, stream: Stream, learner: str) -> dict[str, list[float] | None] | None:
+        """Return the mean score on the test part along the stream, over the reporting seeds.
+
+        Parameters
+        ----------
+        stream, learner : Stream, str
+            Of what, and of whom.
+
+        Returns
+        -------
+        dict or None
+            ``mean``, and ``half`` the 95 % interval's half width, None with a single seed; None
+            without a run that went to the end.
+        """
+        found = [self.trials.get((stream.name, seed, learner)) for seed in self.reporting]
+        rows = [one.curve for one in found if one is not None and None not in one.curve]
+        if not rows:
+            return None
+        y = np.array(rows, float)
+        half = None
+        if len(y) > 1:
+            spread = y.std(axis=0, ddof=1) / math.sqrt(len(y))
+            half = [_short(v) for v in stats.t.ppf(0.975, len(y) - 1) * spread]
+        return {"mean": [_short(v) for v in y.mean(axis=0)], "half": half}
+
     def diverged(self, learner: str) -> list[str]:
         """Return the runs of a learner that diverged, as ``stream, seed``."""
         return [
@@ -218,6 +243,10 @@ class Table:
             for one in self.trials.values()
             if one.learner == learner and one.diverged is not None
         ]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def critical_difference(count: int, cases: int) -> float:

@@ -17,7 +17,7 @@ from loko_ref.arrays import Array
 from loko_ref.experiments.base_network import Task, loss_gradient, observation_of
 from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.data.registry import regression
-from loko_ref.experiments.defaults import PRESETS
+from loko_ref.experiments.defaults import FINE_TUNING
 from loko_ref.network.model import pack, unpack
 
 __all__ = ["FAMILIES", "GRID", "LOKO", "SCALED", "SCALES", "Learner", "learners"]
@@ -163,7 +163,7 @@ FAMILIES = tuple(dict.fromkeys(one.family for one in GRID))
 SCALES = (0.03, 0.1, 0.3, 3.0, 10.0, 30.0)
 """Factors on the default's p0, over three decades."""
 
-_P0: Mapping[str, float] = PRESETS["recommended"]["p0"]
+_P0: Any = FINE_TUNING.preset_p0["recommended"]
 SCALED: tuple[Learner, ...] = tuple(
     _loko(f"p0 x {s:g}", preset="recommended", p0={key: s * p for key, p in _P0.items()})
     for s in SCALES

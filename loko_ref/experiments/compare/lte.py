@@ -302,7 +302,7 @@ class Claim:
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(text="LTE reaches full training", first=BASE, second=FULL, parity=True),
-    Claim(text="one LoRA of rank 1 does not", first=FULL, second="LoRA, rank 1"),
+    Claim(text="one LoRA of rank 1 falls short of it", first=FULL, second="LoRA, rank 1"),
     Claim(text="LTE is better than one LoRA of its rank", first=BASE, second=LORA),
     Claim(text="more heads are better: 16 than 2", first="heads 16", second="heads 2"),
     Claim(text="a higher rank is better: 8 than 1", first="rank 8", second="rank 1"),

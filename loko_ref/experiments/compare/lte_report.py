@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loko_ref.checks.fields import Items, Kind, Maybe, Record, choice, real, whole
+from loko_ref.checks.fields import Items, Kind, Maybe, Record, choice, real, text, whole
 from loko_ref.checks.values import check_whole
 from loko_ref.experiments.compare import pool
 from loko_ref.experiments.compare.analysis import paired
-from loko_ref.experiments.compare.documents import as_json, check_names, read_rows
+from loko_ref.experiments.compare.documents import as_json, check_names, read_plan, read_rows
 from loko_ref.experiments.compare.lte import (
     CLAIMS,
     FULL,
@@ -28,7 +28,7 @@ from loko_ref.experiments.compare.lte import (
 )
 from loko_ref.files.documents import document
 
-__all__ = ["Plan", "as_document", "compare", "plan", "read", "summary"]
+__all__ = ["Plan", "as_document", "compare", "condensed", "plan", "read", "summary"]
 
 MOST_SEEDS = 1000
 """Most seeds of a comparison."""
@@ -184,7 +184,34 @@ def as_document(runs: Sequence[Run], chosen: Plan) -> dict[str, Any]:
     return document("compare-lte", content | {"runs": listed})
 
 
-def read(path: str | os.PathLike[str], chosen: Plan) -> list[Run]:
+def condensed(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a document of ``--json`` without its runs, and with what they add up to so far.
+
+    The summary is of those tasks of the plan that have all of their runs.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, of a comparison at its end or not.
+
+    Raises
+    ------
+    InputError
+        If the file is none, is damaged, or is of other tasks or settings than this version's.
+    """
+    fields: dict[str, Kind] = {"tasks": Items(choice(*TASKS)), "seeds": Items(whole()),
+                               "settings": Items(text()), "steps": whole(1),
+                               "limit": Maybe(whole(1))}  # fmt: skip
+    about, made = read_plan(path, "compare-lte", Record(fields))
+    chosen = Plan(**{name: value for name, value in about.items() if name != "settings"})
+    runs = read(path, chosen, "FILE")
+    open_ = {job.task for job in missing(runs, chosen.tasks, chosen.seeds, chosen.arguments)}
+    ended = dataclasses.replace(chosen, tasks=[t for t in chosen.tasks if t not in open_])
+    content = {"plan": chosen.about(), "complete": not open_, "summary": summary(runs, ended)}
+    return document("compare-lte", content) | made
+
+
+def read(path: str | os.PathLike[str], chosen: Plan, argument: str = "--resume") -> list[Run]:
     """Read the runs of an interrupted comparison; as :func:`documents.read_rows`."""
     share = real(low=0, high=1)
     fields: dict[str, Kind] = {
@@ -198,7 +225,7 @@ def read(path: str | os.PathLike[str], chosen: Plan) -> list[Run]:
         "effective_rank": Maybe(real(low=0)),
         "bytes_sent": whole(),
     }
-    found = read_rows(path, "compare-lte", chosen.about(), "runs", Record(fields))
+    found = read_rows(path, "compare-lte", chosen.about(), "runs", Record(fields), argument)
     return [
         Run(**{**row, "curve": tuple((int(a), float(b)) for a, b in row["curve"])}) for row in found
     ]

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loko_ref.checks.fields import Items, Kind, Maybe, Record, choice, real, whole
+from loko_ref.checks.fields import Items, Kind, Maybe, Place, Record, choice, real, text, whole
 from loko_ref.checks.values import check_whole
 from loko_ref.experiments.compare import pool
 from loko_ref.experiments.compare.analysis import METRICS, Table, halves
-from loko_ref.experiments.compare.documents import as_json, check_names, number, read_rows
+from loko_ref.experiments.compare.documents import (
+    as_json,
+    check_names,
+    number,
+    read_plan,
+    read_rows,
+)
 from loko_ref.experiments.compare.learners import FAMILIES, LOKO, Learner, learners
 from loko_ref.experiments.compare.streams import QUICK, STREAMS, Stream
 from loko_ref.experiments.compare.trials import Job, Trial, work
 from loko_ref.files.documents import document
 
-__all__ = ["Plan", "as_document", "compare", "plan", "read", "summary"]
+__all__ = ["Plan", "as_document", "compare", "condensed", "plan", "read", "summary"]
 
 MOST_SEEDS = 1000
 """Most seeds of a comparison."""
@@ -204,7 +211,8 @@ def summary(table: Table, chosen: Plan) -> dict[str, Any]:
     dict
         For every variant of LoKO the streams on which it is ahead of the first-order grid and of
         AdamW; for the default the differences by stream, steps to AdamW's accuracy, and where it
-        diverged; mean ranks; scores by prior variance.
+        diverged; mean ranks; scores by prior variance; curves on the test part; milliseconds of a
+        step.
     """
     variants = [one.name for one in chosen.learners if one in LOKO]
     pools = {
@@ -235,6 +243,9 @@ def summary(table: Table, chosen: Plan) -> dict[str, Any]:
         )
         streams.append(row)
     mean_ranks, cases = table.ranked()
+    spent: dict[str, list[float]] = {}
+    for one in table.trials.values():
+        spent.setdefault(one.learner, []).append(one.ms)
     return {
         "seeds": {"choosing": list(table.choosing), "reporting": list(table.reporting)},
         "ahead": {
@@ -248,7 +259,21 @@ def summary(table: Table, chosen: Plan) -> dict[str, Any]:
             name: {key: number(value) for key, value in found.items()}
             for name, found in table.sensitivity().items()
         },
+        "curves": {stream.name: _curves(table, stream, pools) for stream in table.streams},
+        "ms": {name: statistics.median(spent[name]) for name in variants if name in spent},
     }
+
+
+def _curves(
+    table: Table, stream: Stream, pools: Mapping[str, Sequence[Learner]]
+) -> dict[str, dict[str, Any]]:
+    """Return the curves that are drawn: name -> learner, mean and half width."""
+    shown = {"LoKO, recommended": LOKO[0].name, "LoKO, abstract reading": LOKO[1].name}
+    for label, some in reversed(list(pools.items())):
+        best = table.best(stream, "final", some)
+        shown |= {} if best is None else {f"{label} at its best": best}
+    found = {label: (name, table.curve(stream, name)) for label, name in shown.items()}
+    return {label: {"learner": n, **c} for label, (n, c) in found.items() if c is not None}
 
 
 def as_document(table: Table, chosen: Plan) -> dict[str, Any]:
@@ -267,9 +292,56 @@ def as_document(table: Table, chosen: Plan) -> dict[str, Any]:
     return document("compare-online", content | {"trials": rows})
 
 
-def read(path: str | os.PathLike[str], chosen: Plan) -> list[Trial]:
+def condensed(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a document of ``--json`` without its trials, and with what they add up to so far.
+
+    The summary is of those streams of the plan that have all of their trials.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, of a comparison at its end or not.
+
+    Raises
+    ------
+    InputError
+        If the file is none, is damaged, or is of other streams or learners than this version's.
+    """
+    known = {one.name: one for one in STREAMS}
+    by_name = {one.name: one for one in learners(quick=False)}
+    learner = Record({"name": choice(*by_name), "family": text(), "method": text(),
+                      "options": Items(text()), "ratio": real()})  # fmt: skip
+    fields: dict[str, Kind] = {"streams": Items(choice(*known)), "seeds": Items(whole()),
+                               "learners": Items(learner), "limit": Maybe(whole(1))}  # fmt: skip
+    about, made = read_plan(path, "compare-online", Record(fields))
+    if LOKO[0].name not in (one["name"] for one in about["learners"]):
+        place = Place(argument="FILE", path=str(path))
+        raise place.error("plan.learners", "none of that name", f"'{LOKO[0].name}', the default")
+    chosen = Plan(
+        streams=[known[name] for name in about["streams"]],
+        seeds=about["seeds"],
+        learners=[by_name[one["name"]] for one in about["learners"]],
+        limit=about["limit"],
+    )
+    every = Table(read(path, chosen, "FILE"), chosen.streams, chosen.seeds)
+    open_ = {job.stream.name for job in _missing(chosen, every)}
+    ended = [one for one in chosen.streams if one.name not in open_]
+    trials = [one for one in every.trials.values() if one.stream not in open_]
+    content = {"plan": chosen.about(), "complete": not open_}
+    found = summary(Table(trials, ended, chosen.seeds), chosen)
+    return document("compare-online", content | {"summary": found}) | made
+
+
+def read(path: str | os.PathLike[str], chosen: Plan, argument: str = "--resume") -> list[Trial]:
     """Read the trials of an interrupted comparison; as :func:`documents.read_rows`."""
-    rows = read_rows(path, "compare-online", chosen.about(), "trials", _kind(chosen))
+    rows = read_rows(path, "compare-online", chosen.about(), "trials", _kind(chosen), argument)
+    points: dict[str, int] = {}
+    for k, row in enumerate(rows):
+        count = len(row["curve"])
+        if not count or points.setdefault(row["stream"], count) != count:
+            place = Place(argument=argument, path=str(path))
+            required = f"{points.get(row['stream'], 'some')}, as every trial of its stream has"
+            raise place.error(f"trials[{k}].curve", f"{count} points", required)
     return [Trial(**{**row, "curve": tuple(row["curve"])}) for row in rows]
 
 

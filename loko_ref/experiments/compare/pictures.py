@@ -1,4 +1,4 @@
-"""Pictures of a comparison: curves with intervals, mean ranks, the influence of p0."""
+"""Pictures of a comparison, from its summary: curves with intervals, mean ranks, p0's influence."""
 
 from __future__ import annotations
 
@@ -8,81 +8,101 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from loko_ref.errors import extras
-from loko_ref.experiments.compare.analysis import Table, critical_difference
-from loko_ref.experiments.compare.learners import GRID, LOKO
-from loko_ref.experiments.compare.streams import Stream
+from loko_ref.experiments.compare.analysis import critical_difference
+from loko_ref.experiments.compare.learners import LOKO
 from loko_ref.experiments.plots import COLOURS, Line, Panel, draw
 
-__all__ = ["curves", "ranks", "sensitivity"]
+__all__ = ["curves", "drawn", "ranks", "sensitivity"]
 
 
-def _curve(table: Table, stream: Stream, learner: str, label: str, colour: str) -> Line | None:
-    found = [table.trials.get((stream.name, seed, learner)) for seed in table.reporting]
-    rows = [one.curve for one in found if one is not None and None not in one.curve]
-    if not rows:
-        return None
-    y = np.array(rows, float)
-    mean, half = y.mean(axis=0), np.zeros(y.shape[1])
-    if len(y) > 1:
-        half = stats.t.ppf(0.975, len(y) - 1) * y.std(axis=0, ddof=1) / math.sqrt(len(y))
-    x = np.arange(1, y.shape[1] + 1) / y.shape[1]
-    style = {"color": colour, "linewidth": 1.8}
-    band = (list(mean - half), list(mean + half))
-    return Line(x=list(x), y=list(mean), label=label, style=style, band=band)
+def drawn(summary: Mapping[str, Any]) -> dict[str, bytes]:
+    """Draw every picture that a summary has the numbers of.
+
+    Parameters
+    ----------
+    summary : mapping
+        Of :func:`online.summary`.
+
+    Returns
+    -------
+    dict
+        Some of ``curves``, ``ranks``, ``p0`` -> SVG.
+    """
+    pictures = {}
+    if any(summary["curves"].values()):
+        pictures["curves"] = curves(summary)
+    if len(summary["ranks"]["mean"]) > 1:
+        pictures["ranks"] = ranks(summary["ranks"]["mean"], summary["ranks"]["cases"])
+    if any(len(found) > 1 for found in summary["p0"].values()):
+        pictures["p0"] = sensitivity(summary)
+    return pictures
 
 
-def curves(table: Table, kind: str = "svg") -> bytes:
+def curves(summary: Mapping[str, Any], kind: str = "svg") -> bytes:
     """Draw the score on the test part along each stream, with 95 % intervals of the mean.
 
     Parameters
     ----------
-    table : Table
-        Of all trials.
+    summary : mapping
+        Of :func:`online.summary`.
     kind : {"svg", "png"}
         Format.
     """
-    adamw = [one for one in GRID if one.family == "AdamW"]
     panels = []
-    for stream in table.streams:
-        shown = [(LOKO[0].name, "LoKO, recommended"), (LOKO[1].name, "LoKO, abstract reading")]
-        for label, pool in (("AdamW at its best", adamw), ("first-order at its best", GRID)):
-            found = table.best(stream, "final", pool)
-            shown += [] if found is None else [(found, label)]
-        lines = [
-            line
-            for k, (name, label) in enumerate(shown)
-            if (line := _curve(table, stream, name, label, COLOURS[k])) is not None
-        ]
-        score = "RMSE" if stream.regression else "accuracy"
-        axes = {"xlabel": "share of the stream", "ylabel": score, "xlim": (0, 1)}
-        panels.append(Panel(title=stream.name, lines=lines, axes=axes))
-    count = len(table.reporting)
-    return draw(panels, title=f"test part along the stream, mean of {count} seeds", kind=kind)
+    for row in summary["streams"]:
+        lines = []
+        for k, (label, one) in enumerate(summary["curves"][row["stream"]].items()):
+            y, half = np.array(one["mean"]), one["half"]
+            x = np.arange(1, len(y) + 1) / len(y)
+            band = None if half is None else (list(y - half), list(y + half))
+            style = {"color": COLOURS[k], "linewidth": 1.8}
+            lines.append(Line(x=list(x), y=list(y), label=label, style=style, band=band))
+        axes: dict[str, Any] = {
+            "xlabel": "share of the stream",
+            "ylabel": _score(row),
+            "xlim": (0, 1),
+        }
+        if lines:
+            axes["ylim"] = _span(lines, 1.0 if not row["regression"] else math.inf)
+        panels.append(Panel(title=row["stream"], lines=lines, axes=axes))
+    count = len(summary["seeds"]["reporting"])
+    title = f"test part along the stream, mean of {count} seed{'s' * (count > 1)}"
+    return draw(panels, title=title, kind=kind)
 
 
-def sensitivity(table: Table, kind: str = "svg") -> bytes:
+def _span(lines: Sequence[Line], top: float) -> tuple[float, float]:
+    """Return what is shown: the means, and of wide intervals half as much to each side."""
+    low, high = (f(f(line.y) for line in lines) for f in (min, max))
+    room = 0.5 * (high - low) or 0.05
+    bands = [line.band for line in lines if line.band is not None]
+    least = min((min(band[0]) for band in bands), default=low)
+    most = max((max(band[1]) for band in bands), default=high)
+    return max(least, low - room, 0.0), min(most, high + room, top) + 0.02 * room
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    return "RMSE" if row["regression"] else "accuracy"
+
+
+def sensitivity(summary: Mapping[str, Any], kind: str = "svg") -> bytes:
     """Draw the final score over three decades of p0, the default at 1.
 
     Parameters
     ----------
-    table, kind
+    summary, kind
         As for :func:`curves`.
     """
     panels = []
-    found = table.sensitivity()
-    for stream in table.streams:
-        points = sorted(
-            (float(key.split()[-1]), value) for key, value in found[stream.name].items()
-        )
-        sign = -1 if stream.regression else 1
+    for row in summary["streams"]:
+        found = summary["p0"][row["stream"]].items()
+        points = sorted((float(key.split()[-1]), v) for key, v in found if v is not None)
+        sign = -1 if row["regression"] else 1
         x, y = [p for p, _ in points], [sign * value for _, value in points]
         line = Line(x=x, y=y, style={"color": COLOURS[0], "marker": "o"})
-        axes = {"xscale": "log", "xlabel": "factor on p0",
-                "ylabel": "RMSE" if stream.regression else "accuracy"}  # fmt: skip
-        panels.append(Panel(title=stream.name, lines=[line] if points else [], axes=axes))
+        axes = {"xscale": "log", "xlabel": "factor on p0", "ylabel": _score(row)}
+        panels.append(Panel(title=row["stream"], lines=[line] if points else [], axes=axes))
     return draw(panels, title="final score at other prior variances", kind=kind)
 
 

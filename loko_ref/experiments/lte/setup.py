@@ -17,7 +17,7 @@ from loko_ref.checks.values import check_choice, check_format, check_whole
 from loko_ref.errors import InputError
 from loko_ref.experiments.data.bundled import Dataset
 from loko_ref.experiments.data.registry import load
-from loko_ref.experiments.defaults import FROM_SCRATCH
+from loko_ref.experiments.defaults import FROM_SCRATCH, with_preset
 from loko_ref.experiments.lte import checkpoint
 from loko_ref.experiments.lte.train import BASELINES, Data, History
 from loko_ref.experiments.networks import base_spec, put_lora, shape_of
@@ -81,12 +81,10 @@ def _check_together(arguments: Mapping[str, Any]) -> None:
 
 
 def _optimizer(name: str, options: Mapping[str, Any], *, regression: bool) -> Any:
-    usual: dict[str, Any] = {}
     if name != "loko":
-        usual = {"lr": FROM_SCRATCH.lr[name]}
-    elif regression:
-        usual = {"observation": "gaussian"}
-    return OPTIMIZERS[name](**usual | dict(options))
+        return OPTIMIZERS[name](**{"lr": FROM_SCRATCH.lr[name]} | dict(options))
+    usual = {"observation": "gaussian"} if regression else {}
+    return OPTIMIZERS[name](**usual | with_preset(options, regression, FROM_SCRATCH))
 
 
 def _steps(arguments: Mapping[str, Any], per_epoch: int) -> int:

@@ -3,7 +3,6 @@
 const state = { index: 0, site: Object.keys(DATA.moments[0].sites)[0], tab: "" };
 const moment = () => DATA.moments[state.index];
 const site = () => moment().sites[state.site];
-const rank = () => read(site().A).r / DATA.heads;
 
 function figure(title, words, place, options) {
   const item = read(place);
@@ -24,7 +23,7 @@ function bars(title, words, values, name) {
   return h("figure", { class: "card" }, h("figcaption", {}, h("b", {}, title), h("span", { class: "small" }, words)), h("table", {}, h("tbody", {}, rows)));
 }
 
-const byHead = (k) => `head ${Math.floor(k / rank())}`;
+const byHead = (k) => `head ${Math.floor(k / DATA.rank)}`;
 
 /** The singular values as columns, those above rounding filled. */
 function spectrum() {
@@ -32,7 +31,7 @@ function spectrum() {
   const [wide, tall] = [460, 170];
   const most = Math.max(...values) || 1, each = (wide - 40) / values.length;
   const words = `Singular values of W − W0: rank ${site().rank} of ${values.length}, the largest ${show(values[0])}`;
-  return h("figure", { class: "card wide" }, h("figcaption", {}, h("b", {}, "singular values of W − W0"), h("span", { class: "small" }, `rank ${site().rank} of ${values.length}; N r = ${DATA.heads * rank()}`)),
+  return h("figure", { class: "card wide" }, h("figcaption", {}, h("b", {}, "singular values of W − W0"), h("span", { class: "small" }, `rank ${site().rank} of ${values.length}; N r = ${DATA.heads * DATA.rank}`)),
     h("svg", { class: "chart", viewBox: `0 0 ${wide} ${tall}`, role: "img", "aria-label": words, style: "max-width: 44rem" },
       h("line", { class: "rule", x1: 36, x2: wide, y1: tall - 20, y2: tall - 20 }),
       h("text", { x: 32, y: 16, "text-anchor": "end" }, show(most, 3)), h("text", { x: 32, y: tall - 20, "text-anchor": "end" }, "0"),
@@ -44,8 +43,8 @@ const VIEWS = {
   Heads: () => h("div", { class: "maps" },
     bars("loss", "of each head, before its step", moment().losses, (k) => `head ${k}`),
     bars("learned since the merge", "norm of scale (B A − B' A')", site().pending, (k) => `head ${k}`),
-    figure("A", "the heads' factors below one another, r rows each", site().A, { side: 14, named: (row, column) => `A[${byHead(row)}][${row % rank()},${column}]` }),
-    figure("B", "the same, each on its side", site().B, { side: 14, named: (row, column) => `B[${byHead(row)}][${column},${row % rank()}]` })),
+    figure("A", "the heads' factors below one another, r rows each", site().A, { side: 14, named: (row, column) => `A[${byHead(row)}][${row % DATA.rank},${column}]` }),
+    figure("B", "the same, each on its side", site().B, { side: 14, named: (row, column) => `B[${byHead(row)}][${column},${row % DATA.rank}]` })),
   Subspaces: () => [h("p", {}, "Each head's A spans a space of r input directions. A cell compares two heads: 1 says that they span the same space, 0 that their spaces are orthogonal."),
     h("div", { class: "maps" }, figure("overlap", "mean squared cosine of the principal angles", site().overlap, { bounds: [0, 1], side: 44, named: (row, column) => `heads ${row} and ${column}` }))],
   "The weight": () => h("div", { class: "maps" }, spectrum(),

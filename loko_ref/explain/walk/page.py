@@ -11,7 +11,7 @@ from loko_ref.errors import extras
 from loko_ref.files.derivations import derivations
 from loko_ref.files.pages.prose import html
 
-__all__ = ["as_html", "check_needs"]
+__all__ = ["as_html", "check_needs", "packed"]
 
 
 def check_needs() -> None:
@@ -28,6 +28,12 @@ def check_needs() -> None:
 
 def _text(name: str) -> str:
     return files("loko_ref.explain.walk").joinpath(name).read_text(encoding="utf-8")
+
+
+def packed(content: object) -> str:
+    """Return JSON as a page carries it: nothing in it ends a script."""
+    data = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return data.replace("<", "\\u003c")
 
 
 def as_html(
@@ -48,7 +54,6 @@ def as_html(
     jinja2 = extras.load("jinja2", "the page of a walk")
     known = derivations()
     cited = [label for label in known if label in set(labels)]
-    data = json.dumps(document, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
         _text("page.html.jinja")
     )
@@ -58,7 +63,7 @@ def as_html(
         about=document["about"],
         style=safe(_text("page.css")),
         script=safe("\n".join(map(_text, ("draw.js", *scripts)))),
-        data=safe(data.replace("<", "\\u003c")),
+        data=safe(packed(document)),
         derivations=[
             (label, known[label].title, safe(html(known[label].text, cited))) for label in cited
         ],

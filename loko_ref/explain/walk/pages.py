@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loko_ref.explain.heads import HEADS, KINDS, explain_lte
+from loko_ref.errors import InputError
+from loko_ref.explain.heads import KINDS, RESETS, HeadsRun, Moment, explain_lte
 from loko_ref.explain.quantities import Frame
 from loko_ref.explain.sources import (
     FILTERS,
@@ -19,7 +20,7 @@ from loko_ref.explain.sources import (
 )
 from loko_ref.explain.steps import Step, explain
 from loko_ref.explain.walk.data import Pool, walk
-from loko_ref.explain.walk.page import as_html
+from loko_ref.explain.walk.page import as_html, packed
 
 __all__ = ["of_lte", "of_recording", "of_source", "of_tiny"]
 
@@ -97,8 +98,8 @@ def of_tiny(steps: int = 12) -> str:
     about = (
         "One linear layer, one input, LoRA of rank 1: u = (W + B A) x with W frozen, theta = "
         f"(A, B). First y is real, z = u, W = {WEIGHT:g} and y = {TRUE_WEIGHT:g} x + noise: every "
-        f"(A, B) with A B = {TRUE_WEIGHT - WEIGHT:g} is right. Then y is one of two classes, "
-        f"z = (u, -u), and W = {WRONG_WEIGHT:g}: sure, and wrong."
+        f"(A, B) with A\u00a0B\u00a0=\u00a0{TRUE_WEIGHT - WEIGHT:g} is right. Then y is one of two "
+        f"classes, z = (u, -u), and W = {WRONG_WEIGHT:g}: a confident and wrong prediction."
     )
     return _page("LoKO with two parameters", about, walks, pool, tiny=True)
 
@@ -111,50 +112,69 @@ def _fixed_point(step: Step) -> dict[str, Any]:
     return {"z": by["z"].ravel().tolist(), "y": by["y"].tolist(), "G": G.tolist(), "v": v}
 
 
-def of_lte(data: str = "digits", *, steps: int = 24, seed: int = 0) -> str:
-    """Return the page of LTE's heads, merges and resets.
+MOST = 1_000_000
+"""Bytes of a page of LTE at most."""
+
+
+def of_lte(run: HeadsRun) -> str:
+    """Return the page of LTE's heads, merges and resets, below 1 MB.
 
     Parameters
     ----------
-    data, steps, seed : str, int, int
-        As :func:`loko_ref.explain.heads.explain_lte` takes them.
+    run : HeadsRun
+        As :func:`loko_ref.explain.heads.explain_lte` takes it.
+
+    Raises
+    ------
+    InputError
+        If the run cannot be made, or would not fit the page.
     """
-    pool, moments = Pool(), []
-    for one in explain_lte(data, steps=steps, seed=seed):
-        sites = {}
-        for name, view in one.sites.items():
-            N, r, i = view.A.shape
-            sites[name] = {
-                "A": pool.add(view.A.reshape(N * r, i)),
-                "B": pool.add(view.B.transpose(0, 2, 1).reshape(N * r, -1)),
-                "update": pool.add(view.update),
-                "overlap": pool.add(view.overlap),
-                "singular": [float(f"{s:.6g}") for s in view.singular],
-                "rank": view.rank,
-                "pending": view.pending.tolist(),
-            }
-        moments.append(
-            {
-                "kind": one.kind,
-                "step": one.step,
-                "title": one.title,
-                "losses": one.losses.tolist(),
-                "loss": one.loss,
-                "accuracy": one.accuracy,
-                "sites": sites,
-            }
-        )
-    document = {
-        "title": f"LTE step by step on {data}",
-        "about": f"{HEADS} heads train a network of two layers with LoRA, each on its own part of "
-        "every batch. After every sixth step they are merged into the weight W, and reset.",
-        "heads": HEADS,
-        "kinds": {
-            kind: {"equation": equation, "meaning": meaning, "labels": labels}
-            for kind, (equation, meaning, labels) in KINDS.items()
-        },
-        "moments": moments,
-        "pool": pool.items,
-    }
     labels = {label for _, _, cited in KINDS.values() for label in cited}
-    return as_html(document, labels, ("lte.js",))
+    document: dict[str, Any] = {
+        "title": f"LTE step by step on {run.data}",
+        "about": f"{run.heads} {'head trains' if run.heads == 1 else 'heads train'} a network of "
+        "two layers with LoRA, each on its own part of every batch. After every "
+        f"{run.merge_every} steps they are merged into the weight W"
+        f"{'' if run.reset == 'none' else ', and reset (' + RESETS[run.reset] + ')'}.",
+        "heads": run.heads,
+    }
+    left = MOST - len(as_html(document | {"kinds": KINDS}, labels, ("lte.js",)).encode())
+    pool, moments = Pool(), []
+    for one in explain_lte(run):
+        before = len(pool.items)
+        moments.append(_moment(one, pool))
+        document["rank"] = next(iter(one.sites.values())).A.shape[1]
+        left -= len(packed([moments[-1], *pool.items[before:]]).encode())
+        if left < 0:
+            required = f"at most {one.step - 1} with these heads and this rank and data"
+            raise InputError("steps", run.steps, required, "more than a page of 1 MB can show")
+    document["kinds"] = {
+        kind: {"equation": equation, "meaning": meaning, "labels": labels_}
+        for kind, (equation, meaning, labels_) in KINDS.items()
+        if any(one["kind"] == kind for one in moments)
+    }
+    return as_html(document | {"moments": moments, "pool": pool.items}, labels, ("lte.js",))
+
+
+def _moment(one: Moment, pool: Pool) -> dict[str, Any]:
+    sites = {}
+    for name, view in one.sites.items():
+        N, r, i = view.A.shape
+        sites[name] = {
+            "A": pool.add(view.A.reshape(N * r, i)),
+            "B": pool.add(view.B.transpose(0, 2, 1).reshape(N * r, -1)),
+            "update": pool.add(view.update),
+            "overlap": pool.add(view.overlap),
+            "singular": [float(f"{s:.6g}") for s in view.singular],
+            "rank": view.rank,
+            "pending": view.pending.tolist(),
+        }
+    return {
+        "kind": one.kind,
+        "step": one.step,
+        "title": one.title,
+        "losses": one.losses.tolist(),
+        "loss": one.loss,
+        "accuracy": one.accuracy,
+        "sites": sites,
+    }

@@ -32,12 +32,12 @@ function plane(one, index) {
   const words = `${one.name}: A ${show(a, 3)}, B ${show(b, 3)}; ellipse of area ${show(area(P), 3)}, correlation ${show(lean, 2)}`;
   return h("figure", { class: "card plane" }, h("figcaption", {}, h("b", {}, one.name)),
     h("svg", { viewBox: `0 0 300 ${tall * unit}`, role: "img", "aria-label": words }, ticks,
-      h("text", { x: 286, y: tall * unit - 4 }, "A"), h("text", { x: 3, y: 12 }, "B"),
+      h("text", { x: 286, y: tall * unit - 4 }, "A"), h("text", { x: 3, y: 17 }, "B"),
       h("polyline", { class: "right", points: curve.join(" ") }), sampleLine(one, index, x, y),
       oval(-1, "first"), oval(index - 1, "prior"), oval(index, "posterior"),
       h("polyline", { class: "path", points: path.join(" ") }), h("circle", { class: "mean", cx: x(a), cy: y(b), r: 4 })),
     h("table", {}, h("tbody", {}, [["A, B", `${show(a, 3)}, ${show(b, 3)}`], ["W + B A", show(one.world.weight + a * b)],
-      ["p", `${show(P[0][0], 2)}, ${show(P[1][1], 2)}`], ["correlation", show(lean, 3)], ["area", show(area(P), 3)], ["of the prior's", `${show((100 * area(P)) / area(cov(index - 1)), 3)} %`],
+      ["p", `${show(P[0][0], 2)}, ${show(P[1][1], 2)}`], ["correlation", show(lean, 3)], ["area", show(area(P), 3)], ["shrunk to", `${show((100 * area(P)) / area(cov(index - 1)), 3)} %`],
     ].map(([what, value]) => h("tr", {}, h("th", { scope: "row" }, what), h("td", { class: "number" }, value))))));
 }
 
@@ -103,7 +103,7 @@ if (DATA.tiny) {
   const views = {
     "Two parameters": () => [key(KEY), planes(real)],
     "The implicit step": () => [
-      h("p", {}, "Two classes, z = (u, −u). The innovation v at the posterior solves v = f(v), f(v) = y − softmax(z + G v), G = Z P Z'. With two classes v = (t, −t) is one number. Where the network is sure and wrong, the tangent at 0 is flat, and the linear step overshoots. ", derivation("OBS-9")),
+      h("p", {}, "Two classes, z = (u, −u). The innovation v at the posterior solves v = f(v), f(v) = y − softmax(z + G v), G = Z P Z'. With two classes v = (t, −t) is one number. Where the network is confident and wrong, the tangent at 0 is flat, and the linear step overshoots. ", derivation("OBS-9")),
       key(FIXED_KEY), h("div", { class: "planes two" }, classes.map((one) => fixedPoint(one, state.index))), key(KEY), planes(classes)],
   };
   for (const [name, view] of Object.entries(VIEWS)) views[name] = view;

@@ -1,4 +1,4 @@
-"""Facts of the filter: measurement updates with a dense or diagonal prior, and the time update.
+"""Facts of the filter: measurement updates of every prior, and the time update.
 
 Shapes: theta, p (n,); P (n, n); H (m, n); e (m,); R, S (m, m); K (n, m).
 """
@@ -12,7 +12,6 @@ from hypothesis import strategies as hs
 
 from loko_ref import strategies as st
 from loko_ref.arrays import Array
-from loko_ref.kalman.diagonal import DIAGONALS
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import (
     Got,
@@ -24,62 +23,47 @@ from loko_ref.properties.trial import (
     inverse,
     size,
 )
+from loko_ref.properties.updates import DENSE, DIAGONAL, PRECISIONS, prior, updates
 
 __all__: list[str] = []
 
-DENSE, DIAGONAL, TIME = "kalman.dense_update", "kalman.diagonal_update", "kalman.time_update"
+TIME = "kalman.time_update"
 BOTH = f"{DENSE} {DIAGONAL}"
-
-
-def _updates(operation: str, **choices: Any) -> Problems:
-    def problems(small: bool) -> hs.SearchStrategy[Problem]:
-        drawn: dict[str, Any] = {"cond": 1e3, **choices, "whole": small}
-        drawn |= {"max_n": 2, "max_m": 2} if small else {}
-        if operation == DENSE:
-            return st.dense_problems(**drawn).map(lambda p: Problem(inputs=p.arguments()))
-        kinds = hs.sampled_from([{} if d == "decoupled" else {"diagonal": d} for d in DIAGONALS])
-        return hs.builds(
-            lambda p, o: Problem(inputs=p.arguments(), options=o),
-            st.diagonal_problems(**drawn),
-            kinds,
-        )
-
-    return problems
+EVERY = f"{BOTH} {PRECISIONS}"
 
 
 def _independent(operation: str) -> Problems:
-    return _updates(operation, diagonal_noise=True)
+    return updates(operation, diagonal_noise=True)
 
 
 def _variances(t: Trial) -> str:
     return "P" if t.held.operation == DENSE else "p"
 
 
-def _prior(t: Trial) -> Array:
-    """P (n, n), in rational numbers."""
-    (given,) = t.exact(_variances(t))
-    return given if given.ndim == 2 else np.diag(given)
+def _kept(t: Trial) -> tuple[str, ...]:
+    """Name what is kept of the posterior covariance, or precision."""
+    return ("U", "WW") if t.held.operation in PRECISIONS else (_variances(t),)
 
 
 def _innovation_covariance(t: Trial) -> Array:
     H, R = t.exact("H", "R")
-    return H @ _prior(t) @ H.T + R
+    return H @ prior(t) @ H.T + R
 
 
-@fact(BOTH, "still", "KAL-2", "e = 0 leaves theta unchanged", _updates)
+@fact(EVERY, "still", "KAL-2", "e = 0 leaves theta unchanged", updates)
 def _still(t: Trial) -> None:
     got = t.run(e=np.zeros_like(t.given["e"]))
     if got.has("theta"):
         t.near("theta", got["theta"], t.given["theta"], got.tol["theta"])
 
 
-@fact(BOTH, "blind", "KAL-2", "S, K and the posterior covariance do not depend on e", _updates)
+@fact(EVERY, "blind", "KAL-2", "S, K and the posterior covariance do not depend on e", updates)
 def _blind(t: Trial) -> None:
     other = 1 + 2 * t.wide("e")[0]
-    t.same(t.run(), t.run(e=other), ("S", "K", _variances(t)))
+    t.same(t.run(), t.run(e=other), ("S", "K", *_kept(t)))
 
 
-@fact(BOTH, "linear", "KAL-2", "theta moves in proportion to e", _updates)
+@fact(EVERY, "linear", "KAL-2", "theta moves in proportion to e", updates)
 def _linear(t: Trial) -> None:
     e, theta = t.wide("e", "theta")
     a, b = t.run(), t.run(e=2 * e)
@@ -88,7 +72,7 @@ def _linear(t: Trial) -> None:
         t.near("theta", b["theta"], moved, 2 * a.tol["theta"] + b.tol["theta"])
 
 
-@fact(BOTH, "gain", "KAL-2", "S = H P H' + R,  K S = P H',  theta+ = theta + K e", _updates)
+@fact(EVERY, "gain", "KAL-2", "S = H P H' + R,  K S = P H',  theta+ = theta + K e", updates)
 def _gain(t: Trial) -> None:
     got, (H, e, theta) = t.run(), t.exact("H", "e", "theta")
     S = _innovation_covariance(t)
@@ -96,18 +80,18 @@ def _gain(t: Trial) -> None:
         t.near("S", got["S"], S, got.tol["S"])
     if got.has("K"):
         K, tol = exact(got["K"]), got.tol["K"]
-        t.near("K S", K @ S, _prior(t) @ H.T, tol @ size(S))
+        t.near("K S", K @ S, prior(t) @ H.T, tol @ size(S))
         if got.has("theta"):
             bound = got.tol["theta"] + tol @ size(e)
             t.near("theta", got["theta"], theta + K @ e, bound)
 
 
 @fact(
-    BOTH,
+    EVERY,
     "residual",
     "KAL-2",
     "the residual e - H (theta+ - theta) is R S^-1 e",
-    _updates,
+    updates,
 )
 def _residual(t: Trial) -> None:
     got, (H, e, R, theta) = t.run(), t.exact("H", "e", "R", "theta")
@@ -118,16 +102,16 @@ def _residual(t: Trial) -> None:
 
 
 @fact(
-    BOTH,
+    EVERY,
     "stationary",
     "KAL-2 KAL-4",
     "theta+ maximises the posterior: theta+ - theta = P H' R^-1 (e - H (theta+ - theta))",
-    _updates,
+    updates,
 )
 def _stationary(t: Trial) -> None:
     got, (H, e, R, theta) = t.run(), t.exact("H", "e", "R", "theta")
     if got.has("theta"):
-        moved, gain = exact(got["theta"]) - theta, _prior(t) @ H.T @ inverse(R)
+        moved, gain = exact(got["theta"]) - theta, prior(t) @ H.T @ inverse(R)
         slack = got.tol["theta"]
         t.near("theta", moved, gain @ (e - H @ moved), slack + size(gain @ H) @ slack)
 
@@ -137,14 +121,14 @@ def _stationary(t: Trial) -> None:
     "information",
     "KAL-4 DIAG-1 DIAG-2",
     "P+^-1 = P^-1 + H' R^-1 H; decoupled p+ is the diagonal of P+, 1/p+ variational that of P+^-1",
-    _updates,
+    updates,
 )
 def _information(t: Trial) -> None:
     got, (H, R) = t.run(), t.exact("H", "R")
     name = _variances(t)
     if not got.has(name):
         return
-    precision = inverse(_prior(t)) + H.T @ inverse(R) @ H
+    precision = inverse(prior(t)) + H.T @ inverse(R) @ H
     if name == "P":
         product = exact(got["P"]) @ precision
         t.near("P+ P+^-1", product, exact(np.eye(len(product))), got.tol["P"] @ size(precision))
@@ -159,7 +143,7 @@ def _information(t: Trial) -> None:
     "shrinks",
     "DIAG-4 KAL-4",
     "0 < p+ <= p; P+ is symmetric with 0 <= P+ <= P",
-    _updates,
+    updates,
 )
 def _shrinks(t: Trial) -> None:
     got, name = t.run(), _variances(t)
@@ -182,13 +166,13 @@ def _shrinks(t: Trial) -> None:
     "vague",
     "KAL-2",
     "R to infinity leaves theta and the covariance unchanged",
-    _updates,
+    updates,
     "R = 2^80 I",
 )
 def _vague(t: Trial) -> None:
     m = len(t.given["e"])
     got, (H, e) = t.run(R=2.0**80 * np.eye(m)), t.wide("H", "e")
-    P, name = size(_prior(t)), _variances(t)
+    P, name = size(prior(t)), _variances(t)
     moves = P @ size(H.T) / 2.0**80
     if got.has("theta"):
         t.near("theta", got["theta"], t.given["theta"], got.tol["theta"] + moves @ size(e))
@@ -203,12 +187,12 @@ def _vague(t: Trial) -> None:
     "certain",
     "KAL-2",
     "R to 0 fits the observation: H (theta+ - theta) = e",
-    _updates,
+    updates,
     "n >= m, H of full rank, R = 2^-10 I",
 )
 def _certain(t: Trial) -> None:
     (H, e, theta), R = t.wide("H", "e", "theta"), 2.0**-10 * np.eye(len(t.given["e"]))
-    G = np.asarray(t.exact("H")[0] @ _prior(t) @ t.exact("H")[0].T, dtype=np.float64)
+    G = np.asarray(t.exact("H")[0] @ prior(t) @ t.exact("H")[0].T, dtype=np.float64)
     if np.linalg.cond(G) > 1e3:
         raise Unsuitable("H is not of full rank")
     got = t.run(R=R)
@@ -226,11 +210,11 @@ def _outputs(t: Trial, T: Array) -> Got:
     return t.run(e=T @ e, H=T @ H, R=(R + R.T) / 2)
 
 
-def _posteriors(t: Trial) -> tuple[str, str]:
-    return "theta", _variances(t)
+def _posteriors(t: Trial) -> tuple[str, ...]:
+    return "theta", *_kept(t)
 
 
-@fact(BOTH, "permuted", "KAL-7", "the order of the outputs changes K's columns alone", _updates)
+@fact(EVERY, "permuted", "KAL-7", "the order of the outputs changes K's columns alone", updates)
 def _permuted(t: Trial) -> None:
     m = len(t.given["e"])
     order = np.roll(np.arange(m), 1)
@@ -244,22 +228,22 @@ def _permuted(t: Trial) -> None:
     t.same(t.run(), b, back=back)
 
 
-@fact(BOTH, "mixed", "KAL-7", "an invertible change of the outputs changes nothing", _updates)
+@fact(EVERY, "mixed", "KAL-7", "an invertible change of the outputs changes nothing", updates)
 def _mixed(t: Trial) -> None:
     m = len(t.given["e"])
     t.same(t.run(), _outputs(t, np.triu(np.ones((m, m))) + np.eye(m)), _posteriors(t))
 
 
-@fact(BOTH, "unseen", "KAL-2 DIAG-4", "a parameter that no output sees is unchanged", _updates)
+@fact(BOTH, "unseen", "KAL-2 DIAG-4", "a parameter that no output sees is unchanged", updates)
 def _unseen(t: Trial) -> None:
     H, given = t.wide("H", _variances(t))
     H[:, 0] = 0
     if given.ndim == 2:  # uncorrelated with the others, so that no observation informs it
         given[0, 1:] = given[1:, 0] = 0
     got = t.run(**{"H": H, _variances(t): given})
-    for name, prior in (("theta", t.wide("theta")[0]), (_variances(t), given)):
+    for name, before in (("theta", t.wide("theta")[0]), (_variances(t), given)):
         if got.has(name):
-            t.near(name, got[name][0], prior[0], got.tol[name][0])
+            t.near(name, got[name][0], before[0], got.tol[name][0])
 
 
 @fact(
@@ -267,7 +251,7 @@ def _unseen(t: Trial) -> None:
     "rescaled",
     "KAL-7",
     "parameters in other units give the posterior in other units",
-    _updates,
+    updates,
 )
 def _rescaled(t: Trial) -> None:
     n, (theta, H, given) = len(t.given["theta"]), t.wide("theta", "H", _variances(t))
@@ -278,7 +262,7 @@ def _rescaled(t: Trial) -> None:
     t.same(a, b, back=lambda name, value: value / units.get(name, 1.0))
 
 
-@fact(DENSE, "turned", "KAL-7", "a rotation of the parameters rotates the posterior", _updates)
+@fact(DENSE, "turned", "KAL-7", "a rotation of the parameters rotates the posterior", updates)
 def _turned(t: Trial) -> None:
     theta, P, H = t.wide("theta", "P", "H")
     n = len(theta)
@@ -342,7 +326,7 @@ def _times(operation: str) -> Problems:
     return lambda small: draw(small)
 
 
-def _kept(t: Trial) -> tuple[str, str, Array]:
+def _timed(t: Trial) -> tuple[str, str, Array]:
     """Name what is given and what comes back, and give its process noise of 1."""
     name = "P" if "P" in t.given else "p"
     n = len(t.given[name])
@@ -351,19 +335,19 @@ def _kept(t: Trial) -> tuple[str, str, Array]:
 
 @fact(TIME, "identity", "KAL-1", "lam = 1 and q = 0 change nothing", _times)
 def _identity(t: Trial) -> None:
-    (p, pred, _), got = _kept(t), t.run(options={"lam": 1.0, "q": 0.0})
+    (p, pred, _), got = _timed(t), t.run(options={"lam": 1.0, "q": 0.0})
     t.near(pred, got[pred], t.given[p], got.tol[pred])
 
 
 @fact(TIME, "forgets", "KAL-1", "lam p_pred = p where q = 0", _times, "q = 0")
 def _forgets(t: Trial) -> None:
-    (p, pred, _), got, lam = _kept(t), t.run(options={"q": 0.0}), t.options["lam"]
+    (p, pred, _), got, lam = _timed(t), t.run(options={"q": 0.0}), t.options["lam"]
     t.near(f"lam {p}", exact(lam) * exact(got[pred]), t.given[p], lam * got.tol[pred])
 
 
 @fact(TIME, "adds", "KAL-1", "process noise adds to p_pred, whatever p and lam", _times)
 def _adds(t: Trial) -> None:
-    _, pred, one = _kept(t)
+    _, pred, one = _timed(t)
     a, b, q = t.run(options={"q": 0.0}), t.run(), t.options["q"]
     bound = a.tol[pred] + b.tol[pred]
     t.near(pred, exact(b[pred]) - exact(a[pred]), exact(q) * exact(one), bound)
@@ -371,7 +355,7 @@ def _adds(t: Trial) -> None:
 
 @fact(TIME, "composes", "KAL-1", "two steps are one with lam^2 and noise q / lam + q", _times)
 def _composes(t: Trial) -> None:
-    (p, pred, _), lam, q = _kept(t), t.options["lam"], t.options["q"]
+    (p, pred, _), lam, q = _timed(t), t.options["lam"], t.options["q"]
     first = t.run()
     twice = t.run(**{p: first[pred]})
     once = t.run(options={"lam": lam**2, "q": q / lam + q})

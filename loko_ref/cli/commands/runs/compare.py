@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from loko_ref.cli import options as opt
 from loko_ref.cli.examples import epilog
 from loko_ref.cli.needs import check_needs
 from loko_ref.cli.results import go_on, write_json
+from loko_ref.errors import InputError
 from loko_ref.experiments.terminal import progress_bars, show_table
 from loko_ref.files.writing import check_target, check_targets, make_folder, write_bytes
 
@@ -30,6 +31,7 @@ _LIMIT = "At most so many samples of each part."
 _WORKERS = "Processes, each with one BLAS thread. Default: one for each core."
 _JSON = "Write every trial and the summary; kept up to date while it runs."
 _RESUME = "Go on from a file that --json wrote, with the same options."
+_SUMMARY = "Write the summary without the single runs, below 200 kB."
 _PLOT = "Draw curves.svg, ranks.svg and p0.svg into this folder."
 
 
@@ -68,7 +70,7 @@ def online(
     chosen = room.plan(quick=quick, streams=stream or (), seeds=seeds, limit=limit)
     before = room.read(resume, chosen) if resume is not None else []
     interrupt.resumes(resume)
-    names = {} if plot is None else {k: plot / f"{k}.svg" for k in ("curves", "ranks", "p0")}
+    names = _names(plot)
     if plot is not None:
         make_folder("--plot", plot)
     check_targets({"--json": json_file, **{f"--plot {k}": path for k, path in names.items()}})
@@ -89,15 +91,19 @@ def online(
         table = room.compare(chosen, workers=workers, before=before, ended=ended)
     keep(list(table.trials.values()))
     found = room.summary(table, chosen)
-    _show(found, table)
+    _show(found)
+    _draw(found, names)
+
+
+def _names(plot: Path | None) -> dict[str, Path]:
+    return {} if plot is None else {k: plot / f"{k}.svg" for k in ("curves", "ranks", "p0")}
+
+
+def _draw(found: Mapping[str, Any], names: Mapping[str, Path]) -> None:
     if names:
         from loko_ref.experiments.compare import pictures
 
-        drawn = {"curves": pictures.curves(table), "p0": pictures.sensitivity(table)}
-        ranks = found["ranks"]
-        if len(ranks["mean"]) > 1:
-            drawn["ranks"] = pictures.ranks(ranks["mean"], ranks["cases"])
-        for name, picture in drawn.items():
+        for name, picture in pictures.drawn(found).items():
             write_bytes(names[name], picture, "--plot")
 
 
@@ -146,9 +152,54 @@ def lte(
 
         runs = room.compare(chosen, workers=workers, before=before, ended=ended)
     keep(runs)
-    for name, found in room.summary(runs, chosen).items():
+    _show_lte(room.summary(runs, chosen), chosen.steps)
+
+
+@app.command("report", epilog=epilog("compare report"))
+def report(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="What --json of either comparison wrote, at its end or not."
+        ),
+    ],
+    json_file: Annotated[Path | None, opt.option(opt.OUTPUT, _SUMMARY, "--json")] = None,
+    plot: Annotated[Path | None, opt.option(opt.OUTPUT, _PLOT)] = None,
+) -> None:
+    """Print what a comparison says so far: of the streams, or tasks, that have all of their runs.
+
+    With --json, write it without the single runs: the documentation's pages are made of that.
+    """
+    check_needs(plot=None if plot is None else plot / "curves.svg")
+    from loko_ref.experiments.compare import headline, lte_report
+    from loko_ref.experiments.compare import online as room
+    from loko_ref.experiments.compare.documents import schema_of
+
+    of_lte = schema_of(file) == "compare-lte"
+    if of_lte and plot is not None:
+        got, required = "a comparison of LTE", "one by 'compare online'"
+        raise InputError("--plot", got, required, "only that one has pictures")
+    names = _names(plot)
+    found = (lte_report if of_lte else room).condensed(file)
+    if plot is not None:
+        make_folder("--plot", plot)
+    check_targets({"--json": json_file, **{f"--plot {k}": path for k, path in names.items()}})
+    if json_file is not None:
+        write_json("--json", json_file, found, indent=None)
+    if of_lte:
+        _show_lte(found["summary"], found["plan"]["steps"])
+    elif found["summary"]["streams"]:
+        _show(found["summary"])
+    _draw({} if of_lte else found["summary"], names)
+    for sentence in (headline.lte if of_lte else headline.online)(found):
+        typer.echo(textwrap.fill(sentence, 100))
+
+
+def _show_lte(summary: Mapping[str, Any], steps: int) -> None:
+    """Print the rows and the claims of each task."""
+    for name, found in summary.items():
         show_table(
-            f"{name}: accuracy on the test part after {chosen.steps} steps",
+            f"{name}: accuracy on the test part after {steps} steps",
             ("setting", "rate x", "accuracy", "timed", "minus full [95 %]", "minus LoRA [95 %]",
              "eff. rank", "s", "MB sent"),
             [[row["setting"], f"{row['rate']:g}", f"{row['accuracy']:.3f}", f"{row['timed']:.3f}",
@@ -178,7 +229,7 @@ def _signed(found: dict[str, Any] | None, real: bool) -> str:
     return f"{found['mean']:{form}} [{low}, {high}]"
 
 
-def _show(found: dict[str, Any], table: Any) -> None:
+def _show(found: Mapping[str, Any]) -> None:
     """Print the default beside its best rival by stream, and what all variants add up to."""
     count = len(found["seeds"]["reporting"])
     for metric in ("online", "final"):
@@ -209,8 +260,7 @@ def _show(found: dict[str, Any], table: Any) -> None:
             cells += [f"{len(pools[pool][k])}/{total}" for k in ("online", "final", "both")]
         ranks = found["ranks"]["mean"]
         cells.append(f"{ranks[name]:.2f}" if name in ranks else "-")
-        spent = [t.ms for t in table.trials.values() if t.learner == name]
-        cells.append(f"{statistics.median(spent):.2f}" if spent else "-")
+        cells.append(f"{found['ms'][name]:.2f}" if name in found["ms"] else "-")
         rows.append([*cells, str(len(found["diverged"].get(name, ())))])
     rest = found["ranks"]["mean"].keys() - found["ahead"].keys()
     ranked = [(n, r) for n, r in found["ranks"]["mean"].items() if n in rest]

@@ -19,7 +19,7 @@ _VARIANT = "Variants of LTE"
 _THREADS = "BLAS threads of each process; another number can change the last bits."
 _DENSE = "No LoRA on the last linear: a replica layer."
 _OPTIMIZER = """In each head: sgd, adagrad, adamw or loko, with options as NAME,KEY=VALUE,...
-such as adamw,lr=0.01 or loko,logits,p0=0.5."""
+such as adamw,lr=0.01 or loko,logits,p0=0.5; loko alone is loko,recommended."""
 _CHOICES = {
     "mode": "lte or mhlora (no merging).",
     "realisation": "shared or copies.",

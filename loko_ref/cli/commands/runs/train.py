@@ -94,10 +94,6 @@ def train(
     chosen = (optimizer, variant, seed, p0, lr, route)
     if resume is None or about or any(value is not None for value in chosen):
         learners = opt.read_learners(optimizer or ["loko", "adamw"], lr=lr, p0=p0, variants=variant)
-        learners = [
-            (name, {"preset": "recommended"} if name == "loko" and not options else options)
-            for name, options in learners
-        ]
         if route is not None and "loko" not in dict(learners):
             raise InputError(
                 "--route", "an option of LoKO", "--optimizer loko too", "LoKO was left out"

@@ -16,8 +16,8 @@ from loko_ref.conformance.judge.hook import given
 from loko_ref.conformance.judge.tolerance import _inputs, _wide, canonical, factor, tolerance
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow, output_name
-from loko_ref.textbook.operations import measured
-from loko_ref.textbook.quantities import Formula, Quantity, Values, identity
+from loko_ref.textbook.operations import lowrank_update, measured, precision_values
+from loko_ref.textbook.quantities import Formula, Quantity, Values, evaluate, identity
 
 __all__ = ["ERRORS", "MOVED", "Problem", "cut", "shortened"]
 
@@ -95,19 +95,28 @@ class Problem:
 
     @cached_property
     def _walked(self) -> tuple[Values, tuple[Quantity, ...]] | None:
-        """Values of a step of LoKO at what came, and the quantities that lead to this one."""
+        """Values at what came, and the quantities that lead to this one.
+
+        Of a step of LoKO whose network's outputs came, and of an update of a precision.
+        """
         case, o = self.case, self.case.options
-        if case.operation.name != "loko.step" or not {"z", "Z"} <= set(self.came):
+        hook = given(case, self.came)
+        if case.operation.plain is lowrank_update:
+            v, quantities = precision_values(self.inputs, o, FORMULA_TABLE, hook)
+            evaluate(v, quantities)
+        elif case.operation.name == "loko.step" and {"z", "Z"} <= set(self.came):
+            if self.quantity in ("z", "Z"):
+                return None
+            v = Values(self.inputs, **o, F=FORMULA_TABLE, keep=hook)
+            v["p"] = v["P" if v.covariance == "dense" else "p"]
+            v["z"] = self.came["z"].reshape(-1, self.inputs["y"].shape[-1])
+            v["Z"] = self.came["Z"]
+            measured(v)
+            quantities = dataflow({k: a for k, a in o.items() if k != "spec"})
+        else:
             return None
-        if self.quantity in ("z", "Z"):
-            return None
-        v = Values(self.inputs, **o, F=FORMULA_TABLE, keep=given(case, self.came))
-        v["p"] = v["P" if v.covariance == "dense" else "p"]
-        v["z"] = self.came["z"].reshape(-1, self.inputs["y"].shape[-1])
-        v["Z"] = self.came["Z"]
-        measured(v)
         v["keep"] = identity
-        flow = {q.name: q for q in dataflow({k: a for k, a in o.items() if k != "spec"})}
+        flow = {q.name: q for q in quantities}
         named = {output_name(name, o): name for name in flow}
         wanted, stack = {named[self.quantity]}, [named[self.quantity]]
         while stack:
