@@ -7,7 +7,7 @@ import pytest
 
 from loko_ref.conformance.cases.registry import Draw, select
 from loko_ref.conformance.diagnose import formulas, problems
-from loko_ref.conformance.diagnose.equations import equation
+from loko_ref.conformance.diagnose.equations import _outside, equation
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.diagnose.search.candidates import Candidate, Trial, by_inputs, exchanged
 from loko_ref.conformance.diagnose.search.confirm import Named
@@ -168,3 +168,17 @@ def test_of_problems_that_bear_a_formula_out_the_cheapest_is_searched():
     cases = [select(f"model.jacobian/{name}/float64")[0] for name in ("image", "tanh", "linear")]
     found = by_inputs(problems.failing(run(target, cases)))
     assert [one.case.recipe.name for one in found] == ["linear", "tanh", "image"]
+
+
+@pytest.mark.parametrize(
+    ("text", "outside"),
+    [
+        ("1 - (K H').sum(axis=1)", "1 - .sum"),
+        ("sqrt(a + b)", "sqrt"),
+        ("(a + (b - c))", ""),
+        ("p_pred[:, None] * v", "p_pred * v"),
+    ],
+)
+def test_an_expression_is_put_in_brackets_by_what_stands_outside_its_own(text, outside):
+    """1 - (K H').sum(axis=1) squared is read as the square of the sum."""
+    assert _outside(text) == outside
