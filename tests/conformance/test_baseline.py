@@ -18,7 +18,7 @@ from loko_ref.conformance.diagnose import baseline
 from loko_ref.conformance.diagnose.coverage import coverage
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.engine import judge
-from loko_ref.conformance.judge.answer import Answer
+from loko_ref.conformance.judge.answer import Answer, Finding
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.reports.report import Report
 from loko_ref.errors import InputError
@@ -156,6 +156,18 @@ def test_what_did_not_run_is_not_revealed():
     assert coverage([declined(c) for c in select("lora.delta")]).visible == ()
     wrong = judge(CASES[0], Answer(outputs={}))
     assert coverage([wrong]).visible == ()
+
+
+def test_what_raised_is_not_said_to_lack_an_output():
+    """An error is to be mended: that more should be returned is no advice there."""
+    case = select("model.forward/text/float64")[0]
+    found = coverage(
+        [judge(case, Answer(finding=Finding(kind="raised", message="raised KeyError")))]
+    )
+    assert found.missing == ()
+    assert set(case.recipe.covers) <= set(found.not_run)
+    assert "return z" not in found.text
+    assert "did not run or returned nothing" in found.text
 
 
 def test_combinations_count_where_a_check_passed_and_none_failed():

@@ -7,16 +7,24 @@ import pytest
 
 from loko_ref.conformance.cases.registry import Draw, select
 from loko_ref.conformance.diagnose import formulas, problems
-from loko_ref.conformance.diagnose.equations import equation
+from loko_ref.conformance.diagnose.equations import _outside, equation
 from loko_ref.conformance.diagnose.naming import name_mistakes
-from loko_ref.conformance.diagnose.search.candidates import Candidate, Trial, by_inputs, exchanged
+from loko_ref.conformance.diagnose.search.candidates import (
+    Candidate,
+    Trial,
+    by_inputs,
+    exchanged,
+    singles,
+)
 from loko_ref.conformance.diagnose.search.confirm import Named
 from loko_ref.conformance.diagnose.search.edits import Change, Edit, override
 from loko_ref.conformance.diagnose.search.instrument import RESULT, instrument
 from loko_ref.conformance.diagnose.search.numbers import numbers
-from loko_ref.conformance.diagnose.search.problem import shortened
-from loko_ref.conformance.engine import run
+from loko_ref.conformance.diagnose.search.problem import Problem, shortened
+from loko_ref.conformance.engine import judge, run
 from loko_ref.conformance.implementations.python import Implementation
+from loko_ref.conformance.judge.answer import Answer
+from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.kalman.filter import times
 from loko_ref.conformance.mistakes.registry import NOTHING, all_mutants, as_implementation
 from loko_ref.textbook import FORMULA_TABLE
@@ -168,3 +176,35 @@ def test_of_problems_that_bear_a_formula_out_the_cheapest_is_searched():
     cases = [select(f"model.jacobian/{name}/float64")[0] for name in ("image", "tanh", "linear")]
     found = by_inputs(problems.failing(run(target, cases)))
     assert [one.case.recipe.name for one in found] == ["linear", "tanh", "image"]
+
+
+@pytest.mark.parametrize(
+    ("text", "outside"),
+    [
+        ("1 - (K H').sum(axis=1)", "1 - .sum"),
+        ("sqrt(a + b)", "sqrt"),
+        ("(a + (b - c))", ""),
+        ("p_pred[:, None] * v", "p_pred * v"),
+    ],
+)
+def test_an_expression_is_put_in_brackets_by_what_stands_outside_its_own(text, outside):
+    """1 - (K H').sum(axis=1) squared is read as the square of the sum."""
+    assert _outside(text) == outside
+
+
+def test_what_a_step_of_a_run_has_of_the_step_before_is_in_reach():
+    (case,) = select("loko.run/gaussian/float64")
+    y, outputs = case.inputs()["y"], dict(expected(case))
+    late = np.concatenate([y[:1], y[:-1]])
+    outputs["e"] = outputs["e"] + (late - y).reshape(outputs["e"].shape)
+    check = judge(case, Answer(outputs=outputs))
+    one = next(p for p in problems.of_check(check) if p.quantity == "e")
+    assert one.case.id.endswith("[1]")
+    found = next(c for c in singles(Trial(one)) if "step before" in c.text)
+    assert found.text == "y of the step before in place of v.y"
+    (step,) = select("loko.step/gaussian-fixed-before-decoupled/float64")
+    right = dict(expected(step))
+    first = Problem(
+        case=step, quantity="e", outputs=right, check=step.id, taken=frozenset(right)
+    )  # which has no step before
+    np.testing.assert_array_equal(first.value(found.changes()), first.right)

@@ -7,6 +7,7 @@ import pytest
 
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.engine import judge
+from loko_ref.conformance.engine import run as engine_run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.answer import check as read
 from loko_ref.conformance.judge.tolerance import expected, tolerance
@@ -178,3 +179,18 @@ def test_every_report_lists_every_wrong_quantity():
     assert rest in junit.as_xml("t", [check], {}, {}).decode()
     assert rest in page.as_html("t", [check])
     assert Report(target="t", checks=(check,)).failures[0].wrong == ("K", "P")
+
+
+@pytest.mark.parametrize(("factor", "quantities"), [(1.0, ["H"]), (2.0, ["H", "p"])])
+def test_the_variational_p_of_a_wrong_h_is_that_of_all_of_r(factor, quantities):
+    """H = yhat Z is not of the contrasts alone, to which R may be reduced where H is right."""
+    changes = {
+        "H.softmax": lambda v: v.yhat.reshape(-1)[:, None] * v.Z,
+        "p.variational": lambda v: (
+            factor / (1 / v.p_pred + (v.H * np.linalg.solve(v.R_used, v.H)).sum(axis=0))
+        ),
+    }
+    made = as_implementation(replace(NOTHING, changes=lambda size: changes))
+    case = case_of("loko.step/softmax-fixed-before-variational/float64")
+    (check,) = engine_run(Implementation(target="made", functions=made), [case])
+    assert [d.quantity for d in check.divergences] == quantities

@@ -1,18 +1,25 @@
 """A name that one input bears out is confirmed on others; what has no name is described."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from loko_ref import verify
 from loko_ref.conformance.assessment.fresh import fresh
 from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose import problems
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.diagnose.search.again import calling, fresh_cases
+from loko_ref.conformance.diagnose.search.candidates import Candidate
+from loko_ref.conformance.diagnose.search.confirm import _judged as judged
+from loko_ref.conformance.diagnose.search.confirm import choice
 from loko_ref.conformance.diagnose.search.relation import observed
 from loko_ref.conformance.engine import judge, run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.answer import check as answer
 from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.conformance.mistakes.registry import NOTHING, as_implementation
 from loko_ref.conformance.reports.text import lines, reproduce
 from loko_ref.conformance.user_inputs import save_case, user_case
 
@@ -161,3 +168,31 @@ def test_a_known_mistake_is_not_named_where_another_quantity_that_it_changes_is_
     for texts in found.values():
         assert texts
         assert all("weight_decay left out" in text for text in texts), texts
+
+
+def test_an_option_without_effect_is_not_that_under_which_a_formula_is_wrong():
+    (sgd,) = select("lte.run/sgd/float64")
+    (loko,) = select("lte.run/loko/float64")
+    (biased,) = select("lte.run/biased/float64")
+    assert [choice(sgd, name) for name in ("observation", "solve", "reset")] == [None, None, "none"]
+    assert choice(loko, "observation") == loko.options["observation"]
+    assert choice(loko, "nesterov") is None
+    assert [choice(case, "LoRA's bias") for case in (sgd, biased)] == [False, True]
+
+
+def test_a_case_in_which_a_formula_acts_not_at_all_does_not_contradict_it():
+    """Another formula is wrong there: no option is needed to keep it out."""
+    wrong = {
+        "p.decoupled": lambda v: v.p - (v.K * v.H.T).sum(axis=1),
+        "p.variational": lambda v: 2 * v.p,
+    }
+    both = replace(NOTHING, changes=lambda size: wrong)
+    first = replace(NOTHING, changes=lambda size: {"p.decoupled": wrong["p.decoupled"]})
+    target = Implementation(target="made", functions=as_implementation(both))
+    checks = run(target, select("kalman.diagonal_update", "float64"))
+    failing = [one for one in problems.failing(checks) if one.quantity == "p"]
+    assert len({one.case.options["diagonal"] for one in failing}) == 2
+    named = judged(Candidate(mutant=first), 1, failing, ())
+    assert named is not None
+    assert named.candidate.scope == ()
+    assert {one.case.options["diagonal"] for one in named.explained} == {"decoupled"}

@@ -60,7 +60,7 @@ class Coverage:
     missing : tuple of Missing
         What to return beside what came back, that with most mistakes first.
     not_run : tuple of str
-        Ids of those whose cases did not run: not offered, declined, or not selected.
+        Ids of those whose cases did not run (not offered, declined, not selected), or raised.
     combinations : tuple of str
         Combinations of LoKO's options with a check that passed, and none that failed.
     possible : int
@@ -117,6 +117,7 @@ class Coverage:
             total = len(self.visible) + len(hidden) + len(self.not_run)
             parts.append(
                 f"{len(self.not_run)} of {total} known mistakes are shown by cases that did not run"
+                " or returned nothing"
             )
         return "; ".join(parts)
 
@@ -148,11 +149,12 @@ def coverage(checks: Sequence[Check]) -> Coverage:
     """
     known = {case.id for case in all_cases()}
     ran = [c for c in checks if c.status != UNSUPPORTED and c.case.id in known]
+    answered = [c for c in ran if c.outputs or c.returned]  # others raised, and returned nothing
     mutants = {one.id: one for one in all_mutants()}
     covered = {key for case in all_cases() for key in case.recipe.covers}
     visible: set[str] = set()
     partly: dict[str, list[Check]] = {}
-    for check in sorted(ran, key=lambda c: c.case.dtype != "float64"):
+    for check in sorted(answered, key=lambda c: c.case.dtype != "float64"):
         judged = [name for name, bound in tolerance(check.case).items() if bound is not None]
         whole = set(judged) <= set(check.quantities) and check.case.dtype == "float64"
         for key in check.case.recipe.covers:

@@ -42,6 +42,14 @@ def letters(text: str) -> str:
     return text
 
 
+def _outside(text: str) -> str:
+    """Return what of an expression stands in no brackets."""
+    inside = re.compile(r"\([^()]*\)|\[[^][]*\]")
+    while inside.search(text):
+        text = inside.sub("", text)
+    return text
+
+
 @cache
 def _by_formula() -> dict[str, Quantity]:
     flows = [*(dataflow(o) for o in choices()), delta(), merge(), *METHODS.values()]
@@ -73,7 +81,7 @@ def equation(quantity: str, one: Candidate) -> str:
         if site.place == RESULT:
             known = _by_formula().get(edit.inner)
             what = known.equation if known else what
-        if re.search(r" [-+*/] | [A-Z\w']+$", what) and not what.endswith(")"):
+        if re.search(r" [-+*/] | [A-Z\w']+$", _outside(what)):
             what = f"({what})"
         within = f" within {edit.inner}" if edit.inner != edit.root and site.place != RESULT else ""
         parts.append(letters(edit.change.text.replace("{x}", what) + within))

@@ -11,7 +11,7 @@ from loko_ref.conformance.diagnose.equations import equation
 from loko_ref.conformance.diagnose.problems import failing, of_check, passing
 from loko_ref.conformance.diagnose.search.again import Again
 from loko_ref.conformance.diagnose.search.candidates import Candidate, grouped
-from loko_ref.conformance.diagnose.search.confirm import Named, followed, search
+from loko_ref.conformance.diagnose.search.confirm import Named, choice, followed, search
 from loko_ref.conformance.diagnose.search.problem import Problem
 from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.tolerance import tolerance
@@ -162,7 +162,7 @@ def _explained(
 
 def _gives(one: Named, problem: Problem, *, closely: bool = False) -> bool:
     scope, changes = one.candidate.scope, one.candidate.changes()
-    if scope and problem.case.options.get(scope[0]) not in scope[1]:
+    if scope and choice(problem.case, scope[0]) not in scope[1]:
         return False
     value = problem.value(changes)
     if problem.mostly(value) or problem.far(value) <= 1:

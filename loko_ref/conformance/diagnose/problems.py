@@ -17,6 +17,9 @@ __all__ = ["failing", "passing"]
 CHECKS = 8
 """Failed checks of an operation whose quantities are judged by their parents."""
 
+STATE = ("theta", "p", "P", "R")
+"""Outputs of a step that the next one is given."""
+
 RIGHT = 6
 """Passed checks of an operation that a formula may not contradict."""
 
@@ -74,6 +77,14 @@ def of_check(check: Check) -> list[Problem]:
             outputs = dict(check.outputs)
             parts[step] = (case, outputs) if step is None else cut(case, outputs, step)
         case, outputs = parts[step]
+        earlier = {}
+        if step:
+            came = {"y": check.case.inputs()["y"], **check.outputs}
+            earlier = {
+                k: np.asarray(a[step - 1], dtype=np.float64)
+                for k, a in came.items()
+                if k not in STATE  # what this step starts from
+            }
         found.append(
             Problem(
                 case=case,
@@ -81,6 +92,7 @@ def of_check(check: Check) -> list[Problem]:
                 outputs=outputs,
                 check=check.case.id,
                 taken=frozenset(outputs),
+                earlier=earlier,
             )
         )
     return found

@@ -74,11 +74,20 @@ def _shifted(v: Values) -> Any:
     return np.linalg.solve(inner(v.keep)("S", v.S + t * ones).T, v.F["pHt"](v).T).T
 
 
+def _informed(v: Values) -> Any:
+    """Return ``1 / (1 / p + diag(H' R^-1 H))`` of all of R, not of its contrasts alone."""
+    return FORMULA_TABLE["p.variational"](Values(v, observation="logits"))
+
+
 FORMS: dict[str, tuple[Table, ...]] = {
     "glm": ({}, {"K.glm": FORMULA_TABLE["K.softmax"]}, {"K.glm": _shifted}),
-    "softmax": ({}, {"K.softmax": FORMULA_TABLE["K"]}, {"K.softmax": _shifted}),
+    "softmax": (
+        {},
+        {"K.softmax": FORMULA_TABLE["K"], "p.variational": _informed},
+        {"K.softmax": _shifted},
+    ),
 }
-"""Observation -> forms of the gain that are equal in the domain, and differ at a wrong S."""
+"""Observation -> forms of gain and p that are equal in the domain, and differ at a wrong S or H."""
 
 
 class Step:

@@ -26,11 +26,12 @@ from loko_ref.conformance.diagnose.search.candidates import (
     singles,
 )
 from loko_ref.conformance.diagnose.search.edits import Edit
+from loko_ref.conformance.diagnose.search.numbers import branches
 from loko_ref.conformance.diagnose.search.problem import Problem, shortened
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.textbook.quantities import Values
 
-__all__ = ["Named", "followed", "search"]
+__all__ = ["Named", "choice", "followed", "search"]
 
 CONFIRM = 4
 """Other problems on which a formula is confirmed."""
@@ -40,8 +41,13 @@ SPARE = 6.0
 
 CHOICES = ("observation", "noise", "timing", "covariance", "diagonal", "center", "solve",
            "nesterov", "mode", "reduction", "reset", "realisation", "optimizer",
-           "replicas")  # fmt: skip
-"""Options that code branches by: a formula may be wrong under some of their values alone."""
+           "replicas", BIAS := "LoRA's bias")  # fmt: skip
+"""What code branches by: a formula may be wrong under some of their values alone."""
+
+OF_OPTIMIZER = {"nesterov": "sgd"} | dict.fromkeys(
+    ("observation", "noise", "timing", "diagonal", "center", "solve"), "loko"
+)
+"""Options of lte.run that one optimizer alone has."""
 
 ROUNDS = 3
 """Formulas that are sought for one quantity, each where those before it do not fit."""
@@ -102,7 +108,10 @@ def _judged(
     if one.mutant is not None and explained[0].belies(changes()):
         return None  # a known mistake is all of its formulas
     rest = [p for p in failing if p not in explained]
-    off = [p for p in rest if not p.mostly(p.value(changes())) and _changes(one, p)]
+    off = [
+        p for p in rest
+        if _acts(one, p) and not p.mostly(p.value(changes())) and _changes(one, p)
+    ]  # fmt: skip
     off += [p for p in passing if _changes(one, p)]
     if off:
         scope = _scope(explained, off)
@@ -159,6 +168,12 @@ def followed(one: Candidate, problems: Sequence[Problem]) -> Candidate:
     return one if same else replace(one, edits=edits)
 
 
+def _acts(one: Candidate, problem: Problem) -> bool:
+    """Return whether a formula gives another number in a case than the right one does."""
+    value = problem.value(one.changes())
+    return value is None or not np.array_equal(value, problem.right)
+
+
 def _changes(one: Candidate, problem: Problem) -> bool:
     """Return whether a formula makes a difference, beyond tolerance, to a case."""
     value = problem.value(one.changes())
@@ -168,12 +183,24 @@ def _changes(one: Candidate, problem: Problem) -> bool:
     return bool(np.any(np.abs(value - problem.got) > wide))
 
 
+def choice(case: Case, name: str) -> Any:
+    """Return what a case has of a choice; None where that is without effect there."""
+    o = case.options
+    if name == BIAS:
+        return any(lora.get("bias", False) for lora in branches(o.get("spec", ())))
+    if case.operation.name == "lte.run" and o["optimizer"] != OF_OPTIMIZER.get(
+        name, o["optimizer"]
+    ):
+        return None
+    return o.get(name)
+
+
 def _scope(explained: Sequence[Problem], off: Sequence[Problem]) -> Any:
     """Find an option by whose value what is explained and what is not come apart."""
-    for name, _ in explained[0].case.options.items():
-        own = {p.case.options.get(name) for p in explained if name in CHOICES}
-        others = {p.case.options.get(name) for p in off if name in CHOICES}
-        if name in CHOICES and own.isdisjoint(others):
+    for name in CHOICES:
+        own = {choice(p.case, name) for p in explained}
+        others = {choice(p.case, name) for p in off}
+        if own.isdisjoint(others):
             return name, frozenset(own)
     return None
 
@@ -284,7 +311,7 @@ def _unexplained(one: Candidate, problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _in_scope(one: Candidate, case: Case) -> bool:
-    return not one.scope or case.options.get(one.scope[0]) in one.scope[1]
+    return not one.scope or choice(case, one.scope[0]) in one.scope[1]
 
 
 def _search_one(

@@ -10,7 +10,7 @@ import numpy as np
 
 from loko_ref.textbook.quantities import Values
 
-__all__ = ["Number", "numbers"]
+__all__ = ["Number", "branches", "numbers"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,16 +35,12 @@ class Number:
     used: tuple[str, ...] = ()
 
 
-def _branch(v: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return rank and scale of the first LoRA branch of a network."""
-
-    def found(layers: Any) -> Iterator[Mapping[str, Any]]:
-        for layer in layers:
-            if layer.get("lora"):
-                yield layer["lora"]
-            yield from found(layer.get("layers") or [layer[k] for k in "qkvo" if k in layer])
-
-    return next(found(v.get("spec") or ()), {})
+def branches(layers: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield rank, scale and bias of each LoRA branch of a network."""
+    for layer in layers:
+        if layer.get("lora"):
+            yield layer["lora"]
+        yield from branches(layer.get("layers") or [layer[k] for k in "qkvo" if k in layer])
 
 
 def _sizes(v: Mapping[str, Any]) -> dict[str, float]:
@@ -53,7 +49,7 @@ def _sizes(v: Mapping[str, Any]) -> dict[str, float]:
         name: float(a) for name, a in v.items()
         if isinstance(a, int | float | np.floating) and not isinstance(a, bool)
     }  # fmt: skip
-    lora = _branch(v)
+    lora = next(branches(v.get("spec") or ()), {})
     found |= {k: float(lora[k]) for k in ("alpha", "r") if k in lora and k not in found}
     if np.ndim(v.get("A", 0)) == 2:
         found.setdefault("r", float(np.shape(v["A"])[0]))

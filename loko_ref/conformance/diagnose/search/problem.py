@@ -19,7 +19,7 @@ from loko_ref.textbook.loko import dataflow, output_name
 from loko_ref.textbook.operations import lowrank_update, measured, precision_values
 from loko_ref.textbook.quantities import Formula, Quantity, Values, evaluate, identity
 
-__all__ = ["ERRORS", "MOVED", "Problem", "cut", "shortened"]
+__all__ = ["EARLIER", "ERRORS", "MOVED", "Problem", "cut", "shortened"]
 
 Table = Mapping[str, Formula]
 Calls = list[tuple[list[Any], dict[str, Any]]]
@@ -30,6 +30,9 @@ MOVED = 1 + 2.0**-12
 ERRORS = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError,
           np.linalg.LinAlgError)  # fmt: skip
 """What a formula may raise that a change makes meaningless."""
+
+EARLIER = " of the step before"
+"""What the name of a quantity of the step before ends with; at the first step it is this one's."""
 
 LEFT = 1e-6
 """Part of an error that a formula may leave where tolerances are too fine for it."""
@@ -66,6 +69,8 @@ class Problem:
         Id of the check.
     taken : frozenset of str
         Parents that are taken as they were returned.
+    earlier : mapping of str to array
+        Of a step of a run, what the step before it was given and returned.
     spent : int
         Work done so far: quantities computed.
     """
@@ -75,6 +80,7 @@ class Problem:
     outputs: Mapping[str, Array]
     check: str
     taken: frozenset[str]
+    earlier: Mapping[str, Array] = field(default_factory=dict)
     _direct: dict[str, Calls | None] = field(default_factory=dict)
     spent: int = 0
 
@@ -130,6 +136,9 @@ class Problem:
         own = list(flow).index(named[self.quantity])
         for name in (*wanted, *list(flow)[own:]):  # nothing that it is, or that comes of it
             v.pop(name, None)
+        known = {k: a for k, a in v.items() if k == "y" or output_name(k, o) in self.came}
+        before = {k: np.reshape(a, np.shape(known.get(k, a))) for k, a in self.earlier.items()}
+        v |= {k + EARLIER: a for k, a in {**known, **before}.items()}
         return v, tuple(q for name, q in flow.items() if name in wanted)
 
     def _step(self, table: Table) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.diagnose.search.edits import reading
 from loko_ref.conformance.diagnose.search.instrument import RESULT, instrument
-from loko_ref.conformance.diagnose.search.problem import ERRORS, MOVED, Problem
+from loko_ref.conformance.diagnose.search.problem import EARLIER, ERRORS, MOVED, Problem
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import Formula, Values
 
@@ -185,4 +185,5 @@ def arrays_of(v: Values) -> dict[str, Array]:
     return {
         name: a for name, a in v.items()
         if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size > 0
+        and not (name.endswith(EARLIER) and a is v.get(name.removesuffix(EARLIER)))
     }  # fmt: skip
