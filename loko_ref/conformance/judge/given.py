@@ -308,8 +308,7 @@ class Reading:
         """What stated precision adds to each unit: an own error, and those that did not come."""
         own, step = dict(self.step.own), self.step
         if self._moved is not None:
-            once = step.case.options.get("solve") != "implicit"  # which `OwnErrors` takes alone
-            centre = self.units(0).centre
+            centre, once = self.units(0).centre, step.case.options.get("solve") != "implicit"
             found = _root_mean_square(step.case, centre, self._moved, together=once)
             own = {name: own.get(name, 0.0) + move / SMALL for name, move in found.items()}
         return own
