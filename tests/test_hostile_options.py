@@ -136,6 +136,7 @@ CHEAP = {
         "seeds": "1",
         "resume": "absent.json",  # a hundred runs otherwise
     },
+    ("compare", "report"): {"file": "absent.json"},
     ("explain",): {"data": "iris", "steps": "1"},
     ("lte",): {
         "data": "iris",

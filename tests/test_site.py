@@ -1,6 +1,7 @@
 """The documentation: built without a warning and without the network, and looked at in Chromium."""
 
 import contextlib
+import importlib
 import os
 import re
 import subprocess
@@ -115,8 +116,7 @@ def test_the_one_command_stands_in_readme_and_in_the_builder():
 def test_a_picture_in_readme_shows_the_page_as_it_is_now(name, monkeypatch):
     image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     monkeypatch.syspath_prepend(str(SITE))
-    import pictures
-
+    pictures = importlib.import_module("pictures")
     with image.open(SITE.parent / f"{name}.png") as picture:
         said = picture.text[pictures.KEY]
     page = pictures.walk(1) if name == "walk" else pictures.report()

@@ -1,6 +1,7 @@
 """Kalman filtering, stated for arrays alone: this package knows no model.
 
-``dense`` and ``diagonal`` hold the measurement updates, ``time`` the time update, ``observation``
+``dense``, ``diagonal`` and ``lowrank`` hold the measurement updates, the last of a precision,
+``implicit`` the implicit step, ``time`` the time update, ``observation``
 the observation models, ``simplex`` the contrasts of classes that sum to 1, ``glm`` an observation
 without its reference class, ``noise`` the estimators of R.
 

@@ -1,5 +1,6 @@
 """``loko-ref compare report`` and the pages of the results: every number is the document's."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -29,9 +30,7 @@ SOME = [LOKO[0], LOKO[1], SCALED[0], GRID[0], ADAMW]
 @pytest.fixture
 def pages(monkeypatch):
     monkeypatch.syspath_prepend(str(SITE))
-    from pages import comparison
-
-    return comparison
+    return importlib.import_module("pages.comparison")
 
 
 def planted(file, *, ended=True):

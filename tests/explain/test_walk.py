@@ -206,6 +206,12 @@ def test_twenty_steps_of_digits(chromium, tmp_path):
         before = page.tab.inner_text("#cell")
         keys(page.tab, "ArrowRight", "ArrowDown")
         assert "class 1 × 0.A" in page.tab.inner_text("#cell") != before
+        for card in ("K", "theta"):  # what scrolls below a pointer at rest is not chosen
+            page.tab.locator(f"[data-card={card}] .map").scroll_into_view_if_needed()
+            page.tab.wait_for_timeout(200)
+            assert "class 1 × 0.A" in page.tab.inner_text("#cell")
+        page.tab.hover("[data-card=theta] .map")
+        assert "class 1 × 0.A" not in page.tab.inner_text("#cell")
         assert page.faults == []
 
 

@@ -107,6 +107,11 @@ function paint(canvas, colours) {
 
 // -------------------------------------------------------------------------------------- heat maps
 
+/** Whether a pointer moves: what scrolls below one at rest is not pointed at. */
+let pointer = "";
+const moves = (event) => `${event.clientX} ${event.clientY}` !== pointer;
+document.addEventListener("pointermove", (event) => { pointer = `${event.clientX} ${event.clientY}`; });
+
 /**
  * A picture of an item; small ones are tables of numbers.
  *
@@ -135,6 +140,7 @@ function heat(item, { label, bounds, parts, columns, cell, side = 22 }) {
     if (cell) cell(...at);
   };
   map.addEventListener("pointermove", (event) => {
+    if (!moves(event)) return;
     const box = canvas.getBoundingClientRect();
     go(Math.floor(((event.clientY - box.top) / box.height) * item.r), Math.floor(((event.clientX - box.left) / box.width) * item.c));
   });

@@ -96,7 +96,7 @@ function card(key) {
     else select(key, text);
   };
   const wide = item.c > 24;
-  return h("figure", { class: `card${wide ? " wide" : ""}`, "data-card": key, onpointerenter: () => key !== state.key && select(key), onfocusin: () => key !== state.key && select(key) },
+  return h("figure", { class: `card${wide ? " wide" : ""}`, "data-card": key, onpointerenter: (event) => moves(event) && key !== state.key && select(key), onfocusin: () => key !== state.key && select(key) },
     h("figcaption", {}, h("b", {}, one.name), h("span", { class: "small" }, one.axes === "nm" && item.r * item.c > 2 ? "(on its side) " : "", h("code", {}, one.equation))),
     heat(item, { label: one.name, bounds: bounds(key), cell: at, columns: axes.at(-1) === "n" ? entry : null, parts: axes.at(-1) === "n" && axes.length > 1 ? sizes() : null, side: key === "x" ? 16 : 22 }),
     item.full ? "" : top(key, 3));
