@@ -208,3 +208,12 @@ def test_what_a_step_of_a_run_has_of_the_step_before_is_in_reach():
         case=step, quantity="e", outputs=right, check=step.id, taken=frozenset(right)
     )  # which has no step before
     np.testing.assert_array_equal(first.value(found.changes()), first.right)
+
+
+def test_a_factor_of_all_of_a_quantity_is_not_the_quantity():
+    """The tanh of a pooler: all of Z goes through it, and is doubled where its derivative is."""
+    changes = {"tanh_derivative": lambda y: 1 - y}
+    wrong = replace(NOTHING, changes=lambda size: changes)
+    target = Implementation(target="made", functions=as_implementation(wrong))
+    (one,) = problems.failing(run(target, select("model.jacobian/text/float64")))
+    assert one.fits(changes)

@@ -237,7 +237,11 @@ class Problem:
         rows = len(self.got) if self.case.operation.stepwise else 1
         if moved is None or len(found) != rows or not self.right.any():
             return None
-        return found if np.allclose(moved, self.right * MOVED, rtol=1e-12, atol=0) else None
+        if not np.allclose(moved, self.right * MOVED, rtol=1e-12, atol=0):
+            return None
+        itself = self._at_once(formula, found)  # not a factor of all of it
+        same = itself is not None and np.allclose(itself, self.right, rtol=1e-12, atol=0)
+        return found if same else None
 
     def _at_once(self, formula: Formula, calls: Calls) -> Array | None:
         """Compute the quantity by its own formula alone."""
