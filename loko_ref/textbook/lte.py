@@ -178,8 +178,8 @@ def _of_heads(own: str) -> Formula:
 
 def _moved(v: Values, S: Values, w: Values, theta: Any) -> Any:
     """Return the outputs of one head elsewhere: the residual's.  [NOISE-4]."""
-    rows = np.stack([pack(S.factors, v.names, head) for head in range(v.o.heads)])
-    rows[w.head] = theta
+    heads = range(v.o.heads)
+    rows = np.stack([theta if h == w.head else pack(S.factors, v.names, h) for h in heads])
     return run_dense(v, head_values(v, Values(S, factors=cut(rows, S.factors)), w.head, w.x))
 
 

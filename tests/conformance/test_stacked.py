@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sampling import sample
 
-from loko_ref.conformance.cases.registry import all_cases
+from loko_ref.conformance.cases.registry import all_cases, select
 from loko_ref.conformance.judge import tolerance
 from loko_ref.conformance.judge.disturb import Disturb, DisturbInNorm, DisturbScalars, Stacked
 from loko_ref.textbook import FORMULA_TABLE
@@ -30,6 +30,21 @@ def test_a_stacked_walk_is_each_walk(kind):
                 assert value.each.tobytes() == np.stack([row[name] for row in rows]).tobytes()
             else:
                 assert all(np.array_equal(value, row[name]) for row in rows)
+
+
+def test_a_formula_that_asks_for_one_array_takes_a_walk_for_each_draw(monkeypatch):
+    (case,) = select("lora.delta/random/float64")
+    usual, formula = tolerance.unit(case), FORMULA_TABLE["delta"]
+    asked = []
+
+    def ask(v):
+        asked.append(np.asarray(v.B))
+        return formula(v)
+
+    monkeypatch.setitem(FORMULA_TABLE, "delta", ask)
+    found = tolerance.unit.__wrapped__(case)
+    assert asked
+    assert found["delta"].size.tobytes() == usual["delta"].size.tobytes()
 
 
 RNG = np.random.default_rng(1)
@@ -78,7 +93,7 @@ def test_an_operation_on_stacked_arrays_is_that_on_each(operation):
 def test_stacked_arrays_are_no_array_and_no_single_truth():
     with pytest.raises(TypeError, match="no array"):
         np.asarray(Stacked(A))
-    with pytest.raises(TypeError, match="a walk of one each"):
+    with pytest.raises(TypeError, match="some are not"):
         bool(Stacked(np.array([True, False])))
     assert Stacked(np.array([True, True]))
     with pytest.raises(TypeError, match="a number of each array"):

@@ -18,6 +18,7 @@ from loko_ref.arrays import Array
 __all__ = [
     "DELTA",
     "SOLVED_WITH",
+    "Apart",
     "Disturb",
     "DisturbInNorm",
     "DisturbScalars",
@@ -35,6 +36,10 @@ BLOCK = 2048
 
 SOLVED_WITH = ("S", "R", "R_used")
 """Matrices that a gain is solved with.  [TOL-4]"""
+
+
+class Apart(TypeError):
+    """A walk that takes one draw at a time: it asks for a number, or an array, of each."""
 
 
 class Stacked(NDArrayOperatorsMixin):
@@ -88,14 +93,14 @@ class Stacked(NDArrayOperatorsMixin):
     def __bool__(self) -> bool:
         first, *others = {bool(one) for one in self.each}
         if others:
-            raise TypeError("some of the arrays are true and some are not: a walk of one each")
+            raise Apart("some of the arrays are true and some are not")
         return first
 
     def __float__(self) -> float:
-        raise TypeError("a number of each array")
+        raise Apart("a number of each array")
 
     def __array__(self, *_: Any, **__: Any) -> Array:
-        raise TypeError("arrays that stand for one are no array")
+        raise Apart("arrays that stand for one are no array")
 
     def __getitem__(self, key: Any) -> Stacked:
         return Stacked(self.each[(slice(None), *(key if isinstance(key, tuple) else (key,)))])

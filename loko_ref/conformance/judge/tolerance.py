@@ -29,6 +29,7 @@ from loko_ref.conformance.cases.registry import OWN, Case
 from loko_ref.conformance.judge.disturb import (
     DELTA,
     SOLVED_WITH,
+    Apart,
     DisturbInNorm,
     DisturbScalars,
     Stacked,
@@ -185,12 +186,14 @@ def _root_mean_square(
     power = {name: np.maximum(np.frexp(value)[1], -500) for name, value in centre.items()}
     for first in range(0, DRAWS, count):
         draws = range(first, min(first + count, DRAWS))
-        for name, value in moved(*draws).items():
-            each = (
-                value.each
-                if isinstance(value, Stacked)
-                else np.broadcast_to(value, (len(draws), *np.shape(value)))
-            )
+        try:
+            values = moved(*draws)
+        except Apart:
+            if not together:
+                raise
+            return _root_mean_square(case, centre, moved, together=False)
+        for name, value in values.items():
+            each = value.each if isinstance(value, Stacked) else np.stack([value] * len(draws))
             off = canonical(case, name, each - centre[name])
             for square in np.ldexp(off, -power[name]) ** 2:
                 total[name] += square
