@@ -208,6 +208,14 @@ def test_an_interrupted_comparison_goes_on_to_the_same_result(tmp_path):
     assert ranks["cases"] in (0, 2)
 
 
+def test_the_dense_filter_runs_on_tables_alone():
+    plan = online.plan()
+    empty = Table([], plan.streams, plan.seeds)
+    dense = [s.name for s in plan.streams if any(w.dense for w in plan.wanted(s, 0, empty))]
+    assert len(dense) == 9
+    assert not any("digits" in name or "topics" in name for name in dense)
+
+
 def test_on_a_transformer_the_grid_is_chosen_on_two_seeds():
     stream = dataclasses.replace(IRIS, about={"data": "topics"})
     assert stream.transformer

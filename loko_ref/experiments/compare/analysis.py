@@ -181,7 +181,7 @@ class Table:
         """Return mean ranks over streams and metrics, 1 the best, and how many there are.
 
         LoKO's variants, and of each first-order family its best setting; learners that are missing
-        on a stream (the dense filter on transformers) are left out.
+        on a stream (the dense filter on all but tables) are left out.
         """
         pools = {f: [one for one in GRID if one.family == f] for f in FAMILIES}
         families = {f: self.rivals(pool) for f, pool in pools.items()}

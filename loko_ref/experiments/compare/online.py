@@ -68,7 +68,7 @@ class Plan:
         On a transformer the grid runs with two of the selection seeds, and what was best there with
         the others.
         """
-        some = [one for one in self.learners if not (one.dense and stream.transformer)]
+        some = [one for one in self.learners if stream.table or not one.dense]
         tuned = halves(self.seeds)[0][:TUNED]
         if not stream.transformer or seed in tuned:
             return some

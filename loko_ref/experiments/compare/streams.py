@@ -56,6 +56,11 @@ class Stream:
         return self.about.get("network") == "vit" or self.about.get("data") == "topics"
 
     @property
+    def table(self) -> bool:
+        """Whether samples are rows of a table: on larger ones a dense filter takes .5 s a step."""
+        return self.about.get("data", "digits") not in ("digits", "topics")
+
+    @property
     def begins(self) -> float:
         """Share of the stream before the last shift: steps to an accuracy count from there."""
         return 0.0 if self.then is None else 0.5 if self.drift == "abrupt" else 0.25
