@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import einsum_loko
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from loko_ref.conformance.diagnose.search.relation import observed
 from loko_ref.conformance.engine import judge, run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.answer import check as answer
+from loko_ref.conformance.judge.hook import output_names
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import NOTHING, as_implementation
 from loko_ref.conformance.reports.text import lines, reproduce
@@ -196,3 +198,29 @@ def test_a_case_in_which_a_formula_acts_not_at_all_does_not_contradict_it():
     assert named is not None
     assert named.candidate.scope == ()
     assert {one.case.options["diagonal"] for one in named.explained} == {"decoupled"}
+
+
+def test_a_formula_of_the_first_wrong_step_holds_in_the_last_too():
+    """A mean in place of the average: 1 - beta is 1, then 1/2, 1/3; "beta left out" fits once."""
+
+    def averaged(*, x, y, theta, p=None, P=None, R=None, beta, **rest):
+        state, rows = {"theta": theta, "p": p, "P": P, "R": R}, []
+        for t, (xs, ys) in enumerate(zip(x, y, strict=True)):
+            one = min(beta, t / (t + 1))
+            rows.append(einsum_loko.loko_step(x=xs, y=ys, beta=one, **state, **rest))
+            state = {k: rows[-1].get(k) for k in state}
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    names = (
+        "softmax-ema_innovation-before-variational",
+        "gaussian-ema_innovation_hph-before-dense",
+    )
+    cases = [c for name in names for c in select(f"loko.run/{name}/float64")]
+    found = names_of({"loko.run": averaged}, cases)
+    assert len(found) == 2
+    assert not any("beta left out" in text for texts in found.values() for text in texts), found
+
+
+def test_the_outputs_of_a_step_by_its_options_are_the_oracles():
+    for case in select("loko.step"):
+        assert output_names(case) == set(expected(case))

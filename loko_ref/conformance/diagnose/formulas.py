@@ -134,7 +134,8 @@ def _stated(one: Named) -> Named:
 def _others(quantity: str, case: Case, again: Again | None) -> list[Problem]:
     """List where a quantity is wrong with other numbers of a case."""
     checks = () if again is None else again(case)
-    return [p for check in checks for p in of_check(check) if p.quantity == quantity]
+    problems = [p for check in checks for p in of_check(check) if p.quantity == quantity]
+    return [p for p in problems if p.judged]
 
 
 def _explained(
@@ -153,9 +154,9 @@ def _explained(
         for problem in of_check(check):
             if problem.quantity == quantity:
                 bound = tolerance(check.case)[quantity]
-                if bound is not None:
+                if bound is not None and problem.value({}) is not None:
                     run = check.case.operation.name == "loko.run"
-                    problem.__dict__["bound"] = bound[0] if run else bound
+                    problem.__dict__["_bound"] = bound[0] if run else bound
                     if _gives(one, problem):
                         yield check.case.id
 

@@ -11,14 +11,32 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.tolerance import _inputs, expected
-from loko_ref.textbook.loko import dataflow
+from loko_ref.textbook.loko import dataflow, output_name
 from loko_ref.textbook.lte import OF_HEAD, merge, run, state_names
 from loko_ref.textbook.network import network
 from loko_ref.textbook.quantities import Quantity, identity
 
-__all__ = ["Given", "Hook", "flow_of", "given", "state"]
+__all__ = ["Given", "Hook", "flow_of", "given", "output_names", "state"]
 
 Hook = Callable[[str, Any], Any]
+
+
+def output_names(case: Case) -> set[str]:
+    """Return the names of a case's outputs.
+
+    Those of a step by its options alone: one that is cut from a run begins at what came, which the
+    oracle may refuse.
+
+    Parameters
+    ----------
+    case : Case
+        The case.
+    """
+    if case.operation.name != "loko.step":
+        return set(expected(case))
+    o = case.options
+    flow = dataflow({k: a for k, a in o.items() if k != "spec"})
+    return {output_name(q.name, o) for q in flow if not q.hidden} | {"yhat"}
 
 
 class Given:
@@ -48,7 +66,7 @@ class Given:
     ) -> None:
         self._returned, self._disturb = returned, disturb
         self._centre, self._wrong = centre, wrong
-        self._outputs = set(expected(case))
+        self._outputs = output_names(case)
         self.noted: dict[str, list[Array]] = {}
 
     def exact(self, name: str, value: Any) -> Any:

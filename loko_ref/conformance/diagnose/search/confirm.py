@@ -107,6 +107,9 @@ def _judged(
         return None
     if one.mutant is not None and explained[0].belies(changes()):
         return None  # a known mistake is all of its formulas
+    later = [p.later for p in explained if p.later is not None and p.later.judged]
+    if not all(_gives(one, p) for p in later):
+        return None
     rest = [p for p in failing if p not in explained]
     off = [
         p for p in rest
@@ -119,6 +122,12 @@ def _judged(
             return None
         one = replace(one, scope=scope)
     return Named(candidate=one, explained=tuple(explained))
+
+
+def _gives(one: Candidate, problem: Problem) -> bool:
+    """Return whether a formula gives what came, or nearly all of what is wrong in it."""
+    changes = one.changes()
+    return problem.fits(changes) or problem.mostly(problem.value(changes))
 
 
 def _many_steps(explained: Sequence[Problem]) -> bool:
@@ -306,7 +315,7 @@ def _unexplained(one: Candidate, problems: Sequence[Problem]) -> list[Problem]:
     return [
         p for p in problems
         if not _in_scope(one, p.case)
-        or not (p.mostly(p.value(one.changes())) or p.fits(one.changes()))
+        or not _gives(one, p)
     ]  # fmt: skip
 
 

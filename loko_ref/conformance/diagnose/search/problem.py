@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -71,6 +72,8 @@ class Problem:
         Parents that are taken as they were returned.
     earlier : mapping of str to array
         Of a step of a run, what the step before it was given and returned.
+    later : Problem or None
+        The same quantity in the last step of the run: a formula holds there too.
     spent : int
         Work done so far: quantities computed.
     """
@@ -81,6 +84,7 @@ class Problem:
     check: str
     taken: frozenset[str]
     earlier: Mapping[str, Array] = field(default_factory=dict)
+    later: Problem | None = None
     _direct: dict[str, Calls | None] = field(default_factory=dict)
     spent: int = 0
 
@@ -109,7 +113,8 @@ class Problem:
         hook = given(case, self.came)
         if case.operation.plain is lowrank_update:
             v, quantities = precision_values(self.inputs, o, FORMULA_TABLE, hook)
-            evaluate(v, quantities)
+            with suppress(*ERRORS):  # what has no value at what came is not there
+                evaluate(v, quantities)
         elif case.operation.name == "loko.step" and {"z", "Z"} <= set(self.came):
             if self.quantity in ("z", "Z"):
                 return None
@@ -117,7 +122,8 @@ class Problem:
             v["p"] = v["P" if v.covariance == "dense" else "p"]
             v["z"] = self.came["z"].reshape(-1, self.inputs["y"].shape[-1])
             v["Z"] = self.came["Z"]
-            measured(v)
+            with suppress(*ERRORS):
+                measured(v)
             quantities = dataflow({k: a for k, a in o.items() if k != "spec"})
         else:
             return None
@@ -306,11 +312,19 @@ class Problem:
         return None if size is None else factor(self.case) * size
 
     @cached_property
+    def _bound(self) -> Array | None:
+        return None if self.value({}) is None else self.units({})
+
+    @property
+    def judged(self) -> bool:
+        """Whether the right formulas have a value, and tolerances, at what came."""
+        return self._bound is not None
+
+    @property
     def bound(self) -> Array:
         """Tolerances by the right formulas."""
-        found = self.units({})
-        assert found is not None
-        return found
+        assert self._bound is not None
+        return self._bound
 
     @cached_property
     def loose(self) -> Array:
