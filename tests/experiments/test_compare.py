@@ -67,6 +67,26 @@ def test_rates_apart_move_each_factor_by_its_own():
     np.testing.assert_array_equal(moves[1][~is_B], moves[0][~is_B])
 
 
+def test_an_error_whose_square_overflows_is_one_without_bound(monkeypatch):
+    """Outputs are finite, so nothing has diverged; JSON has no infinity."""
+    usual = Learner.begin
+
+    def begin(self, task):
+        step = usual(self, task)
+
+        def far(batch, k):
+            z, theta = step(batch, k)
+            return z + 1e200, theta
+
+        return far
+
+    monkeypatch.setattr(Learner, "begin", begin)
+    monkeypatch.setattr(trials, "evaluate", lambda task, theta, step: math.inf)
+    found, _ = a_trial(GRID[0], tiny("diabetes noise"))
+    assert found.diverged is found.online is found.final is None
+    assert set(found.curve) == {None}
+
+
 @pytest.mark.parametrize("name", ["iris invert", "diabetes noise"])
 def test_what_diverges_counts_as_wrong(name):
     wild = Learner(name="wild", family="SGD", method="sgd", options={"lr": 1e30})

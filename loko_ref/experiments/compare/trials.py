@@ -110,7 +110,7 @@ def trial(learner: Learner, task: Task, stream: Stream) -> Trial:
         stream=stream.name,
         learner=learner.name,
         seed=task.config.seed,
-        online=None if lost and real else mean(score, total, real),
+        online=None if lost and real else _bounded(mean(score, total, real)),
         final=worst if lost else curve[-1],
         curve=tuple(curve),
         diverged=diverged,
@@ -118,9 +118,14 @@ def trial(learner: Learner, task: Task, stream: Stream) -> Trial:
     )
 
 
+def _bounded(score: float) -> float | None:
+    """Return a score; None for an error whose square overflows, though the outputs are finite."""
+    return score if math.isfinite(score) else None
+
+
 def _tested(task: Task, theta: Any, step: int) -> float | None:
     try:
-        return evaluate(task, theta, step)
+        return _bounded(evaluate(task, theta, step))
     except NumericalError:  # finite weights whose outputs are not
         return None if task.dataset.regression else 0.0
 
