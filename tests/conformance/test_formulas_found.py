@@ -16,11 +16,11 @@ from loko_ref.conformance.diagnose.search.candidates import (
     exchanged,
     singles,
 )
-from loko_ref.conformance.diagnose.search.confirm import Named
+from loko_ref.conformance.diagnose.search.confirm import Named, shortened
 from loko_ref.conformance.diagnose.search.edits import Change, Edit, override
 from loko_ref.conformance.diagnose.search.instrument import RESULT, instrument
 from loko_ref.conformance.diagnose.search.numbers import numbers
-from loko_ref.conformance.diagnose.search.problem import Problem, shortened
+from loko_ref.conformance.diagnose.search.problem import Problem
 from loko_ref.conformance.engine import judge, run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.answer import Answer

@@ -27,11 +27,11 @@ from loko_ref.conformance.diagnose.search.candidates import (
 )
 from loko_ref.conformance.diagnose.search.edits import Edit
 from loko_ref.conformance.diagnose.search.numbers import branches
-from loko_ref.conformance.diagnose.search.problem import Problem, shortened
-from loko_ref.conformance.judge.tolerance import expected
+from loko_ref.conformance.diagnose.search.problem import Problem
+from loko_ref.conformance.judge.tolerance import _inputs, expected
 from loko_ref.textbook.quantities import Values
 
-__all__ = ["Named", "choice", "followed", "search"]
+__all__ = ["Named", "choice", "followed", "search", "shortened"]
 
 CONFIRM = 4
 """Other problems on which a formula is confirmed."""
@@ -348,3 +348,23 @@ def _search_one(
             fresh = list(_fresh(sample)) if fresh is None else fresh
             return _best(found, fresh)
     return None
+
+
+def shortened(problem: Problem) -> Problem:
+    """Return a problem of an optimizer with fewer steps: until shortly after what is wrong."""
+    case, got = problem.case, problem.got
+    if not case.operation.name.startswith("optimizer."):
+        return problem
+    off = np.abs(got - problem.right) > problem.bound
+    steps = max(3, int(np.argmax(off.reshape(len(got), -1).any(axis=1))) + 2)
+    inputs = dict(_inputs(case))
+    inputs["gradient"] = inputs["gradient"][:steps]
+    recipe = replace(case.recipe, name=f"{case.recipe.name}[:{steps}]",
+                     build=lambda draw, dtype: inputs)  # fmt: skip
+    return Problem(
+        case=Case(id=f"{case.id}[:{steps}]", recipe=recipe, dtype=case.dtype),
+        quantity=problem.quantity,
+        outputs={name: a[:steps] for name, a in problem.outputs.items()},
+        check=problem.check,
+        taken=problem.taken,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from loko_ref.textbook.loko import dataflow, output_name
 from loko_ref.textbook.operations import lowrank_update, measured, precision_values
 from loko_ref.textbook.quantities import Formula, Quantity, Values, evaluate, identity
 
-__all__ = ["EARLIER", "ERRORS", "MOVED", "Problem", "cut", "shortened"]
+__all__ = ["EARLIER", "ERRORS", "MOVED", "Problem", "cut"]
 
 Table = Mapping[str, Formula]
 Calls = list[tuple[list[Any], dict[str, Any]]]
@@ -380,23 +380,3 @@ class Problem:
             each = np.log10(np.where(scale > left, scale / left, 1.0)).reshape(-1)
         each = np.sort(each)[::-1]
         return float(each[fitted:].sum())
-
-
-def shortened(problem: Problem) -> Problem:
-    """Return a problem of an optimizer with fewer steps: until shortly after what is wrong."""
-    case, got = problem.case, problem.got
-    if not case.operation.name.startswith("optimizer."):
-        return problem
-    off = np.abs(got - problem.right) > problem.bound
-    steps = max(3, int(np.argmax(off.reshape(len(got), -1).any(axis=1))) + 2)
-    inputs = dict(_inputs(case))
-    inputs["gradient"] = inputs["gradient"][:steps]
-    recipe = replace(case.recipe, name=f"{case.recipe.name}[:{steps}]",
-                     build=lambda draw, dtype: inputs)  # fmt: skip
-    return Problem(
-        case=Case(id=f"{case.id}[:{steps}]", recipe=recipe, dtype=case.dtype),
-        quantity=problem.quantity,
-        outputs={name: a[:steps] for name, a in problem.outputs.items()},
-        check=problem.check,
-        taken=problem.taken,
-    )
