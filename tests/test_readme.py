@@ -48,9 +48,13 @@ def test_both_commands_are_what_ci_runs_first(commands):
 
 def test_ci_takes_the_verdicts_under_three_kernels_then_larger_samples_then_lint():
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert re.search(r"for kernel in Haswell SkylakeX Nehalem; do\n +beside tests ", text)
+    assert re.search(
+        r"for kernel in Haswell SkylakeX Nehalem; do\n(?: +.*\n){2} +beside tests ", text
+    )
     lines = [line for _, calls in ci_commands()[2:] for line in calls]
-    assert sum("OPENBLAS_CORETYPE=$kernel" in k and "-m verdict" in k for k in lines) == 1
+    verdicts = [k for k in lines if "OPENBLAS_CORETYPE=$kernel" in k and "-m verdict" in k]
+    assert len(verdicts) == 1
+    assert "OMP_NUM_THREADS=$threads" in verdicts[0]
     assert sum("LOKO_REF_SHARE=" in k and "LOKO_REF_SEED=$seed" in k for k in lines) == 1
     marked = [
         p for p in (ROOT / "tests").rglob("test_*.py") if "mark.verdict" in p.read_text("utf-8")
