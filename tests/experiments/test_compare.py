@@ -236,6 +236,15 @@ def test_the_dense_filter_runs_on_tables_alone():
     assert not any("digits" in name or "topics" in name for name in dense)
 
 
+def test_a_learner_that_did_not_run_on_a_stream_is_ahead_on_none():
+    plan = online.Plan(streams=[IRIS], seeds=range(4), learners=learners(quick=False))
+    scores = {(IRIS, one.name): [0.5] * 4 for one in plan.learners if not one.dense}
+    table = Table(planted(scores, [IRIS], range(4)), plan.streams, plan.seeds)
+    found = online.summary(table, plan)
+    assert found["ahead"]["dense"]["first-order"] == {"online": [], "final": [], "both": []}
+    assert "dense" not in found["ranks"]["mean"]
+
+
 def test_on_a_transformer_the_grid_is_chosen_on_two_seeds():
     stream = dataclasses.replace(IRIS, about={"data": "topics"})
     assert stream.transformer

@@ -134,6 +134,10 @@ class Table:
         a, b = (self.scores(stream, one, metric, self.reporting) for one in (first, second))
         return paired(a, b)
 
+    def whole(self, stream: Stream, learner: str) -> bool:
+        """Return whether a learner ran with every reporting seed: the dense filter, on tables."""
+        return all((stream.name, seed, learner) in self.trials for seed in self.reporting)
+
     def rivals(self, pool: Sequence[Learner]) -> dict[tuple[str, str], str]:
         """Return the best setting of a pool for each stream and metric."""
         return {
@@ -151,6 +155,7 @@ class Table:
                 s.name
                 for s in self.streams
                 if (rival := rivals.get((s.name, metric))) is not None
+                and self.whole(s, learner)
                 and self.difference(s, metric, learner, rival).mean > 0
             ]
         return found | {"both": [name for name in found["online"] if name in found["final"]]}
@@ -192,8 +197,11 @@ class Table:
             for metric in METRICS:
                 for name, means in columns.items():
                     chosen = families[name].get((stream.name, metric)) if name in families else name
-                    scores = self.scores(stream, chosen or "", metric, self.reporting)
-                    means.append(float(scores.mean()) if scores.size else math.nan)
+                    if chosen is None or not self.whole(stream, chosen):
+                        means.append(math.nan)
+                        continue
+                    scores = self.scores(stream, chosen, metric, self.reporting)
+                    means.append(float(scores.mean()))
         whole = {name: means for name, means in columns.items() if not np.isnan(means).any()}
         if not whole or not self.streams:
             return {}, 0
