@@ -214,10 +214,11 @@ def test_a_formula_of_the_first_wrong_step_holds_in_the_last_too():
     names = (
         "softmax-ema_innovation-before-variational",
         "gaussian-ema_innovation_hph-before-dense",
+        "gaussian-ema_innovation-before-decoupled",
     )
     cases = [c for name in names for c in select(f"loko.run/{name}/float64")]
     found = names_of({"loko.run": averaged}, cases)
-    assert len(found) == 2
+    assert len(found) == 3
     assert not any("beta left out" in text for texts in found.values() for text in texts), found
 
 
