@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 
 from loko_ref.conformance.diagnose.search.candidates import Candidate
 from loko_ref.conformance.diagnose.search.instrument import RESULT
+from loko_ref.textbook.filter import FORMS
 from loko_ref.textbook.loko import choices, dataflow, delta, merge, noise, precision_update
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Quantity
@@ -83,13 +85,22 @@ def equation(quantity: str, one: Candidate) -> str:
             what = known.equation if known else what
         if re.search(r" [-+*/] | [A-Z\w']+$", _outside(what)):
             what = f"({what})"
-        within = f" within {edit.inner}" if edit.inner != edit.root and site.place != RESULT else ""
+        within = (
+            f" within {edit.inner}"
+            if edit.inner not in (edit.root, *FORMS) and site.place != RESULT
+            else ""
+        )
         parts.append(letters(edit.change.text.replace("{x}", what) + within))
     parts = list(dict.fromkeys(parts))  # a name that stands twice is replaced twice
-    named = _by_formula().get(one.edits[0][1].root)
-    inside = all(edit.place == RESULT and edit.inner == edit.root for _, edit in one.edits)
+    first = one.edits[0][1]
+    named, form = _by_formula().get(first.root), FORMS.get(first.inner)
+    if named is not None and form is not None:
+        named = replace(named, equation=form[2])
+    inside = all(
+        edit.place == RESULT and edit.inner in (edit.root, *FORMS) for _, edit in one.edits
+    )
     if named is None:
-        text = f"{quantity}: in {one.edits[0][1].root}, {', and '.join(parts)}"
+        text = f"{quantity}: in {first.root}, {', and '.join(parts)}"
     else:
         own = named.name.removesuffix("_post")
         own = quantity if own.lower() == quantity.lower() else own

@@ -23,6 +23,7 @@ from loko_ref.conformance.diagnose.search.candidates import (
     exchanged,
     fitted,
     known,
+    reformed,
     singles,
 )
 from loko_ref.conformance.diagnose.search.edits import Edit
@@ -333,7 +334,8 @@ def _search_one(
     trial = Trial(shortened(first))
     fresh: list[Problem] | None = None
     plain = (known, singles, exchanged)
-    for stages in (plain, (fitted,), (doubles,)) if deep else (plain,):
+    plain_forms = (plain, (reformed,))
+    for stages in (*plain_forms, (fitted,), (doubles,)) if deep else plain_forms:
         hits = []
         for stage in stages:
             for n, one in enumerate(stage(trial)):
