@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import cache
 
 from loko_ref.conformance.diagnose.search.candidates import Candidate
-from loko_ref.conformance.diagnose.search.instrument import RESULT
+from loko_ref.conformance.diagnose.search.instrument import RESULT, WRITTEN, instrument
+from loko_ref.conformance.diagnose.search.sites import Site
 from loko_ref.textbook.filter import FORMS
 from loko_ref.textbook.loko import choices, dataflow, delta, merge, noise, precision_update
 from loko_ref.textbook.optimizers import METHODS
@@ -42,6 +43,15 @@ def letters(text: str) -> str:
     for old, new in _WORDS:
         text = re.sub(old, new, text)
     return text
+
+
+def _placed(site: Site) -> str:
+    """Return an expression in letters; of an index that is written out, with what it is of."""
+    texts = [place.text for place in instrument(WRITTEN[site.call.inner]).places]
+    of = [text for text in texts if text.endswith(f"[{site.text}]")]
+    if site.place == RESULT or not re.fullmatch(r"-?\d+", site.text) or not of:
+        return letters(site.text)
+    return f"the index {site.text} of {letters(min(of, key=len))}"
 
 
 def _outside(text: str) -> str:
@@ -79,7 +89,7 @@ def equation(quantity: str, one: Candidate) -> str:
         return one.text
     parts = []
     for site, edit in one.edits:
-        what = letters(site.text)
+        what = _placed(site)
         if site.place == RESULT:
             known = _by_formula().get(edit.inner)
             what = known.equation if known else what

@@ -304,7 +304,13 @@ def search(
             break
         if len({p.case.recipe for p in left}) < 2 and not hints and not _many_steps(left):
             break
-        one = _search_one(left, passing, [*hints, *(n.candidate for n in named)], deep=deep)
+        known_by = [*hints, *(n.candidate for n in named)]
+        one = _search_one(left, passing, known_by, deep=deep)
+        if one is None:  # what the first shows may be another mistake, or more than one
+            recipe = left[0].case.recipe
+            rest = [p for p in left if p.case.recipe is not recipe]
+            if len({p.case.recipe for p in rest}) > 1:
+                one = _search_one(rest, passing, known_by, deep=False)
         if one is None:
             break
         named.append(one)
