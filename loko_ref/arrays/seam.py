@@ -27,38 +27,8 @@ from loko_ref.arrays.backends import (
     Array,
     Backend,
     get_backend,
-    register_backend,
 )
 from loko_ref.errors import InputError
-
-__all__ = [
-    "Array",
-    "Backend",
-    "asarray",
-    "backend_of",
-    "conversion",
-    "epsilon",
-    "erf",
-    "erfc",
-    "get_backend",
-    "is_numpy",
-    "midpoint",
-    "namespace",
-    "one_minus_power",
-    "peak",
-    "pi",
-    "positive",
-    "proven",
-    "read_array",
-    "register_backend",
-    "resolution",
-    "root",
-    "scalar",
-    "to_host",
-    "to_scalar",
-    "where_or_zero",
-    "widened",
-]
 
 
 def _library(array: object) -> str | None:

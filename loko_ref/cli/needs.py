@@ -9,8 +9,6 @@ from loko_ref.arrays import get_backend
 from loko_ref.errors import extras
 from loko_ref.experiments.data import bundled
 
-__all__ = ["EXTRA", "check_needs"]
-
 EXTRA = {"train": "data", "explain": "data", "lte": "data", "certify": "certify"}
 EXTRA |= {"properties": "test"}
 """Command -> the extra that it needs with its default options; the others need ``cli`` alone."""

@@ -19,17 +19,6 @@ from loko_ref.experiments.config import BASELINES, CLASSES, default_options
 from loko_ref.experiments.defaults import FINE_TUNING, FROM_SCRATCH, PRESETS
 from loko_ref.kalman.observation import OBSERVATIONS
 
-__all__ = [
-    "describe",
-    "option",
-    "parse_optimizers",
-    "parse_pairs",
-    "parse_sizes",
-    "parse_variants",
-    "parse_widths",
-    "read_learners",
-]
-
 RUN, NETWORK, LEARNER, OUTPUT = "The run", "Network and LoRA", "Optimizer", "Output"
 _TRAIN, _LTE = FINE_TUNING, FROM_SCRATCH
 _RATES = ", ".join(f"{name} {rate:g} or {_LTE.lr[name]:g}" for name, rate in _TRAIN.lr.items())

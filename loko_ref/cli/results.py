@@ -14,8 +14,6 @@ from loko_ref.errors import InputError
 from loko_ref.files import storage
 from loko_ref.files.writing import check_target, check_targets, write_bytes
 
-__all__ = ["begin", "check_outputs", "go_on", "identity", "kept", "write_json"]
-
 _NOTHING = "nothing is kept; give --checkpoint F.npz to go on from where a run was interrupted"
 
 

@@ -21,8 +21,6 @@ from loko_ref.checks.values import read_number, read_whole
 from loko_ref.cli.completion import COMPLETERS
 from loko_ref.errors import InputError, shown
 
-__all__ = ["read_by_type"]
-
 DAY = 86400.0
 """Seconds that a check or a timing may take at most."""
 

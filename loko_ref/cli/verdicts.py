@@ -13,18 +13,6 @@ from loko_ref.errors import InputError
 if TYPE_CHECKING:
     from loko_ref.conformance.reports.report import Report
 
-__all__ = [
-    "Baseline",
-    "Html",
-    "Json",
-    "Junit",
-    "Strict",
-    "Verbose",
-    "Xfail",
-    "implementation_of",
-    "publish",
-]
-
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
 Junit = Annotated[Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write the report as one page.")]

@@ -21,24 +21,6 @@ from loko_ref.conformance.judge.imprecise import Imprecise, explain, stated
 from loko_ref.conformance.judge.tolerance import canonical, tolerance
 from loko_ref.conformance.teacher_forcing import Forced, force
 
-__all__ = [
-    "EXPECTED_FAILURE",
-    "FAILED",
-    "IMPRECISE",
-    "PASSED",
-    "TIMEOUT",
-    "UNEXPECTED_PASS",
-    "UNSUPPORTED",
-    "Check",
-    "Summary",
-    "count",
-    "judge",
-    "outcome",
-    "run",
-    "settle",
-    "summarise",
-]
-
 TIMEOUT = 60.0
 """Seconds that one check may take."""
 

@@ -12,8 +12,6 @@ from loko_ref.conformance.judge.conditional import judge_given_parents
 from loko_ref.conformance.judge.declared import Declared, words
 from loko_ref.conformance.mistakes.registry import Mutant, all_mutants, evaluate
 
-__all__ = ["hidden", "noted"]
-
 
 def noted(declared: Declared, checks: Sequence[Check], strict: bool) -> Iterator[str]:
     """Yield what a report says of the precision that code states.

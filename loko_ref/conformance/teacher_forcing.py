@@ -21,8 +21,6 @@ from loko_ref.conformance.judge.answer import Finding
 from loko_ref.conformance.judge.compare import Divergence, compare
 from loko_ref.conformance.judge.tolerance import expected
 
-__all__ = ["Forced", "force", "steps_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Forced:

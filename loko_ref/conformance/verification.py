@@ -42,15 +42,6 @@ from loko_ref.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = [
-    "LONGEST",
-    "naming",
-    "open_implementation",
-    "verify",
-    "verify_answers",
-    "verify_recording",
-]
-
 LONGEST = 1e9
 """Seconds that a timer of the system can hold, all but a factor of 9."""
 

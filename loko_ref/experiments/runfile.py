@@ -44,8 +44,6 @@ from loko_ref.experiments.config import BASELINES, RunConfig
 from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.stream import Point, Progress, Task
 
-__all__ = ["Entry", "pack", "read", "unpack", "write"]
-
 _STATE = ("theta", "p", "P", "U", "W", "R")
 
 

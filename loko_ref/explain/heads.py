@@ -24,8 +24,6 @@ from loko_ref.lte.config import Reset
 from loko_ref.network.spec import mlp_spec
 from loko_ref.optimizers import AdamW
 
-__all__ = ["KINDS", "HeadsRun", "Moment", "SiteView", "explain_lte"]
-
 RANK, WIDTH, BATCH = 2, 32, 32
 """Rank of a head, width of the hidden layer, samples of a step: or as many as all heads share."""
 

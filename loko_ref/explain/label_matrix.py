@@ -17,8 +17,6 @@ from loko_ref.conformance.mistakes.registry import all_mutants
 from loko_ref.explain.derivations import LABEL, derivations
 from loko_ref.files.shipped import shipped
 
-__all__ = ["Row", "matrix"]
-
 _FORMULAS = """
 KAL-1 p_pred
 KAL-2 S K pHt theta_post p.dense

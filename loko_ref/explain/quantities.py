@@ -21,8 +21,6 @@ from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import Lazy, identity, missing
 
-__all__ = ["Excerpt", "Frame", "Numbers", "Quantity", "described"]
-
 Numbers = NDArray[np.floating]
 
 CHARACTERS = " .:-=+*#%@"

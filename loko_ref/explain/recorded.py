@@ -22,8 +22,6 @@ from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow, output_name
 from loko_ref.textbook.quantities import Lazy, identity, missing
 
-__all__ = ["explain_recording"]
-
 
 def _completed(values: dict[str, Numbers], frame: Frame) -> list[str]:
     """Add what was not recorded and follows from what was; return its names."""

@@ -29,19 +29,6 @@ from loko_ref.explain.equations import options
 from loko_ref.explain.quantities import Frame
 from loko_ref.network.model import Model
 
-__all__ = [
-    "FILTERS",
-    "SOLVES",
-    "TRUE_WEIGHT",
-    "WEIGHT",
-    "WRONG_WEIGHT",
-    "Source",
-    "from_case",
-    "from_config",
-    "tiny",
-    "tiny_classes",
-]
-
 FILTERS: dict[str, dict[str, Any]] = {
     "decoupled": {"diagonal": "decoupled"},
     "variational": {"diagonal": "variational"},

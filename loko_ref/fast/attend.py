@@ -15,8 +15,6 @@ from loko_ref.arrays import Array
 from loko_ref.fast.nodes import Fresh, Lin, Run
 from loko_ref.network.layers.attention import allowed
 
-__all__ = ["Attend"]
-
 
 class Attend(Fresh):
     """Multi-head self-attention.  [ATT-2, ATT-3].

@@ -18,8 +18,6 @@ import numpy as np
 
 from loko_ref.arrays import Array
 
-__all__ = ["Block", "Columns", "Mixed", "OneSample", "Places", "gram", "squares"]
-
 SMALL = 64
 """Rows below which a triangle is taken whole."""
 

@@ -19,8 +19,6 @@ from loko_ref.fast.columns import Block
 from loko_ref.fast.gelu import gelu
 from loko_ref.network.layers.activation import gelu_tanh_forward
 
-__all__ = ["Act", "Fresh", "Lin", "Node", "Norm", "Pool", "Residual", "Run", "Stack"]
-
 
 @dataclass
 class Run:

@@ -24,8 +24,6 @@ from loko_ref.loko.measurement import check_windup
 from loko_ref.loko.state import PRECISIONS, check_state, groups_for
 from loko_ref.network.model import check_inputs
 
-__all__ = ["FastRecord", "Stepper", "prepare"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FastRecord:

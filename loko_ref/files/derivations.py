@@ -14,8 +14,6 @@ from types import MappingProxyType
 from loko_ref.errors import InputError, closest, shown
 from loko_ref.files.shipped import shipped
 
-__all__ = ["LABEL", "Derivation", "derivation", "derivations"]
-
 LABEL = r"[A-Z]{2,}-\d+"
 """Regular expression of a label."""
 

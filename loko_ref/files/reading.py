@@ -20,18 +20,6 @@ from numpy.typing import NDArray
 
 from loko_ref.errors import InputError
 
-__all__ = [
-    "LIMIT",
-    "hash_file",
-    "is_file_name",
-    "kind_of",
-    "map_file",
-    "open_file",
-    "read_bytes",
-    "read_text",
-    "refuse",
-]
-
 LIMIT = 2**31
 """Most bytes of a file that is read whole, unless the caller sets another bound."""
 

@@ -20,8 +20,6 @@ from loko_ref.errors import InputError, closest
 from loko_ref.interop.torch_module import import_torch
 from loko_ref.network.spec import factor_shapes, linears, param_shapes
 
-__all__ = ["NAMES", "Place", "put"]
-
 NAMES = {"W": "weight", "b": "bias", "A": "lora_A", "B": "lora_B"}
 """Paths by default: those of a layer that is a linear itself."""
 

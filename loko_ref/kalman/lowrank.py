@@ -23,17 +23,6 @@ from loko_ref.checks.values import (
     check_some,
 )
 
-__all__ = [
-    "BLOCKS",
-    "Blocks",
-    "Group",
-    "Precision",
-    "PrecisionUpdate",
-    "groups_of",
-    "update",
-    "update_unchecked",
-]
-
 Blocks: TypeAlias = Literal["unit", "tensor"]
 BLOCKS: tuple[Blocks, ...] = get_args(Blocks)
 

@@ -19,8 +19,6 @@ from loko_ref.kalman.noise import NoiseEstimator, Timing
 from loko_ref.kalman.observation import OBSERVATIONS, ObservationModel
 from loko_ref.network.model import Model
 
-__all__ = ["COVARIANCES", "DEFAULT_NOISE", "LATER", "Covariance", "LokoConfig", "said"]
-
 Covariance: TypeAlias = Literal["diagonal", "dense", "lowrank", "block"]
 COVARIANCES: tuple[Covariance, ...] = get_args(Covariance)
 

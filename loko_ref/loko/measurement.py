@@ -22,16 +22,6 @@ from loko_ref.kalman.lowrank import Precision, PrecisionUpdate
 from loko_ref.loko.config import LokoConfig
 from loko_ref.loko.state import on_contrasts, prior
 
-__all__ = [
-    "Cov",
-    "Update",
-    "check_windup",
-    "covariance",
-    "measure",
-    "measure_glm",
-    "predicted_covariance",
-]
-
 Cov: TypeAlias = Array | Precision
 """Variances (n,), a covariance (n, n), or a precision."""
 

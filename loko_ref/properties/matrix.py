@@ -17,7 +17,7 @@ from hypothesis import Phase, given, settings
 from loko_ref.conformance.assessment.generated import chosen, differs, mistakes
 from loko_ref.conformance.assessment.reach import Reach
 from loko_ref.conformance.cases.registry import select
-from loko_ref.conformance.catalogue.registry import Operation
+from loko_ref.conformance.catalogue.entry import Operation
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.mistakes.registry import (
     Mutant,
@@ -29,8 +29,6 @@ from loko_ref.properties.running import LARGE, PROFILES
 from loko_ref.properties.trial import Declined, Problem, Property, Refuted, Trial, Unsuitable
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import identity
-
-__all__ = ["LEAST", "UNSEEN", "Matrix", "Row", "generated", "problems", "row", "summary"]
 
 LEAST = 0.9
 """Share of the known mistakes that the properties have to find."""

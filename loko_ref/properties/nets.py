@@ -18,23 +18,6 @@ from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import linears
 from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable
 
-__all__ = [
-    "attention",
-    "bert",
-    "branches",
-    "changed",
-    "head",
-    "layers",
-    "nets",
-    "norms",
-    "replaced",
-    "run",
-    "same",
-    "site",
-    "spec_of",
-    "wide",
-]
-
 Spec = list[dict[str, Any]]
 Nets = Callable[[hs.DrawFn, bool], Spec]
 """From a draw, and whether it is to be small, to a spec."""

@@ -35,8 +35,6 @@ from loko_ref.properties.trial import Declined, Problem, Property, Refuted, Tria
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["PROFILES", "Outcome", "Results", "check", "check_all", "parametrize", "select"]
-
 Opened = Implementation | Command
 
 COMMON: dict[str, Any] = {

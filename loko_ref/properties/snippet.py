@@ -16,8 +16,6 @@ from loko_ref.conformance.reports.text import PYTHON
 if TYPE_CHECKING:
     from loko_ref.properties.trial import Problem
 
-__all__ = ["snippet"]
-
 WIDTH = 92
 """Columns of a line, without its indent."""
 

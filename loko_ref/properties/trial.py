@@ -26,21 +26,6 @@ from loko_ref.conformance.judge.tolerance import canonical, tolerance
 from loko_ref.conformance.user_inputs import user_case
 from loko_ref.errors import InputError, NumericalError
 
-__all__ = [
-    "Declined",
-    "Got",
-    "Problem",
-    "Problems",
-    "Property",
-    "Refuted",
-    "Trial",
-    "Unsuitable",
-    "exact",
-    "inverse",
-    "size",
-]
-
-
 TINY = 1e-30
 """The complex step: its square is below every roundoff."""
 

@@ -14,19 +14,6 @@ from numpy.typing import NDArray
 
 from loko_ref.errors import InputError
 
-__all__ = [
-    "Floats",
-    "arrays",
-    "cond_limit",
-    "dtype_or",
-    "dtypes",
-    "frozen",
-    "innovations",
-    "probabilities",
-    "spd_matrices",
-    "variances",
-]
-
 Floats = NDArray[np.floating[Any]]
 
 

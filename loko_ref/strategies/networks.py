@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from loko_ref.network.model import Model, mlp_spec, param_shapes
 from loko_ref.strategies.matrices import Floats, arrays, dtype_or
 
-__all__ = ["factors", "models"]
-
 
 @st.composite
 def factors(

@@ -20,16 +20,7 @@ import scipy.linalg
 
 from loko_ref.arrays import Array
 from loko_ref.textbook.network import NETWORK, arrays, ways
-from loko_ref.textbook.quantities import Formula, Values, evaluate, identity, inner
-
-__all__ = [
-    "FORMULAS",
-    "Formula",
-    "Values",
-    "fixed_point",
-    "identity",
-    "predicted_covariance",
-]
+from loko_ref.textbook.quantities import Formula, Values, evaluate, inner
 
 
 @cache

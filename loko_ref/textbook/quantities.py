@@ -12,20 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "Formula",
-    "Lazy",
-    "Quantity",
-    "Values",
-    "evaluate",
-    "identity",
-    "in_order",
-    "inner",
-    "missing",
-    "origins",
-    "quantity",
-]
-
 Formula = Callable[..., Any]
 
 

@@ -14,8 +14,6 @@ from loko_ref.errors import InputError, shown
 if TYPE_CHECKING:
     from loko_ref.conformance.cases.registry import Case
 
-__all__ = ["case"]
-
 LISTED = 8
 """Ids that an error names where several match."""
 

@@ -10,8 +10,6 @@ import typer
 from loko_ref.cli.needs import check_needs
 from loko_ref.errors import InputError, shown
 
-__all__ = ["certify"]
-
 FEW = 4
 """Cases up to which each quantity is printed; the document holds all."""
 

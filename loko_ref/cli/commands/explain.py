@@ -26,8 +26,6 @@ from loko_ref.explain.walk import check_needs as check_page_needs
 from loko_ref.explain.walk import pages
 from loko_ref.files.writing import check_targets, write_bytes
 
-__all__ = ["explain_command"]
-
 CELL = 12
 INDENT = "    "
 

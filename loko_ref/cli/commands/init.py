@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["init"]
-
 
 def init(
     language: Annotated[str, typer.Argument(help="torch, jax, numpy, cpp, rust or js.")],

@@ -12,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     from loko_ref.conformance.catalogue.entry import Operation
 
-__all__ = ["operations"]
-
 WIDTH = 80
 
 FULL = 87

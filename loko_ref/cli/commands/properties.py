@@ -13,8 +13,6 @@ from loko_ref.cli.verdicts import implementation_of
 if TYPE_CHECKING:
     from loko_ref.properties import Property
 
-__all__ = ["properties"]
-
 
 def properties(
     target: Annotated[

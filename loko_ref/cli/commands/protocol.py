@@ -13,8 +13,6 @@ import typer
 
 from loko_ref.files.documents import WRITTEN_BY, load
 
-__all__ = ["protocol", "schema"]
-
 
 def protocol(
     cmd: Annotated[

@@ -13,8 +13,6 @@ from loko_ref.cli.examples import epilog
 from loko_ref.cli.needs import check_needs
 from loko_ref.cli.verdicts import Baseline, Html, Json, Junit, Strict, Verbose, Xfail, publish
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="Golden vectors: the cases as safetensors files with a JSON manifest.",
     no_args_is_help=True,
@@ -117,6 +115,6 @@ def judge(
 @app.command("schema", epilog=epilog("vectors schema"))
 def schema() -> None:
     """Print the JSON Schema of the manifest."""
-    from loko_ref.conformance.vectors.vectors import MANIFEST_SCHEMA
+    from loko_ref.conformance.vectors.manifest import MANIFEST_SCHEMA
 
     typer.echo(json.dumps(MANIFEST_SCHEMA, indent=1))

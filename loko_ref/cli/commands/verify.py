@@ -25,8 +25,6 @@ from loko_ref.cli.verdicts import (
 )
 from loko_ref.errors import InputError
 
-__all__ = ["verify"]
-
 LEAVING = 5.0
 """Seconds that threads of the code under test have to end, once the report is written."""
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from loko_ref.conformance.cases.registry import DTYPES, Case
-from loko_ref.conformance.catalogue.registry import CATALOGUE, Operation
+from loko_ref.conformance.catalogue.entry import Operation
+from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.engine import FAILED, TIMEOUT, judge
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.compare import ratios
@@ -30,8 +31,6 @@ from loko_ref.conformance.mistakes.registry import (
     idle,
 )
 from loko_ref.files.documents import document
-
-__all__ = ["Spread", "as_json", "built_in", "lines", "of_correct", "of_mutant"]
 
 
 @dataclass(frozen=True, kw_only=True)

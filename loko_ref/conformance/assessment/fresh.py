@@ -16,11 +16,9 @@ import numpy as np
 
 from loko_ref.conformance.cases.model import loko_inputs, network_weights
 from loko_ref.conformance.cases.registry import Case, Draw
-from loko_ref.conformance.catalogue.registry import Operation
+from loko_ref.conformance.catalogue.entry import Operation
 from loko_ref.network.spec import linears, param_shapes
 from loko_ref.textbook.lte_heads import FACTORS
-
-__all__ = ["Fresh", "fresh"]
 
 Inputs = dict[str, Any]
 Spec = list[dict[str, Any]]

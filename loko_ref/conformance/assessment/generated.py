@@ -25,26 +25,11 @@ from loko_ref.conformance.assessment.fresh import Fresh, fresh
 from loko_ref.conformance.assessment.reach import Reach, few, float64
 from loko_ref.conformance.assessment.syntax import Change, drawn
 from loko_ref.conformance.cases.registry import Case, Draw
-from loko_ref.conformance.catalogue.registry import Operation
+from loko_ref.conformance.catalogue.entry import Operation
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.mistakes.registry import Mutant, as_implementation
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import identity
-
-__all__ = [
-    "FORMS",
-    "Mistake",
-    "agree",
-    "chosen",
-    "differs",
-    "evaluated",
-    "fresh_inputs",
-    "judged",
-    "mistakes",
-    "moved",
-    "plain",
-    "results",
-]
 
 FORMS = ("everything", "results")
 """What an implementation returns: every output, or its results alone."""

@@ -17,8 +17,6 @@ from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import identity
 
-__all__ = ["MOST", "WHOLE", "Reach", "few", "float64"]
-
 MOST, WHOLE = 4, 8
 """Most cases of an operation that a mistake runs on, and of all operations."""
 

@@ -19,8 +19,6 @@ from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.mistakes.registry import NOTHING, Mutant, as_implementation, idle
 from loko_ref.files.documents import document
 
-__all__ = ["INDISTINGUISHABLE", "Outcome", "as_json", "outcome"]
-
 INDISTINGUISHABLE: dict[frozenset[str], str] = {}
 """Groups of mutants that no case can tell apart, and why."""
 

@@ -28,8 +28,6 @@ import numpy as np
 from loko_ref.conformance.assessment.replacements import replacements
 from loko_ref.textbook import FORMULA_TABLE
 
-__all__ = ["MODULES", "Change", "Formula", "changes_of", "drawn", "formulas"]
-
 MODULES = (
     *("filter", "layers", "tokens", "network"),
     *("optimizers", "lte", "lte_heads", "lte_state"),

@@ -35,8 +35,6 @@ from loko_ref.conformance.engine import FAILED, IMPRECISE, Check, run
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.textbook import FORMULA_TABLE
 
-__all__ = ["outcome", "verdict"]
-
 APART = {"timeout", "raised", "shape", "result", "output"}
 """Findings that show themselves: a mistake with one of them in most of its checks counts apart."""
 

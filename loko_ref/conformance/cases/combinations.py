@@ -15,8 +15,6 @@ from loko_ref.conformance.cases.registry import Draw, Recipe, define
 from loko_ref.network.model import mlp_spec
 from loko_ref.textbook.loko import choices
 
-__all__ = ["named", "on_networks"]
-
 Inputs = dict[str, Any]
 Spec = list[dict[str, Any]]
 

@@ -17,9 +17,8 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case, all_cases
-from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, Operation
-
-__all__ = ["catalogue_digest", "digest_of"]
+from loko_ref.conformance.catalogue.entry import Operation
+from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS
 
 BITS = 16
 """Bits that an element counts with, of the largest one's."""

@@ -22,21 +22,8 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.checks.values import FORMATS, check_choice
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
-from loko_ref.conformance.catalogue.registry import OPERATIONS, VERSION, Operation
-
-__all__ = [
-    "ALIASES",
-    "DTYPES",
-    "OWN",
-    "RETIRED",
-    "Case",
-    "Draw",
-    "Recipe",
-    "all_cases",
-    "current",
-    "define",
-    "select",
-]
+from loko_ref.conformance.catalogue.entry import Operation
+from loko_ref.conformance.catalogue.registry import OPERATIONS, VERSION
 
 DTYPES = FORMATS
 

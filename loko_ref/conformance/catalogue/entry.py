@@ -11,18 +11,6 @@ from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook import loko as table
 from loko_ref.textbook.quantities import Quantity, identity, in_order, origins
 
-__all__ = [
-    "Input",
-    "Operation",
-    "Option",
-    "Output",
-    "gives",
-    "narrowed",
-    "option",
-    "outputs_of",
-    "takes",
-]
-
 Arrays = Mapping[str, Any]
 
 

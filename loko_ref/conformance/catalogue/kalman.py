@@ -17,8 +17,6 @@ from loko_ref.conformance.oracle import loko as oracle
 from loko_ref.textbook import loko as table
 from loko_ref.textbook import operations as plain
 
-__all__ = ["KALMAN"]
-
 _THETA = takes("theta", "(n,)", "prior mean: the packed trainables")
 _H = takes("H", "(m, n)", "the observation's linearisation at the prior theta")
 _E = takes("e", "(m,)", "innovation y - yhat")

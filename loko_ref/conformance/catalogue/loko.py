@@ -19,8 +19,6 @@ from loko_ref.textbook.loko import dataflow, output_name, summary
 from loko_ref.textbook.network import BACK, FORWARD, ways, within
 from loko_ref.textbook.quantities import in_order
 
-__all__ = ["DIAGONAL", "MODEL", "SOLVE"]
-
 DIAGONAL = option(
     "diagonal",
     "decoupled",

@@ -24,8 +24,6 @@ from loko_ref.lte.config import CHOICES, OPTIMIZERS
 from loko_ref.textbook import lte as table
 from loko_ref.textbook.quantities import origins
 
-__all__ = ["RUN"]
-
 _INPUTS = (
     takes(
         "x",

@@ -5,8 +5,6 @@ Written for someone who implements it in another language and has nothing but th
 
 from __future__ import annotations
 
-__all__ = ["FLAT", "LAYERS", "SPEC"]
-
 FLAT = (
     "the network, a list of layers in order, each a dict: "
     '{"kind": "linear", "name": "0", "in": i, "out": o, "bias": true, '

@@ -9,10 +9,8 @@ float64 or float32. Options are JSON values; the arithmetic between options alon
 from __future__ import annotations
 
 from loko_ref.conformance.catalogue.entry import (
-    Input,
     Operation,
     Option,
-    Output,
     gives,
     narrowed,
     option,
@@ -29,8 +27,6 @@ from loko_ref.kalman.observation import OBSERVATIONS, ObservationModel
 from loko_ref.textbook import loko as table
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.optimizers import METHODS
-
-__all__ = ["CATALOGUE", "OPERATIONS", "VERSION", "Input", "Operation", "Option", "Output", "get"]
 
 VERSION = 3
 """Of the catalogue. What a new one may ask of an implementation stands in CHANGELOG."""

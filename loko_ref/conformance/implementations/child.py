@@ -22,8 +22,6 @@ from loko_ref.conformance.implementations import protocol
 from loko_ref.conformance.implementations.protocol import ProtocolError
 from loko_ref.errors import printable
 
-__all__ = ["Child", "Ended"]
-
 LINES = 4
 """Lines of stderr quoted from its beginning, and as many from its end."""
 

@@ -26,24 +26,6 @@ from loko_ref.errors import InputError, printable
 from loko_ref.files.reading import is_file_name
 from loko_ref.interop.tensors import read_tensors, write_tensors
 
-__all__ = [
-    "LARGE",
-    "LINE_LIMIT",
-    "PROTOCOL",
-    "ProtocolError",
-    "canary",
-    "check_hello",
-    "decode",
-    "decode_all",
-    "encode",
-    "hello",
-    "parse",
-    "quote",
-    "request",
-    "show",
-    "text",
-]
-
 PROTOCOL = "loko-ref/protocol/1"
 LINE_LIMIT = 16 * 2**20
 """Most bytes of a line."""

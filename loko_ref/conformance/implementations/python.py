@@ -41,8 +41,6 @@ from loko_ref.conformance.judge.declared import read_precision
 from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
 
-__all__ = ["Implementation", "Runnable", "call", "hold", "load"]
-
 MOST = 1000
 """Most names read from a result."""
 

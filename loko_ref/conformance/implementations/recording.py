@@ -25,8 +25,6 @@ from loko_ref.files.strict_json import parse_json
 from loko_ref.kalman.noise import check_combination
 from loko_ref.textbook.loko import SHAPES
 
-__all__ = ["NAMING", "Recording", "by_step", "load", "parse", "read"]
-
 NAMING = (
     "Array 'k/name' is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state "
     "before step k (so step k's posteriors are k+1/theta, k+1/p, k+1/R), and whatever there is of "

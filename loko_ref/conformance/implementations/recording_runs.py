@@ -41,8 +41,6 @@ from loko_ref.textbook.lte_state import array, kept, start
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Values, identity
 
-__all__ = ["DRAWN", "NAMING", "OPERATIONS", "RunRecording", "drawn_names", "read", "template"]
-
 OPERATIONS = ("loko.step", *(f"optimizer.{name}" for name in METHODS), "lte.run")
 """What may be recorded."""
 

@@ -21,25 +21,6 @@ from loko_ref.network import lora
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import Model, forward, param_shapes
 
-__all__ = [
-    "block_update",
-    "configuration",
-    "delta",
-    "dense_update",
-    "diagonal_update",
-    "loko_run",
-    "loko_step",
-    "lowrank_update",
-    "merge",
-    "model_forward",
-    "model_jacobian",
-    "network_input",
-    "noise_update",
-    "observation",
-    "optimizer",
-    "time_update",
-]
-
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
 

@@ -21,8 +21,6 @@ from loko_ref.conformance.reports.snippet import centred, covers, defaults
 from loko_ref.conformance.vectors.numbers import flatten
 from loko_ref.textbook.network import NETWORK, packing, projections
 
-__all__ = ["describe", "network"]
-
 WHOLE = 48
 """Elements up to which an array is printed whole."""
 

@@ -22,8 +22,6 @@ from loko_ref.conformance.judge.tolerance import EXPLANATION, unit
 from loko_ref.files.documents import document
 from loko_ref.files.writing import write_bytes
 
-__all__ = ["as_json", "failure", "how_found", "write_json", "written"]
-
 NAMED = 8
 """LoRA factors that a failure names."""
 

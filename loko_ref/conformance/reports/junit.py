@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
+from loko_ref.conformance.diagnose.groups import group
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
@@ -18,9 +19,7 @@ from loko_ref.conformance.engine import (
     summarise,
 )
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import amplified, command, describe, group, imprecise
-
-__all__ = ["as_xml"]
+from loko_ref.conformance.reports.text import amplified, command, describe, imprecise
 
 _FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML cannot hold."""

@@ -24,8 +24,6 @@ from loko_ref.conformance.mistakes.registry import all_mutants
 from loko_ref.conformance.reports.literals import WIDTH, data, literal
 from loko_ref.files.documents import document
 
-__all__ = ["as_json", "centred", "covers", "defaults", "python"]
-
 
 def defaults(case: Case) -> tuple[str, ...]:
     """Return the names of the options that stand at their default."""

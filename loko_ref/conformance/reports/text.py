@@ -28,26 +28,6 @@ from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure, written
 from loko_ref.conformance.reports.formulas import pairs
 
-__all__ = [
-    "BLOCKS",
-    "OFFLINE",
-    "PYTHON",
-    "Group",
-    "amplified",
-    "command",
-    "describe",
-    "failed",
-    "failures",
-    "further",
-    "group",
-    "imprecise",
-    "lines",
-    "reproduce",
-    "rest",
-    "unnamed",
-    "verdict",
-]
-
 BLOCKS = 6
 """Kinds of failure that are described in full; the others get one line each."""
 

@@ -21,8 +21,6 @@ from loko_ref.conformance.vectors.enclosure import enclosed
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.files.documents import document
 
-__all__ = ["Quantity", "as_json", "certify", "certify_case"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:

@@ -20,8 +20,6 @@ import numpy as np
 from loko_ref.arrays import Array, balls
 from loko_ref.conformance.cases.registry import Case
 
-__all__ = ["Golden", "available", "enclosed", "golden", "on_balls"]
-
 
 def available() -> bool:
     """Return whether python-flint is installed."""

@@ -12,8 +12,6 @@ from loko_ref.errors import InputError
 from loko_ref.files import documents
 from loko_ref.files.strict_json import read_json
 
-__all__ = ["MANIFEST_SCHEMA", "canonical", "digest", "plain_file", "read_manifest"]
-
 MANIFEST_SCHEMA = documents.load("vectors")
 """JSON Schema of the manifest."""
 

@@ -27,7 +27,6 @@ from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.judge.tolerance import expected, tolerance
 from loko_ref.conformance.vectors import enclosure
 from loko_ref.conformance.vectors.manifest import (
-    MANIFEST_SCHEMA,
     NAME,
     canonical,
     digest,
@@ -41,8 +40,6 @@ from loko_ref.files.documents import document
 from loko_ref.files.reading import read_bytes
 from loko_ref.files.writing import make_folder, write_bytes
 from loko_ref.interop.tensors import read_tensors
-
-__all__ = ["MANIFEST_SCHEMA", "VERSION", "check", "export", "file_name", "read", "unchecked"]
 
 VERSION = "vectors/1"
 """Version of the vector set; it changes when a case's numbers do."""

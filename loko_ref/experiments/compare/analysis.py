@@ -20,8 +20,6 @@ from loko_ref.experiments.compare.learners import FAMILIES, GRID, LOKO, SCALED, 
 from loko_ref.experiments.compare.streams import Stream
 from loko_ref.experiments.compare.trials import Trial
 
-__all__ = ["METRICS", "Difference", "Table", "critical_difference", "halves", "paired"]
-
 METRICS = ("online", "final")
 
 

@@ -14,8 +14,6 @@ from loko_ref.experiments.compare.analysis import Difference
 from loko_ref.files.documents import SCHEMAS
 from loko_ref.files.strict_json import read_json
 
-__all__ = ["as_json", "check_names", "number", "read_plan", "read_rows", "schema_of"]
-
 FILE_LIMIT = 2**28
 """Most bytes of a document to go on from."""
 

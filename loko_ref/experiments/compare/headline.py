@@ -7,8 +7,6 @@ from typing import Any
 
 from loko_ref.experiments.compare.analysis import METRICS, critical_difference
 
-__all__ = ["NOT_MADE", "behind", "lte", "online", "unfinished"]
-
 NOT_MADE = "No result of `loko-ref compare {}` is kept with this version yet."
 """What stands in place of a headline where there is no document."""
 

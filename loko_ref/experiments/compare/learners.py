@@ -20,8 +20,6 @@ from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.defaults import FINE_TUNING
 from loko_ref.network.model import pack, unpack
 
-__all__ = ["FAMILIES", "GRID", "LOKO", "SCALED", "SCALES", "Learner", "learners"]
-
 Step = Callable[[loko.Batch, int], tuple[Array, Array]]
 """From a batch and its number to z before it, and theta after it."""
 

@@ -28,20 +28,6 @@ from loko_ref.lte.state import init
 from loko_ref.lte.team import Alone
 from loko_ref.network.spec import linears
 
-__all__ = [
-    "CLAIMS",
-    "RATES",
-    "SETTINGS",
-    "TASKS",
-    "Claim",
-    "Row",
-    "Run",
-    "Setting",
-    "judge",
-    "rows",
-    "run",
-]
-
 RATES = (0.5, 1.0, 2.0, 4.0)
 """Factors on an optimizer's default rate, or on LoKO's p0."""
 

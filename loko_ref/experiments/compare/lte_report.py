@@ -28,8 +28,6 @@ from loko_ref.experiments.compare.lte import (
 )
 from loko_ref.files.documents import document
 
-__all__ = ["Plan", "as_document", "compare", "condensed", "plan", "read", "summary"]
-
 MOST_SEEDS = 1000
 """Most seeds of a comparison."""
 

@@ -25,8 +25,6 @@ from loko_ref.experiments.compare.streams import QUICK, STREAMS, Stream
 from loko_ref.experiments.compare.trials import Job, Trial, work
 from loko_ref.files.documents import document
 
-__all__ = ["Plan", "as_document", "compare", "condensed", "plan", "read", "summary"]
-
 MOST_SEEDS = 1000
 """Most seeds of a comparison."""
 

@@ -14,8 +14,6 @@ from loko_ref.experiments.compare.analysis import critical_difference
 from loko_ref.experiments.compare.learners import LOKO
 from loko_ref.experiments.plots import COLOURS, Line, Panel, draw
 
-__all__ = ["curves", "drawn", "ranks", "sensitivity"]
-
 
 def drawn(summary: Mapping[str, Any]) -> dict[str, bytes]:
     """Draw every picture that a summary has the numbers of.

@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 from loko_ref.checks.values import check_whole
 from loko_ref.errors import InputError, extras
 
-__all__ = ["MOST", "SILENCE", "count", "run"]
-
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 

@@ -17,8 +17,6 @@ from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.data.bundled import Dataset, Split
 from loko_ref.experiments.data.registry import regression
 
-__all__ = ["QUICK", "STREAMS", "Stream"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stream:

@@ -20,8 +20,6 @@ from loko_ref.experiments.compare.learners import Learner
 from loko_ref.experiments.compare.streams import Stream
 from loko_ref.experiments.stream import evaluate, mean, stream_batch
 
-__all__ = ["EVALUATIONS", "Job", "Trial", "trial", "work"]
-
 EVALUATIONS = 40
 """Points of a curve on the test part, evenly along the stream; half of them for a transformer."""
 

@@ -7,8 +7,6 @@ from collections.abc import Collection
 
 from loko_ref.errors import extras
 
-__all__ = ["html", "mathml"]
-
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|(`[^`]*`)", re.DOTALL)
 _LABEL = re.compile(r"\b[A-Z]{2,}-\d+\b")
 _PLACE = re.compile(r"\ue000(\d+)\ue001")

@@ -19,8 +19,6 @@ from loko_ref.properties.numbers import Near
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Got, Problem, Problems, Trial, inverse
 
-__all__ = ["dense", "posterior", "steps", "unpacked"]
-
 STEP, RUN = "loko.step", "loko.run"
 
 

@@ -31,8 +31,6 @@ from loko_ref.properties.numbers import derivative
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Trial, Unsuitable, exact
 
-__all__ = ["check_derivative", "check_merged"]
-
 FORWARD, JACOBIAN = "model.forward", "model.jacobian"
 SEEN = 1e-6  # of a derivative: how well differences must know it to tell code that drops parts
 

@@ -18,8 +18,6 @@ from loko_ref.errors import InputError
 from loko_ref.experiments.terminal import progress_bars, show_table
 from loko_ref.files.writing import check_target, check_targets, make_folder, write_bytes
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="Comparisons that repeat what the documentation reports.", no_args_is_help=True
 )

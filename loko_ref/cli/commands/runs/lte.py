@@ -13,8 +13,6 @@ from loko_ref.cli.results import begin, check_outputs, go_on, identity, kept, wr
 from loko_ref.errors import InputError, shown
 from loko_ref.lte.config import OPTIMIZERS
 
-__all__ = ["lte"]
-
 _VARIANT = "Variants of LTE"
 _THREADS = "BLAS threads of each process; another number can change the last bits."
 _DENSE = "No LoRA on the last linear: a replica layer."

@@ -19,12 +19,10 @@ from loko_ref.experiments import runs
 from loko_ref.experiments import stream as training
 from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.data.registry import regression
-from loko_ref.experiments.runs import Entry
+from loko_ref.experiments.runfile import Entry
 from loko_ref.experiments.terminal import progress_bars, show_table
 from loko_ref.files.documents import document
 from loko_ref.files.writing import write_bytes
-
-__all__ = ["train"]
 
 SEEDS = (0, 1, 2)
 

@@ -13,8 +13,6 @@ from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import canonical, expected
 
-__all__ = ["CELLS", "COLOURS", "ROWS", "WIDE", "HeatMap", "as_table", "heat_map", "matrices"]
-
 CELLS = 64
 """Cells a side of a heat map at most; beyond, a cell shows the worst of a block."""
 

@@ -14,8 +14,6 @@ from loko_ref.conformance.reports.text import BLOCKS, reproduce
 from loko_ref.errors import printable
 from loko_ref.files.pages import own
 
-__all__ = ["as_cards"]
-
 LONG = 400
 """Characters of a text that comes from the code under test."""
 
