@@ -29,8 +29,6 @@ def check_needs(
     ----------
     modules : iterable of (str, str)
         Modules that the command always needs, each with the feature that needs it.
-    data : str, optional
-        The data set.
     tokenizer, plot, html : optional
         Options that each need a further package.
     backend : str, optional

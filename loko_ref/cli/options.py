@@ -107,12 +107,6 @@ def parse_pairs(
 
     Parameters
     ----------
-    argument : str
-        The command's option, for errors.
-    optimizer : str
-        Whose options.
-    words : iterable of str
-        The words.
     classes : mapping of str to type
         Optimizer -> the class whose fields are its options.
 

@@ -26,8 +26,6 @@ def check_outputs(
     ----------
     results : mapping of str to path
         Option -> file; of ``--plot`` the suffix chooses the format.
-    checkpoint, resume : path, optional
-        Which may be the same file.
     """
     for option, path in (("--checkpoint", checkpoint), ("--resume", resume)):
         if path is not None and path.suffix.lower() not in storage.SUFFIXES:
@@ -78,10 +76,6 @@ def kept(
 
     Parameters
     ----------
-    checkpoint : path
-        The file.
-    standing : str
-        How far the run is.
     since, otherwise : (int, int), str, optional
         The file's :func:`identity` when it was not this run's, and the text as long as it is.
     """

@@ -41,8 +41,6 @@ def _report(check: Check, again: Again | None = None) -> str:
 
     Parameters
     ----------
-    check : Check
-        What failed.
     again : callable, optional
         Calls the implementation once more, which confirms a name.
     """

@@ -42,10 +42,6 @@ class TraceCase(Case):
 
     Parameters
     ----------
-    key : str
-        Id.
-    recipe : Recipe
-        Inputs and options.
     dtype : str
         float64 or float32.
     operation : Operation
@@ -176,8 +172,6 @@ def check(recording: Recording, only: str | None = None) -> list[Check]:
 
     Parameters
     ----------
-    recording : Recording
-        The run.
     only : str, optional
         Glob of ids (``trace/3/S``) or of ``trace.S``.
 

@@ -282,8 +282,6 @@ def check(recording: RunRecording, only: str | None = None) -> list[Check]:
 
     Parameters
     ----------
-    recording : RunRecording
-        The run.
     only : str, optional
         Glob of ids (``trace/3/W``) or of ``trace.W``.
 

@@ -20,8 +20,6 @@ def noted(declared: Declared, checks: Sequence[Check], strict: bool) -> Iterator
     ----------
     declared : mapping of str to str
         Quantity -> format.
-    checks : sequence of Check
-        The run.
     strict : bool
         Whether it excuses nothing.
     """

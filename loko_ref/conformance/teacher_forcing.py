@@ -95,10 +95,6 @@ def force(implementation: Runnable, case: Case, deadline: float | None = None) -
 
     Parameters
     ----------
-    implementation : Runnable
-        The code under test.
-    case : Case
-        The run.
     deadline : float, optional
         Time of ``time.monotonic`` at which the step under way is ended and no further one starts.
     """

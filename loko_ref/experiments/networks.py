@@ -47,12 +47,8 @@ def shape_of(
 
     Parameters
     ----------
-    data : str
-        Name of the data set.
     network : {"mlp", "vit", "encoder"}, optional
         By default ``encoder`` for a text and ``mlp`` for all else.
-    hidden : sequence of int, optional
-        Hidden widths of an mlp.
     activation : str, optional
         By default ``relu`` (mlp) or ``gelu`` (the others).
     size : mapping of str to int, optional

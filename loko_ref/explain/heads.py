@@ -187,11 +187,6 @@ class HeadsRun:
 def explain_lte(run: HeadsRun) -> Iterator[Moment]:
     """Train a small network by LTE and explain every step, merge and reset.
 
-    Parameters
-    ----------
-    run : HeadsRun
-        Which.
-
     Yields
     ------
     Moment

@@ -124,14 +124,10 @@ def described(
 
     Parameters
     ----------
-    frame : Frame
-        The run.
     values : mapping of str to array
         By the names of the table of quantities; those that are missing are left out.
     first : bool
         Whether this is step 0.
-    entries : int
-        Number of entries of theta shown.
     """
     shown = _Shown(frame, values, entries)
     return [

@@ -64,8 +64,6 @@ def explain_recording(
 
     Parameters
     ----------
-    path : path-like
-        The file.
     given : sequence of str
         Options of the run, ``NAME=VALUE``, that the file does not have.
     entries : int

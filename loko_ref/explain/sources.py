@@ -166,8 +166,6 @@ def tiny(steps: int = 12, **options: Any) -> Source:
 
     Parameters
     ----------
-    steps : int
-        Number of samples, one a step.
     options
         Of the filter, as in ``FILTERS``.
     """
@@ -186,8 +184,6 @@ def tiny_classes(steps: int = 12, solve: Any = "linear") -> Source:
 
     Parameters
     ----------
-    steps : int
-        Number of samples, one a step.
     solve : {"linear", "implicit"}
         How the filter solves for the mean.  [OBS-9]
     """

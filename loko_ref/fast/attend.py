@@ -23,8 +23,6 @@ class Attend(Fresh):
     ----------
     parts : mapping
         The linears q, k, v, o.
-    heads : int
-        Number of heads.
     causal : bool
         Whether a query sees no later key.
     rows : int or None

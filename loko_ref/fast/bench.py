@@ -75,8 +75,6 @@ def problem(name: str, dtype: str, seed: int = 0) -> tuple[LokoConfig, LokoState
         One of ``PROBLEMS``.
     dtype : {"float64", "float32"}
         Of everything.
-    seed : int
-        Of the draw.
     """
     check_choice("config", name, PROBLEMS)
     check_choice("dtype", dtype, FORMATS)

@@ -62,8 +62,6 @@ def refuse(
 
     Parameters
     ----------
-    path : path-like
-        The file.
     argument : str or None
         The option that named it; None to name the file alone.
     got, required, cause : str
@@ -102,8 +100,6 @@ def open_file(
 
     Parameters
     ----------
-    path : path-like
-        The file.
     argument : str, optional
         The option that named it, for the error.
     limit : int, optional
@@ -150,8 +146,6 @@ def read_bytes(
 
     Parameters
     ----------
-    path : path-like
-        The file.
     argument : str, optional
         The option that named it, for the error.
     limit : int

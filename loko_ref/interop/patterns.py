@@ -71,13 +71,6 @@ class Expression:
 def search(expressions: Sequence[Expression], names: Sequence[str]) -> list[dict[str, str | None]]:
     """Match every expression against every name.
 
-    Parameters
-    ----------
-    expressions : sequence of Expression
-        The patterns of one file.
-    names : sequence of str
-        Names of modules.
-
     Returns
     -------
     list of dict

@@ -131,8 +131,6 @@ def posterior_innovation(
 
     Parameters
     ----------
-    xp : module
-        The arrays' namespace.
     z, y, yhat : array (batch, C)
         Logits, rows observed, and softmax(z).
     Go : array (k, k)

@@ -193,10 +193,6 @@ def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]
 
     Parameters
     ----------
-    config : LteConfig
-        The choices.
-    heads : Heads
-        Weights and factors.
     x : array (heads, batch, i); in mhlora (batch, i)
         Inputs; in place of i what the first layer takes.
 

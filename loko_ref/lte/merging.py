@@ -34,10 +34,6 @@ def merge_weights(
 
     Parameters
     ----------
-    config : LteConfig
-        Gives the number of heads.
-    site : Site
-        A LoRA site.
     W, b : array (o, i), (o,)
         What is added to; b is None for a layer without bias.
     now, old : mapping of str to array (heads, ...)

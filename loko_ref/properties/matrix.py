@@ -129,15 +129,7 @@ def _holds(fact: Property, target: Implementation, problem: Problem) -> bool | N
 
 
 def row(mistake: Mutant, facts: Sequence[Property]) -> Row:
-    """Check properties on a known mistake.
-
-    Parameters
-    ----------
-    mistake : Mutant
-        The mistake, at its example's size.
-    facts : sequence of Property
-        The properties.
-    """
+    """Check properties on a known mistake."""
     wrong = Implementation(target=mistake.id, functions=as_implementation(mistake, mistake.example))
     changed = frozenset(mistake.changes(mistake.example))
     read, found = [], []
@@ -157,12 +149,8 @@ def generated(
 
     Parameters
     ----------
-    count : int
-        Of mistakes.
     facts : sequence of Property
         The properties; mistakes are drawn in what their operations compute.
-    seed : int
-        Of the draw.
     """
     operations = {fact.operation for fact in facts}
     reach = Reach([c for c in select(dtype="float64") if c.operation.name in operations])

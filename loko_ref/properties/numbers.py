@@ -25,8 +25,6 @@ def derivative(
     ----------
     f : callable
         ``h -> (value, tolerance)``.
-    step : float
-        The largest h.
     """
     rows: list[list[Array]] = []
     slack: list[list[Array]] = []

@@ -36,12 +36,8 @@ def snippet(name: str, target: str, problem: Problem) -> str:
 
     Parameters
     ----------
-    name : str
-        The property.
     target : str
         The implementation, as a report names it.
-    problem : Problem
-        Inputs and options.
     """
     first: Any = problem.inputs
     while isinstance(first, Mapping):

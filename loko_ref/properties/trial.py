@@ -174,12 +174,6 @@ class Trial:
 
     Parameters
     ----------
-    held : Property
-        What is checked.
-    target : Runnable
-        The implementation.
-    problem : Problem
-        Inputs and options.
     timeout : float, optional
         Seconds a run may take.
 
@@ -340,8 +334,6 @@ class Trial:
 
         Parameters
         ----------
-        a, b : Got
-            The runs.
         names : iterable of str, optional
             What is compared; all that both returned by default.
         back : callable

@@ -100,8 +100,6 @@ def fixed_point(
         Rows observed, and logits.
     G : array (m, m)
         Z P Z', m = batch * C.
-    most : int
-        Iterations.
     damped : bool
         Whether steps are halved.
     """

@@ -105,8 +105,6 @@ def schedule(o: Arrays, before: int) -> dict[str, int]:
     ----------
     o : mapping
         Options of ``lte.run``.
-    before : int
-        Number of steps before it.
 
     Returns
     -------

@@ -169,8 +169,6 @@ def rounded(x: Any, dtype: str = "float64") -> Rounded:
 
     Parameters
     ----------
-    x : arb
-        The enclosure.
     dtype : {"float64", "float32"}
         The format.
 

@@ -157,8 +157,6 @@ def of_correct(
 
     Parameters
     ----------
-    target : Implementation
-        Known to be right.
     cases : sequence of Case
         Which; what it declines is left out.
     timeout : float, optional
@@ -188,10 +186,6 @@ def of_mutant(
 
     Parameters
     ----------
-    one : Mutant
-        The mistake, at its example's size.
-    cases : sequence of Case
-        Which.
     timeout : float, optional
         Seconds per case.
 

@@ -47,8 +47,6 @@ def fresh(case: Case, number: int) -> Fresh:
 
     Parameters
     ----------
-    case : Case
-        Of any operation.
     number : int
         Which, from 0: each has its own.
     """

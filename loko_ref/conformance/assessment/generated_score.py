@@ -43,8 +43,6 @@ def scored(
         Of mistakes that change a number.
     cases : sequence of Case
         Of float64, to choose from.
-    seed : int
-        Of the draw.
     double : bool
         Whether two formulas are changed at once.
     done : sequence of mapping

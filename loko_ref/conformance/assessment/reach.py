@@ -88,10 +88,6 @@ def few(cases: Sequence[Case], seed: str, shows: Callable[[Case], bool]) -> list
 
     Parameters
     ----------
-    cases : sequence of Case
-        To draw from.
-    seed : str
-        Of the draw.
     shows : callable
         Whether a case shows the mistake: of each operation all but one of those that are drawn do,
         if there are such. Who verifies runs them all.

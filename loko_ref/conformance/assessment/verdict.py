@@ -198,12 +198,8 @@ def outcome(mistake: Mistake, reach: Reach, seed: int) -> dict[str, Any]:
 
     Parameters
     ----------
-    mistake : Mistake
-        The mistake.
     reach : Reach
         Which cases run which lines.
-    seed : int
-        Of the choice of cases.
 
     Returns
     -------

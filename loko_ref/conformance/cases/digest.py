@@ -65,8 +65,6 @@ def digest_of(operations: Iterable[Operation], cases: Sequence[Case]) -> str:
 
     Parameters
     ----------
-    operations : iterable of Operation
-        Entries of the catalogue.
     cases : sequence of Case
         Their cases; the inputs of those in float64 count, of the others what they are of.
     """

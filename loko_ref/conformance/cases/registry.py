@@ -38,13 +38,7 @@ ALIASES: dict[str, str] = {}
 
 
 class Draw:
-    """Numbers for one case, from a seed; each method returns float64.
-
-    Parameters
-    ----------
-    name : str
-        The seed.
-    """
+    """Numbers for one case, from a seed; each method returns float64."""
 
     def __init__(self, name: str) -> None:
         self._rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))

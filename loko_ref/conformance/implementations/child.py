@@ -56,11 +56,6 @@ class Ended(Exception):
 class Child:
     """A running command, under a supervisor that ends its process tree (``supervisor.py``).
 
-    Parameters
-    ----------
-    arguments : list of str
-        The command and its arguments.
-
     Attributes
     ----------
     status : int or None
@@ -216,8 +211,6 @@ class Child:
 
         Parameters
         ----------
-        line : bytes
-            The request, with the newline.
         deadline : float or None
             Time of ``time.monotonic`` until which to wait.
 

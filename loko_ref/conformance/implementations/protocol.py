@@ -133,15 +133,6 @@ def encode(array: Array) -> dict[str, Any]:
 def decode(value: Any, where: str, folder: Path | None = None) -> Array:
     """Decode a tensor.
 
-    Parameters
-    ----------
-    value : object
-        Its object in the message.
-    where : str
-        Its name in errors.
-    folder : path, optional
-        Where files may lie.
-
     Raises
     ------
     ProtocolError
@@ -325,8 +316,6 @@ def request(
 
     Parameters
     ----------
-    number : int
-        The request's id.
     operation, inputs, options
         What to run.
     files : path, optional

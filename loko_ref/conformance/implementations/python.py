@@ -337,8 +337,6 @@ def call(
     ----------
     function : callable
         Takes inputs and options as keywords.
-    case : Case
-        The case.
     timeout : float, optional
         Seconds after which it is interrupted (Python code, main thread, POSIX).
     catalogue : int

@@ -193,8 +193,6 @@ def by_step(
 
     Parameters
     ----------
-    place : path
-        The file, for errors.
     arrays : mapping of str to array
         ``k/name`` -> array.
     known : collection of str

@@ -301,8 +301,6 @@ def template(recording: RunRecording, **given: Any) -> Values:
 
     Parameters
     ----------
-    recording : RunRecording
-        The recording.
     **given
         More of them: ``p``, ``redraws``, ``evaluation``, ``y``.
     """

@@ -137,8 +137,6 @@ def collect(
         functions by the operations' names with ``_`` for ``.``, where it has no such attribute.
     target : str
         What it is called in the report.
-    attribute : str
-        Name of the attribute.
 
     Returns
     -------

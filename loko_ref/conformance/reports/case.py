@@ -202,8 +202,6 @@ def describe(case: Case, full: bool = False) -> str:
 
     Parameters
     ----------
-    case : Case
-        The case.
     full : bool
         Whether large arrays are printed whole too.
 

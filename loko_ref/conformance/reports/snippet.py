@@ -247,11 +247,6 @@ def centre(name, value):
 def python(case: Case) -> str:
     """Write the script that reproduces a case.
 
-    Parameters
-    ----------
-    case : Case
-        The case.
-
     Returns
     -------
     str
@@ -309,11 +304,6 @@ def _encoded(value: Any) -> Any:
 
 def as_json(case: Case) -> dict[str, Any]:
     """Write a case as the document ``loko-ref/case/1``.
-
-    Parameters
-    ----------
-    case : Case
-        The case.
 
     Returns
     -------

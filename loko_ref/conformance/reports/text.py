@@ -149,8 +149,6 @@ def describe(one: Group, target: str | None = None) -> list[str]:
 
     Parameters
     ----------
-    one : Group
-        The failures.
     target : str, optional
         What was verified, to name what reproduces the failure.
     """

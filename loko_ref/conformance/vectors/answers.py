@@ -80,8 +80,6 @@ def read_answers(path: str | Path, cases: Sequence[Case]) -> dict[str, dict[str,
     ----------
     path : path-like
         A folder or a file, as the module says.
-    cases : sequence of Case
-        All cases of the vectors.
 
     Returns
     -------

@@ -81,8 +81,6 @@ def certify_case(case: Case, limit: int = 2048) -> list[Quantity]:
 
     Parameters
     ----------
-    case : Case
-        The case.
     limit : int
         Largest precision in bits.
     """
@@ -132,8 +130,6 @@ def certify(
 
     Parameters
     ----------
-    cases : sequence of Case
-        Which.
     limit : int
         Largest precision in bits.
     progress : callable, optional

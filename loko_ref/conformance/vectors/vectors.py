@@ -114,8 +114,6 @@ def export(
     ----------
     folder : path-like
         Made if it is not there.
-    cases : sequence of Case
-        What to write.
     progress : callable, optional
         Called after each case.
     only : str

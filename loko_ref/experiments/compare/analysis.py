@@ -26,11 +26,6 @@ METRICS = ("online", "final")
 def halves(seeds: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Split seeds into those that choose and those that report: every other one.
 
-    Parameters
-    ----------
-    seeds : sequence of int
-        With one alone, it does both.
-
     Examples
     --------
     >>> halves(range(5))
@@ -83,8 +78,6 @@ class Table:
 
     Parameters
     ----------
-    trials : iterable of Trial
-        All of them.
     streams : sequence of Stream
         In the order of the report.
     seeds : sequence of int
@@ -219,11 +212,6 @@ class Table:
 
     def curve(self, stream: Stream, learner: str) -> dict[str, list[float] | None] | None:
         """Return the mean score on the test part along the stream, over the reporting seeds.
-
-        Parameters
-        ----------
-        stream, learner : Stream, str
-            Of what, and of whom.
 
         Returns
         -------

@@ -70,10 +70,6 @@ def read_plan(
     ----------
     path : path-like
         A document that was written by ``--json``.
-    name : str
-        Of its schema.
-    kind : Record
-        What its plan must be.
 
     Raises
     ------
@@ -105,14 +101,10 @@ def read_rows(
     ----------
     path : path-like
         A document that was written by ``--json``.
-    name : str
-        Of its schema.
     plan : mapping
         What is compared now: the same.
     rows, kind : str, Record
         The document's list, and what each entry must be.
-    argument : str
-        Of the command, for an error.
 
     Raises
     ------

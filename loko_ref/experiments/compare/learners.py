@@ -169,13 +169,7 @@ SCALED: tuple[Learner, ...] = tuple(
 
 
 def learners(quick: bool) -> tuple[Learner, ...]:
-    """Return who is compared; ``quick`` leaves every other rate and the dense filter out.
-
-    Parameters
-    ----------
-    quick : bool
-        As the option.
-    """
+    """Return who is compared; ``quick`` leaves every other rate and the dense filter out."""
     if not quick:
         return (*LOKO, *SCALED, *GRID)
     return (*LOKO[:-1], *GRID[::3])

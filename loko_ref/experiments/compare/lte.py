@@ -133,14 +133,10 @@ def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[st
 
     Parameters
     ----------
-    setting : Setting
-        Which.
     task : str
         One of ``TASKS``.
     factor : float
         On the default rate, or on LoKO's p0.
-    seed : int
-        Seeds everything.
     limit : mapping
         ``steps`` and ``limit`` of ``loko-ref lte``.
     """
@@ -224,10 +220,6 @@ def rows(runs: Sequence[Run], task: str, seeds: Sequence[int]) -> dict[str, Row]
 
     Parameters
     ----------
-    runs : sequence of Run
-        Of all tasks.
-    task : str
-        Which.
     seeds : sequence of int
         All seeds; every other one chooses.
     """
@@ -325,10 +317,6 @@ def missing(
 
     Parameters
     ----------
-    runs : sequence of Run
-        What has been done.
-    tasks, seeds : sequence
-        Which are wanted.
     limit : mapping
         ``steps`` and ``limit`` of ``loko-ref lte``.
     """
@@ -358,8 +346,6 @@ def judge(claim: Claim, found: Mapping[str, Row]) -> tuple[str, Difference | Non
 
     Parameters
     ----------
-    claim : Claim
-        Which.
     found : mapping of str to Row
         Of one task.
 

@@ -102,12 +102,8 @@ def compare(
 
     Parameters
     ----------
-    chosen : Plan
-        What is compared.
     workers : int, optional
         Processes, each with one BLAS thread; one for each core.
-    before : sequence of Run
-        Of an interrupted comparison.
     ended : callable, optional
         Called as ``ended(all runs so far, done, known)``.
     """

@@ -149,12 +149,8 @@ def compare(
 
     Parameters
     ----------
-    chosen : Plan
-        What is compared.
     workers : int, optional
         Processes, each with one BLAS thread; one for each core.
-    before : sequence of Trial
-        Of an interrupted comparison.
     ended : callable, optional
         Called as ``ended(all trials so far, jobs done, jobs known)``.
 

@@ -111,8 +111,6 @@ def ranks(mean_ranks: Mapping[str, float], cases: int, kind: str = "svg") -> byt
     ----------
     mean_ranks : mapping of str to float
         Learner -> mean rank, 1 the best; two learners or more.
-    cases : int
-        Over how many streams and metrics.
     kind : {"svg", "png"}
         Format.
     """

@@ -73,12 +73,8 @@ def trial(learner: Learner, task: Task, stream: Stream) -> Trial:
 
     Parameters
     ----------
-    learner : Learner
-        Who learns.
     task : Task
         Of :meth:`Learner.config`, with the stream's data.
-    stream : Stream
-        Which.
     """
     real, data, total = task.dataset.regression, task.dataset, task.steps
     count = EVALUATIONS // 2 if stream.transformer else EVALUATIONS

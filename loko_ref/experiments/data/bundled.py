@@ -257,8 +257,6 @@ def assemble(
 
     Parameters
     ----------
-    request : Request
-        Seed and label noise.
     base, stream, test : Split
         Scaled and not yet shifted.
     classes, unit, image, vocabulary, pad

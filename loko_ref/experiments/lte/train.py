@@ -125,10 +125,6 @@ def train(
         The choices, where to begin, and what on.
     steps, batch : int
         Steps in all; samples of a step, over all heads.
-    team : Team
-        Who holds what.
-    history : History
-        Grows with the run.
     merged : callable
         Called after each merge (and its reset) that falls on the interval: the place to save.
     stepped : callable

@@ -50,8 +50,6 @@ def html(body: str, known: Collection[str] = ()) -> str:
 
     Parameters
     ----------
-    body : str
-        The text below its heading.
     known : collection of str
         Labels that become buttons, ``<button data-label="KAL-2">``.
     """

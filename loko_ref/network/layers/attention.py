@@ -85,8 +85,6 @@ def forward(
         Queries.
     k, v : array (batch, t, heads * c)
         Keys and values.
-    heads : int
-        Number of heads.
     mask : array (batch, t) of bool, optional
         True where a key is real, False where it is padding.
     causal : bool

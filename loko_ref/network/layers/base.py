@@ -188,8 +188,6 @@ def check_entry(
 
     Parameters
     ----------
-    where : str
-        Its place in the spec.
     given : mapping
         A layer, or a part of one.
     required : sequence of str
@@ -198,8 +196,6 @@ def check_entry(
         Those that it may have, with their defaults; a flag is one whose default is true or false.
     sizes : sequence of str
         Those of them that hold whole numbers of at least 1.
-    what : str
-        What it is, for the error.
     """
     allowed = sorted({*required, *optional})
     for key in given:

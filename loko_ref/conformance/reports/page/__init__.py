@@ -183,12 +183,6 @@ def as_html(
 
     Parameters
     ----------
-    target : str
-        What was verified.
-    checks : sequence of Check
-        The outcomes.
-    notes : sequence of str
-        Remarks on the implementation.
     mistakes : mapping, optional
         Check id -> known mistakes that reproduce it.
     known : mapping, optional

@@ -52,12 +52,6 @@ def as_cards(
 
     Parameters
     ----------
-    target : str
-        What was verified.
-    summary : Summary
-        The verdict.
-    groups : sequence of Group
-        The kinds of failure.
     others : sequence
         What else is told, a line each.
     """
