@@ -24,21 +24,11 @@ from loko_ref.conformance.judge.tolerance import expected
 
 @dataclass(frozen=True, kw_only=True)
 class Forced:
-    """The result of a teacher-forced run.
+    """The result of a teacher-forced run."""
 
-    Attributes
-    ----------
-    steps : int
-        Steps taken.
-    divergence : Divergence or None
-        The first wrong quantity; its index begins with the step.
-    finding : Finding or None
-        A fault other than a wrong number.
-    """
-
-    steps: int
-    divergence: Divergence | None = None
-    finding: Finding | None = None
+    steps: int  # steps taken
+    divergence: Divergence | None = None  # the first wrong quantity; its index begins with the step
+    finding: Finding | None = None  # a fault other than a wrong number
 
     @property
     def text(self) -> str:

@@ -107,26 +107,16 @@ _REASONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One label.
+    """One label."""
 
-    Attributes
-    ----------
-    label, title : str
-        Of the derivation.
-    code, tests : tuple of str
-        Files of the package that cite it; tests that its ``Check`` names.
-    mistakes : tuple of str
-        Ids of the known mistakes.
-    reason : str
-        Why there is none, where there is none.
-    """
-
+    # of the derivation
     label: str
     title: str
+    # files of the package that cite it; tests that its `Check` names
     code: tuple[str, ...]
     tests: tuple[str, ...]
-    mistakes: tuple[str, ...]
-    reason: str
+    mistakes: tuple[str, ...]  # ids of the known mistakes
+    reason: str  # why there is none, where there is none
 
 
 def formulas() -> Mapping[str, tuple[str, ...]]:

@@ -52,35 +52,16 @@ WRONG_WEIGHT = -1.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """A run that has not been taken.
+    """A run that has not been taken."""
 
-    Attributes
-    ----------
-    name : str
-        Of the data.
-    learner : LokoConfig
-        The filter, with the network.
-    start : LokoState
-        Before step 0.
-    batch : callable
-        Number of a step -> Batch.
-    steps : int
-        Number of batches.
-    regression : bool
-        Whether y is real.
-    image : (int, int, int), optional
-        Channels, height, width of x.
-    score : callable, optional
-        theta, step -> accuracy on held-out samples, or root mean squared error.
-    """
-
-    name: str
-    learner: loko.LokoConfig
-    start: loko.LokoState
-    batch: Callable[[int], loko.Batch]
-    steps: int
-    regression: bool
-    image: tuple[int, int, int] | None = None
+    name: str  # of the data
+    learner: loko.LokoConfig  # the filter, with the network
+    start: loko.LokoState  # before step 0
+    batch: Callable[[int], loko.Batch]  # number of a step -> Batch
+    steps: int  # number of batches
+    regression: bool  # whether y is real
+    image: tuple[int, int, int] | None = None  # channels, height, width of x
+    # theta, step -> accuracy on held-out samples, or root mean squared error
     score: Callable[[Array, int], float] | None = None
 
     @property

@@ -22,25 +22,16 @@ from loko_ref.network.layers.activation import gelu_tanh_forward
 
 @dataclass
 class Run:
-    """What one pass shares: sizes, the padding mask, and the Jacobian being filled.
+    """What one pass shares: sizes, the padding mask, and the Jacobian being filled."""
 
-    Attributes
-    ----------
-    batch, t, k : int
-        Samples, tokens per sample (1 without a token axis), cotangents per sample.
-    mask : array (batch, t) of bool or None
-        Real tokens.
-    H : array (batch, k, nd)
-        The columns of the Jacobian that are formed; linears write their own.
-    flat : array (rows, 2, width) or None
-        Buffer for the directions of :meth:`directions`: one for all norms.
-    """
-
+    # samples, tokens per sample (1 without a token axis), cotangents per sample
     batch: int
     t: int
     k: int = 0
-    mask: Array | None = None
+    mask: Array | None = None  # (batch, t): real tokens
+    # (batch, k, nd): the columns of the Jacobian that are formed; linears write their own
     H: Array | None = None
+    # (rows, 2, width): buffer for the directions of `directions`: one for all norms
     flat: Array | None = None
 
     def directions(self, n: Array) -> Array:

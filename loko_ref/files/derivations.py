@@ -23,22 +23,13 @@ _PART = re.compile(r"^\*\*([A-Z][\w ]*?)[.:]\*\*\s*", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
-    """One labelled section of ``derivations/``.
+    """One labelled section of ``derivations/``."""
 
-    Attributes
-    ----------
-    label, title : str
-        Such as ``KAL-2`` and ``Innovation covariance and gain (textbook update)``.
-    file : str
-        The page that it stands on, such as ``kalman.md``.
-    text : str
-        The whole section below its heading, Markdown with TeX between dollar signs.
-    """
-
+    # such as `KAL-2` and `Innovation covariance and gain (textbook update)`
     label: str
     title: str
-    file: str
-    text: str
+    file: str  # the page that it stands on, such as `kalman.md`
+    text: str  # the whole section below its heading, Markdown with TeX between dollar signs
 
     @property
     def parts(self) -> dict[str, str]:

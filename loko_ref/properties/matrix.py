@@ -62,21 +62,11 @@ UNSEEN: Mapping[str, str] = {one: why for why, ids in _UNSEEN.items() for one in
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One known mistake.
+    """One known mistake."""
 
-    Attributes
-    ----------
-    mistake : str
-        Its id.
-    read : tuple of str
-        The properties that read a formula which it changes.
-    found : tuple of str
-        Those of them that fail.
-    """
-
-    mistake: str
-    read: tuple[str, ...]
-    found: tuple[str, ...]
+    mistake: str  # its id
+    read: tuple[str, ...]  # the properties that read a formula which it changes
+    found: tuple[str, ...]  # those of them that fail
 
 
 def _wide(value: Any) -> Any:
@@ -176,21 +166,11 @@ def generated(
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Which known mistakes a set of properties finds.
+    """Which known mistakes a set of properties finds."""
 
-    Attributes
-    ----------
-    rows : tuple of Row
-        Of the mistakes in what the properties read.
-    unseen : tuple of str
-        Those that no property finds.
-    idle : tuple of str
-        Properties that find none.
-    """
-
-    rows: tuple[Row, ...]
-    unseen: tuple[str, ...]
-    idle: tuple[str, ...]
+    rows: tuple[Row, ...]  # of the mistakes in what the properties read
+    unseen: tuple[str, ...]  # those that no property finds
+    idle: tuple[str, ...]  # properties that find none
 
     @property
     def share(self) -> float:

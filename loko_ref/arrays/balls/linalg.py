@@ -19,21 +19,11 @@ from loko_ref.errors import UndecidedError
 
 
 class Factor(BallArray):
-    """Cholesky factor L = L0 C of a ball matrix, which remembers how it came about.
+    """Cholesky factor L = L0 C of a ball matrix, which remembers how it came about."""
 
-    Attributes
-    ----------
-    S : BallArray (m, m)
-        The matrix.
-    L0_inv : BallArray (m, m)
-        Inverse of L0, the exact factor of (about) the midpoint.
-    C : BallArray (m, m)
-        Factor of L0^-1 S L0'^-1, near the identity.
-    """
-
-    S: BallArray
-    L0_inv: BallArray
-    C: BallArray
+    S: BallArray  # the matrix
+    L0_inv: BallArray  # inverse of L0, the exact factor of (about) the midpoint
+    C: BallArray  # factor of L0^-1 S L0'^-1, near the identity
 
 
 def _mid(array: Any) -> Any:

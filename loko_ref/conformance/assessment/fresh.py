@@ -26,17 +26,10 @@ Spec = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fresh:
-    """Inputs and options of an operation that are no case's.
+    """Inputs and options of an operation that are no case's."""
 
-    Attributes
-    ----------
-    operation : Operation
-        Entry of the catalogue.
-    inputs, options : mapping
-        Float64 arrays; all options.
-    """
-
-    operation: Operation
+    operation: Operation  # entry of the catalogue
+    # float64 arrays; all options
     inputs: Mapping[str, Any]
     options: Mapping[str, Any]
 

@@ -25,27 +25,13 @@ INDISTINGUISHABLE: dict[frozenset[str], str] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one mutant.
+    """What became of one mutant."""
 
-    Attributes
-    ----------
-    id : str
-        The mutant's.
-    failed : int
-        Checks that caught it.
-    named : int
-        Of these, how many name it first.
-    first : str or None
-        The id most often named first.
-    others : tuple of str
-        Ids that are named at all, beside its own.
-    """
-
-    id: str
-    failed: int
-    named: int
-    first: str | None
-    others: tuple[str, ...]
+    id: str  # the mutant's
+    failed: int  # checks that caught it
+    named: int  # of these, how many name it first
+    first: str | None  # the id most often named first
+    others: tuple[str, ...]  # ids that are named at all, beside its own
 
 
 @lru_cache(maxsize=1024)

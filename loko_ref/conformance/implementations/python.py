@@ -58,29 +58,15 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Implementation:
-    """A mapping from operation name to function, and the target that holds it.
+    """A mapping from operation name to function, and the target that holds it."""
 
-    Attributes
-    ----------
-    target : str
-        As given on the command line.
-    functions : mapping
-        Operation name -> function.
-    notes : tuple of str
-        Remarks on names that are not operations.
-    catalogue : int
-        Version of the catalogue that it states that it was written for.
-    options : mapping
-        The one value that it has of an option, name -> value: its functions need no parameter.
-    precision : mapping of str to str
-        The precision that it states, quantity -> format; that of "" is all others'.
-    """
-
-    target: str
-    functions: Mapping[str, Callable[..., Any]]
-    notes: tuple[str, ...] = ()
-    catalogue: int = VERSION
+    target: str  # as given on the command line
+    functions: Mapping[str, Callable[..., Any]]  # operation name -> function
+    notes: tuple[str, ...] = ()  # remarks on names that are not operations
+    catalogue: int = VERSION  # version of the catalogue that it states that it was written for
+    # the one value that it has of an option, name -> value: its functions need no parameter
     options: Mapping[str, Any] = field(default_factory=dict)
+    # the precision that it states, quantity -> format; that of "" is all others'
     precision: Mapping[str, str] = field(default_factory=dict)
 
     def having(self, options: Mapping[str, Any]) -> Implementation:

@@ -38,30 +38,14 @@ _OPTIONS = {o.name: o for o in OPERATIONS["loko.step"].options if o.name != "spe
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recording:
-    """Quantities by step.
+    """Quantities by step."""
 
-    Attributes
-    ----------
-    steps : mapping of int to mapping of str to array
-        Step -> name -> array, of one dtype.
-    shapes : mapping of int to (int, int)
-        Step -> (batch, C), where outputs are recorded.
-    options : mapping
-        All options of the run.
-    dtype : {"float64", "float32"}
-        That of every array.
-    notes : tuple of str
-        Arrays that were ignored, and the options in use.
-    precision : mapping of str to str
-        The precision that it states, quantity -> format.
-    """
-
-    steps: Mapping[int, Mapping[str, Array]]
-    shapes: Mapping[int, tuple[int, int]]
-    options: Mapping[str, Any]
-    dtype: str
-    notes: tuple[str, ...]
-    precision: Mapping[str, str]
+    steps: Mapping[int, Mapping[str, Array]]  # step -> name -> array, of one dtype
+    shapes: Mapping[int, tuple[int, int]]  # step -> (batch, C), where outputs are recorded
+    options: Mapping[str, Any]  # all options of the run
+    dtype: str  # {"float64", "float32"}: that of every array
+    notes: tuple[str, ...]  # arrays that were ignored, and the options in use
+    precision: Mapping[str, str]  # the precision that it states, quantity -> format
 
 
 def load(path: Path) -> tuple[dict[str, Array], str]:

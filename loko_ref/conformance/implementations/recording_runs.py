@@ -55,35 +55,16 @@ DRAWN = "redraws."
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunRecording:
-    """A recording of LTE or of an optimizer.
+    """A recording of LTE or of an optimizer."""
 
-    Attributes
-    ----------
-    operation : str
-        One of ``OPERATIONS``, but ``loko.step``.
-    steps : mapping of int to mapping of str to array
-        Step -> name -> array, of one dtype.
-    state : tuple of str
-        Names of what a step begins with.
-    options : mapping
-        All options.
-    dtype : {"float64", "float32"}
-        That of every array.
-    notes : tuple of str
-        Arrays that were ignored, and the options in use.
-    precision : mapping of str to str
-        The precision that it states, quantity -> format.
-    weights : mapping of str to tuple of int
-        Of LTE the shapes of the shared weights, in order.
-    """
-
-    operation: str
-    steps: Mapping[int, Mapping[str, Array]]
-    state: tuple[str, ...]
-    options: Mapping[str, Any]
-    dtype: str
-    notes: tuple[str, ...]
-    precision: Mapping[str, str]
+    operation: str  # one of `OPERATIONS`, but `loko.step`
+    steps: Mapping[int, Mapping[str, Array]]  # step -> name -> array, of one dtype
+    state: tuple[str, ...]  # names of what a step begins with
+    options: Mapping[str, Any]  # all options
+    dtype: str  # {"float64", "float32"}: that of every array
+    notes: tuple[str, ...]  # arrays that were ignored, and the options in use
+    precision: Mapping[str, str]  # the precision that it states, quantity -> format
+    # of LTE the shapes of the shared weights, in order
     weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 

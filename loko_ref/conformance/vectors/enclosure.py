@@ -50,21 +50,11 @@ def enclosed(case: Case, limit: int = 2048) -> balls.Enclosed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Golden:
-    """Correctly rounded values of one output.
+    """Correctly rounded values of one output."""
 
-    Attributes
-    ----------
-    value : array
-        The nearest float of the format, an element.
-    bound : array
-        Proven: the exact number is no further than this away.
-    decided : array of bool
-        Whether `value` is proven to be the nearest.
-    """
-
-    value: Array
-    bound: Array
-    decided: Array
+    value: Array  # the nearest float of the format, an element
+    bound: Array  # proven: the exact number is no further than this away
+    decided: Array  # whether `value` is proven to be the nearest
 
 
 def golden(case: Case, dtype: str = "float64") -> dict[str, Golden]:

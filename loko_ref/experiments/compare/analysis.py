@@ -37,15 +37,10 @@ def halves(seeds: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A paired difference, the first minus the second.
+    """A paired difference, the first minus the second."""
 
-    Attributes
-    ----------
-    mean, low, high : float
-        Over the seeds, with the 95 % interval of Student's t, which is unbounded with a single
-        seed; infinite where one of them diverged.
-    """
-
+    # over the seeds, with the 95 % interval of Student's t, which is unbounded with a single seed;
+    # infinite where one of them diverged
     mean: float
     low: float
     high: float

@@ -26,28 +26,15 @@ Step = Callable[[loko.Batch, int], tuple[Array, Array]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Learner:
-    """One setting of one method.
+    """One setting of one method."""
 
-    Attributes
-    ----------
-    name, family : str
-        Of tables; the family is what a grid belongs to.
-    options : mapping
-        Of the optimizer.
-    method : str
-        ``loko``, ``sgd``, ``adagrad`` or ``adamw``.
-    ratio : float
-        Of a first-order method: rate of B over that of A.
-    dense : bool
-        Whether memory and time grow with n², so that transformers are left out.
-    """
-
+    # of tables; the family is what a grid belongs to
     name: str
     family: str
-    method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    ratio: float = 1.0
-    dense: bool = False
+    method: str  # `loko`, `sgd`, `adagrad` or `adamw`
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the optimizer
+    ratio: float = 1.0  # of a first-order method: rate of B over that of A
+    dense: bool = False  # whether memory and time grow with n², so that transformers are left out
 
     def config(self, **about: Any) -> RunConfig:
         """Describe the run of this learner on a stream."""

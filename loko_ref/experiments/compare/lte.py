@@ -34,24 +34,13 @@ RATES = (0.5, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Setting:
-    """One row.
-
-    Attributes
-    ----------
-    name : str
-        Of the row.
-    options : mapping
-        Of ``loko-ref lte``, as a Python call has them.
-    optimizer : str
-        In each head.
-    baseline : {"full", "lora"} or None
-        What is trained in place of LTE.
-    """
+    """One row."""
 
     name: str
+    # of `loko-ref lte`, as a Python call has them
     options: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: str = "adamw"
-    baseline: Literal["full", "lora"] | None = None
+    optimizer: str = "adamw"  # in each head
+    baseline: Literal["full", "lora"] | None = None  # what is trained in place of LTE
 
     @property
     def factors(self) -> tuple[float, ...]:
@@ -89,33 +78,18 @@ TASKS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one setting reached at one rate with one seed.
+    """What one setting reached at one rate with one seed."""
 
-    Attributes
-    ----------
-    task, setting, factor, seed : str, str, float, int
-        Which; the factor is on the default rate, or on LoKO's p0.
-    accuracy : float
-        On the test part at the end; 0 if the run diverged.
-    curve : tuple of (int, float)
-        Step and accuracy, at the merges.
-    seconds : float
-        Processor time of the training.
-    effective_rank : float or None
-        Largest over the layers, of W - W_0; None if the run diverged.
-    bytes_sent : int
-        Of factors and replicas, over the whole run.
-    """
-
+    # which; the factor is on the default rate, or on LoKO's p0
     task: str
     setting: str
     factor: float
     seed: int
-    accuracy: float
-    curve: tuple[tuple[int, float], ...]
-    seconds: float
-    effective_rank: float | None
-    bytes_sent: int
+    accuracy: float  # on the test part at the end; 0 if the run diverged
+    curve: tuple[tuple[int, float], ...]  # step and accuracy, at the merges
+    seconds: float  # processor time of the training
+    effective_rank: float | None  # largest over the layers, of W - W_0; None if the run diverged
+    bytes_sent: int  # of factors and replicas, over the whole run
 
 
 _NONE = (
@@ -192,24 +166,14 @@ def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[st
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One setting on one task, at the rate that was best on the selection seeds.
+    """One setting on one task, at the rate that was best on the selection seeds."""
 
-    Attributes
-    ----------
-    setting, rate : str, float
-        Which; the rate as a factor on the default one.
-    accuracy : array (seeds,)
-        On the reporting seeds.
-    timed : array (seeds,)
-        What had been reached when full training ended.
-    effective_rank, seconds, bytes_sent : float
-        Means over the reporting seeds.
-    """
-
+    # which; the rate as a factor on the default one
     setting: str
     rate: float
-    accuracy: NDArray[np.float64]
-    timed: NDArray[np.float64]
+    accuracy: NDArray[np.float64]  # (seeds,): on the reporting seeds
+    timed: NDArray[np.float64]  # (seeds,): what had been reached when full training ended
+    # means over the reporting seeds
     effective_rank: float
     seconds: float
     bytes_sent: float
@@ -260,22 +224,13 @@ def _at(one: Run, seconds: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A statement of the paper, as the difference of two rows.
+    """A statement of the paper, as the difference of two rows."""
 
-    Attributes
-    ----------
-    text : str
-        What is claimed.
-    first, second : str
-        Names of settings: the first is said to be as good (`parity`), or better.
-    parity : bool
-        Whether the first only has to be within a percentage point of the second.
-    """
-
-    text: str
+    text: str  # what is claimed
+    # names of settings: the first is said to be as good (`parity`), or better
     first: str
     second: str
-    parity: bool = False
+    parity: bool = False  # whether the first only has to be within a percentage point of the second
 
 
 CLAIMS: tuple[Claim, ...] = (

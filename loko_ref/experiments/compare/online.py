@@ -34,22 +34,13 @@ TUNED = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is compared.
+    """What is compared."""
 
-    Attributes
-    ----------
-    streams, seeds : sequence
-        On which, at how many draws.
-    learners : sequence of Learner
-        Who.
-    limit : int or None
-        Most samples of each part.
-    """
-
+    # on which, at how many draws
     streams: Sequence[Stream]
     seeds: Sequence[int]
     learners: Sequence[Learner]
-    limit: int | None = None
+    limit: int | None = None  # most samples of each part
 
     def about(self) -> dict[str, Any]:
         """Return plain JSON values by which two plans are compared."""

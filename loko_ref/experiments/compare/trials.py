@@ -26,31 +26,18 @@ EVALUATIONS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What one learner reached.
-
-    Attributes
-    ----------
-    stream, learner, seed : str, str, int
-        Which.
-    online, final : float or None
-        Accuracy over the stream, each sample before it was learned, and on the test part at its
-        end; of a regression root mean squared errors. None for an error without bound.
-    curve : tuple of float or None
-        On the test part, at EVALUATIONS points or half as many.
-    diverged : int or None
-        The step at which it did.
-    ms : float
-        Milliseconds of processor time a step.
-    """
+    """What one learner reached."""
 
     stream: str
     learner: str
     seed: int
+    # accuracy over the stream, each sample before it was learned, and on the test part at its end;
+    # of a regression root mean squared errors. None for an error without bound.
     online: float | None
     final: float | None
-    curve: tuple[float | None, ...]
-    diverged: int | None
-    ms: float
+    curve: tuple[float | None, ...]  # on the test part, at EVALUATIONS points or half as many
+    diverged: int | None  # the step at which it did
+    ms: float  # milliseconds of processor time a step
 
     @property
     def key(self) -> tuple[str, int, str]:
