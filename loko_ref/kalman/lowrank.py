@@ -83,7 +83,7 @@ def groups_of(shapes: Sequence[tuple[str, tuple[int, ...]]], blocks: Blocks) -> 
 class Precision:
     """``P^-1 = B + W W'``; no method changes it, or an array of it."""
 
-    # of B the diagonal (n,), or the blocks, tensor by tensor, each row-major (sum of units * size^2,)
+    # of B the diagonal (n,), or the blocks (sum of units * size^2,), by tensor, each row-major
     U: Array
     W: Array  # (n, L): the low-rank part; determined up to a rotation of its columns
     groups: tuple[Group, ...] = ()  # the blocks; empty where B is diagonal

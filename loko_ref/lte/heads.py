@@ -82,7 +82,7 @@ class _Kept:
     """What the vjp of one linear reads."""
 
     x: Array  # (heads, batch, i): its input
-    # its trainables (heads, ...); those last merged (None: 0, or a weight copy per head, or no LoRA)
+    # its trainables (heads, ...); those last merged; None: 0, or a weight copy per head, or no LoRA
     p: Mapping[str, Array]
     old: Mapping[str, Array] | None = None
     u: Array | None = None  # (heads, batch, r): `scale(A x + bA)`; None without LoRA
