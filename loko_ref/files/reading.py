@@ -7,7 +7,6 @@ end. The size of an unpacked file is bounded by the size that it declares, or by
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import stat
 import zlib
@@ -208,21 +207,6 @@ def _content(
     if wanted is not None and len(data) != wanted:
         raise refuse(path, argument, f"{len(data)} bytes", required, "a truncated file")
     return data
-
-
-def hash_file(path: str | os.PathLike[str], argument: str | None = None) -> str:
-    """Return the SHA-256 of a regular file, in hexadecimal.
-
-    Raises
-    ------
-    InputError
-        As :func:`open_file`.
-    """
-    digest = hashlib.sha256()
-    with open_file(path, argument) as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def map_file(file: BinaryIO) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ _SPELLED = (
     (r"\\cr(?![a-zA-Z])", lambda m: r"\\"),
     (r"\\tfrac(\d)(\d)", lambda m: rf"\tfrac{{{m[1]}}}{{{m[2]}}}"),
     (r"\\mathrel\{(.)\}(.)", lambda m: f"{m[1]}{m[2]}"),
-    (r"\\Big(?![a-zA-Z])", lambda m: r"\bigr" if False else ""),
+    (r"\\Big(?![a-zA-Z])", lambda m: ""),
     (r"^\^", lambda m: "{}^"),
 )
 """What docutils reads otherwise than TeX does, and how it reads it."""
