@@ -7,42 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
+_SCORE = "Verify every mutant: is it caught, is it named?"
+_CALIBRATION = "Measure how far right and wrong stand apart."
+_GENERATED = """Verify so many mistakes that change a number, made by changing the formulas' syntax:
+how many are caught, and named by an equivalent formula?"""
+_SEED = "With --generated: of the draw. Default 0."
+_DOUBLE = "With --generated: two formulas changed at once."
+_CORRECT = "With --calibration: a correct implementation (TARGET)."
+_CASE = "With --calibration or --generated: cases or operations of this glob."
+
 
 def mutants(
-    score: Annotated[
-        bool, typer.Option("--score", help="Verify every mutant: is it caught, is it named?")
-    ] = False,
-    calibration: Annotated[
-        bool,
-        typer.Option("--calibration", help="Measure how far right and wrong stand apart."),
-    ] = False,
-    generated: Annotated[
-        int | None,
-        typer.Option(
-            "--generated",
-            help="Verify so many mistakes that change a number, made by changing the formulas' "
-            "syntax: how many are caught, and named by an equivalent formula?",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="With --generated: of the draw. Default 0.")
-    ] = None,
-    double: Annotated[
-        bool, typer.Option("--double", help="With --generated: two formulas changed at once.")
-    ] = False,
-    correct: Annotated[
-        list[str] | None,
-        typer.Option("--correct", help="With --calibration: a correct implementation (TARGET)."),
-    ] = None,
+    score: Annotated[bool, typer.Option("--score", help=_SCORE)] = False,
+    calibration: Annotated[bool, typer.Option("--calibration", help=_CALIBRATION)] = False,
+    generated: Annotated[int | None, typer.Option(help=_GENERATED)] = None,
+    seed: Annotated[int | None, typer.Option(help=_SEED)] = None,
+    double: Annotated[bool, typer.Option("--double", help=_DOUBLE)] = False,
+    correct: Annotated[list[str] | None, typer.Option(help=_CORRECT)] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     only: Annotated[str | None, typer.Option("--only", help="Ids that match this glob.")] = None,
-    case: Annotated[
-        str | None,
-        typer.Option(
-            "--case",
-            help="With --calibration or --generated: cases or operations of this glob.",
-        ),
-    ] = None,
+    case: Annotated[str | None, typer.Option(help=_CASE)] = None,
 ) -> None:
     """List the known mistakes that a failed check is compared with.
 

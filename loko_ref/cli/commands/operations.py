@@ -108,14 +108,12 @@ def _entry(operation: Operation) -> str:
     return "\n".join(lines)
 
 
+_NAME = """One operation, or a glob such as 'observation.*' (or 'observation' alone); '*' for every
+one. By default a list of their names."""
+
+
 def operations(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            help="One operation, or a glob such as 'observation.*' (or 'observation' alone); '*' "
-            "for every one. By default a list of their names."
-        ),
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help=_NAME)] = None,
 ) -> None:
     """Describe the operations: inputs, options, outputs, shapes, defaults, formulas."""
     from loko_ref.conformance.cases.globs import matcher, nothing_matches

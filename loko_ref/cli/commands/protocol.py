@@ -13,15 +13,13 @@ import typer
 
 from loko_ref.files.documents import WRITTEN_BY, load
 
+_CMD = "Check the harness that this command starts."
+_TIMEOUT = "Most seconds until hello and each request is answered."
+
 
 def protocol(
-    cmd: Annotated[
-        str | None, typer.Option("--cmd", help="Check the harness that this command starts.")
-    ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option("--timeout", help="Most seconds until hello and each request is answered."),
-    ] = 30.0,
+    cmd: Annotated[str | None, typer.Option(help=_CMD)] = None,
+    timeout: Annotated[float, typer.Option(help=_TIMEOUT)] = 30.0,
 ) -> None:
     """Print the protocol; with --cmd, check a harness: hello, canary, errors, files, stop.
 

@@ -153,14 +153,12 @@ def lte(
     _show_lte(room.summary(runs, chosen), chosen.steps)
 
 
+_FILE = "What --json of either comparison wrote, at its end or not."
+
+
 @app.command("report", epilog=epilog("compare report"))
 def report(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", help="What --json of either comparison wrote, at its end or not."
-        ),
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE)],
     json_file: Annotated[Path | None, opt.option(opt.OUTPUT, _SUMMARY, "--json")] = None,
     plot: Annotated[Path | None, opt.option(opt.OUTPUT, _PLOT)] = None,
 ) -> None:
