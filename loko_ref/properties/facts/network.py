@@ -76,14 +76,9 @@ def check_derivative(t: Trial) -> None:
                 t.near("Z v", got["Z"] @ v, sharp["z"].reshape(-1), 2 * got.tol["Z"] @ v)
 
 
-@fact(
-    JACOBIAN,
-    "derivative",
-    "LAY-9 LAY-10 LORA-4",
-    "Z v is the derivative of z as the factors move along v",
-    nets(_any),
-    "where extrapolated central differences converge",
-)
+@fact(JACOBIAN, "derivative", "LAY-9 LAY-10 LORA-4",
+      "Z v is the derivative of z as the factors move along v", nets(_any),
+      "where extrapolated central differences converge")  # fmt: skip
 def _derivative(t: Trial) -> None:
     check_derivative(t)
 
@@ -122,13 +117,9 @@ def _activation(t: Trial) -> None:
     check_derivative(t)
 
 
-@fact(
-    FORWARD,
-    "merged",
-    "LORA-3 LAY-2 LAY-3",
-    "W + scale B A and b + scale (B bA + bB) in place of the branches give the same outputs",
-    nets(_any),
-)
+@fact(FORWARD, "merged", "LORA-3 LAY-2 LAY-3",
+      "W + scale B A and b + scale (B bA + bB) in place of the branches give the same outputs",
+      nets(_any))  # fmt: skip
 def _merged(t: Trial) -> None:
     check_merged(t)
 
