@@ -176,11 +176,7 @@ def _balls() -> Backend:
     )
 
 
-KNOWN: dict[str, Callable[[], Backend]] = {
-    "numpy": lambda: NUMPY,
-    "cupy": _cupy,
-    "balls": _balls,
-}
+KNOWN: dict[str, Callable[[], Backend]] = {"numpy": lambda: NUMPY, "cupy": _cupy, "balls": _balls}
 """Name -> what builds the backend when it is first asked for."""
 
 

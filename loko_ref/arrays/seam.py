@@ -21,13 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref.arrays.backends import (
-    KNOWN,
-    NUMPY,
-    Array,
-    Backend,
-    get_backend,
-)
+from loko_ref.arrays.backends import KNOWN, NUMPY, Array, Backend, get_backend
 from loko_ref.errors import InputError
 
 

@@ -315,10 +315,7 @@ def verify_answers(
     return Report(
         target=f"{OFFLINE}{shlex.join([os.fspath(folder), os.fspath(answers)])}",
         checks=tuple(checks),
-        notes=(
-            *noted(precision, checks, strict),
-            *expected_failures.not_run(statuses, expected),
-        ),
+        notes=(*noted(precision, checks, strict), *expected_failures.not_run(statuses, expected)),
         mistakes=mistakes,
         expected=expected,
         changes=None if old is None else compare(*old, checks, mistakes),
@@ -380,11 +377,7 @@ def verify_recording(
     return Report(
         target=shown,
         checks=tuple(checks),
-        notes=(
-            *read.notes,
-            *noted(precision, checks, strict),
-            *([] if first is None else [first]),
-        ),
+        notes=(*read.notes, *noted(precision, checks, strict), *([] if first is None else [first])),
         mistakes=mistakes,
         precision=precision,
         changes=None if old is None else compare(*old, checks, mistakes),

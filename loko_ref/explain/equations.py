@@ -63,7 +63,7 @@ _SEEN = {
     },
     "logits": {
         "H": "The Jacobian of the logits with respect to theta, not that of yhat; -H'e is the "
-        "gradient of the cross-entropy.",
+        "gradient of the cross-entropy."
     },
 }
 _CLASSES = {

@@ -271,14 +271,7 @@ class Stepper:
         return sample
 
     def _update(
-        self,
-        theta: Array,
-        p: Array,
-        H: Columns,
-        e: Array,
-        y: Array,
-        x: Array,
-        R: Array | None,
+        self, theta: Array, p: Array, H: Columns, e: Array, y: Array, x: Array, R: Array | None
     ) -> tuple[Array, Array, Array]:
         config = self.config
         given = R = self._noise(R, e)
@@ -306,14 +299,7 @@ class Stepper:
         return theta_post, p_post, R
 
     def _glm(
-        self,
-        theta: Array,
-        p: Array,
-        Z: Columns,
-        e: Array,
-        yhat: Array,
-        z: Array,
-        y: Array,
+        self, theta: Array, p: Array, Z: Columns, e: Array, yhat: Array, z: Array, y: Array
     ) -> tuple[Array, Array]:
         """``K e = p Zo' (I + Jo G)^-1 eo`` and the whitened leverages.  [OBS-6, OBS-9, FAST-4].
 

@@ -9,12 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from loko_ref.arrays import (
-    Array,
-    contrast_basis,
-    epsilon,
-    namespace,
-)
+from loko_ref.arrays import Array, contrast_basis, epsilon, namespace
 from loko_ref.errors import NumericalError
 from loko_ref.kalman import dense, diagonal, glm, implicit, lowrank, simplex
 from loko_ref.kalman import observation as obs

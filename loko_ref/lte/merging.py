@@ -68,13 +68,7 @@ def _bias(p: Mapping[str, Array]) -> Array:
 
 
 @takes(config=LteConfig, state=LteState)
-def merge(
-    config: LteConfig,
-    state: LteState,
-    team: Team = ALONE,
-    *,
-    batch: int = 1,
-) -> LteState:
+def merge(config: LteConfig, state: LteState, team: Team = ALONE, *, batch: int = 1) -> LteState:
     """Gather every head's factors, form W, and keep what each head needs to see W.  [LTE-5].
 
     The merge alone: a reset is :func:`reset`.
@@ -158,11 +152,7 @@ def _after_merge(
 
 @takes(config=LteConfig, state=LteState)
 def reset(
-    config: LteConfig,
-    state: LteState,
-    redraw: Mapping[str, Array] | None = None,
-    *,
-    batch: int = 1,
+    config: LteConfig, state: LteState, redraw: Mapping[str, Array] | None = None, *, batch: int = 1
 ) -> LteState:
     """Reset after a merge: B = 0, A kept or redrawn, and nothing remembers the merge.  [LTE-6].
 

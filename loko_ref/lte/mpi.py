@@ -37,10 +37,7 @@ from loko_ref.lte.watch import Watch, sentry
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
 """Where launchers say how many processes they started, the surest first."""
 
-_HERE = {
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "OMPI_COMM_WORLD_RANK",
-    "MPI_LOCALNRANKS": "PMI_RANK",
-}
+_HERE = {"OMPI_COMM_WORLD_LOCAL_SIZE": "OMPI_COMM_WORLD_RANK", "MPI_LOCALNRANKS": "PMI_RANK"}
 """Where launchers say how many processes they started on this machine, and each one's rank."""
 
 Result = TypeVar("Result")

@@ -236,12 +236,7 @@ def _filter_step(
             **{name: rows[row] for name, rows in state.slots.items()},
         )
         new, _ = loko.step_from_jacobian(
-            own,
-            filters,
-            z if shared else z[row],
-            Z[head],
-            y if shared else y[row],
-            outputs,
+            own, filters, z if shared else z[row], Z[head], y if shared else y[row], outputs
         )
         theta.append(new.theta)
         for name, found in kept.items():

@@ -19,12 +19,7 @@ from loko_ref.conformance.assessment.reach import Reach
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.catalogue.entry import Operation
 from loko_ref.conformance.implementations.python import Implementation
-from loko_ref.conformance.mistakes.registry import (
-    Mutant,
-    as_implementation,
-    dtype_of,
-    functions_by,
-)
+from loko_ref.conformance.mistakes.registry import Mutant, as_implementation, dtype_of, functions_by
 from loko_ref.properties.running import LARGE, PROFILES
 from loko_ref.properties.trial import Declined, Problem, Property, Refuted, Trial, Unsuitable
 from loko_ref.textbook import FORMULA_TABLE

@@ -192,12 +192,7 @@ def spd_matrices(
 
 @st.composite
 def probabilities(
-    draw: st.DrawFn,
-    batch: int,
-    C: int,
-    *,
-    margin: float = 40.0,
-    dtype: str = "float64",
+    draw: st.DrawFn, batch: int, C: int, *, margin: float = 40.0, dtype: str = "float64"
 ) -> Floats:
     """Draw class probabilities yhat (batch, C): softmax of logits, mild to saturated.
 

@@ -112,9 +112,7 @@ _NAME = """One operation, or a glob such as 'observation.*' (or 'observation' al
 one. By default a list of their names."""
 
 
-def operations(
-    name: Annotated[str | None, typer.Argument(help=_NAME)] = None,
-) -> None:
+def operations(name: Annotated[str | None, typer.Argument(help=_NAME)] = None) -> None:
     """Describe the operations: inputs, options, outputs, shapes, defaults, formulas."""
     from loko_ref.conformance.cases.globs import matcher, nothing_matches
     from loko_ref.conformance.catalogue.network_text import LAYERS, SPEC

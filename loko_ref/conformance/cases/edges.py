@@ -165,12 +165,7 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
         1,
     ),
     "transformer-unseen": ("UNSEEN-UNIFORM UNSEEN-ALL", _HIDDEN, {}, 2),
-    "weights-glm": (
-        "WEIGHTS-BIASES-FIRST WEIGHTS-BIASES-FROZEN H-NO-J",
-        _PLAIN,
-        _WEIGHTS,
-        1,
-    ),
+    "weights-glm": ("WEIGHTS-BIASES-FIRST WEIGHTS-BIASES-FROZEN H-NO-J", _PLAIN, _WEIGHTS, 1),
     "weights-logits-dense": (
         "WEIGHTS-BIASES-FIRST P-DENSE-DIAGONAL H-J-IN-LOGITS",
         mlp_spec([3, 3], "relu"),

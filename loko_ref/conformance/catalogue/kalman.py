@@ -32,9 +32,7 @@ _UPDATE = {
 _FIRST = "; a time update that comes before the measurement"
 _PREDICTED = (
     option(
-        "lam",
-        1.0,
-        "forgetting factor, 0 < lam <= 1" + _FIRST + ": U <- lam U, W <- sqrt(lam) W",
+        "lam", 1.0, "forgetting factor, 0 < lam <= 1" + _FIRST + ": U <- lam U, W <- sqrt(lam) W"
     ),
     option(
         "q",

@@ -337,11 +337,7 @@ def call(
     given = dict(keywords)
     process = os.getpid()
     try:
-        with (
-            warnings.catch_warnings(),
-            np.errstate(all="ignore"),
-            _guarded(timeout),
-        ):
+        with warnings.catch_warnings(), np.errstate(all="ignore"), _guarded(timeout):
             warnings.simplefilter("ignore")
             result = _plain(function(**keywords))
     except NotImplementedError as error:

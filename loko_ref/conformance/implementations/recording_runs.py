@@ -251,10 +251,7 @@ def _step(
 
 
 def _wanted(
-    recording: RunRecording,
-    one: Mapping[str, Array],
-    shapes: Mapping[str, tuple[int, ...]],
-    m: int,
+    recording: RunRecording, one: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], m: int
 ) -> dict[str, tuple[int, ...] | None]:
     """Return the shapes of a step's arrays; None where what was recorded does not determine it."""
     o, heads = recording.options, recording.options["heads"]

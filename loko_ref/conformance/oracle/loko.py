@@ -48,13 +48,7 @@ def lowrank_update(x: Arrays, o: Arrays) -> Out:
     check_positive("U", x["U"])
     prior = _predicted(lowrank.Precision(U=x["U"], W=x["W"]), o)
     new = lowrank.update(x["theta"], prior, x["H"], x["e"], x["R"])
-    return {
-        "S": new.S,
-        "K": new.K,
-        "theta": new.theta,
-        "U": new.P.U,
-        "WW": new.P.W @ new.P.W.T,
-    }
+    return {"S": new.S, "K": new.K, "theta": new.theta, "U": new.P.U, "WW": new.P.W @ new.P.W.T}
 
 
 def _partition(blocks: Sequence[float], n: int) -> list[list[int]]:

@@ -26,13 +26,7 @@ from loko_ref.conformance.cases.registry import Case, all_cases, select
 from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.judge.tolerance import expected, tolerance
 from loko_ref.conformance.vectors import enclosure
-from loko_ref.conformance.vectors.manifest import (
-    NAME,
-    canonical,
-    digest,
-    plain_file,
-    read_manifest,
-)
+from loko_ref.conformance.vectors.manifest import NAME, canonical, digest, plain_file, read_manifest
 from loko_ref.conformance.vectors.numbers import differs, flatten, golden_unproven, of_file
 from loko_ref.errors import InputError
 from loko_ref.files.containers import pack_safetensors

@@ -43,10 +43,7 @@ class Learner:
         if regression(about.get("data", "digits")):
             options.pop("solve", None)  # what is linear is solved in one iteration
         return RunConfig(
-            optimizer=self.method,
-            options=options,
-            route="fast" if fast else "readable",
-            **about,
+            optimizer=self.method, options=options, route="fast" if fast else "readable", **about
         )
 
     def begin(self, task: Task) -> Step:

@@ -157,7 +157,8 @@ def _every_column(t: Trial) -> None:
 
 @fact(BLOCK, "ends", "KAL-10 DIAG-2",
       "one block is the dense filter, U+ = U + H' R^-1 H; "
-      "blocks of one are the diagonal of low rank", updates, "without W; lam = 1, q = 0")  # fmt: skip
+      "blocks of one are the diagonal of low rank", updates,
+      "without W; lam = 1, q = 0")  # fmt: skip
 def _ends(t: Trial) -> None:
     n, (U,) = len(t.given["theta"]), t.exact("U")
     whole = t.run(options={**STILL, "blocks": []}, W=None)
