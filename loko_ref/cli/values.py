@@ -95,7 +95,7 @@ NAMED: dict[str, Callable[[Any], Any]] = {
     "timeout": _reader("FLOAT", _seconds),
     "min_time": _reader("FLOAT", _seconds),
 }
-"""Parameter -> its reader, where the name says more than the type."""
+"""Parameter -> its reader, where the name states more than the type."""
 
 
 def read_by_type(app: typer.Typer) -> None:

@@ -170,7 +170,7 @@ def verify(
         In place of the catalogue's cases: one that
         :func:`loko_ref.conformance.user_inputs.save_case` has written.
     baseline : path-like, optional
-        An earlier report, as JSON: the report says what changed since.
+        An earlier report, as JSON: the report states what changed since.
     strict : bool
         Whether results that are imprecise (right, by an algorithm that loses digits) fail; stated
         precision excuses nothing then.
@@ -338,7 +338,7 @@ def verify_recording(
     path : path-like
         ``.npz`` or ``.safetensors`` with arrays ``k/name``: quantity `name` of step k. Those of
         LTE and of the optimizers are laid out as
-        :mod:`loko_ref.conformance.implementations.recording_runs` says.
+        :mod:`loko_ref.conformance.implementations.recording_runs` states.
     options : mapping or sequence of str
         Options that the run had, name -> value or ``NAME=VALUE``: of ``loko.step``, or of the
         operation that the option ``operation`` names.

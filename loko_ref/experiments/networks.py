@@ -180,7 +180,7 @@ def put_lora(
                 rank,
                 f"at most {side}, the smaller side of layer {name}",
                 "a rank larger than a dimension; without a rank each layer takes "
-                f"{defaults.rank} or its smaller side; targets says which layers have LoRA",
+                f"{defaults.rank} or its smaller side; targets states which layers have LoRA",
             )
         r = min(most, side)
         own = alpha if r == most else alpha / most * r

@@ -141,7 +141,7 @@ def _citations() -> dict[str, list[str]]:
 
 
 def _indexed(label: str) -> tuple[str, ...]:
-    """Return where the index says that the label is computed."""
+    """Return where the index states that the label is computed."""
     index = (shipped("derivations") / "README.md").read_text(encoding="utf-8")
     found = re.search(rf"^\| {label} \| .* \| ([^|]+) \|$", index, re.MULTILINE)
     return tuple(found[1].strip().split(", ")) if found else ()

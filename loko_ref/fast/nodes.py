@@ -4,7 +4,7 @@ Shapes: x (batch * t, i), rows sample by sample, token by token; d (batch * t * 
 cotangents of one row side by side; H (batch, k, nd). A node remembers what its backward needs.
 
 Rules: ``forward`` returns an array of its own; ``backward`` reads d and returns an array of its
-own, except where ``owns_d`` says that d comes fresh from the node above and may be overwritten.
+own, except where ``owns_d`` states that d comes fresh from the node above and may be overwritten.
 """
 
 from __future__ import annotations

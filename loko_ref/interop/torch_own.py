@@ -1,6 +1,6 @@
 """A user's torch module, in place of the package's: where its arrays are, and what is put there.
 
-``names`` says where a weight of the spec stands in the user's code: for each last part of a name
+``names`` states where a weight of the spec stands in the user's code: for each last part of a name
 (``W``, ``b``, ``A``, ``B``, ...) the attribute's path, ``{}`` standing for the layer's name in a
 whole network; ``.T`` behind it where the user keeps the transpose.
 

@@ -34,7 +34,7 @@ LATER: dict[str, Any] = {"solve": "linear", "columns": None, "blocks": "unit"}
 """Options that came after files were written -> their default, which a file that has none means."""
 
 
-def said(options: Mapping[str, Any], **later: Any) -> dict[str, Any]:
+def as_stored(options: Mapping[str, Any], **later: Any) -> dict[str, Any]:
     """Return options as a file has them: later ones where they are not at their default."""
     later = LATER | later
     return {k: a for k, a in options.items() if k not in later or a != later[k]}

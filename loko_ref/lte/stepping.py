@@ -3,7 +3,7 @@
 Shapes: x (batch, i) a whole batch, or (heads, batch, i) one per head, or what else the first layer
 takes in place of i: (t, d), images, ids; theta (own heads, n).
 
-The state says which heads are held here; no head's numbers depend on it.  [LTE-9]
+The state records which heads are held here; no head's numbers depend on it.  [LTE-9]
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def problems(fact: Property) -> tuple[tuple[Problem, frozenset[str]], ...]:
 
 
 def _holds(fact: Property, target: Implementation, problem: Problem) -> bool | None:
-    """Return whether a property holds on a problem; None where it says nothing."""
+    """Return whether a property holds on a problem; None where it does not apply."""
     try:
         fact.check(Trial(fact, target, problem))
     except Refuted:

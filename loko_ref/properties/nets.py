@@ -42,7 +42,7 @@ def nets(draw_spec: Nets) -> Callable[[str], Problems]:
         model = Model(spec=spec, weights=weights)
         size = draw(hs.integers(1, 2))
         x = np.asarray(draw(st.batches(model, observation="gaussian", size=size)).x, dtype=dtype)
-        if spec[0]["kind"] == "attention":  # which says little of one token
+        if spec[0]["kind"] == "attention":  # which is trivial for one token
             shape = (size, 2 if small else 3, x.shape[-1])
             x = draw(st.arrays(shape, dtype=dtype, size=1.0, whole=small))
         return Problem(inputs={"x": x, "weights": weights}, options={"spec": spec})

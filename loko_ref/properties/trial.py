@@ -82,7 +82,7 @@ class Declined(Exception):
 
 
 class Unsuitable(Exception):
-    """The property says nothing about this problem."""
+    """The property does not apply to this problem."""
 
 
 class Got(dict[str, Array]):

@@ -293,7 +293,7 @@ def local_step(o: Arrays, F: Arrays, weights: Arrays) -> Flow:
     o : mapping
         Options of ``lte.run``.
     F : mapping
-        The table of formulas, which says how the network stands and when R is refreshed.
+        The table of formulas, which states how the network stands and when R is refreshed.
     weights : mapping
         The shared weights; of these the names.
     """

@@ -29,7 +29,7 @@ def scalar(v: Values, name: str, value: float) -> float:
 def inner(keep: Formula, head: int | None = None) -> Formula:
     """Return the hook for what is computed within a quantity, or for one head's quantities.
 
-    A hook that tells the quantities of a step apart has a method ``inner``.
+    A hook that distinguishes the quantities of a step has a method ``inner``.
     """
     found: Formula = getattr(keep, "inner", lambda head: keep)(head)
     return found

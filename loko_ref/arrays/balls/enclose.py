@@ -1,7 +1,7 @@
 """From balls to answers: precision that doubles until it suffices, and correct rounding.  [BALL-6]
 
 :func:`enclose` evaluates a function of exact inputs at 128, 256, ... bits until every output's
-ball is narrow enough to be rounded, or a bound is hit, and then says which are not.
+ball is narrow enough to be rounded, or a bound is hit, and then states which are not.
 :func:`rounded` gives the float nearest to the exact number, with a proven bound on its distance,
 or that the ball does not decide it.
 """

@@ -69,7 +69,7 @@ def cholesky(S: Any) -> Factor:
     LinAlgError
         If the matrix is certainly not positive definite.
     UndecidedError
-        If the balls are too wide to tell.
+        If the balls are too wide to decide.
     """
     m = S.shape[0]
     lower = np.tril_indices(m, -1)
@@ -80,7 +80,9 @@ def cholesky(S: Any) -> Factor:
     else:
         try:
             middle = _loop(_mid(S))
-        except np.linalg.LinAlgError:  # the midpoint is not: whether any member is, S itself says
+        except (
+            np.linalg.LinAlgError
+        ):  # the midpoint is not: whether any member is, S itself decides
             middle = _loop(S)
         L0 = np.tril(_mid(middle)).view(BallArray)  # L0 L0' is about the midpoint of S
         L0 = _zero_above(L0)
@@ -192,9 +194,9 @@ def eigh(S: Any) -> tuple[BallArray, BallArray]:
         raise UndecidedError(
             "matrix",
             None,
-            f"At {flint().ctx.prec} bits two eigenvalues of a symmetric matrix are not told apart, "
-            "and the columns that are cut are not determined. Raise the precision, or take other "
-            "inputs.",
+            f"At {flint().ctx.prec} bits two eigenvalues of a symmetric matrix are not "
+            "distinguished, and the columns that are cut are not determined. Raise the precision, "
+            "or take other inputs.",
         ) from None
     order = sorted(range(len(rest)), key=lambda c: float(values[c].real.mid()))
     for at, c in enumerate(order, start=k - len(rest)):

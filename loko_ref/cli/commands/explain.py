@@ -41,7 +41,7 @@ _CASE = "A case of loko.step or loko.run in place of data, such as loko.run/glm/
 _TRACE = """A recording of LoKO in place of data, as 'verify --trace' takes it: its numbers, and
 where they are wrong."""
 _HTML = """Write a page to step through here; it needs no network, and shows 20 steps (tiny: 12,
-lte: 24) unless --steps says otherwise."""
+lte: 24) unless --steps is given."""
 _STEPS = "Number of steps to explain. Default 2, in a page 20."
 _SKIP = """Number of steps before them that are not shown; by default all before the first
 misclassified sample."""

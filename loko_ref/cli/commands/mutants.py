@@ -54,9 +54,9 @@ def mutants(
     if json is not None:
         check_target("--json", json)
     questions = {"--score": score, "--calibration": calibration, "--generated": generated}
-    asked = [name for name, value in questions.items() if value not in (None, False)]
-    if len(asked) > 1:
-        raise InputError(asked[0], f"{asked[1]} too", "one of them", "two different questions")
+    modes = [name for name, value in questions.items() if value not in (None, False)]
+    if len(modes) > 1:
+        raise InputError(modes[0], f"{modes[1]} too", "one of them", "two different questions")
     beside = {
         "--correct": (correct or None, ("--calibration",)),
         "--case": (case, ("--calibration", "--generated")),
@@ -64,7 +64,7 @@ def mutants(
         "--double": (double or None, ("--generated",)),
     }
     for name, (got, of) in beside.items():
-        if got is not None and not set(of) & set(asked):
+        if got is not None and not set(of) & set(modes):
             required = f"{' or '.join(of)} beside it"
             raise InputError(name, got, required, f"{' or '.join(of)} was left out")
     if generated is not None:
@@ -174,7 +174,7 @@ def _generate(count: int, seed: int, double: bool, glob: str | None, json: Path 
     def keep() -> None:
         if json is not None and outcomes:
             write_json(json, scoring.as_json(what, outcomes))
-            interrupt.keep(lambda: f"kept {len(outcomes)} in {json}: the same command goes on")
+            interrupt.keep(lambda: f"kept {len(outcomes)} in {json}: the same command resumes")
 
     new = scoring.scored(count, cases, seed=seed, double=double, done=outcomes)
     console = Console(stderr=True)

@@ -36,8 +36,8 @@ pseudo-inverse, theta+ the posterior. Vectors multiply elementwise where both ar
 p (1 - diag(K H)). Outputs that do not belong to the options are left out. Labels in brackets name \
 the derivation: 'loko-ref explain KAL-2'.
 
-What came after operations/1 says so. It is passed to a parameter of its name, or into **keywords \
-where CATALOGUE = '@' stands beside IMPLEMENTATION.\
+What came after operations/1 is marked. It is passed to a parameter of its name, or into \
+**keywords where CATALOGUE = '@' stands beside IMPLEMENTATION.\
 """
 
 

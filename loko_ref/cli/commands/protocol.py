@@ -1,4 +1,4 @@
-"""``loko-ref protocol`` and ``loko-ref schema``: what is spoken and written, for other programs.
+"""``loko-ref protocol`` and ``loko-ref schema``: protocol and documents, for other programs.
 
 The protocol for any language, with a check of a harness that speaks it; the JSON Schemas of the
 documents that this package writes.

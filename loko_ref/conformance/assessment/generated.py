@@ -42,7 +42,7 @@ ENOUGH = 12
 """Of these, about how many are asked whether a mistake changes a number at all."""
 
 NOISE = 2.0**-43
-"""Relative size of the disturbance that tells which those are."""
+"""Relative size of the disturbance that shows which those are."""
 
 RELATIVE, OF_LARGEST = 1e-7, 1e-11
 """Two results agree where they differ by no more than this part of an element, and of the largest:

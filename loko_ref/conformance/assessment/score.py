@@ -1,7 +1,7 @@
 """The score of the catalogue of mistakes: is each caught, and is each named first?
 
 Every mutant is turned into an implementation with rounding errors of its own and verified like a
-stranger's. It is named where its own id is the leading name of most of its failed checks.
+user's. It is named where its own id is the leading name of most of its failed checks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loko_ref.conformance.mistakes.registry import NOTHING, Mutant, as_implement
 from loko_ref.files.documents import document
 
 INDISTINGUISHABLE: dict[frozenset[str], str] = {}
-"""Groups of mutants that no case can tell apart, and why."""
+"""Groups of mutants that no case can distinguish, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def outcome(one: Mutant, cases: Sequence[Case]) -> Outcome:
 
 
 def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Build the score: counts, and the groups that cannot be told apart."""
+    """Build the score: counts, and the groups that cannot be distinguished."""
     content = {
         "mutants": len(outcomes),
         "caught": sum(o.failed > 0 for o in outcomes),

@@ -1,4 +1,4 @@
-"""What the catalogue says of a network: the option ``spec``, ``x`` and ``weights``, kind by kind.
+"""A network in the catalogue: the option ``spec``, ``x`` and ``weights``, kind by kind.
 
 Written for someone who implements it in another language and has nothing but this text.
 """

@@ -32,7 +32,7 @@ VERSION = 3
 """Of the catalogue. What a new one may ask of an implementation stands in CHANGELOG."""
 
 CATALOGUE = f"operations/{VERSION}"
-"""Its name; each input and option says with which version it came."""
+"""Its name; each input and option states with which version it came."""
 
 _Z = takes("Z", "(m, n)", "Jacobian of z, row b*C + j for output j of sample b; m = batch*C")
 _Y = {

@@ -131,7 +131,9 @@ def _options(named: dict[str, Any], given: Sequence[str], dense: bool) -> dict[s
     timing = named.setdefault("timing", "after" if noise == "ema_residual_hph" else "before")
     check_combination(observation, noise, timing)
     if named.get("solve") == "implicit" and observation != "glm":
-        cause = "the observation was left out: a recording is of 'gaussian' unless it says so"
+        cause = (
+            "the observation was left out: a recording is of 'gaussian' unless it states another"
+        )
         raise InputError("--option solve", "'implicit'", "'linear' unless 'glm'", cause)
     covariance = "dense" if dense else "diagonal"
     if named.setdefault("covariance", covariance) != covariance:

@@ -1,6 +1,6 @@
 """Recordings of LTE and of the optimizers, beside LoKO's: read from a file, checked for form.
 
-The option ``operation`` says what was recorded: ``loko.step`` (the default), ``optimizer.sgd``,
+The option ``operation`` states what was recorded: ``loko.step`` (the default), ``optimizer.sgd``,
 ``optimizer.adagrad``, ``optimizer.adamw`` or ``lte.run``; the others are that operation's. Arrays
 are named and packed as its inputs and outputs, without the leading axis of steps. Under ``k/``
 stands the state *before* step k, so that what step k leaves is under ``k+1/``, and whatever there

@@ -155,9 +155,9 @@ def _network(case: Case) -> Iterator[str]:
 
 def _inputs(case: Case, full: bool) -> Iterator[str]:
     yield f"\ninputs, {case.dtype}"
-    told = {i.name: i for i in case.operation.inputs}
+    described = {i.name: i for i in case.operation.inputs}
     for name, value in case.inputs().items():
-        entry = told[name]
+        entry = described[name]
         if not isinstance(value, Mapping):
             yield _wrapped(f"{name} {entry.shape} = {value.shape}: {entry.text}", 2, 6)
             yield _numbers(value, 4, DIGITS, full)

@@ -39,7 +39,7 @@ def as_xml(
     """Build the document: one test case per check, and the verdict among the suite's properties.
 
     Declined checks and expected failures are skipped ones, unexpected passes are failures; what is
-    imprecise passes, and its output says so. A run
+    imprecise passes, and its output states it. A run
     in which nothing ran has one test case more, which is an error.
     """
     suite = ElementTree.Element("testsuite", name=_text(command(target)))

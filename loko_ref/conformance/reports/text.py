@@ -35,7 +35,7 @@ NAMED = 4
 """Ids that a description names beside the one that it shows."""
 
 FEW = 6
-"""Elements of which a relation tells little: a larger result of the same kind is described."""
+"""Elements of which a relation shows little: a larger result of the same kind is described."""
 
 LISTED = 8
 """Expected failures that a short report lists."""

@@ -79,7 +79,7 @@ def read_answers(path: str | Path, cases: Sequence[Case]) -> dict[str, dict[str,
     Parameters
     ----------
     path : path-like
-        A folder or a file, as the module says.
+        A folder or a file, as described at the top of the module.
 
     Returns
     -------

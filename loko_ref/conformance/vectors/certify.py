@@ -39,7 +39,7 @@ class Quantity:
     bound: float  # units that are admissible: the stated error bound
     loose: int  # elements whose enclosure was still wider than asked at the last precision
     # whether every value lies within its bound of its enclosure, and the enclosure's radius is at
-    # most one unit: a ball too wide to tell right from wrong contains nothing
+    # most one unit: a ball too wide to distinguish right from wrong contains nothing
     contained: bool
     # elements whose correctly rounded float64 value is not decided
     undecided: tuple[tuple[int, ...], ...]

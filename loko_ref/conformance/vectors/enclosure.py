@@ -58,7 +58,7 @@ class Golden:
 
 
 def golden(case: Case, dtype: str = "float64") -> dict[str, Golden]:
-    """Round every output of a case correctly, or say where that is not decided.  [BALL-6].
+    """Round every output of a case correctly, or report where that is not decided.  [BALL-6].
 
     Parameters
     ----------

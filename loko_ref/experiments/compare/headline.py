@@ -1,4 +1,4 @@
-"""What a comparison's document says in a few sentences, each number of it computed."""
+"""A comparison's document summarised in a few sentences, each number of it computed."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ _NONE = (
 )  # fmt: skip
 _USUAL = {f.name: f.default for f in dataclasses.fields(LteConfig)} | dict.fromkeys(_NONE)
 _USUAL |= {"heads": 4, "data_split": "chunks", "lora_bias": False, "dense_last": False}
-"""Arguments of :func:`loko_ref.experiments.lte.setup.prepare` where nothing is said."""
+"""Arguments of :func:`loko_ref.experiments.lte.setup.prepare` by default."""
 
 
 def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[str, Any]) -> Run:
@@ -125,7 +125,7 @@ def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[st
     if setting.baseline is not None:
         config = baseline_config(config, setting.baseline)
         state = init(config, weights=job.start, batch=job.batch)
-    begun, lost = time.process_time(), False
+    started, lost = time.process_time(), False
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence overflows first
             state = train(
@@ -139,7 +139,7 @@ def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[st
             )
     except NumericalError:
         lost = True
-    seconds = time.process_time() - begun
+    seconds = time.process_time() - started
     curve = [(step, float(a or 0.0)) for step, loss, a in history.evaluations if loss == loss]
     ranks: list[float] = []
     if not lost:
@@ -227,7 +227,7 @@ class Claim:
     """A statement of the paper, as the difference of two rows."""
 
     text: str  # what is claimed
-    # names of settings: the first is said to be as good (`parity`), or better
+    # names of settings: the first is claimed to be as good (`parity`), or better
     first: str
     second: str
     parity: bool = False  # whether the first only has to be within a percentage point of the second
@@ -297,7 +297,7 @@ def missing(
 
 
 def judge(claim: Claim, found: Mapping[str, Row]) -> tuple[str, Difference | None]:
-    """Say what the reporting seeds show of a claim.
+    """Judge a claim by the reporting seeds.
 
     Parameters
     ----------

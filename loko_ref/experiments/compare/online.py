@@ -184,7 +184,7 @@ def _missing(chosen: Plan, table: Table) -> list[Job]:
 
 
 def summary(table: Table, chosen: Plan) -> dict[str, Any]:
-    """Return what the comparison says, as plain JSON values.
+    """Return the summary of the comparison, as plain JSON values.
 
     Parameters
     ----------

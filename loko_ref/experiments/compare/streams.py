@@ -20,7 +20,7 @@ from loko_ref.experiments.data.registry import regression
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stream:
-    """One stream: what a run is told, and what changes on the way."""
+    """One stream: the options of a run, and what changes on the way."""
 
     name: str  # of tables and pictures
     about: Mapping[str, Any] = field(default_factory=dict)  # fields of `RunConfig`

@@ -72,7 +72,7 @@ def trial(learner: Learner, task: Task, stream: Stream) -> Trial:
     step = learner.begin(task)
     with np.errstate(over="ignore", invalid="ignore"):  # a divergence overflows first
         for k in range(total):
-            batch, begun = stream_batch(task, k), time.process_time()
+            batch, started = stream_batch(task, k), time.process_time()
             try:
                 z, theta = step(batch, k)
                 if not (np.isfinite(z).all() and np.isfinite(theta).all()):
@@ -80,7 +80,7 @@ def trial(learner: Learner, task: Task, stream: Stream) -> Trial:
             except NumericalError:
                 diverged = k
                 break
-            seconds += time.process_time() - begun
+            seconds += time.process_time() - started
             miss = float((((z - batch.y) * data.unit) ** 2).sum()) if real else 0.0
             score += miss if real else float(z.argmax() == batch.y[0])
             if k + 1 in points:

@@ -129,7 +129,7 @@ class Request:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        """Check all but name and shift, which each loader knows."""
+        """Check all but name and shift, which each loader checks."""
         check_choice("dtype", self.dtype, FORMATS)
         check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
         check_seed("seed", self.seed)

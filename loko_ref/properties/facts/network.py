@@ -32,7 +32,7 @@ from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Trial, Unsuitable, exact
 
 FORWARD, JACOBIAN = "model.forward", "model.jacobian"
-SEEN = 1e-6  # of a derivative: how well differences must know it to tell code that drops parts
+SEEN = 1e-6  # of a derivative: how well differences must know it to detect code that drops parts
 
 
 def _any(draw: hs.DrawFn, small: bool) -> Any:

@@ -130,7 +130,7 @@ def lte(
     def work(job: Any) -> Any:
         if checkpoint is not None:
             nothing = f"nothing is kept: no merge, which {checkpoint} would hold, was reached"
-            as_it_was = resume and f"{resume} is as it was; go on with: {go_on(resume)}"
+            as_it_was = resume and f"{resume} is unchanged; resume with: {go_on(resume)}"
             kept(checkpoint, "as of a merge", identity(checkpoint), as_it_was or nothing)
         return outcome.execute(job, team)
 

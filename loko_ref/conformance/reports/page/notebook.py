@@ -53,7 +53,7 @@ def as_cards(
     Parameters
     ----------
     others : sequence
-        What else is told, a line each.
+        Further notes, one line each.
     """
     style = own("notebook.css", __package__) + own("matrices.css", __package__)
     rest = summary.text.removeprefix(summary.headline)
