@@ -66,6 +66,11 @@ class Mistake:
         """The changed entries of the table of formulas."""
         return {key: f for change in self.changes for key, f in change.table().items()}
 
+    @cached_property
+    def outputs(self) -> dict[Any, dict[str, Array] | None]:
+        """What :func:`evaluated` has computed, by inputs and by whether they were moved."""
+        return {}
+
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Exchange the rules that are changed for a while."""
@@ -137,9 +142,14 @@ def evaluated(
     mistake: Mistake, one: Fresh, keep: Callable[[str, Any], Any] = identity
 ) -> dict[str, Array] | None:
     """Compute the mistaken program's outputs; None where it raises."""
+    if (one, keep) in mistake.outputs:
+        return mistake.outputs[one, keep]
     with mistake.in_place():
         table = {**FORMULA_TABLE, **mistake.table}
-        return plain(one.operation, one.inputs, one.options, table, keep)
+        out = plain(one.operation, one.inputs, one.options, table, keep)
+    if keep in (identity, moved):  # other hooks note what passes: those have to be called
+        mistake.outputs[one, keep] = out
+    return out
 
 
 def moved(name: str, value: Any) -> Any:
