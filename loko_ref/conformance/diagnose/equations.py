@@ -217,7 +217,8 @@ def equation(quantity: str, one: Candidate) -> str:
         text = f"{quantity}: in {one.edits[0][1].root}, {', and '.join(parts)}"
     else:
         own = named.name.removesuffix("_post")
-        own = quantity if own.lower() == quantity.lower() else own
+        same = named.formula.split(".")[0] == quantity or {own, quantity} == {"p", "P"}
+        own = quantity if same else own
         lead = "" if own == quantity else f"{quantity}: "
         text = f"{lead}{own} = {named.equation}: {', and '.join(parts)}"
         if inside and len(parts) == 1:
