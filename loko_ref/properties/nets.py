@@ -17,6 +17,7 @@ from loko_ref.network.architectures import bert_spec
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import linears
 from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable
+from loko_ref.strategies.transformers import Built
 
 Spec = list[dict[str, Any]]
 Nets = Callable[[hs.DrawFn, bool], Spec]
@@ -78,10 +79,10 @@ def wide(draw: hs.DrawFn, small: bool) -> Spec:
 
 def bert(draw: hs.DrawFn, small: bool) -> Any:
     """Return a text's spec with a pooler, without padding."""
-    return bert_spec(
+    return Built(
+        bert_spec,
         vocab=4, pad=None, positions=3, layers=1, width=2, heads=1, ff=2, outputs=2, pool="cls",
-        dense=True,
-        lora={"r": 1, "alpha": 2.0}, targets=["q"], eps=0.25, activation="relu",
+        dense=True, lora={"r": 1, "alpha": 2.0}, targets=["q"], eps=0.25, activation="relu",
     )  # fmt: skip
 
 

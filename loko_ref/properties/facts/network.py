@@ -30,6 +30,7 @@ from loko_ref.properties.nets import (
 from loko_ref.properties.numbers import derivative
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Trial, Unsuitable, exact
+from loko_ref.strategies.transformers import Built
 
 FORWARD, JACOBIAN = "model.forward", "model.jacobian"
 SEEN = 1e-6  # of a derivative: how well differences must know it to detect code that drops parts
@@ -331,7 +332,8 @@ def _mean(t: Trial) -> None:
 def _image(draw: hs.DrawFn, small: bool) -> Any:
     from loko_ref.network.architectures import vit_spec
 
-    return vit_spec(
+    return Built(
+        vit_spec,
         image=(2, 4, 4), patch=(2, 2), tokens=draw(hs.integers(0, 1)), layers=1, width=2, heads=1,
         ff=2, outputs=2, pool="mean", lora={"r": 1, "alpha": 2.0}, targets=["q", "v"], eps=0.25,
         activation="relu",
