@@ -171,7 +171,7 @@ class MpiTeam:
             self.watch.note(f"step {step} ({doing})")
 
     def begin_watch(self) -> None:
-        """Have the last step of every rank shown if the job dies."""
+        """Start the report of every rank's last step, printed if the job dies."""
         self.watch = Watch(self.rank, self.size, self.comm.bcast)
 
     def agree(self, work: Callable[[], Result]) -> Result:

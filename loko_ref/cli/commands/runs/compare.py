@@ -35,7 +35,7 @@ _PLOT = "Draw curves.svg, ranks.svg and p0.svg into this folder."
 
 @app.callback()
 def _group() -> None:
-    """Hold the commands below ``compare``."""
+    """Group the commands below ``compare``."""
 
 
 @app.command("online", epilog=epilog("compare online"))
