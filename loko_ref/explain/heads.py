@@ -36,8 +36,8 @@ MOST_HEADS = 64
 KINDS = {
     "step": (
         "y = W x + scale (B_h A_h - B'_h A'_h) x",
-        "Every head takes a step of its own, on its own part of the batch. Its weight is W, as last "
-        "merged, plus its update since: A', B' are its factors then (0 after a reset).",
+        "Every head takes a step of its own, on its own part of the batch. Its weight is W, as "
+        "last merged, plus its update since: A', B' are its factors then (0 after a reset).",
         ("LTE-1", "LTE-3", "LTE-8", "OPT-3"),
     ),
     "merge": (
