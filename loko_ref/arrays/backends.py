@@ -89,7 +89,7 @@ NUMPY = Backend(
 
 @cache
 def _cupy() -> Backend:
-    """Build the CuPy backend, or say which of the four states stands in the way."""
+    """Build the CuPy backend, or state which of the four conditions prevents it."""
     if importlib.util.find_spec("cupy") is None:
         raise BackendError(
             "cupy",
@@ -176,11 +176,7 @@ def _balls() -> Backend:
     )
 
 
-KNOWN: dict[str, Callable[[], Backend]] = {
-    "numpy": lambda: NUMPY,
-    "cupy": _cupy,
-    "balls": _balls,
-}
+KNOWN: dict[str, Callable[[], Backend]] = {"numpy": lambda: NUMPY, "cupy": _cupy, "balls": _balls}
 """Name -> what builds the backend when it is first asked for."""
 
 

@@ -19,17 +19,6 @@ from loko_ref.experiments.config import BASELINES, CLASSES, default_options
 from loko_ref.experiments.defaults import FINE_TUNING, FROM_SCRATCH, PRESETS
 from loko_ref.kalman.observation import OBSERVATIONS
 
-__all__ = [
-    "describe",
-    "option",
-    "parse_optimizers",
-    "parse_pairs",
-    "parse_sizes",
-    "parse_variants",
-    "parse_widths",
-    "read_learners",
-]
-
 RUN, NETWORK, LEARNER, OUTPUT = "The run", "Network and LoRA", "Optimizer", "Output"
 _TRAIN, _LTE = FINE_TUNING, FROM_SCRATCH
 _RATES = ", ".join(f"{name} {rate:g} or {_LTE.lr[name]:g}" for name, rate in _TRAIN.lr.items())
@@ -46,7 +35,7 @@ _BATCH = f"Samples of a step. Default {_TRAIN.batch} (train), {_LTE.batch} over 
 _NETWORK = "mlp (default), vit (images, in patches), encoder (texts; their default)."
 _HIDDEN = "Hidden widths of an mlp, such as 64,32. Default 128,128; tables 32,32."
 _SIZE = "NAME=NUMBER of a transformer: layers, width, heads, ff, patch; repeatable."
-_RANK = f"""Rank of LoRA, for which every layer must have room. Default {_TRAIN.rank}, or the
+_RANK = f"""Rank of LoRA, at most the smaller side of every layer. Default {_TRAIN.rank}, or the
 smaller side of a narrower layer, with the same alpha / rank."""
 _ALPHA = f"LoRA's alpha. Default: rank times {_TRAIN.scale:g} (train), {_LTE.scale:g} (lte)."
 _TARGETS = """Linears with LoRA: a name, or its end, such as q; repeatable. Default: all; 'train' of
@@ -57,7 +46,9 @@ _P0 = f"""LoKO's prior variance. Default with glm: {_TRAIN.p0["glm"]:g} (train),
 {_LTE.p0["glm"]:g} (lte)."""
 _LR = f"""Learning rate of the first-order optimizers, or NAME=RATE; repeatable. Defaults (train or
 lte): {_RATES}."""
-_RESUME = "Go on from a checkpoint, with the same options; 'train' takes its own if none are given."
+_RESUME = (
+    "Resume from a checkpoint, with the same options; 'train' takes its own if none are given."
+)
 
 Data = Annotated[str | None, option(RUN, _DATA)]
 Limit = Annotated[int | None, option(RUN, "At most so many samples in base, stream and test each.")]
@@ -118,12 +109,6 @@ def parse_pairs(
 
     Parameters
     ----------
-    argument : str
-        The command's option, for errors.
-    optimizer : str
-        Whose options.
-    words : iterable of str
-        The words.
     classes : mapping of str to type
         Optimizer -> the class whose fields are its options.
 

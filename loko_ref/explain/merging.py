@@ -18,8 +18,6 @@ from loko_ref import lte
 from loko_ref.explain.steps import Excerpt, Quantity
 from loko_ref.optimizers import SGD
 
-__all__ = ["Merge", "merges"]
-
 HEADS, EVERY, MERGES, RATE = 2, 3, 2, 0.2
 SPEC = [
     {"kind": "linear", "name": "0", "in": 4, "out": 3, "bias": False, "lora": {"r": 1, "alpha": 2}}

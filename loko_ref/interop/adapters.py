@@ -59,8 +59,6 @@ class Names:
 
     Parameters
     ----------
-    checkpoint : Checkpoint
-        The model.
     age : int
         Which spelling of the modules: 0 the newest, 1 the one before.
     """

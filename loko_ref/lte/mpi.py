@@ -1,4 +1,4 @@
-"""The heads over MPI ranks: the only module that knows mpi4py.
+"""The heads over MPI ranks: the only module that imports mpi4py.
 
 Shapes: rows (own heads, n); gathered (heads, n).
 
@@ -35,19 +35,16 @@ from loko_ref.lte.team import span
 from loko_ref.lte.watch import Watch, sentry
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
-"""Where launchers say how many processes they started, the surest first."""
+"""Where launchers state how many processes they started, the surest first."""
 
-_HERE = {
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "OMPI_COMM_WORLD_RANK",
-    "MPI_LOCALNRANKS": "PMI_RANK",
-}
-"""Where launchers say how many processes they started on this machine, and each one's rank."""
+_HERE = {"OMPI_COMM_WORLD_LOCAL_SIZE": "OMPI_COMM_WORLD_RANK", "MPI_LOCALNRANKS": "PMI_RANK"}
+"""Where launchers state how many processes they started on this machine, and each one's rank."""
 
 Result = TypeVar("Result")
 
 
 def launched() -> int | None:
-    """How many processes a launcher says it started; None where there is no launcher."""
+    """Return how many processes a launcher started; None where there is no launcher."""
     for name in _SIZES:
         if name == "SLURM_STEP_NUM_TASKS" and "SLURM_PROCID" not in os.environ:
             continue
@@ -131,7 +128,7 @@ class MpiTeam:
     def _wait(self, request: Any) -> None:
         """Wait with a little sleep, in Python.
 
-        A rank that spins takes others' cores away; one that waits inside MPI hears no interrupt.
+        A rank that spins takes others' cores away; one that waits inside MPI receives no interrupt.
         """
         tries = 0
         while not request.Test():

@@ -26,19 +26,12 @@ def span(heads: int, rank: int, size: int) -> slice:
 
 
 class Team(Protocol):
-    """A process among those that hold the heads.
+    """A process among those that hold the heads."""
 
-    Attributes
-    ----------
-    rank, size : int
-        Its number, and how many there are.
-    sent : int
-        Logical bytes of all heads' rows brought by :meth:`gather`: the same for every split.
-    """
-
+    # its number, and how many there are
     rank: int
     size: int
-    sent: int
+    sent: int  # logical bytes of all heads' rows brought by `gather`: the same for every split
 
     def gather(self, rows: Array, heads: int) -> Array:
         """All heads' rows, in head order, on every rank."""

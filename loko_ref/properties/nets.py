@@ -19,23 +19,6 @@ from loko_ref.network.spec import linears
 from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable
 from loko_ref.strategies.transformers import Built
 
-__all__ = [
-    "attention",
-    "bert",
-    "branches",
-    "changed",
-    "head",
-    "layers",
-    "nets",
-    "norms",
-    "replaced",
-    "run",
-    "same",
-    "site",
-    "spec_of",
-    "wide",
-]
-
 Spec = list[dict[str, Any]]
 Nets = Callable[[hs.DrawFn, bool], Spec]
 """From a draw, and whether it is to be small, to a spec."""
@@ -60,7 +43,7 @@ def nets(draw_spec: Nets) -> Callable[[str], Problems]:
         model = Model(spec=spec, weights=weights)
         size = draw(hs.integers(1, 2))
         x = np.asarray(draw(st.batches(model, observation="gaussian", size=size)).x, dtype=dtype)
-        if spec[0]["kind"] == "attention":  # which says little of one token
+        if spec[0]["kind"] == "attention":  # which is trivial for one token
             shape = (size, 2 if small else 3, x.shape[-1])
             x = draw(st.arrays(shape, dtype=dtype, size=1.0, whole=small))
         return Problem(inputs={"x": x, "weights": weights}, options={"spec": spec})

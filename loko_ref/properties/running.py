@@ -36,8 +36,6 @@ from loko_ref.properties.trial import Declined, Problem, Property, Refuted, Tria
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["PROFILES", "Outcome", "Results", "check", "check_all", "parametrize", "select"]
-
 Opened = Implementation | Command
 
 COMMON: dict[str, Any] = {
@@ -185,7 +183,7 @@ def _examine(
             reason = f"{failed[0].reason}; on some calls with the same inputs, and not on others"
             return replace(failed[0], reason=reason)
     if not compared:
-        reason = declined or "nothing that it is about came back, or could be judged"
+        reason = declined or "none of its quantities was returned, or could be judged"
         return replace(outcome, status=UNSUPPORTED, reason=reason)
     return outcome
 
@@ -268,7 +266,7 @@ def check(name: str, implementation: object, *, dtype: str = "float64", **argume
     AssertionError
         If it does not hold.
     InputError
-        If an argument cannot be used, or the property says nothing about this problem.
+        If an argument cannot be used, or the property does not apply to this problem.
     """
     fact = get(name)
     check_choice("dtype", dtype, ("float64", "float32"))

@@ -19,8 +19,6 @@ from loko_ref.strategies.transformers import Built
 if TYPE_CHECKING:
     from loko_ref.properties.trial import Problem
 
-__all__ = ["snippet"]
-
 WIDTH = 100
 """Columns of a line."""
 
@@ -43,12 +41,8 @@ def snippet(name: str, target: str, problem: Problem) -> str:
 
     Parameters
     ----------
-    name : str
-        The property.
     target : str
         The implementation, as a report names it.
-    problem : Problem
-        Inputs and options.
     """
     first: Any = problem.inputs
     while isinstance(first, Mapping):

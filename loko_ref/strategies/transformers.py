@@ -19,8 +19,6 @@ from loko_ref.network.layers.embedding import Channel
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.strategies.matrices import dtype_or, frozen
 
-__all__ = ["KINDS", "Built", "transformer_specs", "transformers"]
-
 KINDS = ("features", "text", "image")
 """Inputs of a drawn transformer."""
 

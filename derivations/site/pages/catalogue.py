@@ -5,8 +5,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from loko_ref.conformance.cases.registry import Case, all_cases
+from loko_ref.conformance.catalogue.entry import Operation
 from loko_ref.conformance.catalogue.network_text import LAYERS
-from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, Operation
+from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS
 from loko_ref.conformance.judge.compare import compare
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import Mutant, all_mutants, evaluate

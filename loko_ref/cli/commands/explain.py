@@ -26,8 +26,6 @@ from loko_ref.explain.walk import check_needs as check_page_needs
 from loko_ref.explain.walk import pages
 from loko_ref.files.writing import check_targets, write_bytes
 
-__all__ = ["explain_command"]
-
 CELL = 12
 INDENT = "    "
 
@@ -35,6 +33,22 @@ _OF_LTE = "With 'lte --html': {}."
 
 TINY = 12
 """Steps with two parameters, where none are asked for."""
+
+
+_MATRIX = "With 'labels': the code, tests and known mistakes of each."
+_DATA = "digits (the default), breast_cancer, wine, iris, or diabetes (regression)."
+_CASE = "A case of loko.step or loko.run in place of data, such as loko.run/glm/float64."
+_TRACE = """A recording of LoKO in place of data, as 'verify --trace' takes it: its numbers, and
+where they are wrong."""
+_HTML = """Write a page to step through here, below 1 MB; it needs no network, and shows 20 steps, or
+as many as fit (tiny: 12, lte: 24), unless --steps is given."""
+_STEPS = "Number of steps to explain. Default 2, in a page 20."
+_SKIP = """Number of steps before them that are not shown; by default all before the first
+misclassified sample."""
+_VARIANT = """LoKO's options, as in 'train': softmax, glm,diagonal=variational, ... By default glm with
+a diagonal, whose numbers can all be shown; what 'train' takes, recommended, keeps n x n entries, and
+can be explained up to n = 512, as on iris."""
+_SEED = "Seed of split, base network and LoRA. Default 0."
 
 
 def explain_command(
@@ -47,59 +61,17 @@ def explain_command(
             "its statement and derivation; 'labels': all of them. By default LoKO on --data.",
         ),
     ] = None,
-    matrix: Annotated[
-        bool,
-        typer.Option("--matrix", help="With 'labels': the code, tests and known mistakes of each."),
-    ] = False,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits (the default), breast_cancer, wine, iris, or diabetes (regression)."
-        ),
-    ] = None,
-    case: Annotated[
-        str | None,
-        typer.Option(
-            help="A case of loko.step or loko.run in place of data, such as loko.run/glm/float64."
-        ),
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help="A recording of LoKO in place of data, as 'verify --trace' takes it: its numbers, "
-            "and where they are wrong."
-        ),
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a page to step through here, below 1 MB; it needs no network, and shows 20 "
-            "steps, or as many as fit (tiny: 12, lte: 24), unless --steps says otherwise."
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Number of steps to explain. Default 2, in a page 20.")
-    ] = None,
-    skip: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of steps before them that are not shown; by default all before the first "
-            "misclassified sample."
-        ),
-    ] = None,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="LoKO's options, as in 'train': softmax, glm,diagonal=variational, ... By default "
-            "glm with a diagonal, whose numbers can all be shown; what 'train' takes, recommended, "
-            "keeps n x n entries, and can be explained up to n = 512, as on iris.",
-        ),
-    ] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help=_MATRIX)] = False,
+    data: Annotated[str | None, typer.Option(help=_DATA)] = None,
+    case: Annotated[str | None, typer.Option(help=_CASE)] = None,
+    trace: Annotated[Path | None, typer.Option(help=_TRACE)] = None,
+    html: Annotated[Path | None, typer.Option(help=_HTML)] = None,
+    steps: Annotated[int | None, typer.Option(help=_STEPS)] = None,
+    skip: Annotated[int | None, typer.Option(help=_SKIP)] = None,
+    variant: Annotated[list[str] | None, typer.Option(help=_VARIANT)] = None,
     shift: Annotated[str | None, typer.Option(help="As in 'train'.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples per step, stacked. Default 1.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of split, base network and LoRA. Default 0.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help=_SEED)] = None,
     p0: Annotated[float | None, typer.Option(help="Prior variance.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float64 (default) or float32.")] = None,
     backend: Annotated[str | None, typer.Option(help="numpy (default) or cupy.")] = None,

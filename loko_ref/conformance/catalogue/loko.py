@@ -19,8 +19,6 @@ from loko_ref.textbook.loko import dataflow, output_name, summary
 from loko_ref.textbook.network import BACK, FORWARD, ways, within
 from loko_ref.textbook.quantities import in_order
 
-__all__ = ["DIAGONAL", "MODEL", "SOLVE"]
-
 DIAGONAL = option(
     "diagonal",
     "decoupled",
@@ -47,7 +45,7 @@ _WEIGHTS = takes(
     "mapping",
     'a mapping of name to array: "0.W" (o, i), "0.b" (o,), "0.A" (r, i), "0.B" (o, r), and with a '
     'LoRA bias "0.bA" (r,), "0.bB" (o,), for the linear named "0", and so on; other kinds\' as '
-    "'layers of a spec' says",
+    "'layers of a spec' states",
 )
 _FROZEN = takes(
     "weights",

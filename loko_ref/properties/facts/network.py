@@ -32,10 +32,8 @@ from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Trial, Unsuitable, exact
 from loko_ref.strategies.transformers import Built
 
-__all__ = ["check_derivative", "check_merged"]
-
 FORWARD, JACOBIAN = "model.forward", "model.jacobian"
-SEEN = 1e-6  # of a derivative: how well differences must know it to tell code that drops parts
+SEEN = 1e-6  # of a derivative: how well differences must know it to detect code that drops parts
 
 
 def _any(draw: hs.DrawFn, small: bool) -> Any:
@@ -79,14 +77,9 @@ def check_derivative(t: Trial) -> None:
                 t.near("Z v", got["Z"] @ v, sharp["z"].reshape(-1), 2 * got.tol["Z"] @ v)
 
 
-@fact(
-    JACOBIAN,
-    "derivative",
-    "LAY-9 LAY-10 LORA-4",
-    "Z v is the derivative of z as the factors move along v",
-    nets(_any),
-    "where extrapolated central differences converge",
-)
+@fact(JACOBIAN, "derivative", "LAY-9 LAY-10 LORA-4",
+      "Z v is the derivative of z as the factors move along v", nets(_any),
+      "where extrapolated central differences converge")  # fmt: skip
 def _derivative(t: Trial) -> None:
     check_derivative(t)
 
@@ -125,13 +118,9 @@ def _activation(t: Trial) -> None:
     check_derivative(t)
 
 
-@fact(
-    FORWARD,
-    "merged",
-    "LORA-3 LAY-2 LAY-3",
-    "W + scale B A and b + scale (B bA + bB) in place of the branches give the same outputs",
-    nets(_any),
-)
+@fact(FORWARD, "merged", "LORA-3 LAY-2 LAY-3",
+      "W + scale B A and b + scale (B bA + bB) in place of the branches give the same outputs",
+      nets(_any))  # fmt: skip
 def _merged(t: Trial) -> None:
     check_merged(t)
 

@@ -13,8 +13,6 @@ from loko_ref.cli.results import begin, check_outputs, go_on, identity, kept, wr
 from loko_ref.errors import InputError, shown
 from loko_ref.lte.config import OPTIMIZERS
 
-__all__ = ["lte"]
-
 _VARIANT = "Variants of LTE"
 _THREADS = "BLAS threads of each process; another number can change the last bits."
 _DENSE = "No LoRA on the last linear: a replica layer."
@@ -132,7 +130,7 @@ def lte(
     def work(job: Any) -> Any:
         if checkpoint is not None:
             nothing = f"nothing is kept: no merge, which {checkpoint} would hold, was reached"
-            as_it_was = resume and f"{resume} is as it was; go on with: {go_on(resume)}"
+            as_it_was = resume and f"{resume} is unchanged; resume with: {go_on(resume)}"
             kept(checkpoint, "as of a merge", identity(checkpoint), as_it_was or nothing)
         return outcome.execute(job, team)
 
