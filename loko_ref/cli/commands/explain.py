@@ -40,14 +40,14 @@ _DATA = "digits (the default), breast_cancer, wine, iris, or diabetes (regressio
 _CASE = "A case of loko.step or loko.run in place of data, such as loko.run/glm/float64."
 _TRACE = """A recording of LoKO in place of data, as 'verify --trace' takes it: its numbers, and
 where they are wrong."""
-_HTML = """Write a page to step through here, below 1 MB; it needs no network, and shows 20 steps, or
-as many as fit (tiny: 12, lte: 24), unless --steps is given."""
+_HTML = """Write a page to step through here, below 1 MB; it needs no network, and shows 20 steps,
+or as many as fit (tiny: 12, lte: 24), unless --steps is given."""
 _STEPS = "Number of steps to explain. Default 2, in a page 20."
 _SKIP = """Number of steps before them that are not shown; by default all before the first
 misclassified sample."""
-_VARIANT = """LoKO's options, as in 'train': softmax, glm,diagonal=variational, ... By default glm with
-a diagonal, whose numbers can all be shown; what 'train' takes, recommended, keeps n x n entries, and
-can be explained up to n = 512, as on iris."""
+_VARIANT = """LoKO's options, as in 'train': softmax, glm,diagonal=variational, ... By default glm
+with a diagonal, whose numbers can all be shown; what 'train' takes, recommended, keeps n x n
+entries, and can be explained up to n = 512, as on iris."""
 _SEED = "Seed of split, base network and LoRA. Default 0."
 
 
@@ -159,6 +159,8 @@ def explain_command(
         source, name = from_config(config), describe("loko", config.options, data == "diabetes")
         about = f"{name} on {data}, shift {config.shift}"
         about += f"; observation {config.options['observation']}"
+        if not options:
+            about += " with a diagonal covariance, not the default of 'train', which keeps n x n entries"
     if html is not None:
         page, held = pages.of_source(source, about, steps=steps, skip=skip)
         _write(html, page, f"{held} step{'s' * (held > 1)}, ")
