@@ -160,7 +160,7 @@ def explain_command(
         about = f"{name} on {data}, shift {config.shift}"
         about += f"; observation {config.options['observation']}"
         if not options:
-            about += " with a diagonal covariance, not the default of 'train', which keeps n x n entries"
+            about += " and a diagonal; the default of 'train', recommended, keeps n x n entries"
     if html is not None:
         page, held = pages.of_source(source, about, steps=steps, skip=skip)
         _write(html, page, f"{held} step{'s' * (held > 1)}, ")
