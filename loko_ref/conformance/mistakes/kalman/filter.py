@@ -339,7 +339,10 @@ def _clip(limit: Any) -> Any:
             P = F["p.dense"](v)
             return P + np.diag(limit(np.diag(P), size) - np.diag(P))
 
-        return {**{f"p.{k}": wrap(f"p.{k}") for k in ("decoupled", "variational")}, "p.dense": dense}
+        return {
+            **{f"p.{k}": wrap(f"p.{k}") for k in ("decoupled", "variational")},
+            "p.dense": dense,
+        }
 
     return changes
 
@@ -347,8 +350,8 @@ def _clip(limit: Any) -> Any:
 mutant(
     "P-FLOOR",
     "p clipped from below",
-    "p (of a dense P its diagonal) is kept above a floor. The exact update is positive by itself; a "
-    "floor forgets what was learned.",
+    "p (of a dense P its diagonal) is kept above a floor. The exact update is positive by itself; "
+    "a floor forgets what was learned.",
     "no clip after the update of p",
     _clip(np.maximum),
     sizes=(1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0),
