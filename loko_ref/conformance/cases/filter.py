@@ -288,30 +288,45 @@ def _descent(draw: Draw, dtype: str) -> Inputs:
 
 _O = "optimizer."
 define(_O + "sgd", "plain", "DESCENT-SIGN", lr=0.1)(_descent)
-define(_O + "sgd", "momentum", "SGD-AVERAGE", lr=0.1, momentum=0.9)(_descent)
+define(
+    _O + "sgd",
+    "momentum",
+    "SGD-AVERAGE SGD-AVERAGE-FROM-ZERO SGD-NESTEROV-ALWAYS",
+    lr=0.1,
+    momentum=0.9,
+)(_descent)
 define(_O + "sgd", "dampening", "SGD-FIRST-DAMPED", lr=0.1, momentum=0.9, dampening=0.5)(_descent)
 define(_O + "sgd", "nesterov", "SGD-NO-NESTEROV", lr=0.1, momentum=0.9, nesterov=True)(_descent)
 define(
     _O + "sgd", "decay", "SGD-DECOUPLED-DECAY SGD-NO-DECAY", lr=0.1, momentum=0.5, weight_decay=0.1
 )(_descent)
-define(_O + "adagrad", "plain", "ADAGRAD-EPS-INSIDE", lr=0.1)(_descent)
+define(_O + "adagrad", "plain", "ADAGRAD-EPS-INSIDE ADAGRAD-AVERAGE ADAGRAD-MEAN", lr=0.1)(_descent)
 define(
     _O + "adagrad",
     "all-options",
-    "ADAGRAD-DECAY-FROM-ONE ADAGRAD-EPS-INSIDE ADAGRAD-FROM-ZERO ADAGRAD-NO-DECAY",
+    "ADAGRAD-DECAY-FROM-ONE ADAGRAD-EPS-INSIDE ADAGRAD-FROM-ZERO ADAGRAD-NO-DECAY ADAGRAD-LATE",
     lr=0.1,
     lr_decay=0.5,
     weight_decay=0.1,
     initial_accumulator_value=0.5,
     eps=0.25,
 )(_descent)
-define(_O + "adagrad", "decay", "ADAGRAD-NO-DECAY", lr=0.1, weight_decay=0.1)(_descent)
-define(_O + "adamw", "default", "ADAMW-UNCORRECTED")(_descent)
-define(_O + "adamw", "eps", "ADAMW-EPS-INSIDE ADAMW-EPS-EARLY", lr=0.1, eps=0.5)(_descent)
+define(
+    _O + "adagrad", "decay", "ADAGRAD-NO-DECAY ADAGRAD-DECOUPLED-DECAY", lr=0.1, weight_decay=0.1
+)(_descent)
+define(
+    _O + "adamw",
+    "default",
+    "ADAMW-UNCORRECTED ADAMW-FIRST-UNCORRECTED ADAMW-SECOND-UNCORRECTED ADAMW-AMSGRAD-CORRECTED "
+    "ADAMW-NADAM ADAMW-NADAM-ONE-CORRECTION ADAMW-NADAM-SCHEDULED ADAMW-BELIEF",
+)(_descent)
+define(_O + "adamw", "eps", "ADAMW-EPS-INSIDE ADAMW-EPS-EARLY ADAMW-BELIEF-EPS", lr=0.1, eps=0.5)(
+    _descent
+)
 define(
     _O + "adamw",
     "decay",
-    "ADAMW-L2 ADAMW-NO-DECAY ADAMW-DECAY-UNSCALED",
+    "ADAMW-L2 ADAMW-NO-DECAY ADAMW-DECAY-UNSCALED ADAMW-DECAY-DIVIDED",
     lr=0.1,
     beta1=0.5,
     beta2=0.75,
@@ -319,6 +334,6 @@ define(
 )(_descent)
 
 
-@define(_O + "adamw", "long", "ADAMW-CORRECTED-LATE", lr=0.05)
+@define(_O + "adamw", "long", "ADAMW-CORRECTED-LATE ADAMW-AMSGRAD", lr=0.05)
 def _(draw: Draw, dtype: str) -> Inputs:
     return {"theta": draw(4), "gradient": draw(50, 4)}
