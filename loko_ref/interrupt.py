@@ -65,7 +65,7 @@ def resumes(path: object | None) -> None:
     """Set the text printed on an interrupt before a run starts or is resumed from a checkpoint."""
     again = command_line(*sys.argv[1:])
     text = "nothing is kept: no run had started"
-    keep(lambda: text if path is None else f"{path} is as it was; go on with: {again}")
+    keep(lambda: text if path is None else f"{path} is unchanged; resume with: {again}")
 
 
 def after(error: object) -> str:
@@ -210,7 +210,7 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Let an interrupt unwind the block, and print its line and exit afterwards."""
+    """Unwind the block on an interrupt, then print its line and exit."""
     _State.working = True
     try:
         yield

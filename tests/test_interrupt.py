@@ -138,7 +138,7 @@ def ends(path):
 
 def gone_on(line, cwd, shell=False):
     """Run the command that the line gives: in this process, or literally in a shell."""
-    command = line.split("go on with: ")[1]
+    command = line.split("resume with: ")[1]
     program, *words = shlex.split(command)
     assert program == "loko-ref"
     if not shell:
@@ -186,7 +186,7 @@ def test_while_importing_nothing_was_started():
 def test_without_a_checkpoint_nothing_is_kept(tmp_path):
     code, line = interrupted(Child("steps", *TRAIN, cwd=tmp_path), signal.SIGTERM)
     assert code == 143
-    assert line.startswith("loko-ref: terminated; nothing is kept; give --checkpoint F.npz")
+    assert line.startswith("loko-ref: terminated; nothing is kept; with --checkpoint F.npz")
 
 
 def test_a_harness_under_verification_is_interrupted(tmp_path):
@@ -236,8 +236,8 @@ def test_lte_goes_on_from_its_last_merge(tmp_path):
     words = [*LTE, "--json", "r.json", "--checkpoint", "a b.npz"]
     code, line = interrupted(Child("lte", *words, cwd=tmp_path))
     assert code == 130
-    assert line.startswith("loko-ref: interrupted; kept: a b.npz, as of a merge; go on with: ")
-    assert shlex.split(line.split("go on with: ")[1])[1:] == [*words, "--resume", "a b.npz"]
+    assert line.startswith("loko-ref: interrupted; kept: a b.npz, as of a merge; resume with: ")
+    assert shlex.split(line.split("resume with: ")[1])[1:] == [*words, "--resume", "a b.npz"]
     gone_on(line, tmp_path)
     resumed = json.loads((tmp_path / "r.json").read_text())
     assert called(*LTE, "--json", "whole.json", cwd=tmp_path) == 0
@@ -278,7 +278,7 @@ def test_a_place_that_fails_midway_leaves_the_last_checkpoint_whole(
     monkeypatch.undo()
     if how == "full":
         assert not [name for name in os.listdir(tmp_path / "x") if name.startswith(".")]
-        assert called(*shlex.split(err.split("go on with: ")[1])[1:], cwd=tmp_path) == 0
+        assert called(*shlex.split(err.split("resume with: ")[1])[1:], cwd=tmp_path) == 0
 
 
 @pytest.mark.parametrize("words", [["train"], LTE])
@@ -306,8 +306,8 @@ def test_the_command_line_is_quoted_and_names_the_program(monkeypatch):
 
 
 def test_an_error_says_what_is_kept(monkeypatch):
-    monkeypatch.setattr(interrupt._State, "kept", lambda: "kept: c.npz; go on with: x")
-    assert interrupt.after("It failed.") == "It failed. Kept: c.npz; go on with: x"
+    monkeypatch.setattr(interrupt._State, "kept", lambda: "kept: c.npz; resume with: x")
+    assert interrupt.after("It failed.") == "It failed. Kept: c.npz; resume with: x"
     monkeypatch.setattr(interrupt._State, "kept", lambda: "nothing is kept")
     assert interrupt.after("It failed.") == "It failed."
 

@@ -1,5 +1,6 @@
 """The site's settings. ``build.py`` puts the sources together and builds them."""
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.search.en import SearchEnglish
 from sphinx.transforms import SphinxTransform
 
 import loko_ref
@@ -92,8 +94,28 @@ class Labels(SphinxTransform):
             text.parent.replace(text, new)
 
 
+def one_tree_per_folder(app, name, template, context, doctree):
+    """Resolve the tree of pages once a folder for those outside it, which all have the same."""
+    if "orphan" in app.env.metadata.get(name, {}):
+        folder, resolved = Path(name).parent, context["toctree"]
+
+        def tree(**options):
+            key = folder, *sorted(options.items())
+            if key not in trees:
+                trees[key] = resolved(**options)
+            return trees[key]
+
+        context["toctree"] = tree
+
+
+trees = {}
+stem = functools.cache(SearchEnglish({}).stem)
+SearchEnglish.stem = lambda self, word: stem(word)
+
+
 def setup(app):
-    """Register both."""
+    """Register all of it."""
+    app.connect("html-page-context", one_tree_per_folder, priority=400)  # the theme's is 500
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.add_transform(Labels)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,5 +1,6 @@
 """Arrays of NumPy, CuPy and balls behind one seam: :mod:`~loko_ref.arrays.seam` and its linalg."""
 
+from loko_ref.arrays.backends import Array, Backend, get_backend, register_backend
 from loko_ref.arrays.linalg import (
     cho_solve,
     cholesky,
@@ -10,15 +11,12 @@ from loko_ref.arrays.linalg import (
     solve_triangular,
 )
 from loko_ref.arrays.seam import (
-    Array,
-    Backend,
     asarray,
     backend_of,
     conversion,
     epsilon,
     erf,
     erfc,
-    get_backend,
     is_numpy,
     midpoint,
     namespace,
@@ -28,7 +26,6 @@ from loko_ref.arrays.seam import (
     positive,
     proven,
     read_array,
-    register_backend,
     resolution,
     root,
     scalar,

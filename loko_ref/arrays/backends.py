@@ -89,7 +89,7 @@ NUMPY = Backend(
 
 @cache
 def _cupy() -> Backend:
-    """Build the CuPy backend, or say which of the four states stands in the way."""
+    """Build the CuPy backend, or state which of the four conditions prevents it."""
     if importlib.util.find_spec("cupy") is None:
         raise BackendError(
             "cupy",
@@ -176,11 +176,7 @@ def _balls() -> Backend:
     )
 
 
-KNOWN: dict[str, Callable[[], Backend]] = {
-    "numpy": lambda: NUMPY,
-    "cupy": _cupy,
-    "balls": _balls,
-}
+KNOWN: dict[str, Callable[[], Backend]] = {"numpy": lambda: NUMPY, "cupy": _cupy, "balls": _balls}
 """Name -> what builds the backend when it is first asked for."""
 
 
@@ -223,7 +219,7 @@ def get_backend(name: str) -> Backend:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed blocks of up to 32 MB for the arrays of the next step.
+    """Configure the C library to keep freed blocks of up to 32 MB for the arrays of the next step.
 
     glibc maps a large block anew at each allocation, and the system clears its pages one fault at a
     time: 4,400 faults and a third of the time of one step of a small transformer. What it keeps

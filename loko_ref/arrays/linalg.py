@@ -55,7 +55,7 @@ def cholesky(S: Array, name: str, *, scaled_pivots: bool = True) -> Array:
     ------
     NumericalError
         If S is indefinite or numerically singular; carries the smallest eigenvalue. If S is not
-        finite, without one. Its subclass UndecidedError if balls are too wide to tell.
+        finite, without one. Its subclass UndecidedError if balls are too wide to decide.
     """
     lib = backend_of(S)
     xp = lib.xp
@@ -110,7 +110,7 @@ def solve(A: Array, b: Array, *, name: str = "A") -> Array:
     """Solve A x = b for a general square A (m, m) by LU with partial pivoting; b (m,) or (m, k).
 
     `name` is what the matrix is called in the error: NumericalError if a pivot is exactly 0, its
-    subclass UndecidedError if balls are too wide to tell.
+    subclass UndecidedError if balls are too wide to decide.
     """
     try:
         x: Array = backend_of(A, b).solve(A, b)

@@ -6,7 +6,7 @@ functions of their library, and this one for the few things that libraries spell
 general solves. What each library offers stands in :mod:`loko_ref.arrays.backends`.
 
 Rules kept here: arrays of two libraries are never mixed; nothing moves between host and device
-unless :func:`to_host` or :func:`asarray` says so; a request for a backend by name either gets it
+unless :func:`to_host` or :func:`asarray` is called; a request for a backend by name either gets it
 or raises.
 """
 
@@ -21,44 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref.arrays.backends import (
-    KNOWN,
-    NUMPY,
-    Array,
-    Backend,
-    get_backend,
-    register_backend,
-)
+from loko_ref.arrays.backends import KNOWN, NUMPY, Array, Backend, get_backend
 from loko_ref.errors import InputError
-
-__all__ = [
-    "Array",
-    "Backend",
-    "asarray",
-    "backend_of",
-    "conversion",
-    "epsilon",
-    "erf",
-    "erfc",
-    "get_backend",
-    "is_numpy",
-    "midpoint",
-    "namespace",
-    "one_minus_power",
-    "peak",
-    "pi",
-    "positive",
-    "proven",
-    "read_array",
-    "register_backend",
-    "resolution",
-    "root",
-    "scalar",
-    "to_host",
-    "to_scalar",
-    "where_or_zero",
-    "widened",
-]
 
 
 def _library(array: object) -> str | None:
@@ -179,14 +143,14 @@ def to_host(array: object) -> NDArray[Any]:
 
 
 def asarray(values: object, like: object) -> Array:
-    """Bring host values to the library of `like`; its own arrays pass unchanged.
+    """Convert host values to the library of `like`; its own arrays pass unchanged.
 
     Parameters
     ----------
     values : array or scalar
         A host array, or an array of the library of `like`.
     like : array
-        The array that says which library.
+        The array that determines the library.
     """
     target = backend_of(like)
     if not isinstance(values, np.ndarray) and _library(values) == target.name:

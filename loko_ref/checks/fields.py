@@ -127,20 +127,11 @@ class Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The file that is read: what its fields are called in an error.
+    """The file that is read: what its fields are called in an error."""
 
-    Attributes
-    ----------
-    argument : str
-        What the caller calls the file.
-    path : str
-        Where it is.
-    terms : int
-        Products summed in an entry of a covariance, for the rounding it may carry.
-    """
-
-    argument: str
-    path: str
+    argument: str  # what the caller calls the file
+    path: str  # where it is
+    # products summed in an entry of a covariance, for the rounding it may carry
     terms: int = field(default=1)
 
     def error(self, name: str, got: object, required: str, cause: str = _CAUSE) -> InputError:

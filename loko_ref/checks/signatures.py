@@ -19,8 +19,6 @@ def check_type(argument: str, got: object, kind: type | tuple[type, ...], hint: 
 
     Parameters
     ----------
-    argument, got : str, object
-        The argument and its value.
     kind : type or tuple of type
         The class or classes.
     hint : str

@@ -325,8 +325,6 @@ def check_covariance(argument: str, S: Array, *, definite: bool = True) -> None:
 
     Parameters
     ----------
-    argument : str
-        Its name.
     S : array (m, m)
         The matrix.
     definite : bool

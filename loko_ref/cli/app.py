@@ -11,8 +11,6 @@ import loko_ref
 from loko_ref import interrupt
 from loko_ref.cli.examples import epilog
 
-__all__ = ["app"]
-
 
 class _Commands(TyperGroup):
     """The commands; handles an interrupt of one before Typer does."""

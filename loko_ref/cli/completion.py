@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 
 import typer
 
-__all__ = ["COMPLETERS"]
-
 
 def _starting(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["EXAMPLES", "epilog"]
-
 EXAMPLES = {
     "verify": (
         "loko-ref verify mine.py",
@@ -18,10 +16,7 @@ EXAMPLES = {
         "loko-ref case lora.delta/tiny/float64 --python case.py",
     ),
     "mutants": ("loko-ref mutants --only 'SCALE-*'", "loko-ref mutants --score --only S-JITTER"),
-    "properties": (
-        "loko-ref properties mine.py --only 'kalman.*'",
-        "loko-ref properties --list",
-    ),
+    "properties": ("loko-ref properties mine.py --only 'kalman.*'", "loko-ref properties --list"),
     "protocol": ("loko-ref protocol", "loko-ref protocol --cmd ./harness"),
     "vectors export": ("loko-ref vectors export vectors --only 'lora.*'",),
     "vectors check": ("loko-ref vectors check vectors",),

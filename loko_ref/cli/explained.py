@@ -16,8 +16,6 @@ from loko_ref.explain.merging import merges
 from loko_ref.explain.plain_math import plain_text
 from loko_ref.explain.steps import Quantity
 
-__all__ = ["show"]
-
 INDENT = "    "
 WIDEST = 100
 

@@ -9,8 +9,6 @@ from loko_ref.arrays import get_backend
 from loko_ref.errors import extras
 from loko_ref.experiments.data import bundled
 
-__all__ = ["EXTRA", "check_needs"]
-
 EXTRA = {"train": "data", "explain": "data", "lte": "data", "certify": "certify"}
 EXTRA |= {"properties": "test"}
 """Command -> the extra that it needs with its default options; the others need ``cli`` alone."""
@@ -31,8 +29,6 @@ def check_needs(
     ----------
     modules : iterable of (str, str)
         Modules that the command always needs, each with the feature that needs it.
-    data : str, optional
-        The data set.
     tokenizer, plot, html : optional
         Options that each need a further package.
     backend : str, optional

@@ -19,17 +19,6 @@ from loko_ref.experiments.config import BASELINES, CLASSES, default_options
 from loko_ref.experiments.defaults import FINE_TUNING, FROM_SCRATCH, PRESETS
 from loko_ref.kalman.observation import OBSERVATIONS
 
-__all__ = [
-    "describe",
-    "option",
-    "parse_optimizers",
-    "parse_pairs",
-    "parse_sizes",
-    "parse_variants",
-    "parse_widths",
-    "read_learners",
-]
-
 RUN, NETWORK, LEARNER, OUTPUT = "The run", "Network and LoRA", "Optimizer", "Output"
 _TRAIN, _LTE = FINE_TUNING, FROM_SCRATCH
 _RATES = ", ".join(f"{name} {rate:g} or {_LTE.lr[name]:g}" for name, rate in _TRAIN.lr.items())
@@ -42,11 +31,11 @@ def option(panel: str, text: str, *names: str) -> Any:
 
 _DATA = """digits (default), breast_cancer, wine, iris, diabetes (regression), topics (texts); or
 files: mnist:DIR, cifar10:DIR, cifar100:DIR, glue:FILE.tsv, glue:DIR."""
-_BATCH = f"Samples of a step. Default {_TRAIN.batch} (train), {_LTE.batch} over all heads (lte)."
+_BATCH = f"Samples per step. Default {_TRAIN.batch} (train), {_LTE.batch} over all heads (lte)."
 _NETWORK = "mlp (default), vit (images, in patches), encoder (texts; their default)."
 _HIDDEN = "Hidden widths of an mlp, such as 64,32. Default 128,128; tables 32,32."
 _SIZE = "NAME=NUMBER of a transformer: layers, width, heads, ff, patch; repeatable."
-_RANK = f"""Rank of LoRA, for which every layer must have room. Default {_TRAIN.rank}, or the
+_RANK = f"""Rank of LoRA, at most the smaller side of every layer. Default {_TRAIN.rank}, or the
 smaller side of a narrower layer, with the same alpha / rank."""
 _ALPHA = f"LoRA's alpha. Default: rank times {_TRAIN.scale:g} (train), {_LTE.scale:g} (lte)."
 _TARGETS = """Linears with LoRA: a name, or its end, such as q; repeatable. Default: all; 'train' of
@@ -57,12 +46,14 @@ _P0 = f"""LoKO's prior variance. Default with glm: {_TRAIN.p0["glm"]:g} (train),
 {_LTE.p0["glm"]:g} (lte)."""
 _LR = f"""Learning rate of the first-order optimizers, or NAME=RATE; repeatable. Defaults (train or
 lte): {_RATES}."""
-_RESUME = "Go on from a checkpoint, with the same options; 'train' takes its own if none are given."
+_RESUME = (
+    "Resume from a checkpoint, with the same options; 'train' takes its own if none are given."
+)
 
 Data = Annotated[str | None, option(RUN, _DATA)]
-Limit = Annotated[int | None, option(RUN, "At most so many samples in base, stream and test each.")]
+Limit = Annotated[int | None, option(RUN, "Maximum samples in each of base, stream and test.")]
 Tokenizer = Annotated[str | None, option(RUN, "glue: a tokenizer.json, not the built-in words.")]
-Length = Annotated[int | None, option(RUN, "glue: most tokens per sample. Default 64.")]
+Length = Annotated[int | None, option(RUN, "glue: maximum tokens per sample. Default 64.")]
 Batch = Annotated[int | None, option(RUN, _BATCH)]
 Dtype = Annotated[str | None, option(RUN, "float64 (default) or float32.")]
 Backend = Annotated[str | None, option(RUN, "numpy (default) or cupy.")]
@@ -118,12 +109,6 @@ def parse_pairs(
 
     Parameters
     ----------
-    argument : str
-        The command's option, for errors.
-    optimizer : str
-        Whose options.
-    words : iterable of str
-        The words.
     classes : mapping of str to type
         Optimizer -> the class whose fields are its options.
 

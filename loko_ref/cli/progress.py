@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["progress_bar"]
-
 
 def progress_bar() -> Progress:
     """Return a bar with counts, elapsed time and a description; it vanishes when it ends."""

@@ -14,9 +14,7 @@ from loko_ref.errors import InputError
 from loko_ref.files import storage
 from loko_ref.files.writing import check_target, check_targets, write_bytes
 
-__all__ = ["begin", "check_outputs", "go_on", "identity", "kept", "write_json"]
-
-_NOTHING = "nothing is kept; give --checkpoint F.npz to go on from where a run was interrupted"
+_NOTHING = "nothing is kept; with --checkpoint F.npz an interrupted run can be resumed"
 
 
 def check_outputs(
@@ -28,8 +26,6 @@ def check_outputs(
     ----------
     results : mapping of str to path
         Option -> file; of ``--plot`` the suffix chooses the format.
-    checkpoint, resume : path, optional
-        Which may be the same file.
     """
     for option, path in (("--checkpoint", checkpoint), ("--resume", resume)):
         if path is not None and path.suffix.lower() not in storage.SUFFIXES:
@@ -37,7 +33,7 @@ def check_outputs(
                 option,
                 repr(str(path)),
                 f"a file name that ends in {' or '.join(storage.SUFFIXES)}",
-                "a missing or foreign suffix; or a directory, as 'lte' took in an earlier version: "
+                "a missing or unknown suffix; or a directory, as 'lte' took in an earlier version: "
                 "use a file F.npz, which holds all heads",
             )
     plot = results.get("--plot")
@@ -48,14 +44,14 @@ def check_outputs(
 
 
 def begin(checkpoint: Path | None, resume: Path | None) -> None:
-    """Set what an interrupt says before a checkpoint has been written."""
+    """Set the text of an interrupt before a checkpoint has been written."""
     interrupt.resumes(resume)
     if checkpoint is None and resume is None:
         interrupt.keep(lambda: _NOTHING)
 
 
 def go_on(checkpoint: Path) -> str:
-    """Return the shell command that goes on from a checkpoint."""
+    """Return the shell command that resumes from a checkpoint."""
     words = sys.argv[1:]
     for option in ("--resume", "--stop-after"):
         words = interrupt.without(words, option)
@@ -76,18 +72,14 @@ def kept(
     since: tuple[int, int] | None = None,
     otherwise: str | None = None,
 ) -> None:
-    """Set what an interrupt says from now on: the checkpoint, how far it is, how to go on.
+    """Set the text of an interrupt from now on: checkpoint, progress, the command to resume.
 
     Parameters
     ----------
-    checkpoint : path
-        The file.
-    standing : str
-        How far the run is.
     since, otherwise : (int, int), str, optional
         The file's :func:`identity` when it was not this run's, and the text as long as it is.
     """
-    text = f"kept: {checkpoint}, {standing}; go on with: {go_on(checkpoint)}"
+    text = f"kept: {checkpoint}, {standing}; resume with: {go_on(checkpoint)}"
     otherwise = otherwise or f"nothing is kept: {checkpoint} is gone"
     interrupt.keep(lambda: otherwise if identity(checkpoint) in (None, since) else text)
 

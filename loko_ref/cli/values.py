@@ -21,8 +21,6 @@ from loko_ref.checks.values import read_number, read_whole
 from loko_ref.cli.completion import COMPLETERS
 from loko_ref.errors import InputError, shown
 
-__all__ = ["read_by_type"]
-
 DAY = 86400.0
 """Seconds that a check or a timing may take at most."""
 
@@ -97,7 +95,7 @@ NAMED: dict[str, Callable[[Any], Any]] = {
     "timeout": _reader("FLOAT", _seconds),
     "min_time": _reader("FLOAT", _seconds),
 }
-"""Parameter -> its reader, where the name says more than the type."""
+"""Parameter -> its reader, where the name states more than the type."""
 
 
 def read_by_type(app: typer.Typer) -> None:

@@ -13,47 +13,18 @@ from loko_ref.errors import InputError
 if TYPE_CHECKING:
     from loko_ref.conformance.reports.report import Report
 
-__all__ = [
-    "Baseline",
-    "Html",
-    "Json",
-    "Junit",
-    "Strict",
-    "Verbose",
-    "Xfail",
-    "implementation_of",
-    "publish",
-]
+_XFAIL = "Expected failures, one 'id: reason' per line; one that passes is an error."
+_BASELINE = "An earlier report (--json): the report lists what changed since."
+_STRICT = "Count imprecise results as failures: right formulas by an algorithm that loses digits."
+_VERBOSE = "Describe more kinds of failure, every operation, and tolerances."
 
-Json = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
-Junit = Annotated[Path | None, typer.Option("--junit", help="Write the report as JUnit XML here.")]
-Html = Annotated[Path | None, typer.Option("--html", help="Write the report as one page.")]
-Xfail = Annotated[
-    Path | None,
-    typer.Option(
-        "--xfail",
-        help="Expected failures, one 'id: reason' a line; one that passes is an error.",
-    ),
-]
-Baseline = Annotated[
-    Path | None,
-    typer.Option("--baseline", help="An earlier report (--json): say what changed since."),
-]
-Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict",
-        help="Let imprecise results fail: right formulas by an algorithm that loses digits.",
-    ),
-]
-
-
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose", "-v", help="Describe more kinds of failure, every operation, and tolerances."
-    ),
-]
+Json = Annotated[Path | None, typer.Option(help="Write the report here.")]
+Junit = Annotated[Path | None, typer.Option(help="Write the report as JUnit XML here.")]
+Html = Annotated[Path | None, typer.Option(help="Write the report as one page.")]
+Xfail = Annotated[Path | None, typer.Option(help=_XFAIL)]
+Baseline = Annotated[Path | None, typer.Option(help=_BASELINE)]
+Strict = Annotated[bool, typer.Option("--strict", help=_STRICT)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help=_VERBOSE)]
 
 
 def implementation_of(target: str | None, cmd: str | None) -> str:

@@ -21,24 +21,6 @@ from loko_ref.conformance.judge.imprecise import Imprecise, explain, stated
 from loko_ref.conformance.judge.tolerance import canonical, tolerance
 from loko_ref.conformance.teacher_forcing import Forced, force
 
-__all__ = [
-    "EXPECTED_FAILURE",
-    "FAILED",
-    "IMPRECISE",
-    "PASSED",
-    "TIMEOUT",
-    "UNEXPECTED_PASS",
-    "UNSUPPORTED",
-    "Check",
-    "Summary",
-    "count",
-    "judge",
-    "outcome",
-    "run",
-    "settle",
-    "summarise",
-]
-
 TIMEOUT = 60.0
 """Seconds that one check may take."""
 
@@ -240,10 +222,6 @@ def run(
 
     Parameters
     ----------
-    implementation : Runnable
-        The code under test.
-    cases : sequence of Case
-        What to run.
     timeout : float, optional
         Seconds a check, the forced steps of a failed run included.
     progress : callable, optional
@@ -301,8 +279,6 @@ def settle(
 
     Parameters
     ----------
-    checks : sequence of Check
-        All of the run.
     named : collection of str
         Ids of checks that a mistake reproduces to the last digits.
     strict : bool
@@ -338,8 +314,6 @@ def outcome(key: str, status: str, expected: Mapping[str, str]) -> str:
 
     Parameters
     ----------
-    key : str
-        The case's id.
     status : {"passed", "imprecise", "failed", "unsupported"}
         That of the check.
     expected : mapping of str to str
@@ -374,8 +348,6 @@ def summarise(checks: Sequence[Check], expected: Mapping[str, str] | None = None
 
     Parameters
     ----------
-    checks : sequence of Check
-        All of a run.
     expected : mapping of str to str, optional
         Id -> why it is expected to fail.
     """

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from loko_ref.conformance.diagnose.search.again import Again
     from loko_ref.conformance.engine import Check, Summary
 
-__all__ = ["TARGET", "LokoItem", "assert_correct", "parametrize"]
-
 
 TARGET = "--loko-implementation"
 """The option that adds the checks."""
@@ -43,13 +41,12 @@ def _report(check: Check, again: Again | None = None) -> str:
 
     Parameters
     ----------
-    check : Check
-        What failed.
     again : callable, optional
         Calls the implementation once more, which confirms a name.
     """
+    from loko_ref.conformance.diagnose.groups import group
     from loko_ref.conformance.diagnose.naming import name_mistakes
-    from loko_ref.conformance.reports.text import describe, group
+    from loko_ref.conformance.reports.text import describe
 
     (one,) = group([check], name_mistakes([check], again))
     return "\n".join(line.removeprefix("  ") for line in describe(one))

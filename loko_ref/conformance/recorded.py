@@ -19,7 +19,8 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.globs import matcher
 from loko_ref.conformance.cases.registry import Case, Recipe
-from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation, Output
+from loko_ref.conformance.catalogue.entry import Operation, Output
+from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.conformance.engine import Check, judge
 from loko_ref.conformance.implementations.recording import Recording
 from loko_ref.conformance.judge.answer import Answer
@@ -28,8 +29,6 @@ from loko_ref.errors import InputError, shown
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow, output_name
 from loko_ref.textbook.quantities import Lazy, Values, identity, missing, origins
-
-__all__ = ["TraceCase", "check", "first", "gather"]
 
 
 def _order(o: Mapping[str, Any]) -> list[str]:
@@ -43,10 +42,6 @@ class TraceCase(Case):
 
     Parameters
     ----------
-    key : str
-        Id.
-    recipe : Recipe
-        Inputs and options.
     dtype : str
         float64 or float32.
     operation : Operation
@@ -177,8 +172,6 @@ def check(recording: Recording, only: str | None = None) -> list[Check]:
 
     Parameters
     ----------
-    recording : Recording
-        The run.
     only : str, optional
         Glob of ids (``trace/3/S``) or of ``trace.S``.
 

@@ -17,7 +17,8 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.globs import matcher
 from loko_ref.conformance.cases.registry import Recipe
-from loko_ref.conformance.catalogue.registry import Operation, Output, get
+from loko_ref.conformance.catalogue.entry import Operation, Output
+from loko_ref.conformance.catalogue.registry import get
 from loko_ref.conformance.engine import Check, judge
 from loko_ref.conformance.implementations.recording_runs import (
     DRAWN,
@@ -35,8 +36,6 @@ from loko_ref.textbook.lte import RUN, run
 from loko_ref.textbook.lte_state import SLOTS, array, copied, schedule, start, whole, with_arrays
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Lazy, Quantity, Values, identity, missing, origins
-
-__all__ = ["check"]
 
 Have = Mapping[str, Any]
 Judge = Callable[[int, Quantity, Have], Check]
@@ -185,7 +184,7 @@ def _round(recording: RunRecording, k: int) -> tuple[list[Quantity], dict[str, A
 
 
 def _whole(q: Quantity, recording: RunRecording, read: Mapping[str, list[str]]) -> Quantity:
-    """Let a quantity's parents be all that its rule reads: the state that it is taken from."""
+    """Return a quantity whose parents are all that its rule reads: the state it is taken from."""
     state = recording.state
     own = (k for k in q.parents if not k.startswith(LAST) or k.removeprefix(LAST) in state)
     last = q.name.rpartition("_")[2]
@@ -283,8 +282,6 @@ def check(recording: RunRecording, only: str | None = None) -> list[Check]:
 
     Parameters
     ----------
-    recording : RunRecording
-        The run.
     only : str, optional
         Glob of ids (``trace/3/W``) or of ``trace.W``.
 

@@ -1,4 +1,4 @@
-"""What a stated precision hides: the known mistakes that no case can tell from its roundoff."""
+"""The known mistakes that a stated precision hides: no case separates them from its roundoff."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from loko_ref.conformance.judge.conditional import judge_given_parents
 from loko_ref.conformance.judge.declared import Declared, words
 from loko_ref.conformance.mistakes.registry import Mutant, all_mutants, evaluate
 
-__all__ = ["hidden", "noted"]
-
 
 def noted(declared: Declared, checks: Sequence[Check], strict: bool) -> Iterator[str]:
-    """Yield what a report says of the precision that code states.
+    """Yield the notes of a report on the precision that code states.
 
     Parameters
     ----------
     declared : mapping of str to str
         Quantity -> format.
-    checks : sequence of Check
-        The run.
     strict : bool
         Whether it excuses nothing.
     """
@@ -38,7 +34,7 @@ def noted(declared: Declared, checks: Sequence[Check], strict: bool) -> Iterator
     if ids := hidden(declared, excused):
         yield (
             f"{head}: in the cases that are there for them, these known mistakes can no longer be "
-            f"told from its roundoff: {', '.join(ids)}"
+            f"distinguished from its roundoff: {', '.join(ids)}"
         )
 
 
@@ -61,11 +57,11 @@ def hidden(declared: Declared, excused: Sequence[Check]) -> list[str]:
     return [key for key, seen in shown.items() if not seen]
 
 
-def _shows(one: Mutant, case: Case, came: Mapping[str, Array], declared: Declared) -> bool:
+def _shows(one: Mutant, case: Case, returned: Mapping[str, Array], declared: Declared) -> bool:
     """Return whether a case fails by a mistake whatever the precision excuses."""
     found = evaluate(one, case, one.example)
-    outputs = {name: found[name] for name in came if name in found} if found else {}
-    if not outputs or any(a.shape != came[name].shape for name, a in outputs.items()):
+    outputs = {name: found[name] for name in returned if name in found} if found else {}
+    if not outputs or any(a.shape != returned[name].shape for name, a in outputs.items()):
         return True
     first, _ = compare(case, outputs)
     return first is not None and bool(judge_given_parents(case, outputs, first, declared).wrong)

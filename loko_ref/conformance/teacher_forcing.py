@@ -21,26 +21,14 @@ from loko_ref.conformance.judge.answer import Finding
 from loko_ref.conformance.judge.compare import Divergence, compare
 from loko_ref.conformance.judge.tolerance import expected
 
-__all__ = ["Forced", "force", "steps_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Forced:
-    """The result of a teacher-forced run.
+    """The result of a teacher-forced run."""
 
-    Attributes
-    ----------
-    steps : int
-        Steps taken.
-    divergence : Divergence or None
-        The first wrong quantity; its index begins with the step.
-    finding : Finding or None
-        A fault other than a wrong number.
-    """
-
-    steps: int
-    divergence: Divergence | None = None
-    finding: Finding | None = None
+    steps: int  # steps taken
+    divergence: Divergence | None = None  # the first wrong quantity; its index begins with the step
+    finding: Finding | None = None  # a fault other than a wrong number
 
     @property
     def text(self) -> str:
@@ -97,10 +85,6 @@ def force(implementation: Runnable, case: Case, deadline: float | None = None) -
 
     Parameters
     ----------
-    implementation : Runnable
-        The code under test.
-    case : Case
-        The run.
     deadline : float, optional
         Time of ``time.monotonic`` at which the step under way is ended and no further one starts.
     """

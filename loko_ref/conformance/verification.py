@@ -42,15 +42,6 @@ from loko_ref.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = [
-    "LONGEST",
-    "naming",
-    "open_implementation",
-    "verify",
-    "verify_answers",
-    "verify_recording",
-]
-
 LONGEST = 1e9
 """Seconds that a timer of the system can hold, all but a factor of 9."""
 
@@ -60,7 +51,7 @@ COMMAND = "--cmd "
 
 @contextlib.contextmanager
 def naming(**names: str) -> Iterator[None]:
-    """Let an InputError call arguments by other names: old name -> new name.
+    """Rename arguments in an InputError: old name -> new name.
 
     Underscores of an old name stand for the dashes of an option.
     """
@@ -179,7 +170,7 @@ def verify(
         In place of the catalogue's cases: one that
         :func:`loko_ref.conformance.user_inputs.save_case` has written.
     baseline : path-like, optional
-        An earlier report, as JSON: the report says what changed since.
+        An earlier report, as JSON: the report states what changed since.
     strict : bool
         Whether results that are imprecise (right, by an algorithm that loses digits) fail; stated
         precision excuses nothing then.
@@ -324,10 +315,7 @@ def verify_answers(
     return Report(
         target=f"{OFFLINE}{shlex.join([os.fspath(folder), os.fspath(answers)])}",
         checks=tuple(checks),
-        notes=(
-            *noted(precision, checks, strict),
-            *expected_failures.not_run(statuses, expected),
-        ),
+        notes=(*noted(precision, checks, strict), *expected_failures.not_run(statuses, expected)),
         mistakes=mistakes,
         expected=expected,
         changes=None if old is None else compare(*old, checks, mistakes),
@@ -350,7 +338,7 @@ def verify_recording(
     path : path-like
         ``.npz`` or ``.safetensors`` with arrays ``k/name``: quantity `name` of step k. Those of
         LTE and of the optimizers are laid out as
-        :mod:`loko_ref.conformance.implementations.recording_runs` says.
+        :mod:`loko_ref.conformance.implementations.recording_runs` states.
     options : mapping or sequence of str
         Options that the run had, name -> value or ``NAME=VALUE``: of ``loko.step``, or of the
         operation that the option ``operation`` names.
@@ -389,11 +377,7 @@ def verify_recording(
     return Report(
         target=shown,
         checks=tuple(checks),
-        notes=(
-            *read.notes,
-            *noted(precision, checks, strict),
-            *([] if first is None else [first]),
-        ),
+        notes=(*read.notes, *noted(precision, checks, strict), *([] if first is None else [first])),
         mistakes=mistakes,
         precision=precision,
         changes=None if old is None else compare(*old, checks, mistakes),

@@ -38,8 +38,6 @@ def load(module: str, feature: str, within: str | None = None) -> Any:
     ----------
     module : str
         Dotted name; its first part is a key of ``EXTRAS``.
-    feature : str
-        What needs it, for the error.
     within : str, optional
         A larger extra that brings it with all else that the feature needs.
 
@@ -65,8 +63,6 @@ def folder(package: str, feature: str) -> Path:
     ----------
     package : str
         A key of ``EXTRAS``.
-    feature : str
-        What needs it, for the error.
 
     Raises
     ------

@@ -83,8 +83,6 @@ def loss_gradient(
 
     Parameters
     ----------
-    model : Model
-        The network.
     x : array (batch, i)
         Inputs.
     y : array (batch,) or (batch, C)
@@ -128,8 +126,6 @@ def train_base(
     ----------
     config : RunConfig
         How long, and with which rate.
-    dataset : Dataset
-        Its base part is used.
     spec : list of dict
         The network.
     rng : numpy.random.Generator

@@ -99,8 +99,6 @@ def check_same(
 
     Parameters
     ----------
-    place : Place
-        The file.
     saved, requested : sequence of mapping
         Complete descriptions of the runs, as JSON data.
     """

@@ -1,7 +1,7 @@
 """A training run as plain values: which data, which network, which optimizer, which options.
 
 A :class:`RunConfig` is complete: ``RunConfig(**config.as_dict())`` is the same run, so that a
-result file or a checkpoint says how to repeat what it reports.
+result file or a checkpoint states how to repeat what it reports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from loko_ref.experiments.data import registry as sources
 from loko_ref.experiments.data import texts
 from loko_ref.experiments.defaults import FINE_TUNING, with_preset
 from loko_ref.experiments.networks import full_alpha, shape_of
-from loko_ref.loko.config import said
+from loko_ref.loko.config import as_stored
 from loko_ref.network.layers.activation import ActivationName
 from loko_ref.network.lora import INITS, Init
 from loko_ref.network.model import Model, param_shapes
@@ -260,4 +260,4 @@ class RunConfig:
         """Return plain JSON values; ``RunConfig(**config.as_dict())`` is the same run."""
         found = dataclasses.asdict(self)
         found |= {name: list(found[name]) for name in ("hidden", "targets")}
-        return found | {"options": said(found["options"])}
+        return found | {"options": as_stored(found["options"])}

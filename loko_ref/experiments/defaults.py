@@ -68,8 +68,8 @@ FINE_TUNING = Defaults(
     # any p0: .13 at 0.05; with noise=fixed,r0=0.1,p0=0.5 .77 (.63).
     p0={"glm": _P0, "softmax": _P0, "logits": 0.5, "gaussian": _P0},
     preset_p0={"recommended": {"A": 0.1, "B": 1.0}, "abstract_reading": 0.5},
-    # torch's, so that a baseline is what its name says. AdamW: .40 at 0.001, .73 (.57) at its best
-    # rate, 0.006.
+    # torch's, so that a baseline is what it is named after. AdamW: .40 at 0.001, .73 (.57) at its
+    # best rate, 0.006.
     lr={"sgd": SGD.lr, "adagrad": AdaGrad.lr, "adamw": AdamW.lr},
     batch=1,  # online: one sample at a time
 )

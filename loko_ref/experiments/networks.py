@@ -47,12 +47,8 @@ def shape_of(
 
     Parameters
     ----------
-    data : str
-        Name of the data set.
     network : {"mlp", "vit", "encoder"}, optional
         By default ``encoder`` for a text and ``mlp`` for all else.
-    hidden : sequence of int, optional
-        Hidden widths of an mlp.
     activation : str, optional
         By default ``relu`` (mlp) or ``gelu`` (the others).
     size : mapping of str to int, optional
@@ -184,7 +180,7 @@ def put_lora(
                 rank,
                 f"at most {side}, the smaller side of layer {name}",
                 "a rank larger than a dimension; without a rank each layer takes "
-                f"{defaults.rank} or its smaller side; targets says which layers have LoRA",
+                f"{defaults.rank} or its smaller side; targets states which layers have LoRA",
             )
         r = min(most, side)
         own = alpha if r == most else alpha / most * r

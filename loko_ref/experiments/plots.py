@@ -44,8 +44,6 @@ def draw(panels: Sequence[Panel], *, title: str = "", kind: str = "svg") -> byte
     ----------
     panels : sequence of Panel
         In reading order; equal legends are drawn once, below.
-    title : str
-        Above all.
     kind : {"svg", "png"}
         Format.
 

@@ -44,8 +44,6 @@ from loko_ref.experiments.config import BASELINES, RunConfig
 from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.stream import Point, Progress, Task
 
-__all__ = ["Entry", "pack", "read", "unpack", "write"]
-
 _STATE = ("theta", "p", "P", "U", "W", "R")
 
 
@@ -71,30 +69,16 @@ _CURVE = Items(Items(real(0), length=3))
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Entry:
-    """One run's standing.
-
-    Attributes
-    ----------
-    config : RunConfig
-        The run.
-    status : {"waiting", "running", "done", "failed"}
-        Where it is.
-    digest : str
-        Identity of its data, once loaded.
-    progress : dict
-        ``step``, ``score``, ``seconds`` and ``curve`` (triples samples, online, test).
-    arrays : mapping of str to array
-        Its state; while it runs also its network.
-    failure : dict or None
-        ``step`` and ``reason``, when it diverged.
-    """
+    """One run's standing."""
 
     config: RunConfig
-    status: str = "waiting"
-    digest: str = ""
+    status: str = "waiting"  # {"waiting", "running", "done", "failed"}: where it is
+    digest: str = ""  # identity of its data, once loaded
+    # `step`, `score`, `seconds` and `curve` (triples samples, online, test)
     progress: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # its state; while it runs also its network
     arrays: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
-    failure: dict[str, Any] | None = None
+    failure: dict[str, Any] | None = None  # `step` and `reason`, when it diverged
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -25,8 +25,6 @@ from loko_ref.experiments.stream import Progress, Task
 from loko_ref.files import storage
 from loko_ref.files.writing import check_target
 
-__all__ = ["Entry", "read", "run_all", "write"]
-
 
 def run_all(
     configs: Sequence[RunConfig] | None = None,

@@ -59,8 +59,6 @@ def show_table(
     ----------
     title : str or None
         Above it.
-    columns : sequence of str
-        Their headings.
     rows, summary : sequence of rows
         Cells; the summary stands below a line, in bold.
     """

@@ -22,30 +22,17 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One quantity of the dataflow.
+    """One quantity of the dataflow."""
 
-    Attributes
-    ----------
-    key : str
-        Its name among the values, and in the table of quantities.
-    name, equation, meaning : str
-        Letter, equation and one sentence.
-    labels : tuple of str
-        Derivations.
-    axes : str
-        One letter per axis: n entries of theta, m stacked outputs, c classes, s samples,
-        i features.
-    quantity : Quantity, optional
-        Its entry in the table; None for an input.
-    """
-
-    key: str
+    key: str  # its name among the values, and in the table of quantities
+    # letter, equation and one sentence
     name: str
     equation: str
     meaning: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # derivations
+    # one letter per axis: n entries of theta, m stacked outputs, c classes, s samples, i features
     axes: str
-    quantity: Quantity | None = None
+    quantity: Quantity | None = None  # its entry in the table; None for an input
 
 
 _AXES = {
@@ -76,7 +63,7 @@ _SEEN = {
     },
     "logits": {
         "H": "The Jacobian of the logits with respect to theta, not that of yhat; -H'e is the "
-        "gradient of the cross-entropy.",
+        "gradient of the cross-entropy."
     },
 }
 _CLASSES = {
@@ -147,7 +134,7 @@ def _line(q: Quantity, o: Options, first: bool) -> Line:
         form, label = _FORMS[o["form"]]
         equation, labels = f"P+ = {form}", (label, "LOKO-4")
         if o["form"] in PRECISIONS:
-            meaning += " What the cut leaves out is its difference from the dense P - K H P."
+            meaning += " What is cut is the difference from the dense P - K H P."
     axes = "n" * (2 if dense else 1) if q.name in ("p_pred", "p_post") else _AXES[q.name]
     return Line(
         key=q.name,

@@ -24,8 +24,6 @@ from loko_ref.lte.config import Reset
 from loko_ref.network.spec import mlp_spec
 from loko_ref.optimizers import AdamW
 
-__all__ = ["KINDS", "HeadsRun", "Moment", "SiteView", "explain_lte"]
-
 RANK, WIDTH, BATCH = 2, 32, 32
 """Rank of a head, width of the hidden layer, samples of a step: or as many as all heads share."""
 
@@ -38,8 +36,8 @@ MOST_HEADS = 64
 KINDS = {
     "step": (
         "y = W x + scale (B_h A_h - B'_h A'_h) x",
-        "Every head takes a step of its own, on its own part of the batch. It sees W, as last "
-        "merged, and what it has learned since: A', B' are its factors then (0 after a reset).",
+        "Every head takes a step of its own, on its own part of the batch. Its weight is W, as "
+        "last merged, plus its update since: A', B' are its factors then (0 after a reset).",
         ("LTE-1", "LTE-3", "LTE-8", "OPT-3"),
     ),
     "merge": (
@@ -50,8 +48,8 @@ KINDS = {
     ),
     "reset": (
         "B_h = 0, with AB A_h drawn again; W_reset = W",
-        "The branches begin anew beside a weight that has learned. Where A is drawn again, the "
-        "next merge adds other directions, and the rank of the whole update grows beyond N r.",
+        "The branches start again, beside a weight that contains the merged update. Where A is "
+        "drawn again, the next merge adds other directions: the whole update's rank exceeds N r.",
         ("LTE-6", "LORA-1"),
     ),
 }
@@ -62,62 +60,33 @@ Numbers = NDArray[np.floating]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SiteView:
-    """One linear with LoRA after an event.
+    """One linear with LoRA after an event."""
 
-    Attributes
-    ----------
-    A, B : array (N, r, i), (N, o, r)
-        The heads' factors.
-    update : array (o, i)
-        W - W_0: what all merges so far have added.
-    singular : array (min(o, i),)
-        Its singular values, descending.
-    rank : int
-        How many of them are above rounding.
-    pending : array (N,)
-        Of each head the norm of what it has learned since the last merge.
-    overlap : array (N, N)
-        Of each two heads the mean squared cosine of the angles between the row spaces of their A:
-        1 the same space, 0 orthogonal ones.
-    """
-
-    A: Numbers
-    B: Numbers
-    update: Numbers
-    singular: Numbers
-    rank: int
-    pending: Numbers
+    A: Numbers  # (N, r, i): the heads' factors
+    B: Numbers  # (N, o, r)
+    update: Numbers  # (o, i): W - W_0: what all merges so far have added
+    singular: Numbers  # (min(o, i),): its singular values, descending
+    rank: int  # how many of them are above rounding
+    pending: Numbers  # (N,): of each head the norm of what it has learned since the last merge
+    # (N, N): of each two heads the mean squared cosine of the angles between the row spaces of
+    # their A: 1 the same space, 0 orthogonal ones
     overlap: Numbers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moment:
-    """One event, explained.
+    """One event, explained."""
 
-    Attributes
-    ----------
-    kind : str
-        A key of ``KINDS``.
-    step, merges : int
-        Done so far.
-    title : str
-        A sentence.
-    losses : array (N,)
-        The heads' own, before the last step.
-    loss, accuracy : float, float or None
-        Of the merged network on held-out samples; a regression has no accuracy.
-    sites : mapping of str to SiteView
-        By the layer's name.
-    """
-
-    kind: str
+    kind: str  # a key of `KINDS`
+    # done so far
     step: int
     merges: int
-    title: str
-    losses: Numbers
+    title: str  # a sentence
+    losses: Numbers  # (N,): the heads' own, before the last step
+    # of the merged network on held-out samples; a regression has no accuracy
     loss: float
     accuracy: float | None
-    sites: Mapping[str, SiteView]
+    sites: Mapping[str, SiteView]  # by the layer's name
 
 
 def _view(config: lte.LteConfig, state: lte.LteState, W_0: Numbers, name: str) -> SiteView:
@@ -151,33 +120,16 @@ def _title(kind: str, state: lte.LteState, losses: Numbers, reset: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsRun:
-    """A small run of LTE to walk through.
+    """A small run of LTE to walk through."""
 
-    Attributes
-    ----------
-    data : str
-        A bundled set of classes.
-    steps : int
-        Number of steps.
-    seed : int
-        Seed of data, weights and factors.
-    heads : int
-        Number of heads, at most 64, so that each can be shown.
-    rank : int or None
-        Of every head on both layers; by default 2, or the smallest side of a layer.
-    merge_every : int
-        Steps between merges.
-    reset : {"none", "B", "AB"}
-        What is reset after a merge.
-    """
-
-    data: str = "digits"
-    steps: int = 24
-    seed: int = 0
-    heads: int = 4
+    data: str = "digits"  # a bundled set of classes
+    steps: int = 24  # number of steps
+    seed: int = 0  # seed of data, weights and factors
+    heads: int = 4  # number of heads, at most 64, so that each can be shown
+    # of every head on both layers; by default 2, or the smallest side of a layer
     rank: int | None = None
-    merge_every: int = 6
-    reset: Reset = "AB"
+    merge_every: int = 6  # steps between merges
+    reset: Reset = "AB"  # {"none", "B", "AB"}: what is reset after a merge
 
     def __post_init__(self) -> None:
         check_whole("heads", self.heads, high=MOST_HEADS)
@@ -188,11 +140,6 @@ class HeadsRun:
 
 def explain_lte(run: HeadsRun) -> Iterator[Moment]:
     """Train a small network by LTE and explain every step, merge and reset.
-
-    Parameters
-    ----------
-    run : HeadsRun
-        Which.
 
     Yields
     ------

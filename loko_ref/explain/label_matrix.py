@@ -17,8 +17,6 @@ from loko_ref.conformance.mistakes.registry import all_mutants
 from loko_ref.explain.derivations import LABEL, derivations
 from loko_ref.files.shipped import shipped
 
-__all__ = ["Row", "matrix"]
-
 _FORMULAS = """
 KAL-1 p_pred
 KAL-2 S K pHt theta_post p.dense
@@ -109,26 +107,16 @@ _REASONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One label.
+    """One label."""
 
-    Attributes
-    ----------
-    label, title : str
-        Of the derivation.
-    code, tests : tuple of str
-        Files of the package that cite it; tests that its ``Check`` names.
-    mistakes : tuple of str
-        Ids of the known mistakes.
-    reason : str
-        Why there is none, where there is none.
-    """
-
+    # of the derivation
     label: str
     title: str
+    # files of the package that cite it; tests that its `Check` names
     code: tuple[str, ...]
     tests: tuple[str, ...]
-    mistakes: tuple[str, ...]
-    reason: str
+    mistakes: tuple[str, ...]  # ids of the known mistakes
+    reason: str  # why there is none, where there is none
 
 
 def formulas() -> Mapping[str, tuple[str, ...]]:
@@ -153,7 +141,7 @@ def _citations() -> dict[str, list[str]]:
 
 
 def _indexed(label: str) -> tuple[str, ...]:
-    """Return where the index says that the label is computed."""
+    """Return where the index states that the label is computed."""
     index = (shipped("derivations") / "README.md").read_text(encoding="utf-8")
     found = re.search(rf"^\| {label} \| .* \| ([^|]+) \|$", index, re.MULTILINE)
     return tuple(found[1].strip().split(", ")) if found else ()

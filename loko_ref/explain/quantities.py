@@ -21,8 +21,6 @@ from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import Lazy, identity, missing
 
-__all__ = ["Excerpt", "Frame", "Numbers", "Quantity", "described"]
-
 Numbers = NDArray[np.floating]
 
 CHARACTERS = " .:-=+*#%@"
@@ -74,27 +72,13 @@ class Quantity(Line):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """What is the same in all steps of a run.
+    """What is the same in all steps of a run."""
 
-    Attributes
-    ----------
-    name : str
-        Of the data.
-    options : mapping
-        The variant, as the table of quantities names its options.
-    parts : sequence of (str, tuple of int)
-        What theta is made of, in packing order.
-    outputs : int
-        C.
-    image : (int, int, int), optional
-        Channels, height, width of x.
-    """
-
-    name: str
-    options: Mapping[str, Any]
-    parts: Parts
-    outputs: int
-    image: tuple[int, int, int] | None = None
+    name: str  # of the data
+    options: Mapping[str, Any]  # the variant, as the table of quantities names its options
+    parts: Parts  # what theta is made of, in packing order
+    outputs: int  # C
+    image: tuple[int, int, int] | None = None  # channels, height, width of x
 
     @property
     def regression(self) -> bool:
@@ -126,14 +110,10 @@ def described(
 
     Parameters
     ----------
-    frame : Frame
-        The run.
     values : mapping of str to array
         By the names of the table of quantities; those that are missing are left out.
     first : bool
         Whether this is step 0.
-    entries : int
-        Number of entries of theta shown.
     """
     shown = _Shown(frame, values, entries)
     return [

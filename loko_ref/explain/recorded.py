@@ -22,8 +22,6 @@ from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow, output_name
 from loko_ref.textbook.quantities import Lazy, identity, missing
 
-__all__ = ["explain_recording"]
-
 
 def _completed(values: dict[str, Numbers], frame: Frame) -> list[str]:
     """Add what was not recorded and follows from what was; return its names."""
@@ -66,8 +64,6 @@ def explain_recording(
 
     Parameters
     ----------
-    path : path-like
-        The file.
     given : sequence of str
         Options of the run, ``NAME=VALUE``, that the file does not have.
     entries : int
@@ -103,7 +99,7 @@ def explain_recording(
     ]
     if not steps:
         required = "a step with more than theta, p and R"
-        raise InputError("--trace", "states alone", required, "nothing was recorded on the way")
+        raise InputError("--trace", "states alone", required, "only states were recorded")
     return frame, steps
 
 

@@ -29,19 +29,6 @@ from loko_ref.explain.equations import options
 from loko_ref.explain.quantities import Frame
 from loko_ref.network.model import Model
 
-__all__ = [
-    "FILTERS",
-    "SOLVES",
-    "TRUE_WEIGHT",
-    "WEIGHT",
-    "WRONG_WEIGHT",
-    "Source",
-    "from_case",
-    "from_config",
-    "tiny",
-    "tiny_classes",
-]
-
 FILTERS: dict[str, dict[str, Any]] = {
     "decoupled": {"diagonal": "decoupled"},
     "variational": {"diagonal": "variational"},
@@ -65,35 +52,16 @@ WRONG_WEIGHT = -1.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """A run that has not been taken.
+    """A run that has not been taken."""
 
-    Attributes
-    ----------
-    name : str
-        Of the data.
-    learner : LokoConfig
-        The filter, with the network.
-    start : LokoState
-        Before step 0.
-    batch : callable
-        Number of a step -> Batch.
-    steps : int
-        Number of batches.
-    regression : bool
-        Whether y is real.
-    image : (int, int, int), optional
-        Channels, height, width of x.
-    score : callable, optional
-        theta, step -> accuracy on held-out samples, or root mean squared error.
-    """
-
-    name: str
-    learner: loko.LokoConfig
-    start: loko.LokoState
-    batch: Callable[[int], loko.Batch]
-    steps: int
-    regression: bool
-    image: tuple[int, int, int] | None = None
+    name: str  # of the data
+    learner: loko.LokoConfig  # the filter, with the network
+    start: loko.LokoState  # before step 0
+    batch: Callable[[int], loko.Batch]  # number of a step -> Batch
+    steps: int  # number of batches
+    regression: bool  # whether y is real
+    image: tuple[int, int, int] | None = None  # channels, height, width of x
+    # theta, step -> accuracy on held-out samples, or root mean squared error
     score: Callable[[Array, int], float] | None = None
 
     @property
@@ -179,8 +147,6 @@ def tiny(steps: int = 12, **options: Any) -> Source:
 
     Parameters
     ----------
-    steps : int
-        Number of samples, one a step.
     options
         Of the filter, as in ``FILTERS``.
     """
@@ -199,8 +165,6 @@ def tiny_classes(steps: int = 12, solve: Any = "linear") -> Source:
 
     Parameters
     ----------
-    steps : int
-        Number of samples, one a step.
     solve : {"linear", "implicit"}
         How the filter solves for the mean.  [OBS-9]
     """

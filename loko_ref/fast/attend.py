@@ -15,8 +15,6 @@ from loko_ref.arrays import Array
 from loko_ref.fast.nodes import Fresh, Lin, Run
 from loko_ref.network.layers.attention import allowed
 
-__all__ = ["Attend"]
-
 
 class Attend(Fresh):
     """Multi-head self-attention.  [ATT-2, ATT-3].
@@ -25,8 +23,6 @@ class Attend(Fresh):
     ----------
     parts : mapping
         The linears q, k, v, o.
-    heads : int
-        Number of heads.
     causal : bool
         Whether a query sees no later key.
     rows : int or None

@@ -37,8 +37,6 @@ from loko_ref.loko import Batch, LokoConfig, LokoState
 from loko_ref.network.architectures import encoder_spec, vit_spec
 from loko_ref.network.model import Model, init_model, mlp_spec
 
-__all__ = ["PROBLEMS", "ROUTES", "clock", "curves", "measure", "peak_mb", "problem"]
-
 BASE: dict[str, Any] = {"layers": 12, "width": 768, "heads": 12, "ff": 3072}
 
 PROBLEMS: dict[str, dict[str, Any]] = {
@@ -77,8 +75,6 @@ def problem(name: str, dtype: str, seed: int = 0) -> tuple[LokoConfig, LokoState
         One of ``PROBLEMS``.
     dtype : {"float64", "float32"}
         Of everything.
-    seed : int
-        Of the draw.
     """
     check_choice("config", name, PROBLEMS)
     check_choice("dtype", dtype, FORMATS)

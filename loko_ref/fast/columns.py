@@ -18,8 +18,6 @@ import numpy as np
 
 from loko_ref.arrays import Array
 
-__all__ = ["Block", "Columns", "Mixed", "OneSample", "Places", "gram", "squares"]
-
 SMALL = 64
 """Rows below which a triangle is taken whole."""
 
@@ -106,8 +104,6 @@ class OneSample:
     ----------
     blocks : sequence of Block
         In the order of theta, of one sample each.
-    places : Places
-        Of these blocks.
     """
 
     def __init__(self, blocks: Sequence[Block], places: Places) -> None:
@@ -155,8 +151,6 @@ class Mixed:
     ----------
     H : array (m, nd)
         Columns as they stand, side by side; overwritten.
-    stand : sequence of slices of theta
-        Whose columns these are.
     blocks : sequence of (slice of theta, Block)
         The others.
     """

@@ -16,8 +16,6 @@ import scipy.linalg.lapack
 from loko_ref.arrays import Array, cholesky, singular_floor
 from loko_ref.fast.columns import SMALL, Columns
 
-__all__ = ["decoupled", "inverse_factor", "root_inverse", "variational"]
-
 
 def root_inverse(S: Array, name: str) -> Array:
     """``L^-1`` of ``S = L L'``, with the test of :func:`loko_ref.arrays.cholesky`.  [KAL-8]."""

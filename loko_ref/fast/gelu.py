@@ -12,8 +12,6 @@ import numpy as np
 
 from loko_ref.arrays import Array, erfc
 
-__all__ = ["gelu"]
-
 K = 2.0
 """The point that goes to the middle of the polynomial's interval."""
 

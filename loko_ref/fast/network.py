@@ -22,8 +22,6 @@ from loko_ref.network.layers.linear import site_scale
 from loko_ref.network.model import Model
 from loko_ref.network.spec import linears, walk
 
-__all__ = ["Network"]
-
 KINDS = (
     *("linear", "relu", "tanh", "gelu", "gelu_tanh"),
     *("layernorm", "attention", "residual", "pool"),

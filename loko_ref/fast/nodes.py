@@ -4,7 +4,7 @@ Shapes: x (batch * t, i), rows sample by sample, token by token; d (batch * t * 
 cotangents of one row side by side; H (batch, k, nd). A node remembers what its backward needs.
 
 Rules: ``forward`` returns an array of its own; ``backward`` reads d and returns an array of its
-own, except where ``owns_d`` says that d comes fresh from the node above and may be overwritten.
+own, except where ``owns_d`` states that d comes fresh from the node above and may be overwritten.
 """
 
 from __future__ import annotations
@@ -19,30 +19,19 @@ from loko_ref.fast.columns import Block
 from loko_ref.fast.gelu import gelu
 from loko_ref.network.layers.activation import gelu_tanh_forward
 
-__all__ = ["Act", "Fresh", "Lin", "Node", "Norm", "Pool", "Residual", "Run", "Stack"]
-
 
 @dataclass
 class Run:
-    """What one pass shares: sizes, the padding mask, and the Jacobian being filled.
+    """What one pass shares: sizes, the padding mask, and the Jacobian being filled."""
 
-    Attributes
-    ----------
-    batch, t, k : int
-        Samples, tokens per sample (1 without a token axis), cotangents per sample.
-    mask : array (batch, t) of bool or None
-        Real tokens.
-    H : array (batch, k, nd)
-        The columns of the Jacobian that are formed; linears write their own.
-    flat : array (rows, 2, width) or None
-        Buffer for the directions of :meth:`directions`: one for all norms.
-    """
-
+    # samples, tokens per sample (1 without a token axis), cotangents per sample
     batch: int
     t: int
     k: int = 0
-    mask: Array | None = None
+    mask: Array | None = None  # (batch, t): real tokens
+    # (batch, k, nd): the columns of the Jacobian that are formed; linears write their own
     H: Array | None = None
+    # (rows, 2, width): buffer for the directions of `directions`: one for all norms
     flat: Array | None = None
 
     def directions(self, n: Array) -> Array:

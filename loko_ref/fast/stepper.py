@@ -24,8 +24,6 @@ from loko_ref.loko.measurement import check_windup
 from loko_ref.loko.state import PRECISIONS, check_state, groups_for
 from loko_ref.network.model import check_inputs
 
-__all__ = ["FastRecord", "Stepper", "prepare"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FastRecord:
@@ -273,14 +271,7 @@ class Stepper:
         return sample
 
     def _update(
-        self,
-        theta: Array,
-        p: Array,
-        H: Columns,
-        e: Array,
-        y: Array,
-        x: Array,
-        R: Array | None,
+        self, theta: Array, p: Array, H: Columns, e: Array, y: Array, x: Array, R: Array | None
     ) -> tuple[Array, Array, Array]:
         config = self.config
         given = R = self._noise(R, e)
@@ -308,14 +299,7 @@ class Stepper:
         return theta_post, p_post, R
 
     def _glm(
-        self,
-        theta: Array,
-        p: Array,
-        Z: Columns,
-        e: Array,
-        yhat: Array,
-        z: Array,
-        y: Array,
+        self, theta: Array, p: Array, Z: Columns, e: Array, yhat: Array, z: Array, y: Array
     ) -> tuple[Array, Array]:
         """``K e = p Zo' (I + Jo G)^-1 eo`` and the whitened leverages.  [OBS-6, OBS-9, FAST-4].
 

@@ -14,8 +14,6 @@ from types import MappingProxyType
 from loko_ref.errors import InputError, closest, shown
 from loko_ref.files.shipped import shipped
 
-__all__ = ["LABEL", "Derivation", "derivation", "derivations"]
-
 LABEL = r"[A-Z]{2,}-\d+"
 """Regular expression of a label."""
 
@@ -25,22 +23,13 @@ _PART = re.compile(r"^\*\*([A-Z][\w ]*?)[.:]\*\*\s*", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
-    """One labelled section of ``derivations/``.
+    """One labelled section of ``derivations/``."""
 
-    Attributes
-    ----------
-    label, title : str
-        Such as ``KAL-2`` and ``Innovation covariance and gain (textbook update)``.
-    file : str
-        The page that it stands on, such as ``kalman.md``.
-    text : str
-        The whole section below its heading, Markdown with TeX between dollar signs.
-    """
-
+    # such as `KAL-2` and `Innovation covariance and gain (textbook update)`
     label: str
     title: str
-    file: str
-    text: str
+    file: str  # the page that it stands on, such as `kalman.md`
+    text: str  # the whole section below its heading, Markdown with TeX between dollar signs
 
     @property
     def parts(self) -> dict[str, str]:

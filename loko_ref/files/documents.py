@@ -57,9 +57,6 @@ WRITTEN_BY = {
 NAMES = tuple(SCHEMAS)
 """Names of the schemas."""
 
-HEAD = ("schema", "versions", "platform")
-"""The first keys of every document."""
-
 
 def document(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document: the keys common to all documents, and its content.

@@ -7,7 +7,6 @@ end. The size of an unpacked file is bounded by the size that it declares, or by
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import stat
 import zlib
@@ -19,18 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loko_ref.errors import InputError
-
-__all__ = [
-    "LIMIT",
-    "hash_file",
-    "is_file_name",
-    "kind_of",
-    "map_file",
-    "open_file",
-    "read_bytes",
-    "read_text",
-    "refuse",
-]
 
 LIMIT = 2**31
 """Most bytes of a file that is read whole, unless the caller sets another bound."""
@@ -74,8 +61,6 @@ def refuse(
 
     Parameters
     ----------
-    path : path-like
-        The file.
     argument : str or None
         The option that named it; None to name the file alone.
     got, required, cause : str
@@ -114,8 +99,6 @@ def open_file(
 
     Parameters
     ----------
-    path : path-like
-        The file.
     argument : str, optional
         The option that named it, for the error.
     limit : int, optional
@@ -162,8 +145,6 @@ def read_bytes(
 
     Parameters
     ----------
-    path : path-like
-        The file.
     argument : str, optional
         The option that named it, for the error.
     limit : int
@@ -226,21 +207,6 @@ def _content(
     if wanted is not None and len(data) != wanted:
         raise refuse(path, argument, f"{len(data)} bytes", required, "a truncated file")
     return data
-
-
-def hash_file(path: str | os.PathLike[str], argument: str | None = None) -> str:
-    """Return the SHA-256 of a regular file, in hexadecimal.
-
-    Raises
-    ------
-    InputError
-        As :func:`open_file`.
-    """
-    digest = hashlib.sha256()
-    with open_file(path, argument) as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def map_file(file: BinaryIO) -> NDArray[np.uint8]:

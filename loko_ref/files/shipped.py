@@ -10,8 +10,6 @@ from pathlib import Path
 
 import loko_ref
 
-__all__ = ["shipped"]
-
 
 def shipped(folder: str) -> Path:
     """Return a folder of the checkout, or the wheel's copy of it.

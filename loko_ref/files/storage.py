@@ -67,8 +67,6 @@ def save(
         JSON-able, without NaN or infinity.
     schema : str
         Name and version of the layout, such as ``"loko-ref/checkpoint/1"``.
-    argument : str
-        Name of the path in errors.
 
     Raises
     ------
@@ -151,10 +149,6 @@ def load(
     ----------
     path : path-like
         Ends in ``.npz`` or ``.safetensors``.
-    schema : str
-        The expected layout.
-    argument : str
-        Name of the path in errors.
 
     Returns
     -------

@@ -108,8 +108,6 @@ def check_target(argument: str, path: str | os.PathLike[str], *suffixes: str) ->
 
     Parameters
     ----------
-    argument : str
-        Name of the path in errors.
     path : path-like
         The file; it need not exist.
     *suffixes : str
@@ -180,13 +178,6 @@ def check_targets(
 def make_folder(argument: str, path: str | os.PathLike[str]) -> Path:
     """Create a directory and its parents unless they exist; raise if it is not writable.
 
-    Parameters
-    ----------
-    argument : str
-        Name of the path in errors.
-    path : path-like
-        The directory.
-
     Raises
     ------
     InputError
@@ -212,10 +203,6 @@ def write_bytes(path: str | os.PathLike[str], payload: bytes, argument: str = "p
     ----------
     path : path-like
         The file; symbolic links are followed.
-    payload : bytes
-        Its whole content.
-    argument : str
-        Name of the path in errors.
 
     Raises
     ------

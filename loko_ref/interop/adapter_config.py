@@ -35,7 +35,7 @@ lora_ga), again at each loading, or freeze a factor (mica).
 """
 
 FLAGS = ("use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode", "ensure_weight_tying")
-"""True or false. ``fan_in_fan_out`` speaks of GPT-2's layers: PEFT resets it on a linear."""
+"""True or false. ``fan_in_fan_out`` refers to GPT-2's layers: PEFT resets it on a linear."""
 
 TEXTS = ("task_type", "peft_version", "base_model_name_or_path", "revision", "megatron_core")
 

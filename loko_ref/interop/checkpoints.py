@@ -164,8 +164,6 @@ def join(parts: Sequence[tuple[str, np.ndarray]], shape: tuple[int, ...], dtype:
     ----------
     parts : sequence of (str, array)
         Name and tensor: as ours, a convolution's kernel, or with axes of length 1 before it.
-    shape : tuple of int
-        Of our array.
     dtype : dtype
         Of our array; the tensors are floats.
     """

@@ -56,36 +56,20 @@ _SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family of classifiers.
+    """One family of classifiers."""
 
-    Attributes
-    ----------
-    prefix : str
-        Of the encoder's modules.
-    blocks : tuple of str
-        Where block j lies (``blocks.j``), one for each generation, the newest first.
-    inner : mapping
-        Our name in a block -> its modules, one for each generation.
-    outside : mapping
-        Our name outside the blocks -> its module.
-    tables : mapping
-        Our array -> the tensors below ``prefix.embeddings`` that make it up, one below the other.
-    sizes : mapping
-        Our size -> config.json's field.
-    image : bool
-        Whether it reads images; else token ids.
-    rule : bool
-        Whether positions are numbered by RoBERTa's rule.
-    """
-
-    prefix: str
+    prefix: str  # of the encoder's modules
+    # where block j lies (`blocks.j`), one for each generation, the newest first
     blocks: tuple[str, ...] = ("encoder.layer",)
+    # our name in a block -> its modules, one for each generation
     inner: Mapping[str, tuple[str, ...]]
-    outside: Mapping[str, str]
+    outside: Mapping[str, str]  # our name outside the blocks -> its module
+    # our array -> the tensors below `prefix.embeddings` that make it up, one below the other
     tables: Mapping[str, tuple[str, ...]]
+    # our size -> config.json's field
     sizes: Mapping[str, str] = field(default_factory=lambda: _SIZES)
-    image: bool = False
-    rule: bool = False
+    image: bool = False  # whether it reads images; else token ids
+    rule: bool = False  # whether positions are numbered by RoBERTa's rule
 
 
 _ROBERTA = Family(

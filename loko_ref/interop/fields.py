@@ -54,8 +54,6 @@ class Fields:
 
     Parameters
     ----------
-    file : str
-        Its name, for errors.
     data : mapping
         The object.
     """

@@ -43,24 +43,12 @@ for full, text in jobs:
 
 @dataclass(frozen=True)
 class Expression:
-    """One pattern and how it is matched.
+    """One pattern and how it is matched."""
 
-    Attributes
-    ----------
-    where : str
-        File and field, for errors.
-    pattern : str
-        As the file has it.
-    text : str
-        The expression that PEFT makes of it.
-    full : bool
-        Whether the whole name must match; else its beginning.
-    """
-
-    where: str
-    pattern: str
-    text: str
-    full: bool = False
+    where: str  # file and field, for errors
+    pattern: str  # as the file has it
+    text: str  # the expression that PEFT makes of it
+    full: bool = False  # whether the whole name must match; else its beginning
 
     def faulty(self, why: object) -> InputError:
         """Build the error for a pattern that is no regular expression."""
@@ -70,13 +58,6 @@ class Expression:
 
 def search(expressions: Sequence[Expression], names: Sequence[str]) -> list[dict[str, str | None]]:
     """Match every expression against every name.
-
-    Parameters
-    ----------
-    expressions : sequence of Expression
-        The patterns of one file.
-    names : sequence of str
-        Names of modules.
 
     Returns
     -------

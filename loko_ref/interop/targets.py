@@ -20,10 +20,6 @@ def targeted(config: Fields, modules: Sequence[str], linear: Collection[str] = (
 
     Parameters
     ----------
-    config : Fields
-        adapter_config.json.
-    modules : sequence of str
-        Every module's full name.
     linear : collection of str
         Those of them that are linears, which ``all-linear`` means.
 

@@ -43,8 +43,6 @@ def find_tensors(folder: str | Path, stem: str) -> list[Path]:
 
     Parameters
     ----------
-    folder : path-like
-        Where the checkpoint lies.
     stem : str
         ``model`` or ``adapter_model``.
     """

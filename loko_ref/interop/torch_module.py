@@ -26,9 +26,7 @@ def import_torch() -> Any:
 
 
 def build_module(
-    spec: Spec,
-    weights: Mapping[str, Array],
-    linear: Callable[[dict[str, Any]], Any] | None = None,
+    spec: Spec, weights: Mapping[str, Array], linear: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:
     """Build a ``torch.nn.Module`` of a spec: LoRA factors as parameters, all else as buffers.
 

@@ -1,6 +1,6 @@
 """A user's torch module, in place of the package's: where its arrays are, and what is put there.
 
-``names`` says where a weight of the spec stands in the user's code: for each last part of a name
+``names`` states where a weight of the spec stands in the user's code: for each last part of a name
 (``W``, ``b``, ``A``, ``B``, ...) the attribute's path, ``{}`` standing for the layer's name in a
 whole network; ``.T`` behind it where the user keeps the transpose.
 
@@ -19,8 +19,6 @@ from loko_ref.arrays import Array
 from loko_ref.errors import InputError, closest
 from loko_ref.interop.torch_module import import_torch
 from loko_ref.network.spec import factor_shapes, linears, param_shapes
-
-__all__ = ["NAMES", "Place", "put"]
 
 NAMES = {"W": "weight", "b": "bias", "A": "lora_A", "B": "lora_B"}
 """Paths by default: those of a layer that is a linear itself."""

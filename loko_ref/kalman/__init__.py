@@ -1,4 +1,4 @@
-"""Kalman filtering, stated for arrays alone: this package knows no model.
+"""Kalman filtering, stated for arrays alone: this package has no model.
 
 ``dense``, ``diagonal`` and ``lowrank`` hold the measurement updates, the last of a precision,
 ``implicit`` the implicit step, ``time`` the time update, ``observation``

@@ -37,8 +37,6 @@ from loko_ref.errors import NumericalError
 from loko_ref.kalman import glm
 from loko_ref.kalman.observation import innovation_unchecked, predict_unchecked, target_rows
 
-__all__ = ["SOLVES", "Solve", "mean", "mean_unchecked", "posterior_innovation"]
-
 Solve: TypeAlias = Literal["linear", "implicit"]
 SOLVES: tuple[Solve, ...] = get_args(Solve)
 
@@ -133,8 +131,6 @@ def posterior_innovation(
 
     Parameters
     ----------
-    xp : module
-        The arrays' namespace.
     z, y, yhat : array (batch, C)
         Logits, rows observed, and softmax(z).
     Go : array (k, k)

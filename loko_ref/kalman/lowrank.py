@@ -23,38 +23,19 @@ from loko_ref.checks.values import (
     check_some,
 )
 
-__all__ = [
-    "BLOCKS",
-    "Blocks",
-    "Group",
-    "Precision",
-    "PrecisionUpdate",
-    "groups_of",
-    "update",
-    "update_unchecked",
-]
-
 Blocks: TypeAlias = Literal["unit", "tensor"]
 BLOCKS: tuple[Blocks, ...] = get_args(Blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The blocks of one tensor: `units` of them, each over `size` entries of theta.
+    """The blocks of one tensor: `units` of them, each over `size` entries of theta."""
 
-    Attributes
-    ----------
-    start : int
-        Where the tensor begins in theta; it has units * size entries.
-    units, size : int
-        Number of blocks and their size.
-    across : bool
-        Whether a block is a column of the tensor, (size, units) row-major, and not a row.
-    """
-
-    start: int
+    start: int  # where the tensor begins in theta; it has units * size entries
+    # number of blocks and their size
     units: int
     size: int
+    # whether a block is a column of the tensor, (size, units) row-major, and not a row
     across: bool = False
 
     def split(self, X: Array) -> Array:
@@ -100,21 +81,12 @@ def groups_of(shapes: Sequence[tuple[str, tuple[int, ...]]], blocks: Blocks) -> 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Precision:
-    """``P^-1 = B + W W'``; no method changes it, or an array of it.
+    """``P^-1 = B + W W'``; no method changes it, or an array of it."""
 
-    Attributes
-    ----------
-    U : array (n,) or (sum of units * size^2,)
-        B: its diagonal, or its blocks, tensor by tensor, each row-major.
-    W : array (n, L)
-        The low-rank part; determined up to a rotation of its columns.
-    groups : tuple of Group
-        The blocks; empty where B is diagonal.
-    """
-
+    # of B the diagonal (n,), or the blocks (sum of units * size^2,), by tensor, each row-major
     U: Array
-    W: Array
-    groups: tuple[Group, ...] = ()
+    W: Array  # (n, L): the low-rank part; determined up to a rotation of its columns
+    groups: tuple[Group, ...] = ()  # the blocks; empty where B is diagonal
 
     @classmethod
     def prior(cls, p: Array, L: int, groups: tuple[Group, ...] = ()) -> Precision:

@@ -18,12 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from loko_ref.arrays import (
-    Array,
-    asarray,
-    epsilon,
-    namespace,
-)
+from loko_ref.arrays import Array, asarray, epsilon, namespace
 from loko_ref.arrays.special import softmax_forward
 from loko_ref.checks.values import (
     check_array,

@@ -1,4 +1,4 @@
-"""The time update: what the filter believes before it sees the next observation.
+"""The time update: the prior before the next observation.
 
 Shapes: p, p_pred (n,) or P, P_pred (n, n); q a number or (n,).
 """

@@ -19,8 +19,6 @@ from loko_ref.kalman.noise import NoiseEstimator, Timing
 from loko_ref.kalman.observation import OBSERVATIONS, ObservationModel
 from loko_ref.network.model import Model
 
-__all__ = ["COVARIANCES", "DEFAULT_NOISE", "LATER", "Covariance", "LokoConfig", "said"]
-
 Covariance: TypeAlias = Literal["diagonal", "dense", "lowrank", "block"]
 COVARIANCES: tuple[Covariance, ...] = get_args(Covariance)
 
@@ -36,7 +34,7 @@ LATER: dict[str, Any] = {"solve": "linear", "columns": None, "blocks": "unit"}
 """Options that came after files were written -> their default, which a file that has none means."""
 
 
-def said(options: Mapping[str, Any], **later: Any) -> dict[str, Any]:
+def as_stored(options: Mapping[str, Any], **later: Any) -> dict[str, Any]:
     """Return options as a file has them: later ones where they are not at their default."""
     later = LATER | later
     return {k: a for k, a in options.items() if k not in later or a != later[k]}

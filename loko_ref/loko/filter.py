@@ -39,8 +39,6 @@ from loko_ref.loko.state import (
 from loko_ref.network.jacobian import jacobian_unchecked
 from loko_ref.network.model import check_inputs, forward_unchecked, unpack_unchecked
 
-__all__ = ["loss", "loss_unchecked", "run", "step", "step_from_jacobian", "targets"]
-
 
 def targets(y: Array, z: Array, observation: obs.ObservationModel) -> Array:
     """Return an observation as rows (batch, C): labels become one-hot, real rows pass.

@@ -9,28 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from loko_ref.arrays import (
-    Array,
-    contrast_basis,
-    epsilon,
-    namespace,
-)
+from loko_ref.arrays import Array, contrast_basis, epsilon, namespace
 from loko_ref.errors import NumericalError
 from loko_ref.kalman import dense, diagonal, glm, implicit, lowrank, simplex
 from loko_ref.kalman import observation as obs
 from loko_ref.kalman.lowrank import Precision, PrecisionUpdate
 from loko_ref.loko.config import LokoConfig
 from loko_ref.loko.state import on_contrasts, prior
-
-__all__ = [
-    "Cov",
-    "Update",
-    "check_windup",
-    "covariance",
-    "measure",
-    "measure_glm",
-    "predicted_covariance",
-]
 
 Cov: TypeAlias = Array | Precision
 """Variances (n,), a covariance (n, n), or a precision."""

@@ -35,21 +35,6 @@ from loko_ref.loko.config import LokoConfig
 from loko_ref.network.lora import FACTORS
 from loko_ref.network.model import Model, pack
 
-__all__ = [
-    "PRECISIONS",
-    "Batch",
-    "LokoRecord",
-    "LokoState",
-    "check_noise",
-    "check_state",
-    "groups_for",
-    "init",
-    "init_at",
-    "on_contrasts",
-    "prior",
-]
-
-
 PRECISIONS = ("lowrank", "block")
 """Covariances that are kept as a precision."""
 

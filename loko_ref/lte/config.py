@@ -24,7 +24,7 @@ from loko_ref.kalman.implicit import Solve
 from loko_ref.kalman.lowrank import Blocks
 from loko_ref.kalman.noise import NoiseEstimator, Timing
 from loko_ref.kalman.observation import ObservationModel
-from loko_ref.loko.config import LokoConfig, said
+from loko_ref.loko.config import LokoConfig, as_stored
 from loko_ref.lte.layout import Layout
 from loko_ref.network import lora
 from loko_ref.network.layers.activation import ACTIVATIONS
@@ -301,7 +301,7 @@ class LteConfig:
                 options = {g.name: getattr(value, g.name) for g in fields(value)}
                 if hasattr(options.get("p0"), "tolist"):
                     options["p0"] = options["p0"].tolist()
-                value = {"kind": kind, **said(options, covariance="diagonal")}
+                value = {"kind": kind, **as_stored(options, covariance="diagonal")}
             found[f.name] = value
         return found
 

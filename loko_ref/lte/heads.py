@@ -79,22 +79,13 @@ def _times(x: Array, M: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Kept:
-    """What the vjp of one linear reads.
+    """What the vjp of one linear reads."""
 
-    Attributes
-    ----------
-    x : array (heads, batch, i)
-        Its input.
-    p, old : mapping of str to array (heads, ...)
-        Its trainables; those last merged (None: 0, or a weight copy per head, or no LoRA).
-    u : array (heads, batch, r) or None
-        ``scale(A x + bA)``; None without LoRA.
-    """
-
-    x: Array
+    x: Array  # (heads, batch, i): its input
+    # its trainables (heads, ...); those last merged; None: 0, or a weight copy per head, or no LoRA
     p: Mapping[str, Array]
     old: Mapping[str, Array] | None = None
-    u: Array | None = None
+    u: Array | None = None  # (heads, batch, r): `scale(A x + bA)`; None without LoRA
 
 
 def _branch(x: Array, p: Mapping[str, Array], scale: Any) -> tuple[Array, Array]:
@@ -193,10 +184,6 @@ def forward(config: LteConfig, heads: Heads, x: Array) -> tuple[Array, list[Any]
 
     Parameters
     ----------
-    config : LteConfig
-        The choices.
-    heads : Heads
-        Weights and factors.
     x : array (heads, batch, i); in mhlora (batch, i)
         Inputs; in place of i what the first layer takes.
 

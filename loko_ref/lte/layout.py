@@ -21,25 +21,15 @@ from loko_ref.network.spec import linears
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One layer with arrays of its own: where its trainables stand in a head's row.
+    """One layer with arrays of its own: where its trainables stand in a head's row."""
 
-    Attributes
-    ----------
-    name : str
-        The layer's full name, such as ``0``, or ``0.q`` of an attention.
-    alpha, r : float, int
-        Of a LoRA site; 1, 1 for a replica.
-    lora : bool
-        Whether it carries factors (its W and b are then frozen) or is a replica.
-    parts : mapping of str to (slice, tuple of int)
-        ``A``, ``B``, ``bA``, ``bB``; or what a replica has, ``W``, ``b``, ``g``, ``token`` and so
-        on: slice of the row, and shape.
-    """
-
-    name: str
+    name: str  # the layer's full name, such as `0`, or `0.q` of an attention
+    # of a LoRA site; 1, 1 for a replica
     alpha: float
     r: int
-    lora: bool
+    lora: bool  # whether it carries factors (its W and b are then frozen) or is a replica
+    # `A`, `B`, `bA`, `bB`; or what a replica has, `W`, `b`, `g`, `token` and so on: slice of the
+    # row, and shape
     parts: Mapping[str, tuple[slice, tuple[int, ...]]]
 
     @cached_property
@@ -112,21 +102,12 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Heads:
-    """What the forward pass of some heads reads.
+    """What the forward pass of some heads reads."""
 
-    Attributes
-    ----------
-    theta : array (heads, n)
-        Trainables; in ``mhlora`` of all heads.
-    merged : array (heads, n) or None
-        With a shared weight: the trainables last merged (0 at first, and after a reset).
-    weights : mapping of str to array
-        Shared ``layer.W`` (o, i), ``layer.b`` (o,) and so on; or with copies (heads, o, i),
-        (heads, o).
-    """
-
-    theta: Array
+    theta: Array  # (heads, n): trainables; in `mhlora` of all heads
+    # (heads, n): with a shared weight: the trainables last merged (0 at first, and after a reset)
     merged: Array | None
+    # shared `layer.W` (o, i), `layer.b` (o,) and so on; or with copies (heads, o, i), (heads, o)
     weights: Mapping[str, Array]
 
 

@@ -34,10 +34,6 @@ def merge_weights(
 
     Parameters
     ----------
-    config : LteConfig
-        Gives the number of heads.
-    site : Site
-        A LoRA site.
     W, b : array (o, i), (o,)
         What is added to; b is None for a layer without bias.
     now, old : mapping of str to array (heads, ...)
@@ -72,13 +68,7 @@ def _bias(p: Mapping[str, Array]) -> Array:
 
 
 @takes(config=LteConfig, state=LteState)
-def merge(
-    config: LteConfig,
-    state: LteState,
-    team: Team = ALONE,
-    *,
-    batch: int = 1,
-) -> LteState:
+def merge(config: LteConfig, state: LteState, team: Team = ALONE, *, batch: int = 1) -> LteState:
     """Gather every head's factors, form W, and keep what each head needs to see W.  [LTE-5].
 
     The merge alone: a reset is :func:`reset`.
@@ -162,11 +152,7 @@ def _after_merge(
 
 @takes(config=LteConfig, state=LteState)
 def reset(
-    config: LteConfig,
-    state: LteState,
-    redraw: Mapping[str, Array] | None = None,
-    *,
-    batch: int = 1,
+    config: LteConfig, state: LteState, redraw: Mapping[str, Array] | None = None, *, batch: int = 1
 ) -> LteState:
     """Reset after a merge: B = 0, A kept or redrawn, and nothing remembers the merge.  [LTE-6].
 

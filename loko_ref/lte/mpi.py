@@ -1,4 +1,4 @@
-"""The heads over MPI ranks: the only module that knows mpi4py.
+"""The heads over MPI ranks: the only module that imports mpi4py.
 
 Shapes: rows (own heads, n); gathered (heads, n).
 
@@ -35,19 +35,16 @@ from loko_ref.lte.team import span
 from loko_ref.lte.watch import Watch, sentry
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
-"""Where launchers say how many processes they started, the surest first."""
+"""Where launchers state how many processes they started, the surest first."""
 
-_HERE = {
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "OMPI_COMM_WORLD_RANK",
-    "MPI_LOCALNRANKS": "PMI_RANK",
-}
-"""Where launchers say how many processes they started on this machine, and each one's rank."""
+_HERE = {"OMPI_COMM_WORLD_LOCAL_SIZE": "OMPI_COMM_WORLD_RANK", "MPI_LOCALNRANKS": "PMI_RANK"}
+"""Where launchers state how many processes they started on this machine, and each one's rank."""
 
 Result = TypeVar("Result")
 
 
 def launched() -> int | None:
-    """How many processes a launcher says it started; None where there is no launcher."""
+    """Return how many processes a launcher started; None where there is no launcher."""
     for name in _SIZES:
         if name == "SLURM_STEP_NUM_TASKS" and "SLURM_PROCID" not in os.environ:
             continue
@@ -65,7 +62,7 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _strangers(size: int | None, seen: int, library: str) -> InputError:
+def _separate_worlds(size: int | None, seen: int, library: str) -> InputError:
     return InputError(
         "mpiexec",
         f"{size} processes, of which each sees {seen} rank{'s' if seen > 1 else ''} ({library})",
@@ -95,7 +92,9 @@ def connect() -> MpiTeam:
     """
     size = launched()
     if "OMPI_COMM_WORLD_SIZE" in os.environ and _installed("mpich") and not _installed("openmpi"):
-        raise _strangers(size, 1, "MPICH under Open MPI's launcher")  # its MPI_Init would abort
+        raise _separate_worlds(
+            size, 1, "MPICH under Open MPI's launcher"
+        )  # its MPI_Init would abort
     try:
         with _sentry(size):
             MPI = importlib.import_module("mpi4py.MPI")  # returns when all have joined
@@ -110,7 +109,7 @@ def connect() -> MpiTeam:
     world = MPI.COMM_WORLD
     if size is not None and size != world.size:
         library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()
-        raise _strangers(size, world.size, library)
+        raise _separate_worlds(size, world.size, library)
     return MpiTeam(MPI, world)
 
 
@@ -131,7 +130,7 @@ class MpiTeam:
     def _wait(self, request: Any) -> None:
         """Wait with a little sleep, in Python.
 
-        A rank that spins takes others' cores away; one that waits inside MPI hears no interrupt.
+        A rank that spins takes others' cores away; one that waits inside MPI receives no interrupt.
         """
         tries = 0
         while not request.Test():
@@ -172,7 +171,7 @@ class MpiTeam:
             self.watch.note(f"step {step} ({doing})")
 
     def begin_watch(self) -> None:
-        """Have the last step of every rank shown if the job dies."""
+        """Start the report of every rank's last step, printed if the job dies."""
         self.watch = Watch(self.rank, self.size, self.comm.bcast)
 
     def agree(self, work: Callable[[], Result]) -> Result:

@@ -1,7 +1,7 @@
 """LTE's run: it strings steps, merges and resets together.
 
-The same code drives one process and many: the team (:mod:`loko_ref.lte.team`) says which heads are
-held here and brings the others' factors at a merge. Nothing else depends on the split.  [LTE-9]
+The same code drives one process and many: the team (:mod:`loko_ref.lte.team`) defines which heads
+are held here and brings the others' factors at a merge. Nothing else depends on the split.  [LTE-9]
 
 Shapes: A (heads, r, i); what a batch is: :func:`loko_ref.lte.stepping.shard_batch`.
 """

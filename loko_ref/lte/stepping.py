@@ -3,7 +3,7 @@
 Shapes: x (batch, i) a whole batch, or (heads, batch, i) one per head, or what else the first layer
 takes in place of i: (t, d), images, ids; theta (own heads, n).
 
-The state says which heads are held here; no head's numbers depend on it.  [LTE-9]
+The state records which heads are held here; no head's numbers depend on it.  [LTE-9]
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StepRecord:
 
 
 def shard_batch(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[Array, Array]:
-    """Hand out a batch: each head its contiguous chunk, or the whole; targets one-hot.  [LTE-1].
+    """Divide a batch: a contiguous chunk for each head, or the whole; targets one-hot.  [LTE-1].
 
     Parameters
     ----------
@@ -236,12 +236,7 @@ def _filter_step(
             **{name: rows[row] for name, rows in state.slots.items()},
         )
         new, _ = loko.step_from_jacobian(
-            own,
-            filters,
-            z if shared else z[row],
-            Z[head],
-            y if shared else y[row],
-            outputs,
+            own, filters, z if shared else z[row], Z[head], y if shared else y[row], outputs
         )
         theta.append(new.theta)
         for name, found in kept.items():

@@ -26,19 +26,12 @@ def span(heads: int, rank: int, size: int) -> slice:
 
 
 class Team(Protocol):
-    """A process among those that hold the heads.
+    """A process among those that hold the heads."""
 
-    Attributes
-    ----------
-    rank, size : int
-        Its number, and how many there are.
-    sent : int
-        Logical bytes of all heads' rows brought by :meth:`gather`: the same for every split.
-    """
-
+    # its number, and how many there are
     rank: int
     size: int
-    sent: int
+    sent: int  # logical bytes of all heads' rows brought by `gather`: the same for every split
 
     def gather(self, rows: Array, heads: int) -> Array:
         """All heads' rows, in head order, on every rank."""
@@ -47,7 +40,7 @@ class Team(Protocol):
         """Small host objects (digests, losses) of all ranks, in rank order, on every rank."""
 
     def log(self, step: int, doing: str) -> None:
-        """Leave a trace of the step at hand, for the case that this process dies."""
+        """Record the current step, for the report if this process dies."""
 
 
 class Alone:
@@ -69,7 +62,7 @@ class Alone:
         return [item]
 
     def log(self, step: int, doing: str) -> None:
-        """Leave nothing."""
+        """Record nothing: there is one process."""
 
 
 ALONE = Alone()

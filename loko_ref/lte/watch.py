@@ -152,8 +152,6 @@ class Watch:
 
     Parameters
     ----------
-    rank, size : int
-        Of the world.
     share : callable
         Brings rank 0's value to every rank.
     """

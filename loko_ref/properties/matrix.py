@@ -17,20 +17,13 @@ from hypothesis import Phase, given, settings
 from loko_ref.conformance.assessment.generated import chosen, differs, mistakes
 from loko_ref.conformance.assessment.reach import Reach
 from loko_ref.conformance.cases.registry import select
-from loko_ref.conformance.catalogue.registry import Operation
+from loko_ref.conformance.catalogue.entry import Operation
 from loko_ref.conformance.implementations.python import Implementation
-from loko_ref.conformance.mistakes.registry import (
-    Mutant,
-    as_implementation,
-    dtype_of,
-    functions_by,
-)
+from loko_ref.conformance.mistakes.registry import Mutant, as_implementation, dtype_of, functions_by
 from loko_ref.properties.running import LARGE, PROFILES
 from loko_ref.properties.trial import Declined, Problem, Property, Refuted, Trial, Unsuitable
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import identity
-
-__all__ = ["LEAST", "UNSEEN", "Matrix", "Row", "generated", "problems", "row", "summary"]
 
 LEAST = 0.9
 """Share of the known mistakes that the properties have to find."""
@@ -74,21 +67,11 @@ UNSEEN: Mapping[str, str] = {one: why for why, ids in _UNSEEN.items() for one in
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One known mistake.
+    """One known mistake."""
 
-    Attributes
-    ----------
-    mistake : str
-        Its id.
-    read : tuple of str
-        The properties that read a formula which it changes.
-    found : tuple of str
-        Those of them that fail.
-    """
-
-    mistake: str
-    read: tuple[str, ...]
-    found: tuple[str, ...]
+    mistake: str  # its id
+    read: tuple[str, ...]  # the properties that read a formula which it changes
+    found: tuple[str, ...]  # those of them that fail
 
 
 def _wide(value: Any) -> Any:
@@ -130,7 +113,7 @@ def problems(fact: Property) -> tuple[tuple[Problem, frozenset[str]], ...]:
 
 
 def _holds(fact: Property, target: Implementation, problem: Problem) -> bool | None:
-    """Return whether a property holds on a problem; None where it says nothing."""
+    """Return whether a property holds on a problem; None where it does not apply."""
     try:
         fact.check(Trial(fact, target, problem))
     except Refuted:
@@ -141,15 +124,7 @@ def _holds(fact: Property, target: Implementation, problem: Problem) -> bool | N
 
 
 def row(mistake: Mutant, facts: Sequence[Property]) -> Row:
-    """Check properties on a known mistake.
-
-    Parameters
-    ----------
-    mistake : Mutant
-        The mistake, at its example's size.
-    facts : sequence of Property
-        The properties.
-    """
+    """Check properties on a known mistake."""
     wrong = Implementation(target=mistake.id, functions=as_implementation(mistake, mistake.example))
     changed = frozenset(mistake.changes(mistake.example))
     read, found = [], []
@@ -169,12 +144,8 @@ def generated(
 
     Parameters
     ----------
-    count : int
-        Of mistakes.
     facts : sequence of Property
         The properties; mistakes are drawn in what their operations compute.
-    seed : int
-        Of the draw.
     """
     operations = {fact.operation for fact in facts}
     reach = Reach([c for c in select(dtype="float64") if c.operation.name in operations])
@@ -200,21 +171,11 @@ def generated(
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """Which known mistakes a set of properties finds.
+    """Which known mistakes a set of properties finds."""
 
-    Attributes
-    ----------
-    rows : tuple of Row
-        Of the mistakes in what the properties read.
-    unseen : tuple of str
-        Those that no property finds.
-    idle : tuple of str
-        Properties that find none.
-    """
-
-    rows: tuple[Row, ...]
-    unseen: tuple[str, ...]
-    idle: tuple[str, ...]
+    rows: tuple[Row, ...]  # of the mistakes in what the properties read
+    unseen: tuple[str, ...]  # those that no property finds
+    idle: tuple[str, ...]  # properties that find none
 
     @property
     def share(self) -> float:

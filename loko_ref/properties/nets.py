@@ -17,23 +17,7 @@ from loko_ref.network.architectures import bert_spec
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.network.spec import linears
 from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable
-
-__all__ = [
-    "attention",
-    "bert",
-    "branches",
-    "changed",
-    "head",
-    "layers",
-    "nets",
-    "norms",
-    "replaced",
-    "run",
-    "same",
-    "site",
-    "spec_of",
-    "wide",
-]
+from loko_ref.strategies.transformers import Built
 
 Spec = list[dict[str, Any]]
 Nets = Callable[[hs.DrawFn, bool], Spec]
@@ -59,7 +43,7 @@ def nets(draw_spec: Nets) -> Callable[[str], Problems]:
         model = Model(spec=spec, weights=weights)
         size = draw(hs.integers(1, 2))
         x = np.asarray(draw(st.batches(model, observation="gaussian", size=size)).x, dtype=dtype)
-        if spec[0]["kind"] == "attention":  # which says little of one token
+        if spec[0]["kind"] == "attention":  # which is trivial for one token
             shape = (size, 2 if small else 3, x.shape[-1])
             x = draw(st.arrays(shape, dtype=dtype, size=1.0, whole=small))
         return Problem(inputs={"x": x, "weights": weights}, options={"spec": spec})
@@ -95,10 +79,10 @@ def wide(draw: hs.DrawFn, small: bool) -> Spec:
 
 def bert(draw: hs.DrawFn, small: bool) -> Any:
     """Return a text's spec with a pooler, without padding."""
-    return bert_spec(
+    return Built(
+        bert_spec,
         vocab=4, pad=None, positions=3, layers=1, width=2, heads=1, ff=2, outputs=2, pool="cls",
-        dense=True,
-        lora={"r": 1, "alpha": 2.0}, targets=["q"], eps=0.25, activation="relu",
+        dense=True, lora={"r": 1, "alpha": 2.0}, targets=["q"], eps=0.25, activation="relu",
     )  # fmt: skip
 
 

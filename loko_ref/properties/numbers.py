@@ -10,8 +10,6 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.properties.trial import Got, Trial, exact, size
 
-__all__ = ["Near", "derivative"]
-
 LEVELS = 4
 
 
@@ -27,8 +25,6 @@ def derivative(
     ----------
     f : callable
         ``h -> (value, tolerance)``.
-    step : float
-        The largest h.
     """
     rows: list[list[Array]] = []
     slack: list[list[Array]] = []

@@ -10,10 +10,7 @@ from functools import cache
 from importlib import import_module
 
 from loko_ref.errors import unknown_option
-from loko_ref.properties.trial import Problem, Problems, Property, Trial
-
-__all__ = ["Problem", "Problems", "Property", "all_properties", "fact", "get"]
-
+from loko_ref.properties.trial import Problems, Property, Trial
 
 _PROPERTIES: dict[str, Property] = {}
 _PARTS = (

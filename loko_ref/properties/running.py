@@ -28,14 +28,13 @@ from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.user_inputs import save_case, split, user_case
 from loko_ref.conformance.verification import open_implementation
 from loko_ref.errors import InputError
+from loko_ref.network.spec import check_spec, param_shapes
 from loko_ref.properties.registry import all_properties, get
 from loko_ref.properties.snippet import snippet
 from loko_ref.properties.trial import Declined, Problem, Property, Refuted, Trial, Unsuitable
 
 if TYPE_CHECKING:
     import pytest
-
-__all__ = ["PROFILES", "Outcome", "Results", "check", "check_all", "parametrize", "select"]
 
 Opened = Implementation | Command
 
@@ -184,7 +183,7 @@ def _examine(
             reason = f"{failed[0].reason}; on some calls with the same inputs, and not on others"
             return replace(failed[0], reason=reason)
     if not compared:
-        reason = declined or "nothing that it is about came back, or could be judged"
+        reason = declined or "none of its quantities was returned, or could be judged"
         return replace(outcome, status=UNSUPPORTED, reason=reason)
     return outcome
 
@@ -259,14 +258,15 @@ def check(name: str, implementation: object, *, dtype: str = "float64", **argume
     dtype : {"float64", "float32"}
         Of the inputs.
     **arguments
-        The operation's inputs, as arrays or lists, and its options.
+        The operation's inputs, as arrays or lists, and its options. Weights of a network that are
+        left out are 0.
 
     Raises
     ------
     AssertionError
         If it does not hold.
     InputError
-        If an argument cannot be used, or the property says nothing about this problem.
+        If an argument cannot be used, or the property does not apply to this problem.
     """
     fact = get(name)
     check_choice("dtype", dtype, ("float64", "float32"))
@@ -278,6 +278,10 @@ def check(name: str, implementation: object, *, dtype: str = "float64", **argume
 
     inputs, options = split(fact.operation, arguments)
     inputs = {key: cast(value) for key, value in inputs.items()}
+    if "spec" in options and isinstance(inputs.get("weights"), Mapping):
+        check_spec(options["spec"])
+        zeros = {k: np.zeros(v, dtype) for k, v in param_shapes(options["spec"]).items()}
+        inputs["weights"] = {**zeros, **inputs["weights"]}
     user_case(fact.operation, inputs, **options)  # which checks them
     with _opened(implementation, TIMEOUT) as (target, _):
         try:

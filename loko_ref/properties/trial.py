@@ -26,21 +26,6 @@ from loko_ref.conformance.judge.tolerance import canonical, tolerance
 from loko_ref.conformance.user_inputs import user_case
 from loko_ref.errors import InputError, NumericalError
 
-__all__ = [
-    "Declined",
-    "Got",
-    "Problem",
-    "Problems",
-    "Property",
-    "Refuted",
-    "Trial",
-    "Unsuitable",
-    "exact",
-    "inverse",
-    "size",
-]
-
-
 TINY = 1e-30
 """The complex step: its square is below every roundoff."""
 
@@ -97,7 +82,7 @@ class Declined(Exception):
 
 
 class Unsuitable(Exception):
-    """The property says nothing about this problem."""
+    """The property does not apply to this problem."""
 
 
 class Got(dict[str, Array]):
@@ -189,12 +174,6 @@ class Trial:
 
     Parameters
     ----------
-    held : Property
-        What is checked.
-    target : Runnable
-        The implementation.
-    problem : Problem
-        Inputs and options.
     timeout : float, optional
         Seconds a run may take.
 
@@ -355,8 +334,6 @@ class Trial:
 
         Parameters
         ----------
-        a, b : Got
-            The runs.
         names : iterable of str, optional
             What is compared; all that both returned by default.
         back : callable

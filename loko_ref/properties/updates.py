@@ -15,18 +15,6 @@ from loko_ref.arrays import Array
 from loko_ref.kalman.diagonal import DIAGONALS
 from loko_ref.properties.trial import Problem, Problems, Trial, exact, inverse
 
-__all__ = [
-    "BLOCK",
-    "DENSE",
-    "DIAGONAL",
-    "LOWRANK",
-    "PRECISIONS",
-    "low_rank",
-    "prior",
-    "square",
-    "updates",
-]
-
 DENSE, DIAGONAL = "kalman.dense_update", "kalman.diagonal_update"
 LOWRANK, BLOCK = "kalman.lowrank_update", "kalman.block_update"
 PRECISIONS = f"{LOWRANK} {BLOCK}"

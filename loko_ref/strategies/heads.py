@@ -21,8 +21,6 @@ from loko_ref.optimizers import SGD, AdaGrad, AdamW
 from loko_ref.strategies.matrices import Floats, arrays, dtype_or, frozen
 from loko_ref.strategies.networks import models
 
-__all__ = ["LteRun", "lte_runs"]
-
 STEPS = (
     SGD(lr=0.03125),
     SGD(lr=0.03125, momentum=0.5),

@@ -14,19 +14,6 @@ from numpy.typing import NDArray
 
 from loko_ref.errors import InputError
 
-__all__ = [
-    "Floats",
-    "arrays",
-    "cond_limit",
-    "dtype_or",
-    "dtypes",
-    "frozen",
-    "innovations",
-    "probabilities",
-    "spd_matrices",
-    "variances",
-]
-
 Floats = NDArray[np.floating[Any]]
 
 
@@ -205,12 +192,7 @@ def spd_matrices(
 
 @st.composite
 def probabilities(
-    draw: st.DrawFn,
-    batch: int,
-    C: int,
-    *,
-    margin: float = 40.0,
-    dtype: str = "float64",
+    draw: st.DrawFn, batch: int, C: int, *, margin: float = 40.0, dtype: str = "float64"
 ) -> Floats:
     """Draw class probabilities yhat (batch, C): softmax of logits, mild to saturated.
 

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from loko_ref.network.model import Model, mlp_spec, param_shapes
 from loko_ref.strategies.matrices import Floats, arrays, dtype_or
 
-__all__ = ["factors", "models"]
-
 
 @st.composite
 def factors(
-    draw: st.DrawFn,
-    *,
-    max_width: int = 6,
-    bias: bool | None = None,
-    dtype: str | None = None,
+    draw: st.DrawFn, *, max_width: int = 6, bias: bool | None = None, dtype: str | None = None
 ) -> dict[str, Floats]:
     """Draw one site's trained factors: A (r, i), B (o, r), possibly bA (r,), bB (o,).
 

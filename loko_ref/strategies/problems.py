@@ -21,19 +21,6 @@ from loko_ref.strategies.matrices import (
     variances,
 )
 
-__all__ = [
-    "DenseProblem",
-    "DiagonalProblem",
-    "GlmProblem",
-    "ObservationProblem",
-    "PrecisionProblem",
-    "dense_problems",
-    "diagonal_problems",
-    "glm_problems",
-    "observation_problems",
-    "precision_problems",
-]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Named:

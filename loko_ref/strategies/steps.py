@@ -21,8 +21,6 @@ from loko_ref.network.spec import reads_tokens
 from loko_ref.strategies.matrices import arrays, frozen, spd_matrices, variances
 from loko_ref.strategies.networks import models
 
-__all__ = ["StepProblem", "batches", "configs", "states", "step_problems"]
-
 DENSE_FORMS = ("joseph", "textbook", "information")
 """Forms that accept any R; ``sequential`` requires a diagonal one."""
 

@@ -5,6 +5,8 @@ Shapes: features (batch, t, width); ids (batch, t) or (batch, channels, t); imag
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,34 @@ from loko_ref.network.layers.embedding import Channel
 from loko_ref.network.model import Model, param_shapes
 from loko_ref.strategies.matrices import dtype_or, frozen
 
-__all__ = ["KINDS", "transformer_specs", "transformers"]
-
 KINDS = ("features", "text", "image")
 """Inputs of a drawn transformer."""
+
+
+class Built(list[dict[str, Any]]):
+    """A spec that knows the call which makes it.
+
+    Parameters
+    ----------
+    make : callable
+        A function of :mod:`loko_ref.network.architectures`.
+    **arguments
+        What it is called with.
+
+    Attributes
+    ----------
+    name, call : str
+        The function's name, and the call without what is so by default.
+    """
+
+    def __init__(self, make: Callable[..., list[dict[str, Any]]], **arguments: Any) -> None:
+        super().__init__(make(**arguments))
+        defaults = {k: one.default for k, one in inspect.signature(make).parameters.items()}
+        words = [
+            f"{k}={v!r}" for k, v in arguments.items() if k not in defaults or defaults[k] != v
+        ]
+        self.name = make.__name__
+        self.call = f"{self.name}({', '.join(words)})"
 
 
 @st.composite
@@ -81,21 +107,21 @@ def transformer_specs(
     if kind == "image":
         tokens = draw(st.integers(1 if common["pool"] == "cls" else 0, 2))
         image = (draw(st.integers(1, 2)), 2 * draw(st.integers(1, 2)), 2)
-        return vit_spec(image=image, patch=(2, draw(st.integers(1, 2))), tokens=tokens, **common)
+        patch = 2, draw(st.integers(1, 2))
+        return Built(vit_spec, image=image, patch=patch, tokens=tokens, **common)
     common |= {"dense": draw(st.booleans()), "causal": draw(st.booleans())}
     if kind == "features":
-        return encoder_spec(
-            norm=draw(st.sampled_from(["post", "pre"])), bias=draw(st.booleans()), **common
-        )
+        norm, bias = draw(st.sampled_from(["post", "pre"])), draw(st.booleans())
+        return Built(encoder_spec, norm=norm, bias=bias, **common)
     common |= {"vocab": draw(st.integers(3, 5)), "positions": draw(st.integers(3, 5))}
     if draw(st.booleans()):
-        return roberta_spec(**common)
+        return Built(roberta_spec, **common)
     types = draw(st.integers(0, 2))
     inputs: list[Channel] = ["ids"]
     inputs += ["types"] if types and draw(st.booleans()) else []
     inputs += ["mask"] if draw(st.booleans()) else []
     pad = draw(st.sampled_from([None, 0]))
-    return bert_spec(types=types, pad=pad, inputs=inputs, **common)
+    return Built(bert_spec, types=types, pad=pad, inputs=inputs, **common)
 
 
 @st.composite

@@ -20,17 +20,7 @@ import scipy.linalg
 
 from loko_ref.arrays import Array
 from loko_ref.textbook.network import NETWORK, arrays, ways
-from loko_ref.textbook.quantities import Formula, Values, evaluate, identity, inner
-
-__all__ = [
-    "FORMS",
-    "FORMULAS",
-    "Formula",
-    "Values",
-    "fixed_point",
-    "identity",
-    "predicted_covariance",
-]
+from loko_ref.textbook.quantities import Formula, Values, evaluate, inner
 
 
 @cache
@@ -110,8 +100,6 @@ def fixed_point(
         Rows observed, and logits.
     G : array (m, m)
         Z P Z', m = batch * C.
-    most : int
-        Iterations.
     damped : bool
         Whether steps are halved.
     """

@@ -195,12 +195,7 @@ def update(o: Options) -> tuple[Quantity, ...]:
             quantity("theta_post", "theta p_pred Z v", "theta_post.implicit", f"theta + {P} Z' v",
                      "OBS-9 LOKO-1"),
         )  # fmt: skip
-    return (
-        quantity("S", "H p_pred R_used", "S", f"H {P} H' + R", "KAL-2"),
-        gain,
-        *mean,
-        posterior,
-    )
+    return (quantity("S", "H p_pred R_used", "S", f"H {P} H' + R", "KAL-2"), gain, *mean, posterior)
 
 
 def precision_update(o: Options) -> tuple[Quantity, ...]:

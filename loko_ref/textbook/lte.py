@@ -48,15 +48,7 @@ from loko_ref.textbook.lte_state import (
     with_arrays,
 )
 from loko_ref.textbook.network import layers, own
-from loko_ref.textbook.quantities import (
-    Formula,
-    Lazy,
-    Quantity,
-    Values,
-    evaluate,
-    inner,
-    quantity,
-)
+from loko_ref.textbook.quantities import Formula, Lazy, Quantity, Values, evaluate, inner, quantity
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -317,10 +309,7 @@ def _rules(o: Values, evaluation: bool) -> dict[str, Formula]:
     found: dict[str, Formula] = {"state": ended, "before": before, "heads": _heads}
     found |= {name: _of_heads(name) for name in ("z", "loss", steepest)}
     found |= {f"{name}_step": _of_heads(f"{name}_post") for name in state}
-    found |= {
-        "stepped": stepped,
-        "W": lambda v: accumulated(v) if lte else flat(v.stepped.weights),
-    }
+    found |= {"stepped": stepped, "W": lambda v: accumulated(v) if lte else flat(v.stepped.weights)}
     found |= {name: stored("after", name) for name in state}
     found |= {name: stored("joined", name) for name in slot_names(o)}
     if lte:

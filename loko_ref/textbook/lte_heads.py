@@ -25,22 +25,6 @@ from loko_ref.textbook.network import NETWORK, layers, own, ways
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Formula, Quantity, Values, evaluate, inner, quantity
 
-__all__ = [
-    "FACTORS",
-    "all_seen",
-    "head_formulas",
-    "head_values",
-    "layers",
-    "local_step",
-    "outputs",
-    "pack",
-    "run_dense",
-    "seen",
-    "site",
-    "slot_names",
-    "trained",
-]
-
 FACTORS = ("A", "B", "bA", "bB")
 
 Arrays = Mapping[str, Any]
@@ -309,7 +293,7 @@ def local_step(o: Arrays, F: Arrays, weights: Arrays) -> Flow:
     o : mapping
         Options of ``lte.run``.
     F : mapping
-        The table of formulas, which says how the network stands and when R is refreshed.
+        The table of formulas, which states how the network stands and when R is refreshed.
     weights : mapping
         The shared weights; of these the names.
     """

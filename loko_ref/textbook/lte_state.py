@@ -2,7 +2,8 @@
 
 A state has the shared ``weights`` by name, the ``factors`` of all heads (replicas among them), the
 factors last ``merged`` or None, weight ``copies`` or None, each head's optimizer ``slots``, and the
-numbers of steps since those were begun, of merges and of resets (``t``, ``merges``, ``resets``).
+numbers of steps since the slots were initialised, of merges and of resets (``t``, ``merges``,
+``resets``).
 
 Shapes: W (o, i); factors, copies (heads, ...); theta, p (heads, n); R (heads, m, m).
 """
@@ -105,13 +106,11 @@ def schedule(o: Arrays, before: int) -> dict[str, int]:
     ----------
     o : mapping
         Options of ``lte.run``.
-    before : int
-        Number of steps before it.
 
     Returns
     -------
     dict of str to int
-        ``t``, steps since the optimizer's state was begun, ``merges`` and ``resets``.
+        ``t``, steps since the optimizer's state was initialised, ``merges`` and ``resets``.
 
     Examples
     --------
@@ -124,8 +123,8 @@ def schedule(o: Arrays, before: int) -> dict[str, int]:
         every = range(o["merge_every"], before + 1, o["merge_every"])
         merges = [at for at in o["merge_at"] or every if at <= before]
     resets = [at for at in merges if o["reset"] != "none" and at in (o["reset_at"] or merges)]
-    begun = max(merges, default=0) if o["optimizer_state"] == "reset" else 0
-    return {"t": before - begun, "merges": len(merges), "resets": len(resets)}
+    first = max(merges, default=0) if o["optimizer_state"] == "reset" else 0
+    return {"t": before - first, "merges": len(merges), "resets": len(resets)}
 
 
 def whole(o: Values) -> bool:
@@ -226,8 +225,8 @@ def after(v: Values) -> Values:
             factors[name] = F["lte.zeroed"](factors[name], part)
         elif name not in S.weights:
             factors[name] = F["lte.left"](factors[name], part)
-        anew = gone or (o.reset == "AB" and part in ("A", "bA"))
-        hit.append(np.full(factors[name][0].size, anew))
+        redrawn = gone or (o.reset == "AB" and part in ("A", "bA"))
+        hit.append(np.full(factors[name][0].size, redrawn))
     memory = F["lte.remembered"](v.stepped.factors, S.merged, True)
     S |= {"factors": factors, "merged": memory}
     if S.copies is not None:
@@ -259,7 +258,7 @@ def _shift(p: Arrays, scale: float) -> Any:
 
 
 def _wiped(slots: Any, t: int, o: Arrays) -> tuple[Any, int]:
-    """Optimizer state after a merge: kept, or begun anew (what is missing is)."""
+    """Optimizer state after a merge: kept, or initialised again (what is missing is)."""
     return ([{} for _ in slots], 0) if o["optimizer_state"] == "reset" else (slots, t)
 
 

@@ -12,20 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "Formula",
-    "Lazy",
-    "Quantity",
-    "Values",
-    "evaluate",
-    "identity",
-    "in_order",
-    "inner",
-    "missing",
-    "origins",
-    "quantity",
-]
-
 Formula = Callable[..., Any]
 
 
@@ -43,7 +29,7 @@ def scalar(v: Values, name: str, value: float) -> float:
 def inner(keep: Formula, head: int | None = None) -> Formula:
     """Return the hook for what is computed within a quantity, or for one head's quantities.
 
-    A hook that tells the quantities of a step apart has a method ``inner``.
+    A hook that distinguishes the quantities of a step has a method ``inner``.
     """
     found: Formula = getattr(keep, "inner", lambda head: keep)(head)
     return found
@@ -65,45 +51,23 @@ class Values(dict[str, Any]):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """One quantity of the dataflow.
+    """One quantity of the dataflow."""
 
-    Attributes
-    ----------
-    name : str
-        Its name on the way; ``_post`` marks what the step hands on.
-    parents : tuple of str
-        What it is computed from.
-    formula : str
-        Its entry in the table of formulas, which a known mistake replaces; "" for a copy.
-    equation : str
-        The right-hand side, in the letters of the derivations.
-    labels : tuple of str
-        Where it is derived.
-    shape : str
-        Its axes, by the letters of its module.
-    rule : callable, optional
-        ``(values) -> value``, where the formula is no function of the values as a whole.
-    exact : bool
-        Whether it is a copy, or its rounding error is counted in what it is made of or goes into.
-    hidden : bool
-        Whether no operation returns it.
-    network : bool
-        Whether it takes a run of the network, which a recording does not hold.
-    returned : tuple of str
-        Formula, then parents, by which a returned value is judged where they differ: an
-        implementation returns S and not what a better conditioned form of K is made of.
-    """
-
-    name: str
-    parents: tuple[str, ...]
+    name: str  # its name on the way; `_post` marks what the step hands on
+    parents: tuple[str, ...]  # what it is computed from
+    # its entry in the table of formulas, which a known mistake replaces; "" for a copy
     formula: str
-    equation: str
-    labels: tuple[str, ...]
-    shape: str = ""
+    equation: str  # the right-hand side, in the letters of the derivations
+    labels: tuple[str, ...]  # where it is derived
+    shape: str = ""  # its axes, by the letters of its module
+    # `(values) -> value`, where the formula is no function of the values as a whole
     rule: Formula | None = None
+    # whether it is a copy, or its rounding error is counted in what it is made of or goes into
     exact: bool = False
-    hidden: bool = False
-    network: bool = False
+    hidden: bool = False  # whether no operation returns it
+    network: bool = False  # whether it takes a run of the network, which a recording does not hold
+    # formula, then parents, by which a returned value is judged where they differ: an
+    # implementation returns S and not what a better conditioned form of K is made of
     returned: tuple[str, ...] = ()
 
     @property

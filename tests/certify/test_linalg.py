@@ -141,7 +141,7 @@ def test_eigenvectors_are_enclosed_and_zeros_come_first(rng):
 
 
 def test_a_tie_of_eigenvalues_is_undecided():
-    with balls.precision(128), pytest.raises(UndecidedError, match="not told apart"):
+    with balls.precision(128), pytest.raises(UndecidedError, match="not distinguished"):
         linalg.eigh(balls.balls(np.eye(2)))
 
 

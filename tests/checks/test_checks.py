@@ -506,9 +506,9 @@ def test_a_misspelt_keyword_names_the_closest(cls, wrong, near):
 def _with_choices():
     """Every parameter of the core that is a Literal: (where, names, the docstring's entry)."""
     for module in (dense, diagonal, noise, obs, loko_filter):
-        for name in module.__all__:
-            public = getattr(module, name)
-            if inspect.isfunction(public):
+        for name, public in vars(module).items():
+            own = inspect.isfunction(public) and public.__module__ == module.__name__
+            if own and not name.startswith("_"):
                 yield f"{module.__name__}.{name}", public
     yield "LokoConfig", loko.LokoConfig
     yield "LteConfig", lte.LteConfig

@@ -179,6 +179,18 @@ def test_a_name_is_right_if_it_agrees_on_fresh_inputs(named, form, right):
 DOWNWARDS = {"theta_post": lambda v: v.theta - v.K @ v.e}
 
 
+def test_where_a_roundoff_moves_much_equality_to_the_bit_decides():
+    """A program that diverges is told from another one by what it returns, to the bit."""
+    far = {"theta": np.array([1e300])}
+    moved = {"theta": np.array([-1e280])}
+    near = {"theta": np.array([np.nextafter(1e300, 0)])}
+    assert verdict._same(far, moved, {"theta": far["theta"].copy()}, ("theta",)) is True
+    assert verdict._same(far, moved, near, ("theta",)) is None
+    assert verdict._same(far, moved, None, ("theta",)) is None
+    assert verdict._same(far, far, near, ("theta",)) is True
+    assert verdict._same(far, far, moved, ("theta",)) is False
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

@@ -15,7 +15,7 @@ from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.conformance.mistakes.registry import all_mutants, idle
 from loko_ref.network.spec import trained_shapes
 from loko_ref.textbook import FORMULA_TABLE
-from loko_ref.textbook.filter import identity
+from loko_ref.textbook.quantities import identity
 
 pytestmark = pytest.mark.verdict
 SOURCE = Path(__file__).with_name("einsum_network.py").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ from loko_ref.network.model import init_model
 from loko_ref.network.spec import linears
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.filter import FORMULAS as F
-from loko_ref.textbook.filter import identity
+from loko_ref.textbook.quantities import identity
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAT = {"linear", "relu", "tanh", "gelu", "softmax", "log_softmax"}

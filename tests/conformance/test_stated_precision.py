@@ -95,7 +95,7 @@ def test_what_is_hidden_is_said():
     functions = {"optimizer.adamw": coarse()["optimizer.adamw"]}
     code = SimpleNamespace(IMPLEMENTATION=functions, PRECISION="bfloat16")
     report = verify(code, only="optimizer.adamw/default/float64")
-    (said,) = [note for note in report.notes if "can no longer be told" in note]
+    (said,) = [note for note in report.notes if "can no longer be distinguished" in note]
     assert "ADAMW" in said
 
 

@@ -14,7 +14,7 @@ from sampling import SEED, count, sample
 
 from loko_ref.conformance.cases.registry import all_cases, select
 from loko_ref.conformance.vectors import vectors
-from loko_ref.conformance.vectors.manifest import digest, read_manifest
+from loko_ref.conformance.vectors.manifest import MANIFEST_SCHEMA, digest, read_manifest
 from loko_ref.errors import InputError
 
 ONLY = "lora.*"
@@ -59,7 +59,7 @@ def forge(folder, payload, entry=0):
 
 def test_export_is_complete_valid_and_deterministic(exported, tmp_path):
     manifest = manifest_of(exported)
-    jsonschema.validate(manifest, vectors.MANIFEST_SCHEMA)
+    jsonschema.validate(manifest, MANIFEST_SCHEMA)
     assert [c["id"] for c in manifest["cases"]] == [c.id for c in select(ONLY)]
     vectors.export(tmp_path / "again", select(ONLY))
     for path in exported.iterdir():
@@ -262,4 +262,4 @@ def test_cli(tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     result = cli("schema")
-    assert json.loads(result.stdout) == vectors.MANIFEST_SCHEMA
+    assert json.loads(result.stdout) == MANIFEST_SCHEMA

@@ -20,6 +20,9 @@ from loko_ref.files import documents
 
 testing = pytest.importorskip("typer.testing", reason="typer is not installed (extra 'cli')")
 
+HEAD = ("schema", "versions", "platform")
+"""The first keys of every document."""
+
 TARGETS = os.path.join(os.path.dirname(__file__), "..", "conformance", "targets.py")
 
 
@@ -119,7 +122,7 @@ def case(tmp_path):
 def timing(tmp_path):
     line = run("bench", "mlp_b1", "--min-time", 0.001)
     yield json.loads(line)
-    row = {k: v for k, v in json.loads(line).items() if k not in documents.HEAD}
+    row = {k: v for k, v in json.loads(line).items() if k not in HEAD}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "measure", lambda *a, **k: row)
         yield json.loads(run("bench", "--json"))
@@ -154,7 +157,7 @@ def test_the_names_are_the_schemas_that_there_are():
         schema = documents.load(name)
         jsonschema.Draft202012Validator.check_schema(schema)
         for one in schema.get("oneOf", [schema]):
-            assert set(documents.HEAD) <= set(one["required"])
+            assert set(HEAD) <= set(one["required"])
             assert one["properties"]["schema"] == {"const": documents.SCHEMAS[name]}
 
 
@@ -196,12 +199,12 @@ def test_a_real_document_fits_its_schema_to_the_key(name, tmp_path):
     rules = jsonschema.Draft202012Validator(documents.load(name))
     for made in MAKERS[name](tmp_path):
         rules.validate(made)
-        assert list(made)[:3] == list(documents.HEAD)
+        assert list(made)[:3] == list(HEAD)
         assert made["schema"] == documents.SCHEMAS[name]
         assert made["versions"]["loko_ref"] == loko_ref.__version__
         assert made["versions"]["numpy"] == np.__version__
         assert made["platform"]
-        for key in documents.HEAD:
+        for key in HEAD:
             assert not rules.is_valid({k: v for k, v in made.items() if k != key})
         paths = list(inner(made))
         for path in paths[:: max(1, len(paths) // 20)]:  # a field that no one has heard of

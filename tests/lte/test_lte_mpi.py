@@ -367,6 +367,6 @@ def test_an_interrupt_is_one_line_of_rank_0_and_ends_every_rank(tmp_path) -> Non
     ours = [line for line in ended.err.splitlines() if line.startswith("loko-ref: ")]
     assert len(ours) == 1, ended.err
     assert "interrupted; kept: " in ours[0]
-    assert "-m mpi4py -m loko_ref lte " in ours[0].split("go on with: ")[1]
+    assert "-m mpi4py -m loko_ref lte " in ours[0].split("resume with: ")[1]
     assert "Traceback" not in ended.err + ended.out
     assert_no_orphan(token)

@@ -128,6 +128,26 @@ def test_a_mistake_is_shown_on_a_problem_that_can_be_read(wrong, fact, tmp_path)
         results.raise_if_failed()
 
 
+@pytest.mark.larger
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("fact", ["pooler", "heads permuted", "order of the norms", "padding"])
+def test_an_example_of_a_transformer_is_under_ten_lines(fact):
+    """By a network's maker or without what it has by default; the call repeats the failure."""
+
+    def wrong(weights, spec, x):
+        z = as_implementation(NOTHING)["model.forward"](weights=weights, spec=spec, x=x)["z"]
+        terms = (
+            np.sum(a * (1 + np.arange(a.size)).reshape(a.shape)) for a in (x, *weights.values())
+        )
+        return {"z": z + z.dtype.type(sum(terms))}
+
+    target = {"model.forward": wrong}
+    (outcome,) = check_all(target, only=f"model.forward/{fact}").failures
+    assert outcome.snippet.count("\n") < 10
+    with pytest.raises(AssertionError, match=r"\[[A-Z]+-\d"):
+        exec(outcome.snippet, {"IMPLEMENTATION": target})
+
+
 def test_a_right_filter_passes_and_what_it_declines_is_counted():
     results = check_all(filter_by(), only="kalman.diagonal_update/[os]*")
     assert results.passed

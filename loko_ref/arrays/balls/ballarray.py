@@ -19,28 +19,6 @@ import numpy as np
 
 from loko_ref.errors import InputError, extras
 
-__all__ = [
-    "ARITHMETIC",
-    "BallArray",
-    "balls",
-    "bits",
-    "elementwise",
-    "flint",
-    "from_mat",
-    "inflate",
-    "is_balls",
-    "matmul",
-    "midpoint",
-    "no_counterpart",
-    "one_ball",
-    "precision",
-    "to_host",
-    "to_mat",
-    "view",
-    "widened",
-    "wrap",
-]
-
 
 @cache
 def flint() -> Any:

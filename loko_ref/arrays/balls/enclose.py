@@ -1,7 +1,7 @@
 """From balls to answers: precision that doubles until it suffices, and correct rounding.  [BALL-6]
 
 :func:`enclose` evaluates a function of exact inputs at 128, 256, ... bits until every output's
-ball is narrow enough to be rounded, or a bound is hit, and then says which are not.
+ball is narrow enough to be rounded, or a bound is hit, and then states which are not.
 :func:`rounded` gives the float nearest to the exact number, with a proven bound on its distance,
 or that the ball does not decide it.
 """
@@ -24,20 +24,11 @@ _GONE = -1100  # log2 of a distance far below half the smallest subnormal of flo
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Enclosed:
-    """What :func:`enclose` found.
+    """What :func:`enclose` found."""
 
-    Attributes
-    ----------
-    outputs : mapping of str to BallArray
-        A proven enclosure per element.
-    bits : int
-        Precision of the last evaluation.
-    loose : mapping of str to int
-        Output name -> number of elements still wider than asked; empty where all is well.
-    """
-
-    outputs: Mapping[str, BallArray]
-    bits: int
+    outputs: Mapping[str, BallArray]  # a proven enclosure per element
+    bits: int  # precision of the last evaluation
+    # output name -> number of elements still wider than asked; empty where all is well
     loose: Mapping[str, int]
 
 
@@ -109,21 +100,11 @@ def enclose(
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded:
-    """The float nearest to an exact number known by its ball.
+    """The float nearest to an exact number known by its ball."""
 
-    Attributes
-    ----------
-    value : float
-        Nearest to the midpoint; nearest to the exact number where `decided`.
-    bound : float
-        Proven: the exact number is no further than this from `value` (rounded up).
-    decided : bool
-        Whether every number of the ball rounds to `value` (ties to even).
-    """
-
-    value: float
-    bound: float
-    decided: bool
+    value: float  # nearest to the midpoint; nearest to the exact number where `decided`
+    bound: float  # proven: the exact number is no further than this from `value` (rounded up)
+    decided: bool  # whether every number of the ball rounds to `value` (ties to even)
 
 
 def _exact(x: Any) -> tuple[int, int]:
@@ -169,8 +150,6 @@ def rounded(x: Any, dtype: str = "float64") -> Rounded:
 
     Parameters
     ----------
-    x : arb
-        The enclosure.
     dtype : {"float64", "float32"}
         The format.
 

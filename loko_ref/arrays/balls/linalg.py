@@ -19,21 +19,11 @@ from loko_ref.errors import UndecidedError
 
 
 class Factor(BallArray):
-    """Cholesky factor L = L0 C of a ball matrix, which remembers how it came about.
+    """Cholesky factor L = L0 C of a ball matrix, which remembers how it came about."""
 
-    Attributes
-    ----------
-    S : BallArray (m, m)
-        The matrix.
-    L0_inv : BallArray (m, m)
-        Inverse of L0, the exact factor of (about) the midpoint.
-    C : BallArray (m, m)
-        Factor of L0^-1 S L0'^-1, near the identity.
-    """
-
-    S: BallArray
-    L0_inv: BallArray
-    C: BallArray
+    S: BallArray  # the matrix
+    L0_inv: BallArray  # inverse of L0, the exact factor of (about) the midpoint
+    C: BallArray  # factor of L0^-1 S L0'^-1, near the identity
 
 
 def _mid(array: Any) -> Any:
@@ -79,7 +69,7 @@ def cholesky(S: Any) -> Factor:
     LinAlgError
         If the matrix is certainly not positive definite.
     UndecidedError
-        If the balls are too wide to tell.
+        If the balls are too wide to decide.
     """
     m = S.shape[0]
     lower = np.tril_indices(m, -1)
@@ -90,7 +80,9 @@ def cholesky(S: Any) -> Factor:
     else:
         try:
             middle = _loop(_mid(S))
-        except np.linalg.LinAlgError:  # the midpoint is not: whether any member is, S itself says
+        except (
+            np.linalg.LinAlgError
+        ):  # the midpoint is not: whether any member is, S itself decides
             middle = _loop(S)
         L0 = np.tril(_mid(middle)).view(BallArray)  # L0 L0' is about the midpoint of S
         L0 = _zero_above(L0)
@@ -202,9 +194,9 @@ def eigh(S: Any) -> tuple[BallArray, BallArray]:
         raise UndecidedError(
             "matrix",
             None,
-            f"At {flint().ctx.prec} bits two eigenvalues of a symmetric matrix are not told apart, "
-            "and the columns that are cut are not determined. Raise the precision, or take other "
-            "inputs.",
+            f"At {flint().ctx.prec} bits two eigenvalues of a symmetric matrix are not "
+            "distinguished, and the columns that are cut are not determined. Raise the precision, "
+            "or take other inputs.",
         ) from None
     order = sorted(range(len(rest)), key=lambda c: float(values[c].real.mid()))
     for at, c in enumerate(order, start=k - len(rest)):

@@ -7,22 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["bench"]
+_CONFIG = "mlp_b1, mlp_b32, tf_small, roberta, vit, vit_100, or all."
+_AS_JSON = "All four problems in both dtypes, as one document."
+_CURVES = "Instead: how the cost grows with n and with T, at fixed widths."
 
 
 def bench(
-    config: Annotated[
-        str, typer.Argument(help="mlp_b1, mlp_b32, tf_small, roberta, vit, vit_100, or all.")
-    ] = "all",
+    config: Annotated[str, typer.Argument(help=_CONFIG)] = "all",
     dtype: Annotated[str, typer.Argument(help="float64 or float32.")] = "float64",
     min_time: Annotated[float, typer.Option(help="Seconds to repeat each step for.")] = 3.0,
     route: Annotated[str, typer.Option(help="fast or readable.")] = "fast",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="All four problems in both dtypes, as one document.")
-    ] = False,
-    curves: Annotated[
-        bool, typer.Option(help="Instead: how the cost grows with n and with T, at fixed widths.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=_AS_JSON)] = False,
+    curves: Annotated[bool, typer.Option(help=_CURVES)] = False,
 ) -> None:
     """Time one step; print JSON, one document and line per problem."""
     from loko_ref.fast import bench as timing

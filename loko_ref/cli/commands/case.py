@@ -14,8 +14,6 @@ from loko_ref.errors import InputError, shown
 if TYPE_CHECKING:
     from loko_ref.conformance.cases.registry import Case
 
-__all__ = ["case"]
-
 LISTED = 8
 """Ids that an error names where several match."""
 
@@ -23,34 +21,20 @@ LINES = 300
 """Lines up to which the script is printed without ``--full``."""
 
 
+_KEY = """A case's id, as reports print it, or a glob that matches one; 'loko-ref verify --list'
+lists all."""
+_PYTHON = """Write a Python script here that runs the case on a file of yours with NumPy alone
+(/dev/stdout prints it)."""
+_JSON_FILE = """Write inputs, options, expected numbers and tolerances here, arrays as in 'loko-ref
+protocol' ('loko-ref schema case')."""
+_FULL = "Print large arrays, and a long script, whole."
+
+
 def case(
-    key: Annotated[
-        str,
-        typer.Argument(
-            metavar="ID",
-            help="A case's id, as reports print it, or a glob that matches one; 'loko-ref verify "
-            "--list' lists all.",
-        ),
-    ],
-    python: Annotated[
-        Path | None,
-        typer.Option(
-            "--python",
-            help="Write a Python script here that runs the case on a file of yours with NumPy "
-            "alone (/dev/stdout prints it).",
-        ),
-    ] = None,
-    json_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--json",
-            help="Write inputs, options, expected numbers and tolerances here, arrays as in "
-            "'loko-ref protocol' ('loko-ref schema case').",
-        ),
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Print large arrays, and a long script, whole.")
-    ] = False,
+    key: Annotated[str, typer.Argument(metavar="ID", help=_KEY)],
+    python: Annotated[Path | None, typer.Option(help=_PYTHON)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help=_JSON_FILE)] = None,
+    full: Annotated[bool, typer.Option("--full", help=_FULL)] = False,
 ) -> None:
     """Print one case: options, network, inputs, expected numbers, and a script that reproduces it.
 

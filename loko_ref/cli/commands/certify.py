@@ -10,22 +10,19 @@ import typer
 from loko_ref.cli.needs import check_needs
 from loko_ref.errors import InputError, shown
 
-__all__ = ["certify"]
-
 FEW = 4
 """Cases up to which each quantity is printed; the document holds all."""
 
 
+_OPERATION = "Only operations that match this glob."
+_CASE = "Only cases whose id matches this glob."
+_DTYPE = "float64 or float32; both by default."
+
+
 def certify(
-    operation: Annotated[
-        str | None, typer.Option("--operation", help="Only operations that match this glob.")
-    ] = None,
-    case: Annotated[
-        str | None, typer.Option("--case", help="Only cases whose id matches this glob.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float64 or float32; both by default.")
-    ] = None,
+    operation: Annotated[str | None, typer.Option(help=_OPERATION)] = None,
+    case: Annotated[str | None, typer.Option(help=_CASE)] = None,
+    dtype: Annotated[str | None, typer.Option(help=_DTYPE)] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     limit: Annotated[int, typer.Option("--limit", help="Largest precision, in bits.")] = 2048,
 ) -> None:

@@ -9,23 +9,15 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["init"]
+_FILE = "Where to write it; my_loko.py, my_loko.cpp, ... by default."
+_ONLY = """Operations of this glob, in place of the usual ones ('loko-ref operations' lists all);
+not for torch and jax, whose adapters have their own."""
 
 
 def init(
     language: Annotated[str, typer.Argument(help="torch, jax, numpy, cpp, rust or js.")],
-    file: Annotated[
-        Path | None,
-        typer.Argument(help="Where to write it; my_loko.py, my_loko.cpp, ... by default."),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            "--only",
-            help="Operations of this glob, in place of the usual ones ('loko-ref operations' "
-            "lists all); not for torch and jax, whose adapters have their own.",
-        ),
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(help=_FILE)] = None,
+    only: Annotated[str | None, typer.Option(help=_ONLY)] = None,
 ) -> None:
     """Write a scaffold of an implementation: it declines everything until it is filled in.
 

@@ -7,44 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["mutants"]
+_SCORE = "Verify every mutant: is it caught, is it named?"
+_CALIBRATION = "Measure the distance in error between correct code and known mistakes."
+_GENERATED = """Verify this many mistakes that change a number, made by changing the syntax of
+formulas: how many are caught, and named by an equivalent formula?"""
+_SEED = "With --generated: seed of the draw. Default 0."
+_DOUBLE = "With --generated: two formulas changed at once."
+_CORRECT = "With --calibration: a correct implementation (TARGET)."
+_CASE = "With --calibration or --generated: cases or operations of this glob."
 
 
 def mutants(
-    score: Annotated[
-        bool, typer.Option("--score", help="Verify every mutant: is it caught, is it named?")
-    ] = False,
-    calibration: Annotated[
-        bool,
-        typer.Option("--calibration", help="Measure how far right and wrong stand apart."),
-    ] = False,
-    generated: Annotated[
-        int | None,
-        typer.Option(
-            "--generated",
-            help="Verify so many mistakes that change a number, made by changing the formulas' "
-            "syntax: how many are caught, and named by an equivalent formula?",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="With --generated: of the draw. Default 0.")
-    ] = None,
-    double: Annotated[
-        bool, typer.Option("--double", help="With --generated: two formulas changed at once.")
-    ] = False,
-    correct: Annotated[
-        list[str] | None,
-        typer.Option("--correct", help="With --calibration: a correct implementation (TARGET)."),
-    ] = None,
+    score: Annotated[bool, typer.Option("--score", help=_SCORE)] = False,
+    calibration: Annotated[bool, typer.Option("--calibration", help=_CALIBRATION)] = False,
+    generated: Annotated[int | None, typer.Option(help=_GENERATED)] = None,
+    seed: Annotated[int | None, typer.Option(help=_SEED)] = None,
+    double: Annotated[bool, typer.Option("--double", help=_DOUBLE)] = False,
+    correct: Annotated[list[str] | None, typer.Option(help=_CORRECT)] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     only: Annotated[str | None, typer.Option("--only", help="Ids that match this glob.")] = None,
-    case: Annotated[
-        str | None,
-        typer.Option(
-            "--case",
-            help="With --calibration or --generated: cases or operations of this glob.",
-        ),
-    ] = None,
+    case: Annotated[str | None, typer.Option(help=_CASE)] = None,
 ) -> None:
     """List the known mistakes that a failed check is compared with.
 
@@ -72,9 +54,9 @@ def mutants(
     if json is not None:
         check_target("--json", json)
     questions = {"--score": score, "--calibration": calibration, "--generated": generated}
-    asked = [name for name, value in questions.items() if value not in (None, False)]
-    if len(asked) > 1:
-        raise InputError(asked[0], f"{asked[1]} too", "one of them", "two different questions")
+    modes = [name for name, value in questions.items() if value not in (None, False)]
+    if len(modes) > 1:
+        raise InputError(modes[0], f"{modes[1]} too", "one of them", "exclusive modes")
     beside = {
         "--correct": (correct or None, ("--calibration",)),
         "--case": (case, ("--calibration", "--generated")),
@@ -82,7 +64,7 @@ def mutants(
         "--double": (double or None, ("--generated",)),
     }
     for name, (got, of) in beside.items():
-        if got is not None and not set(of) & set(asked):
+        if got is not None and not set(of) & set(modes):
             required = f"{' or '.join(of)} beside it"
             raise InputError(name, got, required, f"{' or '.join(of)} was left out")
     if generated is not None:
@@ -192,7 +174,7 @@ def _generate(count: int, seed: int, double: bool, glob: str | None, json: Path 
     def keep() -> None:
         if json is not None and outcomes:
             write_json(json, scoring.as_json(what, outcomes))
-            interrupt.keep(lambda: f"kept {len(outcomes)} in {json}: the same command goes on")
+            interrupt.keep(lambda: f"kept {len(outcomes)} in {json}: the same command resumes")
 
     new = scoring.scored(count, cases, seed=seed, double=double, done=outcomes)
     console = Console(stderr=True)

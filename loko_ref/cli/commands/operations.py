@@ -12,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     from loko_ref.conformance.catalogue.entry import Operation
 
-__all__ = ["operations"]
-
 WIDTH = 80
 
 FULL = 87
@@ -38,8 +36,8 @@ pseudo-inverse, theta+ the posterior. Vectors multiply elementwise where both ar
 p (1 - diag(K H)). Outputs that do not belong to the options are left out. Labels in brackets name \
 the derivation: 'loko-ref explain KAL-2'.
 
-What came after operations/1 says so. It is passed to a parameter of its name, or into **keywords \
-where CATALOGUE = '@' stands beside IMPLEMENTATION.\
+What came after operations/1 is marked. It is passed to a parameter of its name, or into \
+**keywords where CATALOGUE = '@' stands beside IMPLEMENTATION.\
 """
 
 
@@ -110,15 +108,11 @@ def _entry(operation: Operation) -> str:
     return "\n".join(lines)
 
 
-def operations(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            help="One operation, or a glob such as 'observation.*' (or 'observation' alone); '*' "
-            "for every one. By default a list of their names."
-        ),
-    ] = None,
-) -> None:
+_NAME = """One operation, or a glob such as 'observation.*' (or 'observation' alone); '*' for every
+one. By default a list of their names."""
+
+
+def operations(name: Annotated[str | None, typer.Argument(help=_NAME)] = None) -> None:
     """Describe the operations: inputs, options, outputs, shapes, defaults, formulas."""
     from loko_ref.conformance.cases.globs import matcher, nothing_matches
     from loko_ref.conformance.catalogue.network_text import LAYERS, SPEC

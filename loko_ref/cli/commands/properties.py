@@ -13,49 +13,29 @@ from loko_ref.cli.verdicts import implementation_of
 if TYPE_CHECKING:
     from loko_ref.properties import Property
 
-__all__ = ["properties"]
+
+_TARGET = "A Python file, a module or module:attribute that holds IMPLEMENTATION."
+_CMD = "In place of TARGET: a command of 'loko-ref protocol'."
+_ONLY = "Properties whose name or operation matches this glob."
+_PROFILE = "How many problems are drawn: dev, ci or thorough."
+_TIMEOUT = "Seconds that one call may take."
+_SAVE = "Write the first failing example here, for 'loko-ref verify --case'."
+_MATRIX = "Print which known mistake each property finds."
+_GENERATED = "Print the share of this many generated mistakes that they find."
+_SEED = "With --generated: seed of the draw. Default 0."
 
 
 def properties(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            help="A Python file, a module or module:attribute that holds IMPLEMENTATION."
-        ),
-    ] = None,
-    cmd: Annotated[
-        str | None,
-        typer.Option("--cmd", help="In place of TARGET: a command of 'loko-ref protocol'."),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option("--only", help="Properties whose name or operation matches this glob."),
-    ] = None,
-    profile: Annotated[
-        str, typer.Option("--profile", help="How many problems are drawn: dev, ci or thorough.")
-    ] = "dev",
-    timeout: Annotated[
-        float, typer.Option("--timeout", help="Seconds that one call may take.")
-    ] = 60.0,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            "--save", help="Write the first failing example here, for 'loko-ref verify --case'."
-        ),
-    ] = None,
+    target: Annotated[str | None, typer.Argument(help=_TARGET)] = None,
+    cmd: Annotated[str | None, typer.Option(help=_CMD)] = None,
+    only: Annotated[str | None, typer.Option(help=_ONLY)] = None,
+    profile: Annotated[str, typer.Option(help=_PROFILE)] = "dev",
+    timeout: Annotated[float, typer.Option(help=_TIMEOUT)] = 60.0,
+    save: Annotated[Path | None, typer.Option(help=_SAVE)] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the properties and stop.")] = False,
-    matrix: Annotated[
-        bool, typer.Option("--matrix", help="Print which known mistake each property finds.")
-    ] = False,
-    generated: Annotated[
-        int | None,
-        typer.Option(
-            "--generated", help="Print the share of so many generated mistakes that they find."
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="With --generated: of the draw. Default 0.")
-    ] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help=_MATRIX)] = False,
+    generated: Annotated[int | None, typer.Option(help=_GENERATED)] = None,
+    seed: Annotated[int | None, typer.Option(help=_SEED)] = None,
 ) -> None:
     """Check the exact facts of every operation that an implementation offers.
 
@@ -91,7 +71,7 @@ def properties(
         _generated(generated, seed or 0, facts)
         return
     if seed is not None:
-        raise InputError("--seed", seed, "given with --generated", "an option of another question")
+        raise InputError("--seed", seed, "given with --generated", "an option of another mode")
     if matrix:
         raise typer.Exit(_matrix(facts))
     implementation = implementation_of(target, cmd)

@@ -1,4 +1,4 @@
-"""``loko-ref protocol`` and ``loko-ref schema``: what is spoken and written, for other programs.
+"""``loko-ref protocol`` and ``loko-ref schema``: protocol and documents, for other programs.
 
 The protocol for any language, with a check of a harness that speaks it; the JSON Schemas of the
 documents that this package writes.
@@ -13,17 +13,13 @@ import typer
 
 from loko_ref.files.documents import WRITTEN_BY, load
 
-__all__ = ["protocol", "schema"]
+_CMD = "Check the harness that this command starts."
+_TIMEOUT = "Maximum seconds until hello, and each request, is answered."
 
 
 def protocol(
-    cmd: Annotated[
-        str | None, typer.Option("--cmd", help="Check the harness that this command starts.")
-    ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option("--timeout", help="Most seconds until hello and each request is answered."),
-    ] = 30.0,
+    cmd: Annotated[str | None, typer.Option(help=_CMD)] = None,
+    timeout: Annotated[float, typer.Option(help=_TIMEOUT)] = 30.0,
 ) -> None:
     """Print the protocol; with --cmd, check a harness: hello, canary, errors, files, stop.
 

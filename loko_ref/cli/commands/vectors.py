@@ -13,8 +13,6 @@ from loko_ref.cli.examples import epilog
 from loko_ref.cli.needs import check_needs
 from loko_ref.cli.verdicts import Baseline, Html, Json, Junit, Strict, Verbose, Xfail, publish
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="Golden vectors: the cases as safetensors files with a JSON manifest.",
     no_args_is_help=True,
@@ -57,27 +55,23 @@ def check(folder: Annotated[Path, typer.Argument(metavar="DIR", help="An export.
     raise typer.Exit(1 if differing else 0)
 
 
+_ANSWERS = """Outputs for its inputs: a folder with one file for each case, named as in DIR and
+ending in .npz, .safetensors or .json, its arrays named as the outputs; or one such file of all, its
+arrays named ID/OUTPUT (in JSON an object for each ID). An array in JSON is a nested list of
+numbers, or as in 'loko-ref protocol'."""
+_ONLY = "Judge ids or operations that match this glob."
+
+
 @app.command("judge", epilog=epilog("vectors judge"))
 def judge(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An export.")],
-    answers: Annotated[
-        Path,
-        typer.Argument(
-            metavar="ANSWERS",
-            help="Outputs for its inputs: a folder with one file for each case, named as in DIR "
-            "and ending in .npz, .safetensors or .json, its arrays named as the outputs; or one "
-            "such file of all, its arrays named ID/OUTPUT (in JSON an object for each ID). An "
-            "array in JSON is a nested list of numbers, or as in 'loko-ref protocol'.",
-        ),
-    ],
+    answers: Annotated[Path, typer.Argument(metavar="ANSWERS", help=_ANSWERS)],
     json: Json = None,
     junit: Junit = None,
     html: Html = None,
     xfail: Xfail = None,
     baseline: Baseline = None,
-    only: Annotated[
-        str | None, typer.Option("--only", help="Judge ids or operations that match this glob.")
-    ] = None,
+    only: Annotated[str | None, typer.Option(help=_ONLY)] = None,
     strict: Strict = False,
     verbose: Verbose = False,
 ) -> None:
@@ -117,6 +111,6 @@ def judge(
 @app.command("schema", epilog=epilog("vectors schema"))
 def schema() -> None:
     """Print the JSON Schema of the manifest."""
-    from loko_ref.conformance.vectors.vectors import MANIFEST_SCHEMA
+    from loko_ref.conformance.vectors.manifest import MANIFEST_SCHEMA
 
     typer.echo(json.dumps(MANIFEST_SCHEMA, indent=1))

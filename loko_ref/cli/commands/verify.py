@@ -25,88 +25,52 @@ from loko_ref.cli.verdicts import (
 )
 from loko_ref.errors import InputError
 
-__all__ = ["verify"]
-
 LEAVING = 5.0
 """Seconds that threads of the code under test have to end, once the report is written."""
 
 
+_TARGET = """A Python file, a module or module:attribute that holds IMPLEMENTATION, a mapping from
+operation name to function ('loko-ref operations' describes them)."""
+_CMD = "In place of TARGET: a command that speaks 'loko-ref protocol'."
+_TRACE = """In place of TARGET: a recording of a run, .npz or .safetensors. Array 'k/name' is
+quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state before step k (its
+posteriors are k+1/theta, k+1/p, k+1/R), and whatever there is of k/y, k/z, k/Z, k/p_pred, k/yhat,
+k/e, k/H, k/R_used (the R in S), k/S, k/K, k/r (y - h(theta+)): see 'loko-ref operations loko.step'.
+With the option operation=lte.run, optimizer.sgd, optimizer.adagrad or optimizer.adamw: that
+operation's inputs and outputs, the state before step k under k/ (LTE: W, theta, p, R, merged,
+copies; A drawn by a reset after step k is k/redraws.0.A)."""
+_OPTION = """NAME=VALUE, repeatable: what the implementation has one value of, such as
+observation=softmax; its cases are selected, or built for a number that none has. For --trace an
+option of what was recorded (loko.step by default; there observation is gaussian and noise fixed),
+or operation=NAME; or JSON in the file, array or metadata 'options'."""
+_ONLY = "Run the ids or operations that match this glob."
+_DTYPE = "float64 or float32; both by default."
+_CASE = "Run this case alone, which 'loko-ref properties --save' has written."
+_TIMEOUT = """Seconds a check may take, all of it (with --cmd: a new start after a failure too);
+also the import of TARGET, or the command's first hello. A TARGET that stays in compiled code cannot
+be interrupted; a command is killed, with all its processes."""
+_LARGE = """With --cmd: bytes from which a tensor goes by file, where the harness reads files
+(1048576; 0 sends all by file)."""
+
+
 def verify(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            help="A Python file, a module or module:attribute that holds IMPLEMENTATION, a mapping "
-            "from operation name to function ('loko-ref operations' describes them)."
-        ),
-    ] = None,
-    cmd: Annotated[
-        str | None,
-        typer.Option(
-            "--cmd", help="In place of TARGET: a command that speaks 'loko-ref protocol'."
-        ),
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            "--trace",
-            help="In place of TARGET: a recording of a run, .npz or .safetensors. Array 'k/name' "
-            "is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state before "
-            "step k (its posteriors are k+1/theta, k+1/p, k+1/R), and whatever there is of k/y, "
-            "k/z, k/Z, k/p_pred, k/yhat, k/e, k/H, k/R_used (the R in S), k/S, k/K, "
-            "k/r (y - h(theta+)): see 'loko-ref operations loko.step'. With the option operation="
-            "lte.run, optimizer.sgd, optimizer.adagrad or optimizer.adamw: that operation's inputs "
-            "and outputs, the state before step k under k/ (LTE: W, theta, p, R, merged, copies; "
-            "A drawn by a reset after step k is k/redraws.0.A).",
-        ),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            help="NAME=VALUE, repeatable: what the implementation has one value of, such as "
-            "observation=softmax; its cases are selected, or built for a number that none has. "
-            "For --trace an option of what was recorded (loko.step by default; there observation "
-            "is gaussian and noise fixed), or operation=NAME; or JSON in the file, array or "
-            "metadata 'options'.",
-        ),
-    ] = None,
+    target: Annotated[str | None, typer.Argument(help=_TARGET)] = None,
+    cmd: Annotated[str | None, typer.Option(help=_CMD)] = None,
+    trace: Annotated[Path | None, typer.Option(help=_TRACE)] = None,
+    option: Annotated[list[str] | None, typer.Option(help=_OPTION)] = None,
     json: Json = None,
     junit: Junit = None,
     html: Html = None,
     xfail: Xfail = None,
     baseline: Baseline = None,
-    only: Annotated[
-        str | None, typer.Option("--only", help="Run the ids or operations that match this glob.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float64 or float32; both by default.")
-    ] = None,
-    case: Annotated[
-        Path | None,
-        typer.Option(
-            "--case", help="Run this case alone, which 'loko-ref properties --save' has written."
-        ),
-    ] = None,
+    only: Annotated[str | None, typer.Option(help=_ONLY)] = None,
+    dtype: Annotated[str | None, typer.Option(help=_DTYPE)] = None,
+    case: Annotated[Path | None, typer.Option(help=_CASE)] = None,
     strict: Strict = False,
     verbose: Verbose = False,
     list_: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout",
-            help="Seconds a check may take, all of it (with --cmd: a new start after a failure "
-            "too); also the import of TARGET, or the command's first hello. A TARGET that stays in "
-            "compiled code cannot be interrupted; a command is killed, with all its processes.",
-        ),
-    ] = 60.0,
-    large: Annotated[
-        int | None,
-        typer.Option(
-            "--large",
-            help="With --cmd: bytes from which a tensor goes by file, where the harness reads "
-            "files (1048576; 0 sends all by file).",
-        ),
-    ] = None,
+    timeout: Annotated[float, typer.Option(help=_TIMEOUT)] = 60.0,
+    large: Annotated[int | None, typer.Option(help=_LARGE)] = None,
 ) -> None:
     """Check an implementation against the oracle.
 

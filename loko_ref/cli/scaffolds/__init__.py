@@ -38,28 +38,15 @@ STATED = ("observation", "noise", "timing", "covariance", "diagonal", "beta", "l
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """How a scaffold of one language is made.
+    """How a scaffold of one language is made."""
 
-    Attributes
-    ----------
-    file : str
-        The file written by default; its suffix too.
-    next : str
-        The command that verifies it, with ``{file}`` and ``{stem}``.
-    operation : callable, optional
-        ``(operation) -> text`` that goes into the template for each; none where the template has
-        no operations.
-    harness : str
-        The example whose part of the protocol it has; empty for Python.
-    mappings : bool
-        Whether it reads inputs that are mappings (the weights of a network).
-    """
-
-    file: str
-    next: str
+    file: str  # the file written by default; its suffix too
+    next: str  # the command that verifies it, with `{file}` and `{stem}`
+    # `(operation) -> text` that goes into the template for each; none where the template has no
+    # operations
     operation: Callable[[Operation], str] | None = None
-    harness: str = ""
-    mappings: bool = True
+    harness: str = ""  # the example whose part of the protocol it has; empty for Python
+    mappings: bool = True  # whether it reads inputs that are mappings (the weights of a network)
 
 
 def _literal(value: object) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from loko_ref.conformance.cases.registry import DTYPES, Case
-from loko_ref.conformance.catalogue.registry import CATALOGUE, Operation
+from loko_ref.conformance.catalogue.entry import Operation
+from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.engine import FAILED, TIMEOUT, judge
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.judge.compare import ratios
@@ -31,45 +32,28 @@ from loko_ref.conformance.mistakes.registry import (
 )
 from loko_ref.files.documents import document
 
-__all__ = ["Spread", "as_json", "built_in", "lines", "of_correct", "of_mutant"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Errors of one implementation in one dtype, in tolerances.
+    """Errors of one implementation in one dtype, in tolerances."""
 
-    Attributes
-    ----------
-    name, dtype : str
-        Whose, and in which dtype.
-    cases : int
-        Cases that it ran; for a mutant those in which its formula occurs.
-    failed : tuple of str
-        Ids of the cases in which an error exceeds its tolerance, or what came has a wrong form.
-    quantities : int
-        Outputs of cases that were judged; each counts by its largest element.
-    median, high, worst : float
-        Of those: the median, the 99th percentile, the largest; infinite for what is not finite.
-    at : str
-        Case and output of the largest.
-    given : float
-        The largest of the verdicts given the parents: that of a case within tolerance along the
-        whole route, else that of a quantity that does not follow from its parents.
-    amplified : int
-        Cases in which an error exceeds its tolerance along the whole route, and that do not fail:
-        every quantity follows from its parents, or is imprecise. They are left out of ``given``.
-    """
-
+    # whose, and in which dtype
     name: str
     dtype: str
-    cases: int
+    cases: int  # cases that it ran; for a mutant those in which its formula occurs
+    # ids of the cases in which an error exceeds its tolerance, or what came has a wrong form
     failed: tuple[str, ...]
-    quantities: int
+    quantities: int  # outputs of cases that were judged; each counts by its largest element
+    # of those: the median, the 99th percentile, the largest; infinite for what is not finite
     median: float
     high: float
     worst: float
-    at: str
+    at: str  # case and output of the largest
+    # the largest of the verdicts given the parents: that of a case within tolerance along the whole
+    # route, else that of a quantity that does not follow from its parents
     given: float
+    # cases in which an error exceeds its tolerance along the whole route, and that do not fail:
+    # every quantity follows from its parents, or is imprecise. They are left out of `given`.
     amplified: int
 
 
@@ -158,8 +142,6 @@ def of_correct(
 
     Parameters
     ----------
-    target : Implementation
-        Known to be right.
     cases : sequence of Case
         Which; what it declines is left out.
     timeout : float, optional
@@ -189,10 +171,6 @@ def of_mutant(
 
     Parameters
     ----------
-    one : Mutant
-        The mistake, at its example's size.
-    cases : sequence of Case
-        Which.
     timeout : float, optional
         Seconds per case.
 

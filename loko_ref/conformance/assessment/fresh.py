@@ -16,11 +16,9 @@ import numpy as np
 
 from loko_ref.conformance.cases.model import loko_inputs, network_weights
 from loko_ref.conformance.cases.registry import Case, Draw
-from loko_ref.conformance.catalogue.registry import Operation
+from loko_ref.conformance.catalogue.entry import Operation
 from loko_ref.network.spec import linears, param_shapes
 from loko_ref.textbook.lte_heads import FACTORS
-
-__all__ = ["Fresh", "fresh"]
 
 Inputs = dict[str, Any]
 Spec = list[dict[str, Any]]
@@ -28,17 +26,10 @@ Spec = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fresh:
-    """Inputs and options of an operation that are no case's.
+    """Inputs and options of an operation that are no case's."""
 
-    Attributes
-    ----------
-    operation : Operation
-        Entry of the catalogue.
-    inputs, options : mapping
-        Float64 arrays; all options.
-    """
-
-    operation: Operation
+    operation: Operation  # entry of the catalogue
+    # float64 arrays; all options
     inputs: Mapping[str, Any]
     options: Mapping[str, Any]
 
@@ -49,8 +40,6 @@ def fresh(case: Case, number: int) -> Fresh:
 
     Parameters
     ----------
-    case : Case
-        Of any operation.
     number : int
         Which, from 0: each has its own.
     """

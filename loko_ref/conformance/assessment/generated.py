@@ -25,26 +25,11 @@ from loko_ref.conformance.assessment.fresh import Fresh, fresh
 from loko_ref.conformance.assessment.reach import Reach, few, float64
 from loko_ref.conformance.assessment.syntax import Change, drawn
 from loko_ref.conformance.cases.registry import Case, Draw
-from loko_ref.conformance.catalogue.registry import Operation
+from loko_ref.conformance.catalogue.entry import Operation
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.mistakes.registry import Mutant, as_implementation
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import identity
-
-__all__ = [
-    "FORMS",
-    "Mistake",
-    "agree",
-    "chosen",
-    "differs",
-    "evaluated",
-    "fresh_inputs",
-    "judged",
-    "mistakes",
-    "moved",
-    "plain",
-    "results",
-]
 
 FORMS = ("everything", "results")
 """What an implementation returns: every output, or its results alone."""
@@ -57,7 +42,7 @@ ENOUGH = 12
 """Of these, about how many are asked whether a mistake changes a number at all."""
 
 NOISE = 2.0**-43
-"""Relative size of the disturbance that tells which those are."""
+"""Relative size of the disturbance that shows which those are."""
 
 RELATIVE, OF_LARGEST = 1e-7, 1e-11
 """Two results agree where they differ by no more than this part of an element, and of the largest:
@@ -80,6 +65,11 @@ class Mistake:
     def table(self) -> dict[str, Callable[..., Any]]:
         """The changed entries of the table of formulas."""
         return {key: f for change in self.changes for key, f in change.table().items()}
+
+    @cached_property
+    def outputs(self) -> dict[Any, dict[str, Array] | None]:
+        """What :func:`evaluated` has computed, by inputs and by whether they were moved."""
+        return {}
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -152,9 +142,14 @@ def evaluated(
     mistake: Mistake, one: Fresh, keep: Callable[[str, Any], Any] = identity
 ) -> dict[str, Array] | None:
     """Compute the mistaken program's outputs; None where it raises."""
+    if (one, keep) in mistake.outputs:
+        return mistake.outputs[one, keep]
     with mistake.in_place():
         table = {**FORMULA_TABLE, **mistake.table}
-        return plain(one.operation, one.inputs, one.options, table, keep)
+        out = plain(one.operation, one.inputs, one.options, table, keep)
+    if keep in (identity, moved):  # other hooks note what passes: those have to be called
+        mistake.outputs[one, keep] = out
+    return out
 
 
 def moved(name: str, value: Any) -> Any:

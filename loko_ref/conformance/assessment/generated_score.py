@@ -18,8 +18,6 @@ from loko_ref.files.documents import document
 from loko_ref.files.reading import read_bytes
 from loko_ref.files.strict_json import read_json
 
-__all__ = ["as_json", "good", "known", "lines", "run_of", "scored", "summary"]
-
 CAUGHT, NAMED, BOTH_NAMED, WRONG = 0.95, 0.75, 0.6, 0.01
 """Least share of the mistakes that are caught, are named, of double ones whose both parts are
 named; most that may be named wrongly."""
@@ -45,8 +43,6 @@ def scored(
         Of mistakes that change a number.
     cases : sequence of Case
         Of float64, to choose from.
-    seed : int
-        Of the draw.
     double : bool
         Whether two formulas are changed at once.
     done : sequence of mapping

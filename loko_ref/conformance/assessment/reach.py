@@ -17,8 +17,6 @@ from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.quantities import identity
 
-__all__ = ["MOST", "WHOLE", "Reach", "few", "float64"]
-
 MOST, WHOLE = 4, 8
 """Most cases of an operation that a mistake runs on, and of all operations."""
 
@@ -90,10 +88,6 @@ def few(cases: Sequence[Case], seed: str, shows: Callable[[Case], bool]) -> list
 
     Parameters
     ----------
-    cases : sequence of Case
-        To draw from.
-    seed : str
-        Of the draw.
     shows : callable
         Whether a case shows the mistake: of each operation all but one of those that are drawn do,
         if there are such. Who verifies runs them all.

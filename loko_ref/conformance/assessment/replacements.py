@@ -8,8 +8,6 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["KINDS", "replacements"]
-
 _OPERATORS: dict[type, tuple[type, ...]] = {
     ast.Add: (ast.Sub,),
     ast.Sub: (ast.Add,),

@@ -1,7 +1,7 @@
 """The score of the catalogue of mistakes: is each caught, and is each named first?
 
 Every mutant is turned into an implementation with rounding errors of its own and verified like a
-stranger's. It is named where its own id is the leading name of most of its failed checks.
+user's. It is named where its own id is the leading name of most of its failed checks.
 """
 
 from __future__ import annotations
@@ -19,35 +19,19 @@ from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.mistakes.registry import NOTHING, Mutant, as_implementation, idle
 from loko_ref.files.documents import document
 
-__all__ = ["INDISTINGUISHABLE", "Outcome", "as_json", "outcome"]
-
 INDISTINGUISHABLE: dict[frozenset[str], str] = {}
-"""Groups of mutants that no case can tell apart, and why."""
+"""Groups of mutants that no case can distinguish, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one mutant.
+    """What became of one mutant."""
 
-    Attributes
-    ----------
-    id : str
-        The mutant's.
-    failed : int
-        Checks that caught it.
-    named : int
-        Of these, how many name it first.
-    first : str or None
-        The id most often named first.
-    others : tuple of str
-        Ids that are named at all, beside its own.
-    """
-
-    id: str
-    failed: int
-    named: int
-    first: str | None
-    others: tuple[str, ...]
+    id: str  # the mutant's
+    failed: int  # checks that caught it
+    named: int  # of these, how many name it first
+    first: str | None  # the id most often named first
+    others: tuple[str, ...]  # ids that are named at all, beside its own
 
 
 @lru_cache(maxsize=1024)
@@ -76,7 +60,7 @@ def outcome(one: Mutant, cases: Sequence[Case]) -> Outcome:
 
 
 def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Build the score: counts, and the groups that cannot be told apart."""
+    """Build the score: counts, and the groups that cannot be distinguished."""
     content = {
         "mutants": len(outcomes),
         "caught": sum(o.failed > 0 for o in outcomes),

@@ -28,8 +28,6 @@ import numpy as np
 from loko_ref.conformance.assessment.replacements import replacements
 from loko_ref.textbook import FORMULA_TABLE
 
-__all__ = ["MODULES", "Change", "Formula", "changes_of", "drawn", "formulas"]
-
 MODULES = (
     *("filter", "layers", "tokens", "network"),
     *("optimizers", "lte", "lte_heads", "lte_state"),
@@ -47,46 +45,23 @@ Scope = ast.Lambda | ast.FunctionDef
 
 @dataclass(frozen=True, eq=False)
 class Formula:
-    """A function that may be changed.
+    """A function that may be changed."""
 
-    Attributes
-    ----------
-    name : str
-        Its first entry in the table of formulas, or ``module.function`` of a rule.
-    keys : tuple of str
-        All its entries in the table; none for a rule.
-    module : module
-        Where it stands.
-    node : syntax tree
-        Of the function.
-    """
-
-    name: str
-    keys: tuple[str, ...]
-    module: ModuleType
-    node: Scope
+    name: str  # its first entry in the table of formulas, or `module.function` of a rule
+    keys: tuple[str, ...]  # all its entries in the table; none for a rule
+    module: ModuleType  # where it stands
+    node: Scope  # of the function
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """One change of one formula.
+    """One change of one formula."""
 
-    Attributes
-    ----------
-    formula : Formula
-        Of what.
-    kind : str
-        One of ``replacements.KINDS``.
-    scope : tuple of int
-        First and last line of the innermost function that it is in, and of its statement.
-    text : str
-        The changed function.
-    """
-
-    formula: Formula
-    kind: str
+    formula: Formula  # of what
+    kind: str  # one of `replacements.KINDS`
+    # first and last line of the innermost function that it is in, and of its statement
     scope: tuple[int, int, int]
-    text: str
+    text: str  # the changed function
 
     @property
     def diff(self) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from loko_ref.arrays import Array
 from loko_ref.conformance.assessment.fresh import Fresh
 from loko_ref.conformance.assessment.generated import (
@@ -35,8 +37,6 @@ from loko_ref.conformance.engine import FAILED, IMPRECISE, Check, run
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.textbook import FORMULA_TABLE
 
-__all__ = ["outcome", "verdict"]
-
 APART = {"timeout", "raised", "shape", "result", "output"}
 """Findings that show themselves: a mistake with one of them in most of its checks counts apart."""
 
@@ -44,8 +44,8 @@ TIMEOUT = 20.0
 """Seconds that one check may take."""
 
 LEAST = 4
-"""How few of the fresh inputs may be well conditioned in the mistaken program: of the others
-nothing follows."""
+"""How few of the fresh inputs may decide, well conditioned in the mistaken program or equal to the
+bit: of the others nothing follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +90,30 @@ def _is(candidates: Sequence[Any], mistake: Mistake, cases: Sequence[Case], form
         if wrong is None:  # S without R, of more outputs than parameters, is singular
             continue
         names = judged(form, one, wrong)
-        if agree(wrong, disturbed, names):
-            compared += 1
-            if not agree(wrong, plain(one.operation, one.inputs, one.options, table), names):
-                return False
+        named = plain(one.operation, one.inputs, one.options, table)
+        same = _same(wrong, disturbed, named, names)
+        if same is False:
+            return False
+        compared += same is not None
     return compared >= LEAST
+
+
+def _same(
+    wrong: dict[str, Array],
+    disturbed: dict[str, Array] | None,
+    named: dict[str, Array] | None,
+    names: Sequence[str],
+) -> bool | None:
+    """Return whether a named formula is the mistaken program on an input; None: undecided.
+
+    Where a roundoff moves the mistaken program's outputs much, only equality to the bit decides.
+    """
+    if agree(wrong, disturbed, names):
+        return agree(wrong, named, names)
+    equal = named is not None and all(
+        name in named and np.array_equal(wrong[name], named[name], equal_nan=True) for name in names
+    )
+    return True if equal else None
 
 
 def _returned_as(name: str, outputs: Sequence[str]) -> str:
@@ -128,13 +147,12 @@ def _follows(candidate: Any, mistake: Mistake, cases: Sequence[Case], form: str)
         wrong, disturbed = evaluated(mistake, one, note), evaluated(mistake, one, moved)
         if wrong is None or candidate.quantity not in wrong:
             continue
-        names = (candidate.quantity,)
-        if agree(wrong, disturbed, names):
-            compared += 1
-            given = _Given(_parents(note, one, wrong, form, candidate.quantity))
-            named = plain(one.operation, one.inputs, one.options, table, given)
-            if not agree(wrong, named, names):
-                return False
+        given = _Given(_parents(note, one, wrong, form, candidate.quantity))
+        named = plain(one.operation, one.inputs, one.options, table, given)
+        same = _same(wrong, disturbed, named, (candidate.quantity,))
+        if same is False:
+            return False
+        compared += same is not None
     return compared >= LEAST
 
 
@@ -171,18 +189,25 @@ def verdict(mistake: Mistake, cases: Sequence[Case], form: str) -> dict[str, Any
         return found | {"verdict": max(APART, key=lambda kind: apart[kind])}
     if not failed:
         return found | {"verdict": "missed"}
-    singles = [Mistake((change,)) for change in mistake.changes]
+    single = len(mistake.changes) == 1
+    singles = [mistake] if single else [Mistake((change,)) for change in mistake.changes]
     done: set[int] = set()
     whole, good, bearing = False, True, 0
     for names in _first_names(checks, calling(implementation, TIMEOUT)):
         bearing += len(names.checks)
         all_of_it = _is(names.candidates, mistake, names.cases, form)
         right = []
+        same = single and len(names.candidates) == 1
         for one in names.candidates:
-            parts = {k for k, s in enumerate(singles) if _is([one], s, names.cases, form)}
+            parts = {
+                k
+                for k, part in enumerate(singles)
+                if (all_of_it if same else _is([one], part, names.cases, form))
+            }
             done |= parts
-            follows = one.quantity and _follows(one, mistake, names.cases, form)
-            right.append(bool(all_of_it or parts or follows))
+            right.append(all_of_it or bool(parts))
+            if not right[-1] and one.quantity:
+                right[-1] = _follows(one, mistake, names.cases, form)
             row = {"text": one.text, "checks": len(names.checks), "right": right[-1]}
             found["names"].append(row)
         good &= all(right)
@@ -200,12 +225,8 @@ def outcome(mistake: Mistake, reach: Reach, seed: int) -> dict[str, Any]:
 
     Parameters
     ----------
-    mistake : Mistake
-        The mistake.
     reach : Reach
         Which cases run which lines.
-    seed : int
-        Of the choice of cases.
 
     Returns
     -------

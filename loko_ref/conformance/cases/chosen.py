@@ -20,8 +20,6 @@ from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.errors import InputError, shown, unknown_option
 from loko_ref.kalman.noise import check_combination
 
-__all__ = ["choose", "in_the_way", "read_options", "written"]
-
 
 def _plain(option: Option) -> bool:
     """Return whether an option can be chosen by: a name, yes or no, or a number of any size."""

@@ -15,8 +15,6 @@ from loko_ref.conformance.cases.registry import Draw, Recipe, define
 from loko_ref.network.model import mlp_spec
 from loko_ref.textbook.loko import choices
 
-__all__ = ["named", "on_networks"]
-
 Inputs = dict[str, Any]
 Spec = list[dict[str, Any]]
 
@@ -53,20 +51,20 @@ def _inputs(draw: Draw, spec: Spec, options: dict[str, Any], batch: int, steps: 
     return made
 
 
-def on_networks(operation: str, asked: dict[str, Any]) -> list[Recipe]:
+def on_networks(operation: str, chosen: dict[str, Any]) -> list[Recipe]:
     """Build cases of the combinations that agree with options on every network, if they are few.
 
     Parameters
     ----------
     operation : {"loko.step", "loko.run"}
         The operation.
-    asked : dict
+    chosen : dict
         Options by name, ``beta``, ``lam`` and ``q`` among them.
     """
-    agree = [o for o in choices() if all(o[k] == v for k, v in asked.items() if k in o)]
-    numbers = {k: asked[k] for k in ("beta", "lam", "q") if k in asked}
+    agree = [o for o in choices() if all(o[k] == v for k, v in chosen.items() if k in o)]
+    numbers = {k: chosen[k] for k in ("beta", "lam", "q") if k in chosen}
     steps = _STEPS if operation == "loko.run" else 0
-    if len(agree) > _FEW or asked.get("train", "factors") != "factors":
+    if len(agree) > _FEW or chosen.get("train", "factors") != "factors":
         return []
     found = []
     for o in agree:

@@ -17,9 +17,8 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case, all_cases
-from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, Operation
-
-__all__ = ["catalogue_digest", "digest_of"]
+from loko_ref.conformance.catalogue.entry import Operation
+from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS
 
 BITS = 16
 """Bits that an element counts with, of the largest one's."""
@@ -66,8 +65,6 @@ def digest_of(operations: Iterable[Operation], cases: Sequence[Case]) -> str:
 
     Parameters
     ----------
-    operations : iterable of Operation
-        Entries of the catalogue.
     cases : sequence of Case
         Their cases; the inputs of those in float64 count, of the others what they are of.
     """

@@ -53,6 +53,17 @@ for _diagonal, _covers in (("decoupled", "P-FLOOR P-VARIATIONAL"), ("variational
         }
 
 
+@define("kalman.dense_update", "small-P", "P-FLOOR")
+def _(draw: Draw, dtype: str) -> Inputs:
+    return {
+        "theta": draw(8),
+        "P": 1e-10 * draw.spd(8),
+        "H": draw(3, 8),
+        "e": draw(3, size=1e-5),
+        "R": 1e-10 * draw.spd(3),
+    }
+
+
 for _name, _eps in (("no-decay", 1e-8), ("no-decay-eps", 0.1)):
 
     @define(
@@ -163,6 +174,7 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
         1,
     ),
     "glm-small-p": ("P-FLOOR", _NET, {}, 1),
+    "glm-small-dense-P": ("P-FLOOR", _NET, _DENSE, 1),
     "glm-relu-at-zero": (
         "RELU-JACOBIAN-ONE-AT-ZERO RELU-JACOBIAN-HALF-AT-ZERO SCALE-SINGLE",
         _KINK,
@@ -170,12 +182,7 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
         1,
     ),
     "transformer-unseen": ("UNSEEN-UNIFORM UNSEEN-ALL", _HIDDEN, {}, 2),
-    "weights-glm": (
-        "WEIGHTS-BIASES-FIRST WEIGHTS-BIASES-FROZEN H-NO-J",
-        _PLAIN,
-        _WEIGHTS,
-        1,
-    ),
+    "weights-glm": ("WEIGHTS-BIASES-FIRST WEIGHTS-BIASES-FROZEN H-NO-J", _PLAIN, _WEIGHTS, 1),
     "weights-logits-dense": (
         "WEIGHTS-BIASES-FIRST P-DENSE-DIAGONAL H-J-IN-LOGITS",
         mlp_spec([3, 3], "relu"),
@@ -224,8 +231,8 @@ def _drawn(draw: Draw, name: str, spec: Spec, o: dict[str, Any], batch: int, ste
         x["x"] = np.array(_PADDED, float)
     if spec is _BLOCK:
         x["x"] = draw(batch, 2, 4)
-    if name == "glm-small-p":
-        x["p"] = 1e-9 * x["p"]
+    if name in ("glm-small-p", "glm-small-dense-P"):
+        x |= {key: 1e-9 * x[key] for key in ("p", "P") if key in x}
     if name == "glm-relu-at-zero":
         factors = _at_kink(_cut(x["theta"], trained_shapes(spec)))
         x["weights"] = _at_kink(x["weights"])

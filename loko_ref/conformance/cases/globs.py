@@ -7,8 +7,6 @@ from fnmatch import fnmatchcase
 
 from loko_ref.errors import InputError, closest, shown
 
-__all__ = ["matcher", "nothing_matches"]
-
 LONGEST = 200
 """Characters of a glob; ids have fewer than 100."""
 

@@ -13,8 +13,6 @@ import numpy as np
 from loko_ref.conformance.cases.registry import Draw, define
 from loko_ref.network.spec import mlp_spec, param_shapes, trained_shapes
 
-__all__ = ["loko_inputs", "lora", "network_weights"]
-
 Inputs = dict[str, Any]
 Spec = list[dict[str, Any]]
 

@@ -22,21 +22,8 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.checks.values import FORMATS, check_choice
 from loko_ref.conformance.cases.globs import matcher, nothing_matches
-from loko_ref.conformance.catalogue.registry import OPERATIONS, VERSION, Operation
-
-__all__ = [
-    "ALIASES",
-    "DTYPES",
-    "OWN",
-    "RETIRED",
-    "Case",
-    "Draw",
-    "Recipe",
-    "all_cases",
-    "current",
-    "define",
-    "select",
-]
+from loko_ref.conformance.catalogue.entry import Operation
+from loko_ref.conformance.catalogue.registry import OPERATIONS, VERSION
 
 DTYPES = FORMATS
 
@@ -51,13 +38,7 @@ ALIASES: dict[str, str] = {}
 
 
 class Draw:
-    """Numbers for one case, from a seed; each method returns float64.
-
-    Parameters
-    ----------
-    name : str
-        The seed.
-    """
+    """Numbers for one case, from a seed; each method returns float64."""
 
     def __init__(self, name: str) -> None:
         self._rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
@@ -83,32 +64,18 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe:
-    """What a case is made of, whatever its dtype.
+    """What a case is made of, whatever its dtype."""
 
-    Attributes
-    ----------
-    operation, name : str
-        Together the case's id but for the dtype.
-    build : callable
-        ``Draw, {dtype} -> inputs`` in float64.
-    options : mapping
-        Those that differ from their defaults.
-    shared : bool
-        Whether the inputs are float32 numbers in both dtypes: what is expected is then the same,
-        and the units of error differ by the unit roundoff alone.
-    covers : tuple of str
-        Ids of the known mistakes that it is there for.
-    text : str
-        What it is about, where it covers no known mistake by id.
-    """
-
+    # together the case's id but for the dtype
     operation: str
     name: str
-    build: Callable[..., Mapping[str, Any]]
-    options: Mapping[str, Any]
+    build: Callable[..., Mapping[str, Any]]  # `Draw, {dtype} -> inputs` in float64
+    options: Mapping[str, Any]  # those that differ from their defaults
+    # whether the inputs are float32 numbers in both dtypes: what is expected is then the same, and
+    # the units of error differ by the unit roundoff alone
     shared: bool = False
-    covers: tuple[str, ...] = ()
-    text: str = ""
+    covers: tuple[str, ...] = ()  # ids of the known mistakes that it is there for
+    text: str = ""  # what it is about, where it covers no known mistake by id
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -69,13 +69,7 @@ _define("implicit-huge-p", "IMPLICIT-FIVE-ITERATIONS", p=1e6)
 _define("implicit-saturated", "IMPLICIT-UNDAMPED IMPLICIT-CURVATURE-AFTER", p=30.0, margin=15.0)
 _define("implicit-far", "IMPLICIT-UNDAMPED IMPLICIT-FIVE-ITERATIONS", p=1000.0, margin=12.0)
 _define(
-    "implicit-run",
-    "IMPLICIT-PRIOR-P IMPLICIT-THETA-PRIOR-P",
-    _NET,
-    p=0.3,
-    steps=4,
-    lam=0.9,
-    q=0.02,
+    "implicit-run", "IMPLICIT-PRIOR-P IMPLICIT-THETA-PRIOR-P", _NET, p=0.3, steps=4, lam=0.9, q=0.02
 )
 
 # ------------------------------------------------------------ precisions of low rank and of blocks

@@ -11,18 +11,6 @@ from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook import loko as table
 from loko_ref.textbook.quantities import Quantity, identity, in_order, origins
 
-__all__ = [
-    "Input",
-    "Operation",
-    "Option",
-    "Output",
-    "gives",
-    "narrowed",
-    "option",
-    "outputs_of",
-    "takes",
-]
-
 Arrays = Mapping[str, Any]
 
 
@@ -67,39 +55,25 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One entry of the catalogue.
+    """One entry of the catalogue."""
 
-    Attributes
-    ----------
-    name, text : str
-        Its name and a one-line description.
-    inputs, options, outputs : tuple
-        What it takes and returns; outputs in dataflow order.
-    oracle : callable
-        ``(inputs, options) -> outputs`` by the package's own modules, float64.
-    plain : callable
-        ``(inputs, options, F, keep) -> outputs`` by ``formulas``.
-    stepwise : bool
-        Whether the leading axis of every output counts steps.
-    narrow : callable, optional
-        ``(output, options) -> labels``, where options choose among an output's formulas.
-    inside : callable, optional
-        ``options -> outputs`` of the network's layers, which may be returned too.
-    factors : mapping of str to str
-        Array that may be returned -> the output, its product with its own transpose, that it is
-        judged by: a factor is determined up to a rotation of its columns.
-    """
-
+    # its name and a one-line description
     name: str
     text: str
+    # what it takes and returns; outputs in dataflow order
     inputs: tuple[Input, ...]
     options: tuple[Option, ...]
     outputs: tuple[Output, ...]
+    # `(inputs, options) -> outputs` by the package's own modules, float64
     oracle: Callable[[Arrays, Arrays], dict[str, Any]]
-    plain: Callable[..., dict[str, Any]]
-    stepwise: bool = False
+    plain: Callable[..., dict[str, Any]]  # `(inputs, options, F, keep) -> outputs` by `formulas`
+    stepwise: bool = False  # whether the leading axis of every output counts steps
+    # `(output, options) -> labels`, where options choose among an output's formulas
     narrow: Callable[[str, Arrays], tuple[str, ...]] | None = None
+    # `options -> outputs` of the network's layers, which may be returned too
     inside: Callable[[Arrays], tuple[Output, ...]] | None = None
+    # array that may be returned -> the output, its product with its own transpose, that it is
+    # judged by: a factor is determined up to a rotation of its columns
     factors: Mapping[str, str] = field(default_factory=dict)
 
     def labels(self, quantity: str, options: Arrays) -> tuple[str, ...]:

@@ -17,8 +17,6 @@ from loko_ref.conformance.oracle import loko as oracle
 from loko_ref.textbook import loko as table
 from loko_ref.textbook import operations as plain
 
-__all__ = ["KALMAN"]
-
 _THETA = takes("theta", "(n,)", "prior mean: the packed trainables")
 _H = takes("H", "(m, n)", "the observation's linearisation at the prior theta")
 _E = takes("e", "(m,)", "innovation y - yhat")
@@ -34,9 +32,7 @@ _UPDATE = {
 _FIRST = "; a time update that comes before the measurement"
 _PREDICTED = (
     option(
-        "lam",
-        1.0,
-        "forgetting factor, 0 < lam <= 1" + _FIRST + ": U <- lam U, W <- sqrt(lam) W",
+        "lam", 1.0, "forgetting factor, 0 < lam <= 1" + _FIRST + ": U <- lam U, W <- sqrt(lam) W"
     ),
     option(
         "q",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from loko_ref.conformance.catalogue.entry import Operation, Option, Output, gives, option, takes
+from loko_ref.conformance.catalogue.entry import Operation, Output, gives, option, takes
 from loko_ref.conformance.catalogue.network_text import SPEC
 from loko_ref.conformance.oracle import loko as oracle
 from loko_ref.kalman.diagonal import DIAGONALS
@@ -18,8 +19,6 @@ from loko_ref.textbook import operations as plain
 from loko_ref.textbook.loko import dataflow, output_name, summary
 from loko_ref.textbook.network import BACK, FORWARD, ways, within
 from loko_ref.textbook.quantities import in_order
-
-__all__ = ["DIAGONAL", "MODEL", "SOLVE"]
 
 DIAGONAL = option(
     "diagonal",
@@ -47,7 +46,7 @@ _WEIGHTS = takes(
     "mapping",
     'a mapping of name to array: "0.W" (o, i), "0.b" (o,), "0.A" (r, i), "0.B" (o, r), and with a '
     'LoRA bias "0.bA" (r,), "0.bB" (o,), for the linear named "0", and so on; other kinds\' as '
-    "'layers of a spec' says",
+    "'layers of a spec' states",
 )
 _FROZEN = takes(
     "weights",
@@ -112,11 +111,9 @@ _LOKO_OPTIONS = (
         "diagonal: p (n,) is the state; dense: P (n, n) is, with the textbook update",
         ("diagonal", "dense"),
     ),
-    Option(
-        name="diagonal",
-        default="decoupled",
+    replace(
+        DIAGONAL,
         text=DIAGONAL.text + ", R = R_used (for glm: 1/p + diag(Z' J Z)); p here is p_pred",
-        choices=DIAGONAL.choices,
     ),
     option("lam", 1.0, "forgetting: p_pred = p / lam + q"),
     option("q", 0.0, "process noise"),
@@ -218,12 +215,7 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
             _FROZEN,
         ),
         options=_LOKO_OPTIONS,
-        outputs=tuple(
-            Output(
-                name=o.name, shape=grow(o.shape), formula=o.formula, labels=o.labels, feeds=o.feeds
-            )
-            for o in _LOKO_OUTPUTS
-        ),
+        outputs=tuple(replace(o, shape=grow(o.shape)) for o in _LOKO_OUTPUTS),
         oracle=oracle.loko_run if run else oracle.loko_step,
         plain=plain.loko_run if run else plain.loko_step,
         stepwise=run,

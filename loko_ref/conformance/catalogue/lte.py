@@ -16,8 +16,6 @@ from loko_ref.lte.config import CHOICES
 from loko_ref.textbook import lte as lte_plain
 from loko_ref.textbook.quantities import origins
 
-__all__ = ["FACTORS", "HEADS", "LTE", "MODE", "RESET", "SCALING", "SPEC", "WEIGHTS", "narrow"]
-
 SPEC = option("spec", None, operations_network.SPEC)
 HEADS = option("heads", None, "number of heads")
 MODE = option(

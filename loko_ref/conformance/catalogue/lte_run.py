@@ -24,8 +24,6 @@ from loko_ref.lte.config import CHOICES, OPTIMIZERS
 from loko_ref.textbook import lte as table
 from loko_ref.textbook.quantities import origins
 
-__all__ = ["RUN"]
-
 _INPUTS = (
     takes(
         "x",
@@ -144,12 +142,7 @@ _LOKO = (
         "loko: gaussian goes with loss mse, the others with cross_entropy",
         OBSERVATIONS,
     ),
-    option(
-        "noise",
-        "glm",
-        "loko: estimator of R, as in loko.run",
-        ESTIMATORS,
-    ),
+    option("noise", "glm", "loko: estimator of R, as in loko.run", ESTIMATORS),
     option("timing", "before", "loko: as in loko.run", TIMINGS),
     option("beta", 0.95, "loko: weight of the past in R's average"),
     option("r0", 1.0, "loko: R begins, and begins anew, as r0 I"),

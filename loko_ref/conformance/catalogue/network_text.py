@@ -1,11 +1,9 @@
-"""What the catalogue says of a network: the option ``spec``, ``x`` and ``weights``, kind by kind.
+"""A network in the catalogue: the option ``spec``, ``x`` and ``weights``, kind by kind.
 
 Written for someone who implements it in another language and has nothing but this text.
 """
 
 from __future__ import annotations
-
-__all__ = ["FLAT", "LAYERS", "SPEC"]
 
 FLAT = (
     "the network, a list of layers in order, each a dict: "

@@ -9,10 +9,8 @@ float64 or float32. Options are JSON values; the arithmetic between options alon
 from __future__ import annotations
 
 from loko_ref.conformance.catalogue.entry import (
-    Input,
     Operation,
     Option,
-    Output,
     gives,
     narrowed,
     option,
@@ -30,13 +28,11 @@ from loko_ref.textbook import loko as table
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.optimizers import METHODS
 
-__all__ = ["CATALOGUE", "OPERATIONS", "VERSION", "Input", "Operation", "Option", "Output", "get"]
-
 VERSION = 3
 """Of the catalogue. What a new one may ask of an implementation stands in CHANGELOG."""
 
 CATALOGUE = f"operations/{VERSION}"
-"""Its name; each input and option says with which version it came."""
+"""Its name; each input and option states with which version it came."""
 
 _Z = takes("Z", "(m, n)", "Jacobian of z, row b*C + j for output j of sample b; m = batch*C")
 _Y = {

@@ -22,8 +22,6 @@ from loko_ref.conformance.implementations import protocol
 from loko_ref.conformance.implementations.protocol import ProtocolError
 from loko_ref.errors import printable
 
-__all__ = ["Child", "Ended"]
-
 LINES = 4
 """Lines of stderr quoted from its beginning, and as many from its end."""
 
@@ -57,11 +55,6 @@ class Ended(Exception):
 
 class Child:
     """A running command, under a supervisor that ends its process tree (``supervisor.py``).
-
-    Parameters
-    ----------
-    arguments : list of str
-        The command and its arguments.
 
     Attributes
     ----------
@@ -218,8 +211,6 @@ class Child:
 
         Parameters
         ----------
-        line : bytes
-            The request, with the newline.
         deadline : float or None
             Time of ``time.monotonic`` until which to wait.
 

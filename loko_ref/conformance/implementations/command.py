@@ -33,8 +33,6 @@ from loko_ref.conformance.judge.declared import read_precision
 from loko_ref.conformance.judge.tolerance import expected
 from loko_ref.errors import InputError
 
-__all__ = ["Command"]
-
 START_TIMEOUT = 30.0
 """Seconds until a command has to answer hello, unless a time-out is given."""
 

@@ -26,24 +26,6 @@ from loko_ref.errors import InputError, printable
 from loko_ref.files.reading import is_file_name
 from loko_ref.interop.tensors import read_tensors, write_tensors
 
-__all__ = [
-    "LARGE",
-    "LINE_LIMIT",
-    "PROTOCOL",
-    "ProtocolError",
-    "canary",
-    "check_hello",
-    "decode",
-    "decode_all",
-    "encode",
-    "hello",
-    "parse",
-    "quote",
-    "request",
-    "show",
-    "text",
-]
-
 PROTOCOL = "loko-ref/protocol/1"
 LINE_LIMIT = 16 * 2**20
 """Most bytes of a line."""
@@ -150,15 +132,6 @@ def encode(array: Array) -> dict[str, Any]:
 
 def decode(value: Any, where: str, folder: Path | None = None) -> Array:
     """Decode a tensor.
-
-    Parameters
-    ----------
-    value : object
-        Its object in the message.
-    where : str
-        Its name in errors.
-    folder : path, optional
-        Where files may lie.
 
     Raises
     ------
@@ -343,8 +316,6 @@ def request(
 
     Parameters
     ----------
-    number : int
-        The request's id.
     operation, inputs, options
         What to run.
     files : path, optional

@@ -41,8 +41,6 @@ from loko_ref.conformance.judge.declared import read_precision
 from loko_ref.errors import InputError, shown
 from loko_ref.files.reading import open_file
 
-__all__ = ["Implementation", "Runnable", "call", "hold", "load"]
-
 MOST = 1000
 """Most names read from a result."""
 
@@ -60,29 +58,15 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Implementation:
-    """A mapping from operation name to function, and the target that holds it.
+    """A mapping from operation name to function, and the target that holds it."""
 
-    Attributes
-    ----------
-    target : str
-        As given on the command line.
-    functions : mapping
-        Operation name -> function.
-    notes : tuple of str
-        Remarks on names that are not operations.
-    catalogue : int
-        Version of the catalogue that it states that it was written for.
-    options : mapping
-        The one value that it has of an option, name -> value: its functions need no parameter.
-    precision : mapping of str to str
-        The precision that it states, quantity -> format; that of "" is all others'.
-    """
-
-    target: str
-    functions: Mapping[str, Callable[..., Any]]
-    notes: tuple[str, ...] = ()
-    catalogue: int = VERSION
+    target: str  # as given on the command line
+    functions: Mapping[str, Callable[..., Any]]  # operation name -> function
+    notes: tuple[str, ...] = ()  # remarks on names that are not operations
+    catalogue: int = VERSION  # version of the catalogue that it states that it was written for
+    # the one value that it has of an option, name -> value: its functions need no parameter
     options: Mapping[str, Any] = field(default_factory=dict)
+    # the precision that it states, quantity -> format; that of "" is all others'
     precision: Mapping[str, str] = field(default_factory=dict)
 
     def having(self, options: Mapping[str, Any]) -> Implementation:
@@ -339,8 +323,6 @@ def call(
     ----------
     function : callable
         Takes inputs and options as keywords.
-    case : Case
-        The case.
     timeout : float, optional
         Seconds after which it is interrupted (Python code, main thread, POSIX).
     catalogue : int
@@ -355,11 +337,7 @@ def call(
     given = dict(keywords)
     process = os.getpid()
     try:
-        with (
-            warnings.catch_warnings(),
-            np.errstate(all="ignore"),
-            _guarded(timeout),
-        ):
+        with warnings.catch_warnings(), np.errstate(all="ignore"), _guarded(timeout):
             warnings.simplefilter("ignore")
             result = _plain(function(**keywords))
     except NotImplementedError as error:

@@ -25,8 +25,6 @@ from loko_ref.files.strict_json import parse_json
 from loko_ref.kalman.noise import check_combination
 from loko_ref.textbook.loko import SHAPES
 
-__all__ = ["NAMING", "Recording", "by_step", "load", "parse", "read"]
-
 NAMING = (
     "Array 'k/name' is quantity name of step k = 0, 1, ...: k/theta, k/p (or k/P), k/R the state "
     "before step k (so step k's posteriors are k+1/theta, k+1/p, k+1/R), and whatever there is of "
@@ -40,30 +38,14 @@ _OPTIONS = {o.name: o for o in OPERATIONS["loko.step"].options if o.name != "spe
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recording:
-    """Quantities by step.
+    """Quantities by step."""
 
-    Attributes
-    ----------
-    steps : mapping of int to mapping of str to array
-        Step -> name -> array, of one dtype.
-    shapes : mapping of int to (int, int)
-        Step -> (batch, C), where outputs are recorded.
-    options : mapping
-        All options of the run.
-    dtype : {"float64", "float32"}
-        That of every array.
-    notes : tuple of str
-        Arrays that were ignored, and the options in use.
-    precision : mapping of str to str
-        The precision that it states, quantity -> format.
-    """
-
-    steps: Mapping[int, Mapping[str, Array]]
-    shapes: Mapping[int, tuple[int, int]]
-    options: Mapping[str, Any]
-    dtype: str
-    notes: tuple[str, ...]
-    precision: Mapping[str, str]
+    steps: Mapping[int, Mapping[str, Array]]  # step -> name -> array, of one dtype
+    shapes: Mapping[int, tuple[int, int]]  # step -> (batch, C), where outputs are recorded
+    options: Mapping[str, Any]  # all options of the run
+    dtype: str  # {"float64", "float32"}: that of every array
+    notes: tuple[str, ...]  # arrays that were ignored, and the options in use
+    precision: Mapping[str, str]  # the precision that it states, quantity -> format
 
 
 def load(path: Path) -> tuple[dict[str, Array], str]:
@@ -149,7 +131,9 @@ def _options(named: dict[str, Any], given: Sequence[str], dense: bool) -> dict[s
     timing = named.setdefault("timing", "after" if noise == "ema_residual_hph" else "before")
     check_combination(observation, noise, timing)
     if named.get("solve") == "implicit" and observation != "glm":
-        cause = "the observation was left out: a recording is of 'gaussian' unless it says so"
+        cause = (
+            "the observation was left out: a recording is of 'gaussian' unless it states another"
+        )
         raise InputError("--option solve", "'implicit'", "'linear' unless 'glm'", cause)
     covariance = "dense" if dense else "diagonal"
     if named.setdefault("covariance", covariance) != covariance:
@@ -195,8 +179,6 @@ def by_step(
 
     Parameters
     ----------
-    place : path
-        The file, for errors.
     arrays : mapping of str to array
         ``k/name`` -> array.
     known : collection of str

@@ -1,6 +1,6 @@
 """Recordings of LTE and of the optimizers, beside LoKO's: read from a file, checked for form.
 
-The option ``operation`` says what was recorded: ``loko.step`` (the default), ``optimizer.sgd``,
+The option ``operation`` states what was recorded: ``loko.step`` (the default), ``optimizer.sgd``,
 ``optimizer.adagrad``, ``optimizer.adamw`` or ``lte.run``; the others are that operation's. Arrays
 are named and packed as its inputs and outputs, without the leading axis of steps. Under ``k/``
 stands the state *before* step k, so that what step k leaves is under ``k+1/``, and whatever there
@@ -41,8 +41,6 @@ from loko_ref.textbook.lte_state import array, kept, start
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Values, identity
 
-__all__ = ["DRAWN", "NAMING", "OPERATIONS", "RunRecording", "drawn_names", "read", "template"]
-
 OPERATIONS = ("loko.step", *(f"optimizer.{name}" for name in METHODS), "lte.run")
 """What may be recorded."""
 
@@ -57,35 +55,16 @@ DRAWN = "redraws."
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunRecording:
-    """A recording of LTE or of an optimizer.
+    """A recording of LTE or of an optimizer."""
 
-    Attributes
-    ----------
-    operation : str
-        One of ``OPERATIONS``, but ``loko.step``.
-    steps : mapping of int to mapping of str to array
-        Step -> name -> array, of one dtype.
-    state : tuple of str
-        Names of what a step begins with.
-    options : mapping
-        All options.
-    dtype : {"float64", "float32"}
-        That of every array.
-    notes : tuple of str
-        Arrays that were ignored, and the options in use.
-    precision : mapping of str to str
-        The precision that it states, quantity -> format.
-    weights : mapping of str to tuple of int
-        Of LTE the shapes of the shared weights, in order.
-    """
-
-    operation: str
-    steps: Mapping[int, Mapping[str, Array]]
-    state: tuple[str, ...]
-    options: Mapping[str, Any]
-    dtype: str
-    notes: tuple[str, ...]
-    precision: Mapping[str, str]
+    operation: str  # one of `OPERATIONS`, but `loko.step`
+    steps: Mapping[int, Mapping[str, Array]]  # step -> name -> array, of one dtype
+    state: tuple[str, ...]  # names of what a step begins with
+    options: Mapping[str, Any]  # all options
+    dtype: str  # {"float64", "float32"}: that of every array
+    notes: tuple[str, ...]  # arrays that were ignored, and the options in use
+    precision: Mapping[str, str]  # the precision that it states, quantity -> format
+    # of LTE the shapes of the shared weights, in order
     weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -159,7 +138,7 @@ def _options(operation: str, named: dict[str, Any], given: Sequence[str]) -> dic
 
 
 def _named(check: Any, *arguments: Any, place: str = "--option ") -> Any:
-    """Let an error of an option, or of an array, have the name that it has here."""
+    """Rename the option, or the array, of an error to its name here."""
     try:
         return check(*arguments)
     except InputError as error:
@@ -272,10 +251,7 @@ def _step(
 
 
 def _wanted(
-    recording: RunRecording,
-    one: Mapping[str, Array],
-    shapes: Mapping[str, tuple[int, ...]],
-    m: int,
+    recording: RunRecording, one: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], m: int
 ) -> dict[str, tuple[int, ...] | None]:
     """Return the shapes of a step's arrays; None where what was recorded does not determine it."""
     o, heads = recording.options, recording.options["heads"]
@@ -303,8 +279,6 @@ def template(recording: RunRecording, **given: Any) -> Values:
 
     Parameters
     ----------
-    recording : RunRecording
-        The recording.
     **given
         More of them: ``p``, ``redraws``, ``evaluation``, ``y``.
     """

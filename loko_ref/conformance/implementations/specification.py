@@ -3,8 +3,6 @@
 from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.implementations.protocol import LINE_LIMIT, PROTOCOL
 
-__all__ = ["SPECIFICATION"]
-
 SPECIFICATION = f"""\
 {PROTOCOL}: how loko-ref verifies an implementation in any language
 

@@ -13,17 +13,6 @@ from loko_ref.conformance.catalogue.registry import CATALOGUE, OPERATIONS, VERSI
 from loko_ref.conformance.judge.answer import describe
 from loko_ref.errors import InputError, closest, shown
 
-__all__ = [
-    "INTERPRETERS",
-    "SOURCES",
-    "check_place",
-    "collect",
-    "stated_catalogue",
-    "stated_options",
-    "too_new",
-    "unknown_operations",
-]
-
 INTERPRETERS = {
     ".js": "node {}",
     ".mjs": "node {}",
@@ -148,8 +137,6 @@ def collect(
         functions by the operations' names with ``_`` for ``.``, where it has no such attribute.
     target : str
         What it is called in the report.
-    attribute : str
-        Name of the attribute.
 
     Returns
     -------

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loko_ref.conformance.catalogue.registry import Operation, Option
+from loko_ref.conformance.catalogue.entry import Operation, Option
 from loko_ref.errors import InputError, unknown_option
 from loko_ref.network.spec import (
     check_input,

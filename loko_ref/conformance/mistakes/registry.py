@@ -17,10 +17,11 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
-from loko_ref.conformance.catalogue.registry import OPERATIONS, Operation
+from loko_ref.conformance.catalogue.entry import Operation
+from loko_ref.conformance.catalogue.registry import OPERATIONS
 from loko_ref.conformance.judge.tolerance import _Disturb, _inputs, _wide
 from loko_ref.textbook import FORMULA_TABLE
-from loko_ref.textbook.filter import identity
+from loko_ref.textbook.quantities import identity
 
 __all__ = [
     "NOTHING",

@@ -21,25 +21,6 @@ from loko_ref.network import lora
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import Model, forward, param_shapes
 
-__all__ = [
-    "block_update",
-    "configuration",
-    "delta",
-    "dense_update",
-    "diagonal_update",
-    "loko_run",
-    "loko_step",
-    "lowrank_update",
-    "merge",
-    "model_forward",
-    "model_jacobian",
-    "network_input",
-    "noise_update",
-    "observation",
-    "optimizer",
-    "time_update",
-]
-
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
 
@@ -67,13 +48,7 @@ def lowrank_update(x: Arrays, o: Arrays) -> Out:
     check_positive("U", x["U"])
     prior = _predicted(lowrank.Precision(U=x["U"], W=x["W"]), o)
     new = lowrank.update(x["theta"], prior, x["H"], x["e"], x["R"])
-    return {
-        "S": new.S,
-        "K": new.K,
-        "theta": new.theta,
-        "U": new.P.U,
-        "WW": new.P.W @ new.P.W.T,
-    }
+    return {"S": new.S, "K": new.K, "theta": new.theta, "U": new.P.U, "WW": new.P.W @ new.P.W.T}
 
 
 def _partition(blocks: Sequence[float], n: int) -> list[list[int]]:

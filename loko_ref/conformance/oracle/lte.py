@@ -22,8 +22,6 @@ from loko_ref.network import model
 from loko_ref.optimizers import SGD, AdaGrad, AdamW
 from loko_ref.textbook.lte import RUN
 
-__all__ = ["configured", "forward", "merge", "run"]
-
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
 

@@ -21,8 +21,6 @@ from loko_ref.conformance.reports.snippet import centred, covers, defaults
 from loko_ref.conformance.vectors.numbers import flatten
 from loko_ref.textbook.network import NETWORK, packing, projections
 
-__all__ = ["describe", "network"]
-
 WHOLE = 48
 """Elements up to which an array is printed whole."""
 
@@ -157,9 +155,9 @@ def _network(case: Case) -> Iterator[str]:
 
 def _inputs(case: Case, full: bool) -> Iterator[str]:
     yield f"\ninputs, {case.dtype}"
-    told = {i.name: i for i in case.operation.inputs}
+    described = {i.name: i for i in case.operation.inputs}
     for name, value in case.inputs().items():
-        entry = told[name]
+        entry = described[name]
         if not isinstance(value, Mapping):
             yield _wrapped(f"{name} {entry.shape} = {value.shape}: {entry.text}", 2, 6)
             yield _numbers(value, 4, DIGITS, full)
@@ -204,8 +202,6 @@ def describe(case: Case, full: bool = False) -> str:
 
     Parameters
     ----------
-    case : Case
-        The case.
     full : bool
         Whether large arrays are printed whole too.
 

@@ -22,8 +22,6 @@ from loko_ref.conformance.judge.tolerance import EXPLANATION, unit
 from loko_ref.files.documents import document
 from loko_ref.files.writing import write_bytes
 
-__all__ = ["as_json", "failure", "how_found", "write_json", "written"]
-
 NAMED = 8
 """LoRA factors that a failure names."""
 
@@ -112,7 +110,7 @@ def as_json(
     along the whole route. ``imprecise`` is the algorithm that explains all that is off, or the
     stated ``precision``.
     ``mistakes`` of a failed check are the known ones that reproduce it, most likely first; where
-    none does, the list is empty, and ``observed`` says where the first wrong quantity is off, and
+    none does, the list is empty, and ``observed`` states where the first wrong quantity is off, and
     which plain relation to what is right it has, or which are ruled out.
     ``status`` is by the numbers alone, ``outcome`` in the light of the expected failures
     (id -> reason), and ``verdict`` that of the whole run. ``coverage`` is what the run could

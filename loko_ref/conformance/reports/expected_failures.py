@@ -16,8 +16,6 @@ from loko_ref.conformance.engine import UNSUPPORTED
 from loko_ref.errors import InputError, closest, printable, shown
 from loko_ref.files.reading import read_text
 
-__all__ = ["not_run", "read"]
-
 NAMED = 8
 """Ids that a note names."""
 

@@ -19,8 +19,6 @@ from loko_ref.textbook.loko import (
 from loko_ref.textbook.operations import lowrank_update
 from loko_ref.textbook.quantities import Quantity
 
-__all__ = ["Pair", "pairs", "right", "title"]
-
 FOUND = "FORMULA-"
 """What the id of a formula begins with that was found by search."""
 

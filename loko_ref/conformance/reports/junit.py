@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
+from loko_ref.conformance.diagnose.groups import group
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import (
     EXPECTED_FAILURE,
@@ -18,9 +19,7 @@ from loko_ref.conformance.engine import (
     summarise,
 )
 from loko_ref.conformance.reports.document import failure
-from loko_ref.conformance.reports.text import amplified, command, describe, group, imprecise
-
-__all__ = ["as_xml"]
+from loko_ref.conformance.reports.text import amplified, command, describe, imprecise
 
 _FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML cannot hold."""
@@ -40,7 +39,7 @@ def as_xml(
     """Build the document: one test case per check, and the verdict among the suite's properties.
 
     Declined checks and expected failures are skipped ones, unexpected passes are failures; what is
-    imprecise passes, and its output says so. A run
+    imprecise passes, and its output states it. A run
     in which nothing ran has one test case more, which is an error.
     """
     suite = ElementTree.Element("testsuite", name=_text(command(target)))

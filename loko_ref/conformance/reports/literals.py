@@ -11,8 +11,6 @@ import numpy as np
 
 from loko_ref.arrays import Array
 
-__all__ = ["WIDTH", "data", "literal", "number"]
-
 WIDTH = 80
 """Columns of a line."""
 

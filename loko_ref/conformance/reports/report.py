@@ -11,24 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from loko_ref.conformance.diagnose.baseline import Changes
 from loko_ref.conformance.diagnose.coverage import Coverage, citation, coverage
+from loko_ref.conformance.diagnose.groups import Group, group
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import FAILED, UNEXPECTED_PASS, Check, Summary, outcome, summarise
 from loko_ref.conformance.reports.document import as_json, failure
 from loko_ref.conformance.reports.junit import as_xml
-from loko_ref.conformance.reports.text import (
-    BLOCKS,
-    Group,
-    failures,
-    group,
-    lines,
-)
+from loko_ref.conformance.reports.text import BLOCKS, failures, lines
 from loko_ref.errors import extras, printable
 from loko_ref.files.writing import write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ["Failure", "Report", "VerificationError"]
 
 
 class VerificationError(AssertionError):

@@ -24,8 +24,6 @@ from loko_ref.conformance.mistakes.registry import all_mutants
 from loko_ref.conformance.reports.literals import WIDTH, data, literal
 from loko_ref.files.documents import document
 
-__all__ = ["as_json", "centred", "covers", "defaults", "python"]
-
 
 def defaults(case: Case) -> tuple[str, ...]:
     """Return the names of the options that stand at their default."""
@@ -249,11 +247,6 @@ def centre(name, value):
 def python(case: Case) -> str:
     """Write the script that reproduces a case.
 
-    Parameters
-    ----------
-    case : Case
-        The case.
-
     Returns
     -------
     str
@@ -311,11 +304,6 @@ def _encoded(value: Any) -> Any:
 
 def as_json(case: Case) -> dict[str, Any]:
     """Write a case as the document ``loko-ref/case/1``.
-
-    Parameters
-    ----------
-    case : Case
-        The case.
 
     Returns
     -------

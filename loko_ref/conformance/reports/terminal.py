@@ -6,15 +6,14 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from loko_ref.conformance.diagnose.groups import group
 from loko_ref.conformance.diagnose.naming import Mistake
 from loko_ref.conformance.engine import Check, summarise
-from loko_ref.conformance.reports.text import command, failed, group, rest, verdict
+from loko_ref.conformance.reports.text import command, failed, rest, verdict
 from loko_ref.errors import extras
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ["print_report"]
 
 COPIED = ("reproduce: ", "next: ", "loko-ref ")
 """What a line begins with that is there to be copied."""

@@ -28,26 +28,6 @@ from loko_ref.conformance.judge.tolerance import EXPLANATION, expected
 from loko_ref.conformance.reports.document import failure, written
 from loko_ref.conformance.reports.formulas import pairs
 
-__all__ = [
-    "BLOCKS",
-    "OFFLINE",
-    "PYTHON",
-    "Group",
-    "amplified",
-    "command",
-    "describe",
-    "failed",
-    "failures",
-    "further",
-    "group",
-    "imprecise",
-    "lines",
-    "reproduce",
-    "rest",
-    "unnamed",
-    "verdict",
-]
-
 BLOCKS = 6
 """Kinds of failure that are described in full; the others get one line each."""
 
@@ -55,7 +35,7 @@ NAMED = 4
 """Ids that a description names beside the one that it shows."""
 
 FEW = 6
-"""Elements of which a relation tells little: a larger result of the same kind is described."""
+"""Elements of which a relation shows little: a larger result of the same kind is described."""
 
 LISTED = 8
 """Expected failures that a short report lists."""
@@ -169,8 +149,6 @@ def describe(one: Group, target: str | None = None) -> list[str]:
 
     Parameters
     ----------
-    one : Group
-        The failures.
     target : str, optional
         What was verified, to name what reproduces the failure.
     """

@@ -30,8 +30,6 @@ from loko_ref.files.containers import parse_npz, parse_safetensors
 from loko_ref.files.reading import map_file, open_file, refuse
 from loko_ref.files.strict_json import read_json
 
-__all__ = ["cases_of", "read_answers", "read_stated"]
-
 SUFFIXES = (".npz", ".safetensors", ".json")
 
 PRECISION = "precision.json"
@@ -81,9 +79,7 @@ def read_answers(path: str | Path, cases: Sequence[Case]) -> dict[str, dict[str,
     Parameters
     ----------
     path : path-like
-        A folder or a file, as the module says.
-    cases : sequence of Case
-        All cases of the vectors.
+        A folder or a file, as described at the top of the module.
 
     Returns
     -------

@@ -21,53 +21,29 @@ from loko_ref.conformance.vectors.enclosure import enclosed
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.files.documents import document
 
-__all__ = ["Quantity", "as_json", "certify", "certify_case"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """What is certified of one output of one case.
+    """What is certified of one output of one case."""
 
-    Attributes
-    ----------
-    case, name : str
-        The case's id and the output's name.
-    bits : int
-        Precision at which its enclosure was narrow enough.
-    values : int
-        Number of elements.
-    radius : float
-        Largest radius of an enclosure.
-    ulps : float
-        Largest error of the oracle, run in the case's dtype, in units in the last place of the
-        exact value; elements whose exact value is 0 are left to `units`.
-    units : float
-        The same in units of error of the case.
-    bound : float
-        Units that are admissible: the stated error bound.
-    loose : int
-        Elements whose enclosure was still wider than asked at the last precision.
-    contained : bool
-        Whether every value lies within its bound of its enclosure, and the enclosure's radius is
-        at most one unit: a ball too wide to tell right from wrong contains nothing.
-    undecided : tuple of tuple of int
-        Elements whose correctly rounded float64 value is not decided.
-    excluded : str
-        Why it is not judged; empty where it is.
-    """
-
+    # the case's id and the output's name
     case: str
     name: str
-    bits: int
-    values: int
-    radius: float
+    bits: int  # precision at which its enclosure was narrow enough
+    values: int  # number of elements
+    radius: float  # largest radius of an enclosure
+    # largest error of the oracle, run in the case's dtype, in units in the last place of the exact
+    # value; elements whose exact value is 0 are left to `units`
     ulps: float
-    units: float
-    bound: float
-    loose: int
+    units: float  # the same in units of error of the case
+    bound: float  # units that are admissible: the stated error bound
+    loose: int  # elements whose enclosure was still wider than asked at the last precision
+    # whether every value lies within its bound of its enclosure, and the enclosure's radius is at
+    # most one unit: a ball too wide to distinguish right from wrong contains nothing
     contained: bool
+    # elements whose correctly rounded float64 value is not decided
     undecided: tuple[tuple[int, ...], ...]
-    excluded: str = ""
+    excluded: str = ""  # why it is not judged; empty where it is
 
 
 def _ulps(error: Array, exact: Array, dtype: str) -> float:
@@ -83,8 +59,6 @@ def certify_case(case: Case, limit: int = 2048) -> list[Quantity]:
 
     Parameters
     ----------
-    case : Case
-        The case.
     limit : int
         Largest precision in bits.
     """
@@ -134,8 +108,6 @@ def certify(
 
     Parameters
     ----------
-    cases : sequence of Case
-        Which.
     limit : int
         Largest precision in bits.
     progress : callable, optional

@@ -20,8 +20,6 @@ import numpy as np
 from loko_ref.arrays import Array, balls
 from loko_ref.conformance.cases.registry import Case
 
-__all__ = ["Golden", "available", "enclosed", "golden", "on_balls"]
-
 
 def available() -> bool:
     """Return whether python-flint is installed."""
@@ -52,25 +50,15 @@ def enclosed(case: Case, limit: int = 2048) -> balls.Enclosed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Golden:
-    """Correctly rounded values of one output.
+    """Correctly rounded values of one output."""
 
-    Attributes
-    ----------
-    value : array
-        The nearest float of the format, an element.
-    bound : array
-        Proven: the exact number is no further than this away.
-    decided : array of bool
-        Whether `value` is proven to be the nearest.
-    """
-
-    value: Array
-    bound: Array
-    decided: Array
+    value: Array  # the nearest float of the format, an element
+    bound: Array  # proven: the exact number is no further than this away
+    decided: Array  # whether `value` is proven to be the nearest
 
 
 def golden(case: Case, dtype: str = "float64") -> dict[str, Golden]:
-    """Round every output of a case correctly, or say where that is not decided.  [BALL-6].
+    """Round every output of a case correctly, or report where that is not decided.  [BALL-6].
 
     Parameters
     ----------

@@ -12,8 +12,6 @@ from loko_ref.errors import InputError
 from loko_ref.files import documents
 from loko_ref.files.strict_json import read_json
 
-__all__ = ["MANIFEST_SCHEMA", "canonical", "digest", "plain_file", "read_manifest"]
-
 MANIFEST_SCHEMA = documents.load("vectors")
 """JSON Schema of the manifest."""
 
@@ -23,7 +21,7 @@ MANIFEST_LIMIT = 16 * 2**20
 NAME = "manifest.json"
 
 _APART = ("digest", "versions", "platform")
-"""Keys that the digest does not cover: itself, and what says where the set was made."""
+"""Keys that the digest does not cover: itself, and the platform on which the set was made."""
 
 
 def canonical(value: Any) -> str:
@@ -130,6 +128,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     wrong = _matches(manifest, MANIFEST_SCHEMA, "manifest")
     if wrong:
         raise InputError(
-            str(path), wrong, "what 'loko-ref schema vectors' says", "damaged, or not ours"
+            str(path),
+            wrong,
+            "what 'loko-ref schema vectors' describes",
+            "a damaged file, or one of another program",
         )
     return dict(manifest)

@@ -17,8 +17,6 @@ from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.tolerance import DELTA, expected, factor, unit
 from loko_ref.conformance.vectors import enclosure
 
-__all__ = ["differs", "flatten", "golden_unproven", "of_file"]
-
 ROUNDOFF = 2.0**-53
 """Unit roundoff of float64, in which outputs and tolerances are computed, whatever the case's."""
 

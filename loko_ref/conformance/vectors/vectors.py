@@ -26,14 +26,7 @@ from loko_ref.conformance.cases.registry import Case, all_cases, select
 from loko_ref.conformance.catalogue.registry import CATALOGUE
 from loko_ref.conformance.judge.tolerance import expected, tolerance
 from loko_ref.conformance.vectors import enclosure
-from loko_ref.conformance.vectors.manifest import (
-    MANIFEST_SCHEMA,
-    NAME,
-    canonical,
-    digest,
-    plain_file,
-    read_manifest,
-)
+from loko_ref.conformance.vectors.manifest import NAME, canonical, digest, plain_file, read_manifest
 from loko_ref.conformance.vectors.numbers import differs, flatten, golden_unproven, of_file
 from loko_ref.errors import InputError
 from loko_ref.files.containers import pack_safetensors
@@ -41,8 +34,6 @@ from loko_ref.files.documents import document
 from loko_ref.files.reading import read_bytes
 from loko_ref.files.writing import make_folder, write_bytes
 from loko_ref.interop.tensors import read_tensors
-
-__all__ = ["MANIFEST_SCHEMA", "VERSION", "check", "export", "file_name", "read", "unchecked"]
 
 VERSION = "vectors/1"
 """Version of the vector set; it changes when a case's numbers do."""
@@ -117,8 +108,6 @@ def export(
     ----------
     folder : path-like
         Made if it is not there.
-    cases : sequence of Case
-        What to write.
     progress : callable, optional
         Called after each case.
     only : str

@@ -20,18 +20,11 @@ from loko_ref.experiments.compare.learners import FAMILIES, GRID, LOKO, SCALED, 
 from loko_ref.experiments.compare.streams import Stream
 from loko_ref.experiments.compare.trials import Trial
 
-__all__ = ["METRICS", "Difference", "Table", "critical_difference", "halves", "paired"]
-
 METRICS = ("online", "final")
 
 
 def halves(seeds: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Split seeds into those that choose and those that report: every other one.
-
-    Parameters
-    ----------
-    seeds : sequence of int
-        With one alone, it does both.
 
     Examples
     --------
@@ -44,15 +37,10 @@ def halves(seeds: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A paired difference, the first minus the second.
+    """A paired difference, the first minus the second."""
 
-    Attributes
-    ----------
-    mean, low, high : float
-        Over the seeds, with the 95 % interval of Student's t, which is unbounded with a single
-        seed; infinite where one of them diverged.
-    """
-
+    # over the seeds, with the 95 % interval of Student's t, which is unbounded with a single seed;
+    # infinite where one of them diverged
     mean: float
     low: float
     high: float
@@ -85,8 +73,6 @@ class Table:
 
     Parameters
     ----------
-    trials : iterable of Trial
-        All of them.
     streams : sequence of Stream
         In the order of the report.
     seeds : sequence of int
@@ -221,11 +207,6 @@ class Table:
 
     def curve(self, stream: Stream, learner: str) -> dict[str, list[float] | None] | None:
         """Return the mean score on the test part along the stream, over the reporting seeds.
-
-        Parameters
-        ----------
-        stream, learner : Stream, str
-            Of what, and of whom.
 
         Returns
         -------

@@ -14,8 +14,6 @@ from loko_ref.experiments.compare.analysis import Difference
 from loko_ref.files.documents import SCHEMAS
 from loko_ref.files.strict_json import read_json
 
-__all__ = ["as_json", "check_names", "number", "read_plan", "read_rows", "schema_of"]
-
 FILE_LIMIT = 2**28
 """Most bytes of a document to go on from."""
 
@@ -72,10 +70,6 @@ def read_plan(
     ----------
     path : path-like
         A document that was written by ``--json``.
-    name : str
-        Of its schema.
-    kind : Record
-        What its plan must be.
 
     Raises
     ------
@@ -107,14 +101,10 @@ def read_rows(
     ----------
     path : path-like
         A document that was written by ``--json``.
-    name : str
-        Of its schema.
     plan : mapping
         What is compared now: the same.
     rows, kind : str, Record
         The document's list, and what each entry must be.
-    argument : str
-        Of the command, for an error.
 
     Raises
     ------

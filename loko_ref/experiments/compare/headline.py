@@ -1,4 +1,4 @@
-"""What a comparison's document says in a few sentences, each number of it computed."""
+"""A comparison's document summarised in a few sentences, each number of it computed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loko_ref.experiments.compare.analysis import METRICS, critical_difference
-
-__all__ = ["NOT_MADE", "behind", "lte", "online", "unfinished"]
 
 NOT_MADE = "No result of `loko-ref compare {}` is kept with this version yet."
 """What stands in place of a headline where there is no document."""

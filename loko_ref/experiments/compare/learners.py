@@ -20,36 +20,21 @@ from loko_ref.experiments.data.registry import regression
 from loko_ref.experiments.defaults import FINE_TUNING
 from loko_ref.network.model import pack, unpack
 
-__all__ = ["FAMILIES", "GRID", "LOKO", "SCALED", "SCALES", "Learner", "learners"]
-
 Step = Callable[[loko.Batch, int], tuple[Array, Array]]
 """From a batch and its number to z before it, and theta after it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Learner:
-    """One setting of one method.
+    """One setting of one method."""
 
-    Attributes
-    ----------
-    name, family : str
-        Of tables; the family is what a grid belongs to.
-    options : mapping
-        Of the optimizer.
-    method : str
-        ``loko``, ``sgd``, ``adagrad`` or ``adamw``.
-    ratio : float
-        Of a first-order method: rate of B over that of A.
-    dense : bool
-        Whether memory and time grow with n², so that transformers are left out.
-    """
-
+    # of tables; the family is what a grid belongs to
     name: str
     family: str
-    method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    ratio: float = 1.0
-    dense: bool = False
+    method: str  # `loko`, `sgd`, `adagrad` or `adamw`
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the optimizer
+    ratio: float = 1.0  # of a first-order method: rate of B over that of A
+    dense: bool = False  # whether memory and time grow with n², so that transformers are left out
 
     def config(self, **about: Any) -> RunConfig:
         """Describe the run of this learner on a stream."""
@@ -58,10 +43,7 @@ class Learner:
         if regression(about.get("data", "digits")):
             options.pop("solve", None)  # what is linear is solved in one iteration
         return RunConfig(
-            optimizer=self.method,
-            options=options,
-            route="fast" if fast else "readable",
-            **about,
+            optimizer=self.method, options=options, route="fast" if fast else "readable", **about
         )
 
     def begin(self, task: Task) -> Step:
@@ -171,13 +153,7 @@ SCALED: tuple[Learner, ...] = tuple(
 
 
 def learners(quick: bool) -> tuple[Learner, ...]:
-    """Return who is compared; ``quick`` leaves every other rate and the dense filter out.
-
-    Parameters
-    ----------
-    quick : bool
-        As the option.
-    """
+    """Return who is compared; ``quick`` leaves every other rate and the dense filter out."""
     if not quick:
         return (*LOKO, *SCALED, *GRID)
     return (*LOKO[:-1], *GRID[::3])

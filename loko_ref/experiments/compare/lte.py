@@ -28,44 +28,19 @@ from loko_ref.lte.state import init
 from loko_ref.lte.team import Alone
 from loko_ref.network.spec import linears
 
-__all__ = [
-    "CLAIMS",
-    "RATES",
-    "SETTINGS",
-    "TASKS",
-    "Claim",
-    "Row",
-    "Run",
-    "Setting",
-    "judge",
-    "rows",
-    "run",
-]
-
 RATES = (0.5, 1.0, 2.0, 4.0)
 """Factors on an optimizer's default rate, or on LoKO's p0."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Setting:
-    """One row.
-
-    Attributes
-    ----------
-    name : str
-        Of the row.
-    options : mapping
-        Of ``loko-ref lte``, as a Python call has them.
-    optimizer : str
-        In each head.
-    baseline : {"full", "lora"} or None
-        What is trained in place of LTE.
-    """
+    """One row."""
 
     name: str
+    # of `loko-ref lte`, as a Python call has them
     options: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: str = "adamw"
-    baseline: Literal["full", "lora"] | None = None
+    optimizer: str = "adamw"  # in each head
+    baseline: Literal["full", "lora"] | None = None  # what is trained in place of LTE
 
     @property
     def factors(self) -> tuple[float, ...]:
@@ -103,33 +78,18 @@ TASKS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one setting reached at one rate with one seed.
+    """What one setting reached at one rate with one seed."""
 
-    Attributes
-    ----------
-    task, setting, factor, seed : str, str, float, int
-        Which; the factor is on the default rate, or on LoKO's p0.
-    accuracy : float
-        On the test part at the end; 0 if the run diverged.
-    curve : tuple of (int, float)
-        Step and accuracy, at the merges.
-    seconds : float
-        Processor time of the training.
-    effective_rank : float or None
-        Largest over the layers, of W - W_0; None if the run diverged.
-    bytes_sent : int
-        Of factors and replicas, over the whole run.
-    """
-
+    # which; the factor is on the default rate, or on LoKO's p0
     task: str
     setting: str
     factor: float
     seed: int
-    accuracy: float
-    curve: tuple[tuple[int, float], ...]
-    seconds: float
-    effective_rank: float | None
-    bytes_sent: int
+    accuracy: float  # on the test part at the end; 0 if the run diverged
+    curve: tuple[tuple[int, float], ...]  # step and accuracy, at the merges
+    seconds: float  # processor time of the training
+    effective_rank: float | None  # largest over the layers, of W - W_0; None if the run diverged
+    bytes_sent: int  # of factors and replicas, over the whole run
 
 
 _NONE = (
@@ -139,7 +99,7 @@ _NONE = (
 )  # fmt: skip
 _USUAL = {f.name: f.default for f in dataclasses.fields(LteConfig)} | dict.fromkeys(_NONE)
 _USUAL |= {"heads": 4, "data_split": "chunks", "lora_bias": False, "dense_last": False}
-"""Arguments of :func:`loko_ref.experiments.lte.setup.prepare` where nothing is said."""
+"""Arguments of :func:`loko_ref.experiments.lte.setup.prepare` by default."""
 
 
 def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[str, Any]) -> Run:
@@ -147,14 +107,10 @@ def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[st
 
     Parameters
     ----------
-    setting : Setting
-        Which.
     task : str
         One of ``TASKS``.
     factor : float
         On the default rate, or on LoKO's p0.
-    seed : int
-        Seeds everything.
     limit : mapping
         ``steps`` and ``limit`` of ``loko-ref lte``.
     """
@@ -169,7 +125,7 @@ def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[st
     if setting.baseline is not None:
         config = baseline_config(config, setting.baseline)
         state = init(config, weights=job.start, batch=job.batch)
-    begun, lost = time.process_time(), False
+    started, lost = time.process_time(), False
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence overflows first
             state = train(
@@ -183,7 +139,7 @@ def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[st
             )
     except NumericalError:
         lost = True
-    seconds = time.process_time() - begun
+    seconds = time.process_time() - started
     curve = [(step, float(a or 0.0)) for step, loss, a in history.evaluations if loss == loss]
     ranks: list[float] = []
     if not lost:
@@ -210,24 +166,14 @@ def run(setting: Setting, task: str, factor: float, seed: int, limit: Mapping[st
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One setting on one task, at the rate that was best on the selection seeds.
+    """One setting on one task, at the rate that was best on the selection seeds."""
 
-    Attributes
-    ----------
-    setting, rate : str, float
-        Which; the rate as a factor on the default one.
-    accuracy : array (seeds,)
-        On the reporting seeds.
-    timed : array (seeds,)
-        What had been reached when full training ended.
-    effective_rank, seconds, bytes_sent : float
-        Means over the reporting seeds.
-    """
-
+    # which; the rate as a factor on the default one
     setting: str
     rate: float
-    accuracy: NDArray[np.float64]
-    timed: NDArray[np.float64]
+    accuracy: NDArray[np.float64]  # (seeds,): on the reporting seeds
+    timed: NDArray[np.float64]  # (seeds,): what had been reached when full training ended
+    # means over the reporting seeds
     effective_rank: float
     seconds: float
     bytes_sent: float
@@ -238,10 +184,6 @@ def rows(runs: Sequence[Run], task: str, seeds: Sequence[int]) -> dict[str, Row]
 
     Parameters
     ----------
-    runs : sequence of Run
-        Of all tasks.
-    task : str
-        Which.
     seeds : sequence of int
         All seeds; every other one chooses.
     """
@@ -282,22 +224,13 @@ def _at(one: Run, seconds: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A statement of the paper, as the difference of two rows.
+    """A statement of the paper, as the difference of two rows."""
 
-    Attributes
-    ----------
-    text : str
-        What is claimed.
-    first, second : str
-        Names of settings: the first is said to be as good (`parity`), or better.
-    parity : bool
-        Whether the first only has to be within a percentage point of the second.
-    """
-
-    text: str
+    text: str  # what is claimed
+    # names of settings: the first is claimed to be as good (`parity`), or better
     first: str
     second: str
-    parity: bool = False
+    parity: bool = False  # whether the first only has to be within a percentage point of the second
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -339,10 +272,6 @@ def missing(
 
     Parameters
     ----------
-    runs : sequence of Run
-        What has been done.
-    tasks, seeds : sequence
-        Which are wanted.
     limit : mapping
         ``steps`` and ``limit`` of ``loko-ref lte``.
     """
@@ -368,12 +297,10 @@ def missing(
 
 
 def judge(claim: Claim, found: Mapping[str, Row]) -> tuple[str, Difference | None]:
-    """Say what the reporting seeds show of a claim.
+    """Judge a claim by the reporting seeds.
 
     Parameters
     ----------
-    claim : Claim
-        Which.
     found : mapping of str to Row
         Of one task.
 

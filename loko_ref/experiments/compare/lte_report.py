@@ -28,8 +28,6 @@ from loko_ref.experiments.compare.lte import (
 )
 from loko_ref.files.documents import document
 
-__all__ = ["Plan", "as_document", "compare", "condensed", "plan", "read", "summary"]
-
 MOST_SEEDS = 1000
 """Most seeds of a comparison."""
 
@@ -104,12 +102,8 @@ def compare(
 
     Parameters
     ----------
-    chosen : Plan
-        What is compared.
     workers : int, optional
         Processes, each with one BLAS thread; one for each core.
-    before : sequence of Run
-        Of an interrupted comparison.
     ended : callable, optional
         Called as ``ended(all runs so far, done, known)``.
     """

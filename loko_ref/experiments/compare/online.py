@@ -25,8 +25,6 @@ from loko_ref.experiments.compare.streams import QUICK, STREAMS, Stream
 from loko_ref.experiments.compare.trials import Job, Trial, work
 from loko_ref.files.documents import document
 
-__all__ = ["Plan", "as_document", "compare", "condensed", "plan", "read", "summary"]
-
 MOST_SEEDS = 1000
 """Most seeds of a comparison."""
 
@@ -36,22 +34,13 @@ TUNED = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is compared.
+    """What is compared."""
 
-    Attributes
-    ----------
-    streams, seeds : sequence
-        On which, at how many draws.
-    learners : sequence of Learner
-        Who.
-    limit : int or None
-        Most samples of each part.
-    """
-
+    # on which, at how many draws
     streams: Sequence[Stream]
     seeds: Sequence[int]
     learners: Sequence[Learner]
-    limit: int | None = None
+    limit: int | None = None  # most samples of each part
 
     def about(self) -> dict[str, Any]:
         """Return plain JSON values by which two plans are compared."""
@@ -151,12 +140,8 @@ def compare(
 
     Parameters
     ----------
-    chosen : Plan
-        What is compared.
     workers : int, optional
         Processes, each with one BLAS thread; one for each core.
-    before : sequence of Trial
-        Of an interrupted comparison.
     ended : callable, optional
         Called as ``ended(all trials so far, jobs done, jobs known)``.
 
@@ -199,7 +184,7 @@ def _missing(chosen: Plan, table: Table) -> list[Job]:
 
 
 def summary(table: Table, chosen: Plan) -> dict[str, Any]:
-    """Return what the comparison says, as plain JSON values.
+    """Return the summary of the comparison, as plain JSON values.
 
     Parameters
     ----------

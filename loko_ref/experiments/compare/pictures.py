@@ -14,8 +14,6 @@ from loko_ref.experiments.compare.analysis import critical_difference
 from loko_ref.experiments.compare.learners import LOKO
 from loko_ref.experiments.plots import COLOURS, Line, Panel, draw
 
-__all__ = ["curves", "drawn", "ranks", "sensitivity"]
-
 
 def drawn(summary: Mapping[str, Any]) -> dict[str, bytes]:
     """Draw every picture that a summary has the numbers of.
@@ -75,11 +73,11 @@ def curves(summary: Mapping[str, Any], kind: str = "svg") -> bytes:
 def _span(lines: Sequence[Line], top: float) -> tuple[float, float]:
     """Return what is shown: the means, and of wide intervals half as much to each side."""
     low, high = (f(f(line.y) for line in lines) for f in (min, max))
-    room = 0.5 * (high - low) or 0.05
+    margin = 0.5 * (high - low) or 0.05
     bands = [line.band for line in lines if line.band is not None]
     least = min((min(band[0]) for band in bands), default=low)
     most = max((max(band[1]) for band in bands), default=high)
-    return max(least, low - room, 0.0), min(most, high + room, top) + 0.02 * room
+    return max(least, low - margin, 0.0), min(most, high + margin, top) + 0.02 * margin
 
 
 def _score(row: Mapping[str, Any]) -> str:
@@ -107,14 +105,12 @@ def sensitivity(summary: Mapping[str, Any], kind: str = "svg") -> bytes:
 
 
 def ranks(mean_ranks: Mapping[str, float], cases: int, kind: str = "svg") -> bytes:
-    """Draw mean ranks on a line; a bar joins what Nemenyi's test at 5 % does not tell apart.
+    """Draw mean ranks on a line; a bar joins what Nemenyi's test at 5 % does not distinguish.
 
     Parameters
     ----------
     mean_ranks : mapping of str to float
         Learner -> mean rank, 1 the best; two learners or more.
-    cases : int
-        Over how many streams and metrics.
     kind : {"svg", "png"}
         Format.
     """
@@ -134,6 +130,7 @@ def ranks(mean_ranks: Mapping[str, float], cases: int, kind: str = "svg") -> byt
             axes.annotate(
                 f" {name}  {rank:.2f}", (rank, -k - 1), va="center",
                 color=COLOURS[0 if own else 1], fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
         for k, (low, high) in enumerate(bars):
             axes.plot([low - 0.05, high + 0.05], [0.5 + 0.35 * k] * 2, color="#222", lw=3)

@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 from loko_ref.checks.values import check_whole
 from loko_ref.errors import InputError, extras
 
-__all__ = ["MOST", "SILENCE", "count", "run"]
-
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -27,7 +25,7 @@ SILENCE = 1800.0
 
 
 def count(workers: int | None) -> int:
-    """Return how many processes are meant: one for each core where nothing is said.
+    """Return how many processes are meant: one for each core by default.
 
     Raises
     ------
@@ -111,5 +109,7 @@ def _as_ended(left: Mapping[Future[Result], Any]) -> Iterator[Future[Result]]:
         done, pending = wait(pending, timeout=SILENCE, return_when=FIRST_COMPLETED)
         if not done:
             got = f"no job that ended within {SILENCE:g} s"
-            raise InputError("--workers", got, "one at least", "a machine that stands still")
+            raise InputError(
+                "--workers", got, "one at least", "a machine that is overloaded or suspended"
+            )
         yield from done

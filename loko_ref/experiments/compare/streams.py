@@ -17,33 +17,18 @@ from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.data.bundled import Dataset, Split
 from loko_ref.experiments.data.registry import regression
 
-__all__ = ["QUICK", "STREAMS", "Stream"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stream:
-    """One stream: what a run is told, and what changes on the way.
+    """One stream: the options of a run, and what changes on the way."""
 
-    Attributes
-    ----------
-    name : str
-        Of tables and pictures.
-    about : mapping
-        Fields of :class:`RunConfig`.
-    then : str, optional
-        The shift that the stream drifts to, under which the test part is.
-    drift : {"abrupt", "gradual"}
-        At the middle, or with a probability that rises from 0 to 1 between a quarter and three
-        quarters of the stream.
-    known : int, optional
-        Classes that the base part has; the stream has all.
-    """
-
-    name: str
-    about: Mapping[str, Any] = field(default_factory=dict)
-    then: str | None = None
+    name: str  # of tables and pictures
+    about: Mapping[str, Any] = field(default_factory=dict)  # fields of `RunConfig`
+    then: str | None = None  # the shift that the stream drifts to, under which the test part is
+    # at the middle, or with a probability that rises from 0 to 1 between a quarter and three
+    # quarters of the stream
     drift: Literal["abrupt", "gradual"] = "abrupt"
-    known: int | None = None
+    known: int | None = None  # classes that the base part has; the stream has all
 
     @property
     def regression(self) -> bool:

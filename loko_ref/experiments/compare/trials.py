@@ -20,39 +20,24 @@ from loko_ref.experiments.compare.learners import Learner
 from loko_ref.experiments.compare.streams import Stream
 from loko_ref.experiments.stream import evaluate, mean, stream_batch
 
-__all__ = ["EVALUATIONS", "Job", "Trial", "trial", "work"]
-
 EVALUATIONS = 40
 """Points of a curve on the test part, evenly along the stream; half of them for a transformer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What one learner reached.
-
-    Attributes
-    ----------
-    stream, learner, seed : str, str, int
-        Which.
-    online, final : float or None
-        Accuracy over the stream, each sample before it was learned, and on the test part at its
-        end; of a regression root mean squared errors. None for an error without bound.
-    curve : tuple of float or None
-        On the test part, at EVALUATIONS points or half as many.
-    diverged : int or None
-        The step at which it did.
-    ms : float
-        Milliseconds of processor time a step.
-    """
+    """What one learner reached."""
 
     stream: str
     learner: str
     seed: int
+    # accuracy over the stream, each sample before it was learned, and on the test part at its end;
+    # of a regression root mean squared errors. None for an error without bound.
     online: float | None
     final: float | None
-    curve: tuple[float | None, ...]
-    diverged: int | None
-    ms: float
+    curve: tuple[float | None, ...]  # on the test part, at EVALUATIONS points or half as many
+    diverged: int | None  # the step at which it did
+    ms: float  # milliseconds of processor time a step
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -75,12 +60,8 @@ def trial(learner: Learner, task: Task, stream: Stream) -> Trial:
 
     Parameters
     ----------
-    learner : Learner
-        Who learns.
     task : Task
         Of :meth:`Learner.config`, with the stream's data.
-    stream : Stream
-        Which.
     """
     real, data, total = task.dataset.regression, task.dataset, task.steps
     count = EVALUATIONS // 2 if stream.transformer else EVALUATIONS
@@ -91,7 +72,7 @@ def trial(learner: Learner, task: Task, stream: Stream) -> Trial:
     step = learner.begin(task)
     with np.errstate(over="ignore", invalid="ignore"):  # a divergence overflows first
         for k in range(total):
-            batch, begun = stream_batch(task, k), time.process_time()
+            batch, started = stream_batch(task, k), time.process_time()
             try:
                 z, theta = step(batch, k)
                 if not (np.isfinite(z).all() and np.isfinite(theta).all()):
@@ -99,7 +80,7 @@ def trial(learner: Learner, task: Task, stream: Stream) -> Trial:
             except NumericalError:
                 diverged = k
                 break
-            seconds += time.process_time() - begun
+            seconds += time.process_time() - started
             miss = float((((z - batch.y) * data.unit) ** 2).sum()) if real else 0.0
             score += miss if real else float(z.argmax() == batch.y[0])
             if k + 1 in points:

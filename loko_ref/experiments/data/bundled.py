@@ -47,18 +47,10 @@ Image = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """Some samples.
+    """Some samples."""
 
-    Attributes
-    ----------
-    x : array (samples, i)
-        Scaled features.
-    y : array (samples,) of int64, or (samples, 1) float
-        Labels, or scaled targets.
-    """
-
-    x: NDArray[Any]
-    y: NDArray[Any]
+    x: NDArray[Any]  # (samples, i): scaled features
+    y: NDArray[Any]  # labels (samples,) of int64, or scaled targets (samples, 1)
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
@@ -66,35 +58,21 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Three disjoint parts of one set.
+    """Three disjoint parts of one set."""
 
-    Attributes
-    ----------
-    name, shift : str
-        What it is and what was done to stream and test.
-    seed : int
-        What split it.
-    classes : int or None
-        Number of classes; None for regression.
-    unit : float
-        Regression: one unit of y in the target's own unit; else 1.
-    base, stream, test : Split
-        Unshifted; shifted; shifted.
-    image : (int, int, int), optional
-        Channels, height, width of the pixels in x; None for what is no image.
-    vocabulary, pad : int, optional
-        Of a text: rows of the table of tokens, and the id of padding; else None.
-    """
-
+    # what it is and what was done to stream and test
     name: str
     shift: str
-    seed: int
-    classes: int | None
-    unit: float
+    seed: int  # what split it
+    classes: int | None  # number of classes; None for regression
+    unit: float  # regression: one unit of y in the target's own unit; else 1
+    # unshifted; shifted; shifted
     base: Split
     stream: Split
     test: Split
+    # channels, height, width of the pixels in x; None for what is no image
     image: Image | None = None
+    # of a text: rows of the table of tokens, and the id of padding; else None
     vocabulary: int | None = None
     pad: int | None = None
 
@@ -151,7 +129,7 @@ class Request:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        """Check all but name and shift, which each loader knows."""
+        """Check all but name and shift, which each loader checks."""
         check_choice("dtype", self.dtype, FORMATS)
         check_range("label_noise", self.label_noise, low=0, high=1, high_open=True)
         check_seed("seed", self.seed)
@@ -257,8 +235,6 @@ def assemble(
 
     Parameters
     ----------
-    request : Request
-        Seed and label noise.
     base, stream, test : Split
         Scaled and not yet shifted.
     classes, unit, image, vocabulary, pad

@@ -107,8 +107,6 @@ def load(
 
     Parameters
     ----------
-    name : str
-        See the module's table.
     shift : str
         One of :data:`loko_ref.experiments.data.bundled.SHIFTS`, or for a text of
         :data:`loko_ref.experiments.data.texts.SHIFTS`.

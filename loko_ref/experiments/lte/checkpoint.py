@@ -84,8 +84,6 @@ def load(
 
     Parameters
     ----------
-    path : path-like
-        Of the file.
     config, run
         What is requested now; it must be what was saved.
     team : Team

@@ -81,7 +81,7 @@ def principal_angles(A: Array) -> NDArray[np.float64]:
     Returns
     -------
     array (pairs, r)
-        Pairs (0, 1), (0, 2), ..., (1, 2), ... in order; 90 says orthogonal.
+        Pairs (0, 1), (0, 2), ..., (1, 2), ... in order; 90 is orthogonal.
     """
     Q, _ = np.linalg.qr(np.swapaxes(to_host(A).astype(np.float64), 1, 2))  # (heads, i, r)
     # of Q, whose rank is r whatever that of A: every pair has r angles

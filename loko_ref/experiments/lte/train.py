@@ -31,39 +31,24 @@ BASELINES = ("full", "lora")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Data:
-    """What is trained on and what is tested on.
+    """What is trained on and what is tested on."""
 
-    Attributes
-    ----------
-    x, y : array (samples, i), (samples,) or (samples, C)
-        To train.
-    x_test, y_test : arrays
-        To test.
-    """
-
-    x: Array
-    y: Array
-    x_test: Array
+    x: Array  # (samples, i): to train on
+    y: Array  # (samples,) or (samples, C)
+    x_test: Array  # to test on
     y_test: Array
 
 
 @dataclass(kw_only=True, eq=False)
 class History:
-    """A run's curves.
+    """A run's curves."""
 
-    Attributes
-    ----------
-    loss : list of float
-        Of every step: the mean over the heads' own losses, before the step.
-    evaluations : list of (step, test loss, test accuracy)
-        At the start and after each merge (mhlora: as often); accuracy is None for regression.
-    sent : int
-        Logical bytes of factors.
-    """
-
+    # of every step: the mean over the heads' own losses, before the step
     loss: list[float] = field(default_factory=list)
+    # step, test loss and test accuracy (None for regression), at the start and after each merge, or
+    # in mhlora as often
     evaluations: list[tuple[int, float, float | None]] = field(default_factory=list)
-    sent: int = 0
+    sent: int = 0  # logical bytes of factors
 
 
 def schedule(
@@ -125,10 +110,6 @@ def train(
         The choices, where to begin, and what on.
     steps, batch : int
         Steps in all; samples of a step, over all heads.
-    team : Team
-        Who holds what.
-    history : History
-        Grows with the run.
     merged : callable
         Called after each merge (and its reset) that falls on the interval: the place to save.
     stepped : callable

@@ -68,8 +68,6 @@ def parse_npz(
     ----------
     file : binary file
         As returned by :func:`loko_ref.files.reading.open_file`.
-    path : path-like
-        Its name, for the error.
     argument : str or None
         The option that named it, for the error.
     texts : collection of str

@@ -55,8 +55,6 @@ def parse_safetensors(
     ----------
     data : array (bytes,) of uint8
         The whole file, such as a memory map.
-    path : path-like
-        Its name, for the error.
     argument : str, optional
         The option that named it, for the error.
     widen : bool

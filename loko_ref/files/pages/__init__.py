@@ -39,8 +39,6 @@ def render(
     ----------
     package : str
         Dotted name of the package that holds template, styles and scripts.
-    template : str
-        File name of the template.
     styles, scripts : sequence of str
         File names of what the page has beside the common style and the switch of light and dark.
         Only these scripts run: the page's policy names their hashes.

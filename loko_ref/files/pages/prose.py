@@ -7,8 +7,6 @@ from collections.abc import Collection
 
 from loko_ref.errors import extras
 
-__all__ = ["html", "mathml"]
-
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|(`[^`]*`)", re.DOTALL)
 _LABEL = re.compile(r"\b[A-Z]{2,}-\d+\b")
 _PLACE = re.compile(r"\ue000(\d+)\ue001")
@@ -19,7 +17,7 @@ _SPELLED = (
     (r"\\cr(?![a-zA-Z])", lambda m: r"\\"),
     (r"\\tfrac(\d)(\d)", lambda m: rf"\tfrac{{{m[1]}}}{{{m[2]}}}"),
     (r"\\mathrel\{(.)\}(.)", lambda m: f"{m[1]}{m[2]}"),
-    (r"\\Big(?![a-zA-Z])", lambda m: r"\bigr" if False else ""),
+    (r"\\Big(?![a-zA-Z])", lambda m: ""),
     (r"^\^", lambda m: "{}^"),
 )
 """What docutils reads otherwise than TeX does, and how it reads it."""
@@ -52,8 +50,6 @@ def html(body: str, known: Collection[str] = ()) -> str:
 
     Parameters
     ----------
-    body : str
-        The text below its heading.
     known : collection of str
         Labels that become buttons, ``<button data-label="KAL-2">``.
     """

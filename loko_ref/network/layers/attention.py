@@ -67,13 +67,7 @@ def allowed(mask: Array | None, tq: int, t: int, causal: bool, like: Array) -> A
 
 
 def forward(
-    q: Array,
-    k: Array,
-    v: Array,
-    heads: int,
-    *,
-    mask: Array | None = None,
-    causal: bool = False,
+    q: Array, k: Array, v: Array, heads: int, *, mask: Array | None = None, causal: bool = False
 ) -> tuple[Array, Cache]:
     """``s = q k' / sqrt c``, ``a = softmax(s)`` over the keys allowed, ``y = a v``.  [ATT-2, ATT-3]
 
@@ -85,8 +79,6 @@ def forward(
         Queries.
     k, v : array (batch, t, heads * c)
         Keys and values.
-    heads : int
-        Number of heads.
     mask : array (batch, t) of bool, optional
         True where a key is real, False where it is padding.
     causal : bool

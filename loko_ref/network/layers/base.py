@@ -70,33 +70,16 @@ class Flow:
 
 
 class Kind:
-    """One kind of layer; the base class is a layer without keys and arrays.
+    """One kind of layer; the base class is a layer without keys and arrays."""
 
-    Attributes
-    ----------
-    required : tuple of str
-        Keys of the spec that must be given.
-    optional : mapping of str to value
-        Keys that may be left out, with their defaults.
-    params : tuple of str
-        Names of the arrays that it may have.
-    sizes : tuple of str
-        Keys that hold whole numbers of at least 1.
-    deviation : float
-        Standard deviation of the normal that its arrays are drawn from.
-    reads_input : bool
-        Whether it takes ids or images, and so must be first.
-    needs_tokens : bool
-        Whether it works on tokens alone.
-    """
-
-    required: ClassVar[tuple[str, ...]] = ()
-    optional: ClassVar[Mapping[str, Any]] = {}
-    params: ClassVar[tuple[str, ...]] = ()
-    sizes: ClassVar[tuple[str, ...]] = ()
+    required: ClassVar[tuple[str, ...]] = ()  # keys of the spec that must be given
+    optional: ClassVar[Mapping[str, Any]] = {}  # keys that may be left out, with their defaults
+    params: ClassVar[tuple[str, ...]] = ()  # names of the arrays that it may have
+    sizes: ClassVar[tuple[str, ...]] = ()  # keys that hold whole numbers of at least 1
+    # standard deviation of the normal that its arrays are drawn from
     deviation: ClassVar[float] = 0.0
-    reads_input: ClassVar[bool] = False
-    needs_tokens: ClassVar[bool] = False
+    reads_input: ClassVar[bool] = False  # whether it takes ids or images, and so must be first
+    needs_tokens: ClassVar[bool] = False  # whether it works on tokens alone
 
     def option(self, layer: Layer, key: str) -> Any:
         """Return the value of an optional key: the layer's, or the default."""
@@ -188,8 +171,6 @@ def check_entry(
 
     Parameters
     ----------
-    where : str
-        Its place in the spec.
     given : mapping
         A layer, or a part of one.
     required : sequence of str
@@ -198,8 +179,6 @@ def check_entry(
         Those that it may have, with their defaults; a flag is one whose default is true or false.
     sizes : sequence of str
         Those of them that hold whole numbers of at least 1.
-    what : str
-        What it is, for the error.
     """
     allowed = sorted({*required, *optional})
     for key in given:

@@ -13,15 +13,7 @@ from loko_ref.arrays import Array, backend_of, namespace
 from loko_ref.checks.signatures import check_type
 from loko_ref.checks.values import check_choice, check_shape, check_whole
 from loko_ref.errors import InputError
-from loko_ref.network.layers.base import (
-    Context,
-    Flow,
-    Kind,
-    Layer,
-    Params,
-    Request,
-    Shapes,
-)
+from loko_ref.network.layers.base import Context, Flow, Kind, Layer, Params, Request, Shapes
 
 Channel = Literal["ids", "types", "mask"]
 """What a channel of the integer input holds."""

@@ -47,8 +47,6 @@ def forward(x: Array, params: Mapping[str, Array], scale: float = 1.0) -> tuple[
         Input.
     params : mapping
         ``W`` (o, i); optional ``b`` (o,), ``A`` (r, i) with ``B`` (o, r), ``bA`` (r,), ``bB`` (o,).
-    scale : float
-        alpha / r.
 
     Returns
     -------

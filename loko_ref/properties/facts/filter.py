@@ -86,13 +86,7 @@ def _gain(t: Trial) -> None:
             t.near("theta", got["theta"], theta + K @ e, bound)
 
 
-@fact(
-    EVERY,
-    "residual",
-    "KAL-2",
-    "the residual e - H (theta+ - theta) is R S^-1 e",
-    updates,
-)
+@fact(EVERY, "residual", "KAL-2", "the residual e - H (theta+ - theta) is R S^-1 e", updates)
 def _residual(t: Trial) -> None:
     got, (H, e, R, theta) = t.run(), t.exact("H", "e", "R", "theta")
     if got.has("theta"):
@@ -101,13 +95,9 @@ def _residual(t: Trial) -> None:
         t.near("the residual", left, wanted, size(H) @ got.tol["theta"])
 
 
-@fact(
-    EVERY,
-    "stationary",
-    "KAL-2 KAL-4",
-    "theta+ maximises the posterior: theta+ - theta = P H' R^-1 (e - H (theta+ - theta))",
-    updates,
-)
+@fact(EVERY, "stationary", "KAL-2 KAL-4",
+      "theta+ maximises the posterior: theta+ - theta = P H' R^-1 (e - H (theta+ - theta))",
+      updates)  # fmt: skip
 def _stationary(t: Trial) -> None:
     got, (H, e, R, theta) = t.run(), t.exact("H", "e", "R", "theta")
     if got.has("theta"):
@@ -116,13 +106,9 @@ def _stationary(t: Trial) -> None:
         t.near("theta", moved, gain @ (e - H @ moved), slack + size(gain @ H) @ slack)
 
 
-@fact(
-    BOTH,
-    "information",
-    "KAL-4 DIAG-1 DIAG-2",
-    "P+^-1 = P^-1 + H' R^-1 H; decoupled p+ is the diagonal of P+, 1/p+ variational that of P+^-1",
-    updates,
-)
+@fact(BOTH, "information", "KAL-4 DIAG-1 DIAG-2",
+      "P+^-1 = P^-1 + H' R^-1 H; decoupled p+ is the diagonal of P+, "
+      "1/p+ variational that of P+^-1", updates)  # fmt: skip
 def _information(t: Trial) -> None:
     got, (H, R) = t.run(), t.exact("H", "R")
     name = _variances(t)
@@ -138,13 +124,7 @@ def _information(t: Trial) -> None:
         t.near("p", got["p"], np.diagonal(inverse(precision)), got.tol["p"])
 
 
-@fact(
-    BOTH,
-    "shrinks",
-    "DIAG-4 KAL-4",
-    "0 < p+ <= p; P+ is symmetric with 0 <= P+ <= P",
-    updates,
-)
+@fact(BOTH, "shrinks", "DIAG-4 KAL-4", "0 < p+ <= p; P+ is symmetric with 0 <= P+ <= P", updates)
 def _shrinks(t: Trial) -> None:
     got, name = t.run(), _variances(t)
     if not got.has(name):
@@ -161,14 +141,8 @@ def _shrinks(t: Trial) -> None:
     t.below("-eigenvalue of P_pred - P", -np.linalg.eigvalsh(prior - posterior)[0], slack)
 
 
-@fact(
-    BOTH,
-    "vague",
-    "KAL-2",
-    "R to infinity leaves theta and the covariance unchanged",
-    updates,
-    "R = 2^80 I",
-)
+@fact(BOTH, "vague", "KAL-2", "R to infinity leaves theta and the covariance unchanged", updates,
+      "R = 2^80 I")  # fmt: skip
 def _vague(t: Trial) -> None:
     m = len(t.given["e"])
     got, (H, e) = t.run(R=2.0**80 * np.eye(m)), t.wide("H", "e")
@@ -182,14 +156,8 @@ def _vague(t: Trial) -> None:
         t.near(name, got[name], t.given[name], got.tol[name] + bound)
 
 
-@fact(
-    BOTH,
-    "certain",
-    "KAL-2",
-    "R to 0 fits the observation: H (theta+ - theta) = e",
-    updates,
-    "n >= m, H of full rank, R = 2^-10 I",
-)
+@fact(BOTH, "certain", "KAL-2", "R to 0 fits the observation: H (theta+ - theta) = e", updates,
+      "n >= m, H of full rank, R = 2^-10 I")  # fmt: skip
 def _certain(t: Trial) -> None:
     (H, e, theta), R = t.wide("H", "e", "theta"), 2.0**-10 * np.eye(len(t.given["e"]))
     G = np.asarray(t.exact("H")[0] @ prior(t) @ t.exact("H")[0].T, dtype=np.float64)
@@ -246,13 +214,8 @@ def _unseen(t: Trial) -> None:
             t.near(name, got[name][0], before[0], got.tol[name][0])
 
 
-@fact(
-    BOTH,
-    "rescaled",
-    "KAL-7",
-    "parameters in other units give the posterior in other units",
-    updates,
-)
+@fact(BOTH, "rescaled", "KAL-7", "parameters in other units give the posterior in other units",
+      updates)  # fmt: skip
 def _rescaled(t: Trial) -> None:
     n, (theta, H, given) = len(t.given["theta"]), t.wide("theta", "H", _variances(t))
     c = 2.0 ** (1 - np.arange(n) % 4)  # powers of 2: exact
@@ -277,14 +240,9 @@ def _turned(t: Trial) -> None:
             )
 
 
-@fact(
-    BOTH,
-    "one by one",
-    "KAL-5 DIAG-6",
-    "independent outputs one after another give the joint update (dense; variational: p alone)",
-    _independent,
-    "R diagonal; dense, or variational",
-)
+@fact(BOTH, "one by one", "KAL-5 DIAG-6",
+      "independent outputs one after another give the joint update (dense; variational: p alone)",
+      _independent, "R diagonal; dense, or variational")  # fmt: skip
 def _one_by_one(t: Trial) -> None:
     name = _variances(t)
     if name == "p" and t.options.get("diagonal") != "variational":

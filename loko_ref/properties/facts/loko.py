@@ -19,8 +19,6 @@ from loko_ref.properties.numbers import Near
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Got, Problem, Problems, Trial, inverse
 
-__all__ = ["dense", "posterior", "steps", "unpacked"]
-
 STEP, RUN = "loko.step", "loko.run"
 
 
@@ -116,13 +114,9 @@ def _time(t: Trial) -> None:
         Near.of(got, name).meets(t, name, Near(wanted) + Near(o["q"]) * Near(q))
 
 
-@fact(
-    STEP,
-    "observation",
-    "LOKO-1 OBS-1 OBS-2 OBS-3 OBS-4",
-    "e + yhat = y, and H is Z, Z less its mean over the classes, or J Z, from what is returned",
-    steps,
-)
+@fact(STEP, "observation", "LOKO-1 OBS-1 OBS-2 OBS-3 OBS-4",
+      "e + yhat = y, and H is Z, Z less its mean over the classes, or J Z, from what is returned",
+      steps)  # fmt: skip
 def _observation(t: Trial) -> None:
     got, kind, (y,) = t.run(), t.options["observation"], t.wide("y")
     if got.has("e", "yhat"):
@@ -172,14 +166,9 @@ def _sample(t: Trial, got: Got) -> Near | None:
     return beta * R + left * added
 
 
-@fact(
-    STEP,
-    "noise",
-    "LOKO-1 NOISE-2 NOISE-3 NOISE-5 OBS-4",
-    "R_used is R, its average with e e' (+ H p H') before the gain, or J; R is handed on",
-    steps,
-    "all but ema_residual_hph",
-)
+@fact(STEP, "noise", "LOKO-1 NOISE-2 NOISE-3 NOISE-5 OBS-4",
+      "R_used is R, its average with e e' (+ H p H') before the gain, or J; R is handed on", steps,
+      "all but ema_residual_hph")  # fmt: skip
 def _noise(t: Trial) -> None:
     got, o, (y,) = t.run(), t.options, t.wide("y")
     if o["observation"] == "glm":
@@ -201,14 +190,9 @@ def _noise(t: Trial) -> None:
             Near.of(got, "R").meets(t, "R", Near.of(got, "R_used"))
 
 
-@fact(
-    STEP,
-    "residual noise",
-    "LOKO-1 NOISE-4",
-    "ema_residual_hph averages R with r r' + H p+ H', r = y - h(theta+) by the network itself",
-    _residuals,
-    "noise ema_residual_hph; needs model.forward",
-)
+@fact(STEP, "residual noise", "LOKO-1 NOISE-4",
+      "ema_residual_hph averages R with r r' + H p+ H', r = y - h(theta+) by the network itself",
+      _residuals, "noise ema_residual_hph; needs model.forward")  # fmt: skip
 def _residual(t: Trial) -> None:
     o, (y,) = t.options, t.wide("y")
     got = t.run()
@@ -231,14 +215,9 @@ def _residual(t: Trial) -> None:
     Near.of(got, R).meets(t, R, wanted)
 
 
-@fact(
-    STEP,
-    "gain",
-    "LOKO-1 KAL-2",
-    "S = H P_pred H' + R_used,  K S = P_pred H',  theta+ = theta + K e, from what is returned",
-    steps,
-    "theta with solve linear",
-)
+@fact(STEP, "gain", "LOKO-1 KAL-2",
+      "S = H P_pred H' + R_used,  K S = P_pred H',  theta+ = theta + K e, from what is returned",
+      steps, "theta with solve linear")  # fmt: skip
 def _gain(t: Trial) -> None:
     got = t.run()
     P = _prior(t, got)
@@ -254,14 +233,9 @@ def _gain(t: Trial) -> None:
         Near.of(got, "theta").meets(t, "theta", moved)
 
 
-@fact(
-    STEP,
-    "implicit step",
-    "OBS-4 OBS-9",
-    "y - v = softmax(z + Z P_pred Z' v),  theta+ = theta + P_pred Z' v, H = J Z, J the prior's",
-    _implicit,
-    "observation glm, solve implicit",
-)
+@fact(STEP, "implicit step", "OBS-4 OBS-9",
+      "y - v = softmax(z + Z P_pred Z' v),  theta+ = theta + P_pred Z' v, H = J Z, J the prior's",
+      _implicit, "observation glm, solve implicit")  # fmt: skip
 def _solved(t: Trial) -> None:
     _observation(t)
     got, (y,) = t.run(), t.wide("y")
@@ -287,21 +261,12 @@ def _by_noise(R: Near, H: Near) -> Array:
     return bound
 
 
-@fact(
-    STEP,
-    "variational posterior",
-    "LOKO-1 DIAG-2 OBS-6",
-    "1/p+ = 1/p + diag(H' R^-1 H), or + diag(Z' J Z) for glm, from what is returned",
-    _variational,
-    "diagonal variational",
-)
-@fact(
-    STEP,
-    "posterior",
-    "LOKO-1 DIAG-1 DIAG-2 KAL-2",
-    "p+ = p (1 - diag K H), P+ = P - K H P, or 1/p+ = 1/p + the information, from what is returned",
-    steps,
-)
+@fact(STEP, "variational posterior", "LOKO-1 DIAG-2 OBS-6",
+      "1/p+ = 1/p + diag(H' R^-1 H), or + diag(Z' J Z) for glm, from what is returned",
+      _variational, "diagonal variational")  # fmt: skip
+@fact(STEP, "posterior", "LOKO-1 DIAG-1 DIAG-2 KAL-2",
+      "p+ = p (1 - diag K H), P+ = P - K H P, or 1/p+ = 1/p + the information, "
+      "from what is returned", steps)  # fmt: skip
 def _covariances(t: Trial) -> None:
     got, o = t.run(), t.options
     name, P = posterior(t)[1], _prior(t, got)

@@ -97,8 +97,8 @@ def _unmerged(t: Trial) -> None:
            replicas="frozen", optimizer_state="keep", optimizer=SGDS),
       "SGD without weight decay")  # fmt: skip
 def _one_network(t: Trial) -> None:
-    begun = {k: 0 * a if ".B" in k or ".bB" in k else a for k, a in t.given["factors"].items()}
-    heads = t.run(factors=begun)
+    initial = {k: 0 * a if ".B" in k or ".bB" in k else a for k, a in t.given["factors"].items()}
+    heads = t.run(factors=initial)
     joint = {"mode": "mhlora", "scaling": "mean", "realisation": "shared"}
-    one = t.run(options=joint, factors=begun)
+    one = t.run(options=joint, factors=initial)
     t.same(heads, one, ("theta", "z"))

@@ -51,27 +51,18 @@ def _precision(t: Trial, got: Got) -> tuple[Array, Array]:
     return U, bound
 
 
-@fact(
-    PRECISIONS,
-    "blocks",
-    "KAL-9 KAL-10",
-    "the diagonal (the blocks) of the precision is that of P^-1 + H' R^-1 H, whatever was cut",
-    updates,
-)
+@fact(PRECISIONS, "blocks", "KAL-9 KAL-10",
+      "the diagonal (the blocks) of the precision is that of P^-1 + H' R^-1 H, whatever was cut",
+      updates)  # fmt: skip
 def _blocks(t: Trial) -> None:
     found, bound = _precision(t, t.run())
     wanted, on = inverse(prior(t)) + _seen(t), _same_block(t)
     t.near("the precision", found[on], wanted[on], bound[on])
 
 
-@fact(
-    PRECISIONS,
-    "nearest",
-    "KAL-9",
-    "W+ W+' has the L largest eigenvalues of W W' + H' R^-1 H, and leaves out no larger one",
-    updates,
-    "W of one column or more",
-)
+@fact(PRECISIONS, "nearest", "KAL-9",
+      "W+ W+' has the L largest eigenvalues of W W' + H' R^-1 H, and leaves out no larger one",
+      updates, "W of one column or more")  # fmt: skip
 def _nearest(t: Trial) -> None:
     got, W = t.run(), t.given.get("W")
     if W is None or not W.size or not got.has("WW"):
@@ -94,14 +85,8 @@ def _base(t: Trial) -> Array:
     return np.asarray(inverse(inverse(lam * U) + q * exact(np.eye(len(U)))))
 
 
-@fact(
-    PRECISIONS,
-    "rotated",
-    "KAL-9",
-    "the order and the signs of W's columns change nothing",
-    updates,
-    "W beside columns of H' and one of ones",
-)
+@fact(PRECISIONS, "rotated", "KAL-9", "the order and the signs of W's columns change nothing",
+      updates, "W beside columns of H' and one of ones")  # fmt: skip
 def _rotated(t: Trial) -> None:
     n, (H,) = len(t.given["theta"]), t.wide("H")
     given = t.wide("W") if "W" in t.given else []
@@ -110,14 +95,8 @@ def _rotated(t: Trial) -> None:
     t.same(t.run(W=W), t.run(W=np.roll(W * signs, 1, axis=1)))
 
 
-@fact(
-    PRECISIONS,
-    "forgets",
-    "KAL-1 KAL-9",
-    "lam is U multiplied by lam and W by its root",
-    updates,
-    "lam = 1/4, q = 0",
-)
+@fact(PRECISIONS, "forgets", "KAL-1 KAL-9", "lam is U multiplied by lam and W by its root", updates,
+      "lam = 1/4, q = 0")  # fmt: skip
 def _forgets(t: Trial) -> None:
     changes = {"U": t.wide("U")[0] / 4} | ({"W": t.wide("W")[0] / 2} if "W" in t.given else {})
     a = t.run(options={"lam": 0.25, "q": 0.0})
@@ -160,14 +139,9 @@ def _no_column(t: Trial) -> None:
         t.near("U p", exact(a["U"]) * exact(b["p"]), exact(np.ones(n)), bound)
 
 
-@fact(
-    PRECISIONS,
-    "every column",
-    "KAL-4 KAL-9",
-    "while no column but a zero one is cut it is the dense filter: W+ W+' = W W' + H' R^-1 H",
-    updates,
-    "m columns of W are 0; lam = 1, q = 0",
-)
+@fact(PRECISIONS, "every column", "KAL-4 KAL-9",
+      "while no column but a zero one is cut it is the dense filter: W+ W+' = W W' + H' R^-1 H",
+      updates, "m columns of W are 0; lam = 1, q = 0")  # fmt: skip
 def _every_column(t: Trial) -> None:
     n, m = len(t.given["theta"]), len(t.given["e"])
     W = t.wide("W")[0] if "W" in t.given else np.zeros((n, 0))
@@ -181,14 +155,10 @@ def _every_column(t: Trial) -> None:
         _agree(t, got, _own(t, DENSE, P=(P + P.T) / 2))
 
 
-@fact(
-    BLOCK,
-    "ends",
-    "KAL-10 DIAG-2",
-    "one block is the dense filter, U+ = U + H' R^-1 H; blocks of one are the diagonal of low rank",
-    updates,
-    "without W; lam = 1, q = 0",
-)
+@fact(BLOCK, "ends", "KAL-10 DIAG-2",
+      "one block is the dense filter, U+ = U + H' R^-1 H; "
+      "blocks of one are the diagonal of low rank", updates,
+      "without W; lam = 1, q = 0")  # fmt: skip
 def _ends(t: Trial) -> None:
     n, (U,) = len(t.given["theta"]), t.exact("U")
     whole = t.run(options={**STILL, "blocks": []}, W=None)
@@ -202,13 +172,8 @@ def _ends(t: Trial) -> None:
     _agree(t, got, _own(t, LOWRANK, U=np.diagonal(alone), W=np.zeros((n, 0))))
 
 
-@fact(
-    BLOCK,
-    "outside",
-    "KAL-10",
-    "U+ is 0 outside of the blocks, however the parameters are ordered",
-    updates,
-)
+@fact(BLOCK, "outside", "KAL-10",
+      "U+ is 0 outside of the blocks, however the parameters are ordered", updates)  # fmt: skip
 def _outside(t: Trial) -> None:
     got = t.run()
     if got.has("U"):

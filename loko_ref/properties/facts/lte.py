@@ -20,8 +20,6 @@ from loko_ref.optimizers import SGD
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Problem, Problems, Trial, Unsuitable, exact
 
-__all__ = ["due", "parts_of", "weights_of"]
-
 MERGE, FORWARD, RUN = "lte.merge", "lte.forward", "lte.run"
 
 

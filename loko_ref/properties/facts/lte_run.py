@@ -21,8 +21,6 @@ from loko_ref.properties.numbers import Near
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable, exact
 
-__all__ = ["RUN", "SGDS", "runs"]
-
 RUN = "lte.run"
 
 

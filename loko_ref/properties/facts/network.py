@@ -30,11 +30,10 @@ from loko_ref.properties.nets import (
 from loko_ref.properties.numbers import derivative
 from loko_ref.properties.registry import fact
 from loko_ref.properties.trial import Trial, Unsuitable, exact
-
-__all__ = ["check_derivative", "check_merged"]
+from loko_ref.strategies.transformers import Built
 
 FORWARD, JACOBIAN = "model.forward", "model.jacobian"
-SEEN = 1e-6  # of a derivative: how well differences must know it to tell code that drops parts
+SEEN = 1e-6  # of a derivative: how well differences must know it to detect code that drops parts
 
 
 def _any(draw: hs.DrawFn, small: bool) -> Any:
@@ -78,14 +77,9 @@ def check_derivative(t: Trial) -> None:
                 t.near("Z v", got["Z"] @ v, sharp["z"].reshape(-1), 2 * got.tol["Z"] @ v)
 
 
-@fact(
-    JACOBIAN,
-    "derivative",
-    "LAY-9 LAY-10 LORA-4",
-    "Z v is the derivative of z as the factors move along v",
-    nets(_any),
-    "where extrapolated central differences converge",
-)
+@fact(JACOBIAN, "derivative", "LAY-9 LAY-10 LORA-4",
+      "Z v is the derivative of z as the factors move along v", nets(_any),
+      "where extrapolated central differences converge")  # fmt: skip
 def _derivative(t: Trial) -> None:
     check_derivative(t)
 
@@ -124,13 +118,9 @@ def _activation(t: Trial) -> None:
     check_derivative(t)
 
 
-@fact(
-    FORWARD,
-    "merged",
-    "LORA-3 LAY-2 LAY-3",
-    "W + scale B A and b + scale (B bA + bB) in place of the branches give the same outputs",
-    nets(_any),
-)
+@fact(FORWARD, "merged", "LORA-3 LAY-2 LAY-3",
+      "W + scale B A and b + scale (B bA + bB) in place of the branches give the same outputs",
+      nets(_any))  # fmt: skip
 def _merged(t: Trial) -> None:
     check_merged(t)
 
@@ -342,7 +332,8 @@ def _mean(t: Trial) -> None:
 def _image(draw: hs.DrawFn, small: bool) -> Any:
     from loko_ref.network.architectures import vit_spec
 
-    return vit_spec(
+    return Built(
+        vit_spec,
         image=(2, 4, 4), patch=(2, 2), tokens=draw(hs.integers(0, 1)), layers=1, width=2, heads=1,
         ff=2, outputs=2, pool="mean", lora={"r": 1, "alpha": 2.0}, targets=["q", "v"], eps=0.25,
         activation="relu",

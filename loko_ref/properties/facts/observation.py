@@ -67,14 +67,8 @@ def _sums(t: Trial) -> None:
                    _rows(t, got.tol[name]).sum(axis=1))  # fmt: skip
 
 
-@fact(
-    CLASSES,
-    "odds",
-    "LAY-7",
-    "log(yhat_i / yhat_j) = z_i - z_j in each sample",
-    _seen,
-    "differences of logits up to 16",
-)
+@fact(CLASSES, "odds", "LAY-7", "log(yhat_i / yhat_j) = z_i - z_j in each sample", _seen,
+      "differences of logits up to 16")  # fmt: skip
 def _odds(t: Trial) -> None:
     got = t.run()
     if not got.has("yhat"):
@@ -113,14 +107,9 @@ def _saturation(t: Trial) -> None:
         t.near("yhat", _rows(t, got["yhat"]), wanted, _rows(t, got.tol["yhat"]))
 
 
-@fact(
-    CLASSES,
-    "null space",
-    "OBS-2 OBS-4 OBS-5",
-    "1' H = 0 in each sample (softmax, glm, centred logits), and R 1 = 0 (glm)",
-    _seen,
-    "softmax, glm, logits with center",
-)
+@fact(CLASSES, "null space", "OBS-2 OBS-4 OBS-5",
+      "1' H = 0 in each sample (softmax, glm, centred logits), and R 1 = 0 (glm)", _seen,
+      "softmax, glm, logits with center")  # fmt: skip
 def _null(t: Trial) -> None:
     if t.held.operation == LOGITS and not t.options.get("center"):
         raise Unsuitable("H is not centred")
@@ -141,13 +130,8 @@ def _linear(t: Trial) -> None:
         t.near("H", got["H"], rows.reshape(Z.shape), got.tol["H"])
 
 
-@fact(
-    f"{GAUSSIAN} {SIMPLEX}",
-    "derivative",
-    "OBS-1 OBS-2 OBS-4",
-    "H is the derivative of yhat: along Z v, yhat moves by H v",
-    _seen,
-)
+@fact(f"{GAUSSIAN} {SIMPLEX}", "derivative", "OBS-1 OBS-2 OBS-4",
+      "H is the derivative of yhat: along Z v, yhat moves by H v", _seen)  # fmt: skip
 def _derivative(t: Trial) -> None:
     got, (z, Z) = t.run(), t.wide("z", "Z")
     if not got.has("H", "yhat"):

@@ -84,8 +84,8 @@ def _as_gradient(t: Trial) -> None:
     if not got.has("theta"):
         return
     before = np.concatenate([theta[None], got["theta"][:-1]])
-    told = t.cast(gradient + 0.25 * before)
-    other = t.run(gradient=told, options={"weight_decay": 0.0})
+    decayed = t.cast(gradient + 0.25 * before)
+    other = t.run(gradient=decayed, options={"weight_decay": 0.0})
     t.same(got, other, ("theta",))
 
 

@@ -27,14 +27,9 @@ def _scaled(t: Trial, c: Array) -> dict[str, Any]:
     return {"theta": c * theta, name: t.wide(name)[0] * (np.outer(c, c) if dense(t) else c**2)}
 
 
-@fact(
-    f"{STEP} {RUN}",
-    "factors in other units",
-    "LOKO-1 KAL-7 LORA-2",
-    "A / 2 and 2 B are the same network: theta and its covariance come out in those units",
-    steps,
-    "q = 0",
-)
+@fact(f"{STEP} {RUN}", "factors in other units", "LOKO-1 KAL-7 LORA-2",
+      "A / 2 and 2 B are the same network: theta and its covariance come out in those units", steps,
+      "q = 0")  # fmt: skip
 def _units(t: Trial) -> None:
     unit = {"A": 0.5, "bA": 0.5, "B": 2.0, "bB": 1.0}
     shapes = factor_shapes(t.options["spec"])
@@ -69,14 +64,9 @@ def _samples(t: Trial) -> None:
     t.same(t.run(), t.run(**changes), posterior(t)[:2])
 
 
-@fact(
-    STEP,
-    "classes permuted",
-    "LOKO-1 OBS-2",
-    "the last layer's rows, y and R permuted alike permute the last layer's factors",
-    steps,
-    "networks that end in a linear",
-)
+@fact(STEP, "classes permuted", "LOKO-1 OBS-2",
+      "the last layer's rows, y and R permuted alike permute the last layer's factors", steps,
+      "networks that end in a linear")  # fmt: skip
 def _classes(t: Trial) -> None:
     spec, (y,) = t.options["spec"], t.wide("y")
     if spec[-1]["kind"] != "linear":
@@ -104,13 +94,8 @@ def _classes(t: Trial) -> None:
     t.same(t.run(), t.run(**changes), ("theta", name), back)
 
 
-@fact(
-    STEP,
-    "forgetting first",
-    "LOKO-1 KAL-1",
-    "a step with lam and q is one without, from p / lam + q",
-    steps,
-)
+@fact(STEP, "forgetting first", "LOKO-1 KAL-1",
+      "a step with lam and q is one without, from p / lam + q", steps)  # fmt: skip
 def _forgetting(t: Trial) -> None:
     o, name = t.options, posterior(t)[1]
     (p,) = t.wide(name)
@@ -156,14 +141,7 @@ def _continued(t: Trial) -> None:
             t.near(name, whole[name][1:], rest[name], 2 * rest.tol[name])
 
 
-@fact(
-    RUN,
-    "steps",
-    "LOKO-1",
-    "a run's first step is a step",
-    steps,
-    "needs loko.step",
-)
+@fact(RUN, "steps", "LOKO-1", "a run's first step is a step", steps, "needs loko.step")
 def _first(t: Trial) -> None:
     whole, given = t.run(), dict(t.given)
     x, y = given.pop("x"), given.pop("y")

@@ -18,8 +18,6 @@ from loko_ref.errors import InputError
 from loko_ref.experiments.terminal import progress_bars, show_table
 from loko_ref.files.writing import check_target, check_targets, make_folder, write_bytes
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="Comparisons that repeat what the documentation reports.", no_args_is_help=True
 )
@@ -27,17 +25,17 @@ app = typer.Typer(
 _QUICK = "Four streams, four seeds, at most 150 samples of each part, every third rate."
 _STREAM = "A stream by its name, in place of all; repeatable."
 _SEEDS = "How many seeds, from 0; every other one chooses, the others report. Default 10, or 4."
-_LIMIT = "At most so many samples of each part."
+_LIMIT = "Maximum samples of each part."
 _WORKERS = "Processes, each with one BLAS thread. Default: one for each core."
 _JSON = "Write every trial and the summary; kept up to date while it runs."
-_RESUME = "Go on from a file that --json wrote, with the same options."
+_RESUME = "Resume from a file that --json wrote, with the same options."
 _SUMMARY = "Write the summary without the single runs, below 200 kB."
 _PLOT = "Draw curves.svg, ranks.svg and p0.svg into this folder."
 
 
 @app.callback()
 def _group() -> None:
-    """Hold the commands below ``compare``."""
+    """Group the commands below ``compare``."""
 
 
 @app.command("online", epilog=epilog("compare online"))
@@ -62,13 +60,13 @@ def online(
         data="digits",
         plot=None if plot is None else plot / "curves.svg",
     )
-    from loko_ref.experiments.compare import online as room
+    from loko_ref.experiments.compare import online as comparison
     from loko_ref.experiments.compare.analysis import Table
 
     if json_file is not None:
         check_target("--json", json_file)
-    chosen = room.plan(quick=quick, streams=stream or (), seeds=seeds, limit=limit)
-    before = room.read(resume, chosen) if resume is not None else []
+    chosen = comparison.plan(quick=quick, streams=stream or (), seeds=seeds, limit=limit)
+    before = comparison.read(resume, chosen) if resume is not None else []
     interrupt.resumes(resume)
     names = _names(plot)
     if plot is not None:
@@ -78,8 +76,8 @@ def online(
     def keep(trials: Sequence[Any]) -> None:
         if json_file is not None:
             table = Table(trials, chosen.streams, chosen.seeds)
-            write_json("--json", json_file, room.as_document(table, chosen))
-            text = f"kept: {json_file}, {len(trials)} trials; go on with: {go_on(json_file)}"
+            write_json("--json", json_file, comparison.as_document(table, chosen))
+            text = f"kept: {json_file}, {len(trials)} trials; resume with: {go_on(json_file)}"
             interrupt.keep(lambda: text)
 
     with progress_bars() as update:
@@ -88,9 +86,9 @@ def online(
             keep(trials)
             update("streams and seeds", done, total, f"{len(trials)} trials")
 
-        table = room.compare(chosen, workers=workers, before=before, ended=ended)
+        table = comparison.compare(chosen, workers=workers, before=before, ended=ended)
     keep(list(table.trials.values()))
-    found = room.summary(table, chosen)
+    found = comparison.summary(table, chosen)
     _show(found)
     _draw(found, names)
 
@@ -130,18 +128,18 @@ def lte(
     samples for all; "timed" is what a setting had reached when full training ended.
     """
     check_needs(modules=[("threadpoolctl", "one BLAS thread for each process")], data="digits")
-    from loko_ref.experiments.compare import lte_report as room
+    from loko_ref.experiments.compare import lte_report as comparison
 
     if json_file is not None:
         check_target("--json", json_file)
-    chosen = room.plan(quick=quick, tasks=task or (), seeds=seeds, steps=steps, limit=limit)
-    before = room.read(resume, chosen) if resume is not None else []
+    chosen = comparison.plan(quick=quick, tasks=task or (), seeds=seeds, steps=steps, limit=limit)
+    before = comparison.read(resume, chosen) if resume is not None else []
     interrupt.resumes(resume)
 
     def keep(runs: Sequence[Any]) -> None:
         if json_file is not None:
-            write_json("--json", json_file, room.as_document(runs, chosen))
-            text = f"kept: {json_file}, {len(runs)} runs; go on with: {go_on(json_file)}"
+            write_json("--json", json_file, comparison.as_document(runs, chosen))
+            text = f"kept: {json_file}, {len(runs)} runs; resume with: {go_on(json_file)}"
             interrupt.keep(lambda: text)
 
     with progress_bars() as update:
@@ -150,29 +148,27 @@ def lte(
             keep(runs)
             update("runs", done, total)
 
-        runs = room.compare(chosen, workers=workers, before=before, ended=ended)
+        runs = comparison.compare(chosen, workers=workers, before=before, ended=ended)
     keep(runs)
-    _show_lte(room.summary(runs, chosen), chosen.steps)
+    _show_lte(comparison.summary(runs, chosen), chosen.steps)
+
+
+_FILE = "What --json of either comparison wrote, at its end or not."
 
 
 @app.command("report", epilog=epilog("compare report"))
 def report(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", help="What --json of either comparison wrote, at its end or not."
-        ),
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE)],
     json_file: Annotated[Path | None, opt.option(opt.OUTPUT, _SUMMARY, "--json")] = None,
     plot: Annotated[Path | None, opt.option(opt.OUTPUT, _PLOT)] = None,
 ) -> None:
-    """Print what a comparison says so far: of the streams, or tasks, that have all of their runs.
+    """Print the summary of the streams, or tasks, of a comparison that have all of their runs.
 
     With --json, write it without the single runs: the documentation's pages are made of that.
     """
     check_needs(plot=None if plot is None else plot / "curves.svg")
     from loko_ref.experiments.compare import headline, lte_report
-    from loko_ref.experiments.compare import online as room
+    from loko_ref.experiments.compare import online as comparison
     from loko_ref.experiments.compare.documents import schema_of
 
     of_lte = schema_of(file) == "compare-lte"
@@ -180,7 +176,7 @@ def report(
         got, required = "a comparison of LTE", "one by 'compare online'"
         raise InputError("--plot", got, required, "only that one has pictures")
     names = _names(plot)
-    found = (lte_report if of_lte else room).condensed(file)
+    found = (lte_report if of_lte else comparison).condensed(file)
     if plot is not None:
         make_folder("--plot", plot)
     check_targets({"--json": json_file, **{f"--plot {k}": path for k, path in names.items()}})

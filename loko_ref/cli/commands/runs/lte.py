@@ -13,8 +13,6 @@ from loko_ref.cli.results import begin, check_outputs, go_on, identity, kept, wr
 from loko_ref.errors import InputError, shown
 from loko_ref.lte.config import OPTIMIZERS
 
-__all__ = ["lte"]
-
 _VARIANT = "Variants of LTE"
 _THREADS = "BLAS threads of each process; another number can change the last bits."
 _DENSE = "No LoRA on the last linear: a replica layer."
@@ -47,7 +45,7 @@ def lte(
     limit: opt.Limit = None,
     tokenizer: opt.Tokenizer = None,
     length: opt.Length = None,
-    seed: Annotated[int, opt.option(opt.RUN, "Seeds split, weights, factors, order.")] = 0,
+    seed: Annotated[int, opt.option(opt.RUN, "Seed of split, weights, factors and order.")] = 0,
     batch: opt.Batch = None,
     dtype: opt.Dtype = None,
     backend: opt.Backend = None,
@@ -60,7 +58,7 @@ def lte(
     alpha: opt.Alpha = None,
     targets: opt.Targets = None,
     init: opt.Init = None,
-    lora_bias: Annotated[bool, opt.option(opt.NETWORK, "Branch biases.")] = False,
+    lora_bias: Annotated[bool, opt.option(opt.NETWORK, "Biases in the LoRA branches.")] = False,
     dense_last: Annotated[bool, opt.option(opt.NETWORK, _DENSE)] = False,
     optimizer: Annotated[str, opt.option(opt.LEARNER, _OPTIMIZER)] = "adamw",
     p0: opt.P0 = None,
@@ -132,7 +130,7 @@ def lte(
     def work(job: Any) -> Any:
         if checkpoint is not None:
             nothing = f"nothing is kept: no merge, which {checkpoint} would hold, was reached"
-            as_it_was = resume and f"{resume} is as it was; go on with: {go_on(resume)}"
+            as_it_was = resume and f"{resume} is unchanged; resume with: {go_on(resume)}"
             kept(checkpoint, "as of a merge", identity(checkpoint), as_it_was or nothing)
         return outcome.execute(job, team)
 

@@ -19,12 +19,10 @@ from loko_ref.experiments import runs
 from loko_ref.experiments import stream as training
 from loko_ref.experiments.config import RunConfig
 from loko_ref.experiments.data.registry import regression
-from loko_ref.experiments.runs import Entry
+from loko_ref.experiments.runfile import Entry
 from loko_ref.experiments.terminal import progress_bars, show_table
 from loko_ref.files.documents import document
 from loko_ref.files.writing import write_bytes
-
-__all__ = ["train"]
 
 SEEDS = (0, 1, 2)
 
@@ -38,10 +36,10 @@ _VARIANT = """LoKO's choices as [OBSERVATION,]KEY=VALUE,...: observation, noise,
 p0 (or p0.A, p0.B, p0.SITE, p0.SITE.A), covariance, columns, blocks, diagonal, form, lam, q, center,
 solve. Each one that begins with the name of an observation is a run of its own."""
 _SEED = "Repeatable. Default: 0, 1 and 2."
-_NOISE = "Share of the stream's labels made wrong."
+_NOISE = "Share of the stream's labels that are replaced by wrong ones."
 _EPOCHS = "Passes over the base part before the stream. Default 30."
 _ROUTE = "LoKO's steps by the readable (default) or the fast code, on NumPy."
-_STOP = "Stop after so many steps, to go on later with --resume."
+_STOP = "Stop after this many steps, to be resumed later with --resume."
 
 
 def train(
@@ -146,7 +144,7 @@ def train(
         write_bytes(plot, _plot(entries, plot.suffix[1:].lower()), "--plot")
     if any(entry.status in ("waiting", "running") for entry in entries):
         assert checkpoint is not None
-        complain.print(f"stopped; go on with: {go_on(checkpoint)}")
+        complain.print(f"stopped; resume with: {go_on(checkpoint)}")
     if failed:
         raise typer.Exit(1)
 

@@ -315,21 +315,23 @@ def _of_parts(site: Site) -> Iterator[Change]:
     inner = [i for i in one.inner if _is_value(call.places.get(i))]
     for i in inner:
         if np.shape(call.places[i]) == () and np.ndim(site.value):
-            yield Change(text=f"{places[i].text} in place of {{x}}", cost=0.5, needs=(i,),
+            yield Change(text=f"`{places[i].text}` in place of {{x}}", cost=0.5, needs=(i,),
                          apply=_with(lambda x, c: 0 * x + c, _place(i)))  # fmt: skip
         elif _broadcasts(call.places[i], site.value):
             far = 0.0 if _same(call.places[i], site.value) else 0.3
-            yield Change(text=f"{places[i].text} in place of {{x}}", cost=0.35 + far, needs=(i,),
+            yield Change(text=f"`{places[i].text}` in place of {{x}}", cost=0.35 + far, needs=(i,),
                          apply=_place(i))  # fmt: skip
     if len(inner) == 1 and not one.operator and np.ndim(call.places[inner[0]]):
         (i,) = inner
         for text, function in _functions(call.places[i], np.shape(site.value)):
-            yield Change(text=f"{text} of {places[i].text} in place of {{x}}", cost=0.6, needs=(i,),
-                         apply=_given(function, _place(i)))  # fmt: skip
+            text = f"{text} of `{places[i].text}` in place of {{x}}"
+            yield Change(text=text, cost=0.6, needs=(i,), apply=_given(function, _place(i)))
     if len(inner) == 2:
         i, j = inner
         for text, both in _pair(call.places[i], call.places[j]):
-            text = text.replace("{a}", places[i].text).replace("{b}", places[j].text)
+            text = text.replace("{a}", f"`({places[i].text})`").replace(
+                "{b}", f"`({places[j].text})`"
+            )
             yield Change(text=f"{text} in place of {{x}}", cost=0.45, needs=(i, j),
                          apply=_places(both, i, j))  # fmt: skip
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.mistakes.registry import Changes, mutant
-from loko_ref.textbook.filter import FORMULAS, Formula, Values
+from loko_ref.textbook.filter import FORMULAS
+from loko_ref.textbook.quantities import Formula, Values
 
 __all__: list[str] = []
 

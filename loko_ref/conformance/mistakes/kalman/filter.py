@@ -13,7 +13,8 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.mistakes.registry import Changes, mutant
-from loko_ref.textbook.filter import FORMULAS, Values
+from loko_ref.textbook.filter import FORMULAS
+from loko_ref.textbook.quantities import Values
 
 __all__ = ["direct_gain", "times"]
 
@@ -334,7 +335,14 @@ def _clip(limit: Any) -> Any:
         def wrap(name: str) -> Any:
             return lambda v: limit(F[name](v), size)
 
-        return {f"p.{k}": wrap(f"p.{k}") for k in ("decoupled", "variational")}
+        def dense(v: Values) -> Array:
+            P = F["p.dense"](v)
+            return P + np.diag(limit(np.diag(P), size) - np.diag(P))
+
+        return {
+            **{f"p.{k}": wrap(f"p.{k}") for k in ("decoupled", "variational")},
+            "p.dense": dense,
+        }
 
     return changes
 
@@ -342,8 +350,8 @@ def _clip(limit: Any) -> Any:
 mutant(
     "P-FLOOR",
     "p clipped from below",
-    "p is kept above a floor. The exact update is positive by itself; a floor forgets what was "
-    "learned.",
+    "p (of a dense P its diagonal) is kept above a floor. The exact update is positive by itself; "
+    "a floor forgets what was learned.",
     "no clip after the update of p",
     _clip(np.maximum),
     sizes=(1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0),
@@ -352,7 +360,7 @@ mutant(
 mutant(
     "P-CEILING",
     "p clipped from above",
-    "p is kept below a ceiling.",
+    "p (of a dense P its diagonal) is kept below a ceiling.",
     "no clip after the update of p",
     _clip(np.minimum),
     sizes=(100.0, 10.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.01),

@@ -12,7 +12,8 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.mistakes.kalman.filter import times
 from loko_ref.conformance.mistakes.registry import Changes, mutant
-from loko_ref.textbook.filter import FORMULAS, Values, predicted_covariance
+from loko_ref.textbook.filter import FORMULAS, predicted_covariance
+from loko_ref.textbook.quantities import Values
 
 __all__: list[str] = []
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from loko_ref.conformance.mistakes.registry import mutant
-from loko_ref.textbook.filter import FORMULAS, Values
+from loko_ref.textbook.filter import FORMULAS
+from loko_ref.textbook.quantities import Values
 
 __all__: list[str] = []
 

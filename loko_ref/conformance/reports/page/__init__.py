@@ -65,8 +65,8 @@ def _walk(check: Check) -> list[dict[str, Any]]:
             mark = "off" if output.name in wrong or worst > 1 else "good"
             text = f"{worst:.3g} times its tolerance" if math.isfinite(worst) else "is not finite"
             if worst > 1 and output.name not in wrong:
-                came = "is not judged" if output.name in check.unjudged else "follows"
-                text += f"; {came} from what came before it"
+                state = "is not judged" if output.name in check.unjudged else "follows"
+                text += f"; {state} from the quantities before it"
         if finding == output.name:
             mark, text = "first", "its form is wrong"
         elif first is not None and first.quantity == output.name:
@@ -183,12 +183,6 @@ def as_html(
 
     Parameters
     ----------
-    target : str
-        What was verified.
-    checks : sequence of Check
-        The outcomes.
-    notes : sequence of str
-        Remarks on the implementation.
     mistakes : mapping, optional
         Check id -> known mistakes that reproduce it.
     known : mapping, optional

@@ -13,8 +13,6 @@ from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.compare import ratios
 from loko_ref.conformance.judge.tolerance import canonical, expected
 
-__all__ = ["CELLS", "COLOURS", "ROWS", "WIDE", "HeatMap", "as_table", "heat_map", "matrices"]
-
 CELLS = 64
 """Cells a side of a heat map at most; beyond, a cell shows the worst of a block."""
 
@@ -36,19 +34,11 @@ COLOURS = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Plane:
-    """How a quantity is laid out as a matrix.
-
-    Attributes
-    ----------
-    at : tuple of int
-        Row and column of the element.
-    caption : str
-        What rows and columns are.
-    """
+    """How a quantity is laid out as a matrix."""
 
     lead: tuple[int, ...]
-    at: tuple[int, int]
-    caption: str
+    at: tuple[int, int]  # row and column of the element
+    caption: str  # what rows and columns are
 
     @classmethod
     def of(cls, size: int, index: tuple[int, ...], stepwise: bool) -> _Plane:
@@ -82,24 +72,14 @@ def _level(ratio: float) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrices:
-    """What is printed of one quantity.
+    """What is printed of one quantity."""
 
-    Attributes
-    ----------
-    rows, columns : range
-        Indices that are shown.
-    shape : tuple of int
-        Of the whole matrix.
-    caption : str
-        What is shown of what.
-    grids : tuple of (str, tuple of tuple of (str, str))
-        Title, and of each cell its number and its classes.
-    """
-
+    # indices that are shown
     rows: range
     columns: range
-    shape: tuple[int, ...]
-    caption: str
+    shape: tuple[int, ...]  # of the whole matrix
+    caption: str  # what is shown of what
+    # title, and of each cell its number and its classes
     grids: tuple[tuple[str, tuple[tuple[tuple[str, str], ...], ...]], ...]
 
     @property
@@ -191,25 +171,15 @@ def as_table(m: Matrices) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMap:
-    """What the template draws of one quantity.
+    """What the template draws of one quantity."""
 
-    Attributes
-    ----------
-    rows, columns : int
-        Size in cells.
-    paths : tuple of (str, str)
-        Colour and outline of the cells that have it, in units of a cell.
-    mark : tuple of int
-        Row and column of the cell with the first element that is off.
-    caption : str
-        What rows and columns are.
-    """
-
+    # size in cells
     rows: int
     columns: int
+    # colour and outline of the cells that have it, in units of a cell
     paths: tuple[tuple[str, str], ...]
-    mark: tuple[int, int]
-    caption: str
+    mark: tuple[int, int]  # row and column of the cell with the first element that is off
+    caption: str  # what rows and columns are
 
 
 def heat_map(check: Check) -> HeatMap | None:

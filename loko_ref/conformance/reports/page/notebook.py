@@ -14,8 +14,6 @@ from loko_ref.conformance.reports.text import BLOCKS, reproduce
 from loko_ref.errors import printable
 from loko_ref.files.pages import own
 
-__all__ = ["as_cards"]
-
 LONG = 400
 """Characters of a text that comes from the code under test."""
 
@@ -54,14 +52,8 @@ def as_cards(
 
     Parameters
     ----------
-    target : str
-        What was verified.
-    summary : Summary
-        The verdict.
-    groups : sequence of Group
-        The kinds of failure.
     others : sequence
-        What else is told, a line each.
+        Further notes, one line each.
     """
     style = own("notebook.css", __package__) + own("matrices.css", __package__)
     rest = summary.text.removeprefix(summary.headline)
