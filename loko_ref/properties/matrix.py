@@ -50,7 +50,6 @@ _UNSEEN: Mapping[str, tuple[str, ...]] = {
     "the rows of padding that stands before a text: every drawn text begins with a token": (
         "POSITION-REAL-ALONE",
     ),
-    "no fact of a run takes AdamW with a state begun anew at a merge": ("LTE-COUNT-KEPT",),
     "the largest average of squares is the last one where gradients do not shrink": (
         "ADAMW-AMSGRAD",
         "ADAMW-AMSGRAD-CORRECTED",

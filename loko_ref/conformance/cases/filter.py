@@ -298,13 +298,19 @@ define(
 define(_O + "sgd", "dampening", "SGD-FIRST-DAMPED", lr=0.1, momentum=0.9, dampening=0.5)(_descent)
 define(_O + "sgd", "nesterov", "SGD-NO-NESTEROV", lr=0.1, momentum=0.9, nesterov=True)(_descent)
 define(
-    _O + "sgd", "decay", "SGD-DECOUPLED-DECAY SGD-NO-DECAY", lr=0.1, momentum=0.5, weight_decay=0.1
+    _O + "sgd",
+    "decay",
+    "SGD-DECOUPLED-DECAY SGD-NO-DECAY SGD-AVERAGE-FROM-ZERO SGD-NESTEROV-ALWAYS",
+    lr=0.1,
+    momentum=0.5,
+    weight_decay=0.1,
 )(_descent)
 define(_O + "adagrad", "plain", "ADAGRAD-EPS-INSIDE ADAGRAD-AVERAGE ADAGRAD-MEAN", lr=0.1)(_descent)
 define(
     _O + "adagrad",
     "all-options",
-    "ADAGRAD-DECAY-FROM-ONE ADAGRAD-EPS-INSIDE ADAGRAD-FROM-ZERO ADAGRAD-NO-DECAY ADAGRAD-LATE",
+    "ADAGRAD-DECAY-FROM-ONE ADAGRAD-EPS-INSIDE ADAGRAD-FROM-ZERO ADAGRAD-NO-DECAY ADAGRAD-LATE "
+    "ADAGRAD-DECOUPLED-DECAY",
     lr=0.1,
     lr_decay=0.5,
     weight_decay=0.1,
@@ -312,13 +318,18 @@ define(
     eps=0.25,
 )(_descent)
 define(
-    _O + "adagrad", "decay", "ADAGRAD-NO-DECAY ADAGRAD-DECOUPLED-DECAY", lr=0.1, weight_decay=0.1
+    _O + "adagrad",
+    "decay",
+    "ADAGRAD-NO-DECAY ADAGRAD-DECOUPLED-DECAY ADAGRAD-AVERAGE ADAGRAD-MEAN ADAGRAD-LATE",
+    lr=0.1,
+    weight_decay=0.1,
 )(_descent)
 define(
     _O + "adamw",
     "default",
     "ADAMW-UNCORRECTED ADAMW-FIRST-UNCORRECTED ADAMW-SECOND-UNCORRECTED ADAMW-AMSGRAD-CORRECTED "
-    "ADAMW-NADAM ADAMW-NADAM-ONE-CORRECTION ADAMW-NADAM-SCHEDULED ADAMW-BELIEF",
+    "ADAMW-NADAM ADAMW-NADAM-ONE-CORRECTION ADAMW-NADAM-SCHEDULED ADAMW-BELIEF "
+    "ADAMW-DECAY-DIVIDED",
 )(_descent)
 define(_O + "adamw", "eps", "ADAMW-EPS-INSIDE ADAMW-EPS-EARLY ADAMW-BELIEF-EPS", lr=0.1, eps=0.5)(
     _descent
@@ -326,7 +337,9 @@ define(_O + "adamw", "eps", "ADAMW-EPS-INSIDE ADAMW-EPS-EARLY ADAMW-BELIEF-EPS",
 define(
     _O + "adamw",
     "decay",
-    "ADAMW-L2 ADAMW-NO-DECAY ADAMW-DECAY-UNSCALED ADAMW-DECAY-DIVIDED",
+    "ADAMW-L2 ADAMW-NO-DECAY ADAMW-DECAY-UNSCALED ADAMW-DECAY-DIVIDED "
+    "ADAMW-FIRST-UNCORRECTED ADAMW-SECOND-UNCORRECTED ADAMW-AMSGRAD-CORRECTED ADAMW-AMSGRAD "
+    "ADAMW-NADAM ADAMW-NADAM-ONE-CORRECTION ADAMW-NADAM-SCHEDULED ADAMW-BELIEF ADAMW-BELIEF-EPS",
     lr=0.1,
     beta1=0.5,
     beta2=0.75,

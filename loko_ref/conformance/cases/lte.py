@@ -118,11 +118,7 @@ _MERGE: dict[str, tuple[tuple[int, int, int, int], dict[str, Any], str]] = {
     ),
     "four-heads": ((4, 6, 5, 3), {"alpha": 7.0}, "LTE-SCALE-ALPHA LTE-MERGE-TWICE-MEAN"),
     "one-head": ((1, 4, 4, 2), {"alpha": 1.0}, "LTE-HEAD-UNCORRECTED LTE-REMEMBERS-NOTHING"),
-    "reset": (
-        (3, 5, 4, 2),
-        {"alpha": 3.0, "reset": "B"},
-        "LTE-RESET-FORGETS LTE-RESET-B-KEPT LTE-RESET-A-FOR-B LTE-RESET-BOTH",
-    ),
+    "reset": ((3, 5, 4, 2), {"alpha": 3.0, "reset": "B"}, "LTE-RESET-FORGETS LTE-RESET-B-KEPT"),
 }
 
 for _name, (_sizes, _options, _covers) in _MERGE.items():
@@ -158,19 +154,14 @@ _RUN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "adamw": (
         _NET,
         _ADAMW,
-        "LTE-STATE-WIPED LTE-COUNT-WIPED LTE-MERGE-LATE LTE-MERGE-NEVER ADAMW-EPS-INSIDE "
-        "ADAMW-EPS-EARLY",
+        "LTE-STATE-WIPED LTE-COUNT-WIPED LTE-MERGE-LATE LTE-MERGE-NEVER ADAMW-EPS-INSIDE",
     ),
     "adamw-fresh": (
         _NET,
         {**_ADAMW, "optimizer_state": "reset"},
-        "LTE-STATE-KEPT LTE-COUNT-KEPT ADAMW-UNCORRECTED ADAMW-CORRECTED-LATE",
+        "LTE-STATE-KEPT ADAMW-UNCORRECTED ADAMW-CORRECTED-LATE ADAMW-EPS-EARLY",
     ),
-    "reset-B": (
-        _NET,
-        {**_SGD, "reset": "B"},
-        "LTE-RESET-FORGETS LTE-RESET-B-KEPT LTE-RESET-A-FOR-B LTE-RESET-BOTH",
-    ),
+    "reset-B": (_NET, {**_SGD, "reset": "B"}, "LTE-RESET-FORGETS LTE-RESET-B-KEPT"),
     "reset-AB": (_NET, {**_ADAGRAD, "reset": "AB"}, "LTE-RESET-A-KEPT LTE-REDRAW-SAME"),
     "biased": (_BIASED, {**_SGD, "momentum": 0.5}, "LTE-BIAS-UNMERGED LTE-STATE-WIPED"),
     "replica": (_MIXED, _SGD, "LTE-REPLICA-FIRST LTE-MERGE-LATE LTE-MERGE-NEVER"),
@@ -220,13 +211,13 @@ _RUN |= {
     "rates": (
         _NET,
         {**_ADAM, "rates": [0.02, 0.1, 0.08, 0.05, 0.01], "merge_at": [1, 4]},
-        "LTE-RATE-CONSTANT LTE-RATE-LATE",
+        "LTE-RATE-CONSTANT LTE-RATE-LATE LTE-COUNT-WIPED",
     ),
     "reset-at": (
         _BIASED,
         {**_SGD, "momentum": 0.5, "reset": "AB", "merge_at": [1, 2, 4, 5], "reset_at": [2, 4]},
         "LTE-RESET-EVERY LTE-RESET-LATE LTE-RESET-BY-MERGES LTE-REDRAW-BY-RESETS "
-        "LTE-RESET-BIAS-A-KEPT",
+        "LTE-RESET-BIAS-A-KEPT LTE-RESET-A-FOR-B LTE-RESET-BOTH",
     ),
     "reset-at-rates": (
         _NET,
@@ -239,7 +230,7 @@ _RUN |= {
             "reset_at": [3],
         },
         "LTE-RATE-CONSTANT LTE-RATE-LATE LTE-RESET-EVERY LTE-RESET-LATE LTE-RESET-BY-MERGES "
-        "LTE-REDRAW-BY-RESETS",
+        "LTE-REDRAW-BY-RESETS LTE-RESET-A-FOR-B LTE-RESET-BOTH",
     ),
     "own-copies": (
         _MIXED,
@@ -358,7 +349,7 @@ _RUN |= {
             "center": True,
             "beta": 0.7,
         },
-        "LTE-LOKO-ONE-FILTER LTE-LOKO-R-OTHER LTE-LOKO-E-REDUCED",
+        "LTE-LOKO-ONE-FILTER LTE-LOKO-R-OTHER LTE-LOKO-E-REDUCED NOISE-RESIDUAL-RAW",
     ),
     "loko-implicit": (
         _NET,

@@ -224,7 +224,8 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
         1,
     ),
     "gaussian-residual": (
-        "NOISE-INNOVATION-FOR-RESIDUAL NOISE-PRIOR-FOR-RESIDUAL",
+        "NOISE-INNOVATION-FOR-RESIDUAL NOISE-PRIOR-FOR-RESIDUAL NOISE-RESIDUAL-LINEAR "
+        "NOISE-RESIDUAL-LINEAR-LOGITS",
         _NET,
         {"observation": "gaussian", "noise": "ema_residual_hph", "timing": "after"},
         2,
@@ -237,7 +238,7 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
         1,
     ),
     "softmax-time": (
-        "NOISE-STALE-P NOISE-POSTERIOR-P TIME-AFTER",
+        "NOISE-STALE-P NOISE-POSTERIOR-P NOISE-REFRESHED-TWICE TIME-AFTER",
         _NET,
         _SOFT | {"timing": "after", "lam": 0.9, "q": 0.02},
         1,
@@ -264,7 +265,12 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
         1,
     ),
     "softmax-dense": ("P-DENSE-DIAGONAL", _NET, _SOFT | {"covariance": "dense"}, 1),
-    "logits": ("H-J-IN-LOGITS H-ALWAYS-CENTRED NOISE-BETA-SWAPPED NOISE-AFTER", _NET, _LOGITS, 1),
+    "logits": (
+        "H-J-IN-LOGITS H-ALWAYS-CENTRED NOISE-BETA-SWAPPED NOISE-AFTER NOISE-BEFORE-AND-AFTER",
+        _NET,
+        _LOGITS,
+        1,
+    ),
     "logits-after": ("NOISE-BEFORE NOISE-BEFORE-AND-AFTER", _NET, _LOGITS | {"timing": "after"}, 1),
     "logits-centred": ("H-NOT-CENTRED H-CENTRED-OVER-BATCH", _NET, _LOGITS | {"center": True}, 2),
     "logits-hph": (
@@ -320,7 +326,9 @@ _RUNS: dict[str, tuple[str, Spec, dict[str, Any], int, int]] = {
     ),
     "glm-relu": ("P-NOT-CARRIED RELU-LEAKY", _RELU, {}, 1, 15),
     "glm-stacked": (
-        "P-PRED-CARRIED BATCH-AVERAGED-YHAT BATCH-AVERAGED-J BATCH-AVERAGED-LOGITS",
+        "P-PRED-CARRIED BATCH-AVERAGED-YHAT BATCH-AVERAGED-J BATCH-AVERAGED-LOGITS "
+        "NETWORK-NOT-UPDATED NETWORK-STALE-THETA NETWORK-STALE-X NETWORK-STALE OUTPUTS-STALE "
+        "JACOBIAN-STALE JACOBIAN-FIRST JACOBIAN-STALE-THETA JACOBIAN-FIRST-THETA",
         _NET,
         {},
         2,

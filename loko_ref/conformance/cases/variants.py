@@ -65,7 +65,12 @@ _define(
     "IMPLICIT-FIXED-POINT IMPLICIT-AFTER-LINEAR",
     p=1e4,
 )
-_define("implicit-huge-p", "IMPLICIT-FIVE-ITERATIONS", p=1e6)
+_define(
+    "implicit-huge-p",
+    "IMPLICIT-TWO-ITERATIONS IMPLICIT-THREE-ITERATIONS IMPLICIT-FIVE-ITERATIONS "
+    "IMPLICIT-FIXED-POINT IMPLICIT-AFTER-LINEAR",
+    p=1e6,
+)
 _define("implicit-saturated", "IMPLICIT-UNDAMPED IMPLICIT-CURVATURE-AFTER", p=30.0, margin=15.0)
 _define("implicit-far", "IMPLICIT-UNDAMPED IMPLICIT-FIVE-ITERATIONS", p=1000.0, margin=12.0)
 _define(
