@@ -8,6 +8,7 @@ import pytest
 
 from loko_ref.conformance.cases.registry import select
 from loko_ref.conformance.diagnose.equations import _source, letters
+from loko_ref.conformance.diagnose.groups import group
 from loko_ref.conformance.diagnose.naming import name_mistakes
 from loko_ref.conformance.diagnose.search.instrument import instrument
 from loko_ref.conformance.engine import FAILED, run
@@ -91,3 +92,19 @@ def test_of_a_letter_that_stands_twice_the_name_says_which():
         text.startswith("R = beta R + (1 - beta) e e': beta left out (0 in its place) in beta R")
         for text in found
     ), found
+
+
+def test_one_formula_in_two_operations_is_one_fault_and_counts_what_it_reproduces_in_both():
+    def delta(*, A, B, alpha, **_):
+        return {"delta": alpha / A.shape[1] * (B @ A)}  # the rank by the wrong axis
+
+    def merge(*, W, A, B, alpha, **_):
+        return {"W": W + delta(A=A, B=B, alpha=alpha)["delta"]}
+
+    functions = {"lora.delta": delta, "lora.merge": merge}
+    implementation = Implementation(target="mine", functions=functions)
+    checks = run(implementation, select("lora.*", "float64"))
+    (one,) = group(checks, name_mistakes(checks))
+    failed = sum(check.status == FAILED for check in checks)
+    assert {c.case.operation.name for c in one.checks} == {"lora.delta", "lora.merge"}
+    assert (one.mistake.explained, one.mistake.failed) == (failed, failed)

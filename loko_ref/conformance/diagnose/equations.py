@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Set
+from dataclasses import replace
 from functools import cache
 
 from loko_ref.conformance.diagnose.search.candidates import Candidate
-from loko_ref.conformance.diagnose.search.instrument import RESULT, instrument
+from loko_ref.conformance.diagnose.search.instrument import RESULT, WRITTEN, instrument
 from loko_ref.conformance.diagnose.search.sites import Site
-from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.filter import FORMS
 from loko_ref.textbook.loko import choices, dataflow, delta, merge, noise, precision_update
 from loko_ref.textbook.optimizers import METHODS
 from loko_ref.textbook.quantities import Quantity
@@ -177,7 +178,7 @@ def _by_equations(text: str) -> str:
 
 def _which(site: Site, edited: Set[tuple[str, int]]) -> str:
     """Write around what a name stands, of those that stand several times in a formula."""
-    places = instrument(FORMULA_TABLE[site.call.inner]).places
+    places = instrument(WRITTEN[site.call.inner]).places
     same = {n for n, one in enumerate(places) if one.text == site.text}
     if len(same) == 1 or all((site.call.inner, n) in edited for n in same):
         return ""
@@ -206,15 +207,21 @@ def equation(quantity: str, one: Candidate) -> str:
             what = known.equation if known else what
         if re.search(r" [-+*/] | [A-Z\w']+$", _outside(what)):
             what = f"({what})"
-        within = f" within {edit.inner}" if edit.inner != edit.root and site.place != RESULT else ""
+        within = ""
         if site.place != RESULT:
-            within = _which(site, edited) + within
+            called = edit.inner not in (edit.root, *FORMS)
+            within = _which(site, edited) + (f" within {edit.inner}" if called else "")
         parts.append(_by_equations(letters(edit.change.text.replace("{x}", what) + within)))
     parts = list(dict.fromkeys(parts))  # a name that stands twice is replaced twice
-    named = _by_formula().get(one.edits[0][1].root)
-    inside = all(edit.place == RESULT and edit.inner == edit.root for _, edit in one.edits)
+    first = one.edits[0][1]
+    named, form = _by_formula().get(first.root), FORMS.get(first.inner)
+    if named is not None and form is not None:
+        named = replace(named, equation=form[2])
+    inside = all(
+        edit.place == RESULT and edit.inner in (edit.root, *FORMS) for _, edit in one.edits
+    )
     if named is None:
-        text = f"{quantity}: in {one.edits[0][1].root}, {', and '.join(parts)}"
+        text = f"{quantity}: in {first.root}, {', and '.join(parts)}"
     else:
         own = named.name.removesuffix("_post")
         same = named.formula.split(".")[0] == quantity or {own, quantity} == {"p", "P"}

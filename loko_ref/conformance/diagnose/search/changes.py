@@ -11,7 +11,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.diagnose.search.edits import Change, Edit, Reach
-from loko_ref.conformance.diagnose.search.instrument import RESULT, instrument
+from loko_ref.conformance.diagnose.search.instrument import RESULT, WRITTEN, instrument
 from loko_ref.conformance.diagnose.search.numbers import Number
 from loko_ref.conformance.diagnose.search.problem import ERRORS
 from loko_ref.conformance.diagnose.search.sites import Call, Site, arrays_of
@@ -108,6 +108,7 @@ def _axes(a: Array) -> Iterator[tuple[str, Alone]]:
                 yield text.replace("AXIS", str(axis)), _along(f, axis)
     if a.ndim > 1:
         yield "the mean of {x} over all", lambda a: a.mean() + 0 * a
+    if a.ndim > 2 or (a.ndim == 2 and a.shape[0] != a.shape[1]):  # of a square, transposed
         yield (
             "{x} in another order of its elements (columns first)",
             lambda a: a.reshape(-1, order="F").reshape(a.shape),
@@ -309,8 +310,8 @@ def _of_parts(site: Site) -> Iterator[Change]:
     call, place = site.call, site.place
     if place == RESULT:
         return
-    one = instrument(FORMULA_TABLE[call.inner]).places[place]
-    places = instrument(FORMULA_TABLE[call.inner]).places
+    one = instrument(WRITTEN[call.inner]).places[place]
+    places = instrument(WRITTEN[call.inner]).places
     inner = [i for i in one.inner if _is_value(call.places.get(i))]
     for i in inner:
         if np.shape(call.places[i]) == () and np.ndim(site.value):

@@ -16,7 +16,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-__all__ = ["RESULT", "Instrumented", "Place", "See", "instrument"]
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.filter import FORMS
+
+__all__ = ["RESULT", "WRITTEN", "Instrumented", "Place", "See", "instrument"]
+
+WRITTEN = {**FORMULA_TABLE, **{name: formula for name, (_, formula, _) in FORMS.items()}}
+"""Formulas in which a change may stand: those of the table, and their other forms."""
 
 See = Callable[[int, Any], Any]
 """Hook of an instrumented formula: place, value -> the value to go on with."""
