@@ -44,6 +44,16 @@ _UNSEEN: Mapping[str, tuple[str, ...]] = {
     "a query that no key is left to: every drawn text begins with a token": (
         "UNSEEN-UNIFORM",
         "UNSEEN-ALL",
+        "UNSEEN-LOWERED-4",
+        "UNSEEN-LOWERED-9",
+    ),
+    "the rows of padding that stands before a text: every drawn text begins with a token": (
+        "POSITION-REAL-ALONE",
+    ),
+    "no fact of a run takes AdamW with a state begun anew at a merge": ("LTE-COUNT-KEPT",),
+    "the largest average of squares is the last one where gradients do not shrink": (
+        "ADAMW-AMSGRAD",
+        "ADAMW-AMSGRAD-CORRECTED",
     ),
     "which head's copy of a layer without LoRA is evaluated is a choice, and in no fact": (
         "LTE-EVAL-COPY-MEAN",

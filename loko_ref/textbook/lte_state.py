@@ -223,6 +223,8 @@ def after(v: Values) -> Values:
             factors[name] = F["lte.redrawn"](factors[name], drawn, S.merges, S.resets)
         elif gone or (o.reset == "AB" and part == "bA"):
             factors[name] = F["lte.zeroed"](factors[name], part)
+        elif name not in S.weights:
+            factors[name] = F["lte.left"](factors[name], part)
         redrawn = gone or (o.reset == "AB" and part in ("A", "bA"))
         hit.append(np.full(factors[name][0].size, redrawn))
     memory = F["lte.remembered"](v.stepped.factors, S.merged, True)
@@ -285,6 +287,7 @@ LTE_FORMULAS: dict[str, Formula] = {
     # what is remembered of a merge, given what was remembered before it  [LTE-6]
     "lte.remembered": lambda p, old, reset: None if reset else p,
     "lte.zeroed": lambda a, part: np.zeros_like(a),
+    "lte.left": lambda a, part: a,
     "lte.redrawn": lambda A, drawn, merge, resets: drawn[merge - 1],
     "lte.due": lambda t, every: t % every == 0,
     "lte.reset_due": lambda t, merge, named: not named or t in named,

@@ -118,7 +118,11 @@ _MERGE: dict[str, tuple[tuple[int, int, int, int], dict[str, Any], str]] = {
     ),
     "four-heads": ((4, 6, 5, 3), {"alpha": 7.0}, "LTE-SCALE-ALPHA LTE-MERGE-TWICE-MEAN"),
     "one-head": ((1, 4, 4, 2), {"alpha": 1.0}, "LTE-HEAD-UNCORRECTED LTE-REMEMBERS-NOTHING"),
-    "reset": ((3, 5, 4, 2), {"alpha": 3.0, "reset": "B"}, "LTE-RESET-FORGETS LTE-RESET-B-KEPT"),
+    "reset": (
+        (3, 5, 4, 2),
+        {"alpha": 3.0, "reset": "B"},
+        "LTE-RESET-FORGETS LTE-RESET-B-KEPT LTE-RESET-A-FOR-B LTE-RESET-BOTH",
+    ),
 }
 
 for _name, (_sizes, _options, _covers) in _MERGE.items():
@@ -154,14 +158,19 @@ _RUN: dict[str, tuple[Any, dict[str, Any], str]] = {
     "adamw": (
         _NET,
         _ADAMW,
-        "LTE-STATE-WIPED LTE-MERGE-LATE LTE-MERGE-NEVER ADAMW-EPS-INSIDE ADAMW-EPS-EARLY",
+        "LTE-STATE-WIPED LTE-COUNT-WIPED LTE-MERGE-LATE LTE-MERGE-NEVER ADAMW-EPS-INSIDE "
+        "ADAMW-EPS-EARLY",
     ),
     "adamw-fresh": (
         _NET,
         {**_ADAMW, "optimizer_state": "reset"},
-        "LTE-STATE-KEPT ADAMW-UNCORRECTED ADAMW-CORRECTED-LATE",
+        "LTE-STATE-KEPT LTE-COUNT-KEPT ADAMW-UNCORRECTED ADAMW-CORRECTED-LATE",
     ),
-    "reset-B": (_NET, {**_SGD, "reset": "B"}, "LTE-RESET-FORGETS LTE-RESET-B-KEPT"),
+    "reset-B": (
+        _NET,
+        {**_SGD, "reset": "B"},
+        "LTE-RESET-FORGETS LTE-RESET-B-KEPT LTE-RESET-A-FOR-B LTE-RESET-BOTH",
+    ),
     "reset-AB": (_NET, {**_ADAGRAD, "reset": "AB"}, "LTE-RESET-A-KEPT LTE-REDRAW-SAME"),
     "biased": (_BIASED, {**_SGD, "momentum": 0.5}, "LTE-BIAS-UNMERGED LTE-STATE-WIPED"),
     "replica": (_MIXED, _SGD, "LTE-REPLICA-FIRST LTE-MERGE-LATE LTE-MERGE-NEVER"),

@@ -59,7 +59,12 @@ _define(
 _define("implicit-dense-wide", "IMPLICIT-DIAGONAL-OF-P", _NET, p=0.3, covariance="dense")
 _define("implicit-variational", f"{_ONE} IMPLICIT-THETA-POSTERIOR-P", _NET, diagonal="variational")
 _define("implicit-small-p", "IMPLICIT-INNOVATION-AT-PRIOR", p=1e-6)
-_define("implicit-large-p", "IMPLICIT-FIVE-ITERATIONS", p=1e4)
+_define(
+    "implicit-large-p",
+    "IMPLICIT-TWO-ITERATIONS IMPLICIT-THREE-ITERATIONS IMPLICIT-FIVE-ITERATIONS "
+    "IMPLICIT-FIXED-POINT IMPLICIT-AFTER-LINEAR",
+    p=1e4,
+)
 _define("implicit-huge-p", "IMPLICIT-FIVE-ITERATIONS", p=1e6)
 _define("implicit-saturated", "IMPLICIT-UNDAMPED IMPLICIT-CURVATURE-AFTER", p=30.0, margin=15.0)
 _define("implicit-far", "IMPLICIT-UNDAMPED IMPLICIT-FIVE-ITERATIONS", p=1000.0, margin=12.0)

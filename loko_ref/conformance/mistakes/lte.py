@@ -141,6 +141,20 @@ mutant(
     {"lte.state": lambda slots, t, o: (slots, t)},
 )
 mutant(
+    "LTE-COUNT-WIPED",
+    "LTE: AdamW's step count begun anew at a merge",
+    "exp_avg and exp_avg_sq are kept, and corrected as if they had just begun.",
+    "t is kept with exp_avg and exp_avg_sq",
+    {"lte.state": lambda slots, t, o: (F["lte.state"](slots, t, o)[0], 0)},
+)
+mutant(
+    "LTE-COUNT-KEPT",
+    "LTE: AdamW's step count kept where a merge begins the state anew",
+    "exp_avg and exp_avg_sq are 0 again, and corrected as if they were old.",
+    "t = 0 with exp_avg = exp_avg_sq = 0",
+    {"lte.state": lambda slots, t, o: (F["lte.state"](slots, t, o)[0], t)},
+)
+mutant(
     "LTE-REPLICA-FIRST",
     "LTE: the first head's replica for all",
     "A layer without LoRA is copied from the first head at a merge; it is the heads' mean.",

@@ -48,6 +48,27 @@ mutant(
     {"lte.zeroed": lambda a, part: a},
 )
 mutant(
+    "LTE-RESET-A-FOR-B",
+    "LTE: A set to 0 at a reset in place of B",
+    "The branch is 0 after the merge, but the factors have changed places: B is kept.",
+    "B = 0",
+    {
+        "lte.zeroed": lambda a, part: a if part == "B" else F["lte.zeroed"](a, part),
+        "lte.left": lambda a, part: 0 * a if part == "A" else a,
+        "lte.redrawn": lambda A, drawn, merge, resets: 0 * A,
+    },
+)
+mutant(
+    "LTE-RESET-BOTH",
+    "LTE: A and B set to 0 at a reset",
+    "With both factors 0 every gradient of the branch is 0: it never learns again.",
+    "B = 0, A kept or redrawn",
+    {
+        "lte.left": lambda a, part: 0 * a if part == "A" else a,
+        "lte.redrawn": lambda A, drawn, merge, resets: 0 * A,
+    },
+)
+mutant(
     "LTE-RESET-BIAS-A-KEPT",
     "LTE: bA kept at a reset of A and B",
     "A is redrawn and B is 0, but the branch keeps the bias bA that went with the old A.",

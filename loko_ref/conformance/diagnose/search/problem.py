@@ -230,7 +230,7 @@ class Problem:
     def _calls(self, root: str) -> Calls | None:
         """Return with what a formula is called whose result is the quantity itself, or None."""
         formula, found = FORMULA_TABLE.get(root), []
-        if formula is None:
+        if formula is None or self.case.operation.name == "lte.run":  # there, of one head
             return None
 
         def noted(*arguments: Any, **keywords: Any) -> Any:

@@ -44,6 +44,37 @@ mutant(
     _RIGHT,
     {"v": lambda v: _solved(v, most=5)},
 )
+for _name, _words, _most in (("TWO", "Two", 2), ("THREE", "Three", 3)):
+    mutant(
+        f"IMPLICIT-{_name}-ITERATIONS",
+        f"{_words.lower()} iterations",
+        f"{_words} damped iterations, converged or not.",
+        _RIGHT,
+        {"v": lambda v, most=_most: _solved(v, most=most)},
+    )
+
+
+def _after(v: Values, first: Array) -> Array:
+    """``y - softmax(z + G first)``."""
+    moved = (v.Z @ times(v.p_pred, v.Z) @ first).reshape(v.z.shape)
+    found: Array = (v.y - F["softmax"](v, v.z + moved)).reshape(-1)
+    return found
+
+
+mutant(
+    "IMPLICIT-FIXED-POINT",
+    "one fixed-point iteration",
+    "v = y - softmax(z + G e), e the innovation at the prior, in place of a solution.",
+    _RIGHT,
+    {"v": lambda v: _after(v, _at_first(v))},
+)
+mutant(
+    "IMPLICIT-AFTER-LINEAR",
+    "the innovation after the linear step",
+    "v = y - softmax(f(theta + K e)): the network once more at the linear step's theta.",
+    _RIGHT,
+    {"v": lambda v: F["residual"](Values(v, theta_post=v.theta + v.K @ v.e))},
+)
 mutant(
     "IMPLICIT-UNDAMPED",
     "Newton's method without damping",

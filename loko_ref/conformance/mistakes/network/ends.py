@@ -90,7 +90,7 @@ mutant(
 
 
 def _real_alone(first: int) -> Changes:
-    """Return positions of real tokens alone, where every token has a number of its own."""
+    """Return rows counted over real tokens alone, for every token."""
 
     def rows(real: Array, start: int | None) -> Array:
         counted = np.maximum(np.cumsum(real, axis=1) - 1 + first, 0)
