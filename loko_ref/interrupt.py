@@ -210,7 +210,7 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Let an interrupt unwind the block, and print its line and exit afterwards."""
+    """Unwind the block on an interrupt, then print its line and exit."""
     _State.working = True
     try:
         yield

@@ -105,8 +105,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            if "test_site" in nodeid:  # one build
-                return "site"
+            if "test_site" in nodeid or "test_architecture" in nodeid:  # one build, one reading
+                return nodeid.split("::")[0]
             shared = "conformance/" in nodeid and "test_protocol" not in nodeid
             return "units" if shared else nodeid
 

@@ -82,9 +82,15 @@ def modules():
     return found
 
 
+@cache
+def nodes(tree):
+    """Every node of a tree, walked once for all tests."""
+    return list(ast.walk(tree))
+
+
 def imports(name, tree):
     """Absolute names of every module that a tree imports, inside functions too."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -144,7 +150,7 @@ def test_no_circle_within_a_package():
     known = {name for name, _, _ in parsed}
     graph = defaultdict(set)
     for name, package, tree in parsed:
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             if isinstance(node, ast.ImportFrom):
                 inside = {f"{node.module}.{a.name}" for a in node.names} & known
                 inside = inside or {node.module} & known
@@ -183,7 +189,7 @@ def test_the_core_names_no_array_library():
             )
         aliases = {
             (alias.name, alias.asname)
-            for node in ast.walk(tree)
+            for node in nodes(tree)
             if isinstance(node, ast.Import)
             for alias in node.names
             if alias.name.split(".")[0] == "numpy"
@@ -193,7 +199,7 @@ def test_the_core_names_no_array_library():
         assert parts <= {"numpy.typing", "numpy.linalg"}, f"{name} imports {parts}"
         used = {
             node.attr
-            for node in ast.walk(tree)
+            for node in nodes(tree)
             if isinstance(node, ast.Attribute)
             and isinstance(node.value, ast.Name)
             and node.value.id in ("np", "numpy")
@@ -207,14 +213,14 @@ def test_no_package_uses_what_another_keeps_private():
     """`_name` of a module is read in its own package alone: an unchecked core has a public name."""
     for name, package, tree in modules():
         aliases = {}
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("loko_ref"):
                 for alias in node.names:
                     full = f"{node.module}.{alias.name}"
                     aliases[alias.asname or alias.name] = full
                     private = alias.name.startswith("_") and not alias.name.startswith("__")
                     assert not private or full.split(".")[1] == package, f"{name} imports {full}"
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
                 continue
             source = aliases.get(node.value.id, "")
@@ -225,7 +231,7 @@ def test_no_package_uses_what_another_keeps_private():
 def test_the_seam_and_the_checks():
     """arrays/seam.py is the only module that names CuPy; errors and checks compute nothing."""
     for name, _, tree in modules():
-        constants = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+        constants = {n.value for n in nodes(tree) if isinstance(n, ast.Constant)}
         named = {t.split(".")[0] for t in imports(name, tree)}
         if not name.startswith("loko_ref.arrays"):
             assert not named & {"cupy", "cupyx"}, name
@@ -278,7 +284,7 @@ MODULES = {"load": {"np", "json", "pickle"}, "loads": {"json", "pickle"}, "dump"
 
 def opening(tree):
     """Names of the calls in a tree that open a file, or parse what is in one."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if not isinstance(node, ast.Call):
             continue
         if isinstance(node.func, ast.Name) and node.func.id == "open":

@@ -85,7 +85,11 @@ def build(out: Path, quick: bool = False) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder of the pages")
-    parser.add_argument("--quick", action="store_true", help="run no example")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="run no example, and give the numbers of every fifth case",
+    )
     given = parser.parse_args()
     check_needs()
     raise SystemExit(build(given.out, given.quick))

@@ -219,7 +219,7 @@ def get_backend(name: str) -> Backend:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed blocks of up to 32 MB for the arrays of the next step.
+    """Configure the C library to keep freed blocks of up to 32 MB for the arrays of the next step.
 
     glibc maps a large block anew at each allocation, and the system clears its pages one fault at a
     time: 4,400 faults and a third of the time of one step of a small transformer. What it keeps

@@ -143,7 +143,7 @@ def to_host(array: object) -> NDArray[Any]:
 
 
 def asarray(values: object, like: object) -> Array:
-    """Bring host values to the library of `like`; its own arrays pass unchanged.
+    """Convert host values to the library of `like`; its own arrays pass unchanged.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ BROKEN_PIPE = 141
 
 
 def _hush() -> None:
-    """Let what is still buffered go nowhere: the interpreter flushes it as it ends."""
+    """Discard what is still buffered, which the interpreter would flush at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

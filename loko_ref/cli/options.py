@@ -31,7 +31,7 @@ def option(panel: str, text: str, *names: str) -> Any:
 
 _DATA = """digits (default), breast_cancer, wine, iris, diabetes (regression), topics (texts); or
 files: mnist:DIR, cifar10:DIR, cifar100:DIR, glue:FILE.tsv, glue:DIR."""
-_BATCH = f"Samples of a step. Default {_TRAIN.batch} (train), {_LTE.batch} over all heads (lte)."
+_BATCH = f"Samples per step. Default {_TRAIN.batch} (train), {_LTE.batch} over all heads (lte)."
 _NETWORK = "mlp (default), vit (images, in patches), encoder (texts; their default)."
 _HIDDEN = "Hidden widths of an mlp, such as 64,32. Default 128,128; tables 32,32."
 _SIZE = "NAME=NUMBER of a transformer: layers, width, heads, ff, patch; repeatable."
@@ -51,9 +51,9 @@ _RESUME = (
 )
 
 Data = Annotated[str | None, option(RUN, _DATA)]
-Limit = Annotated[int | None, option(RUN, "At most so many samples in base, stream and test each.")]
+Limit = Annotated[int | None, option(RUN, "Maximum samples in each of base, stream and test.")]
 Tokenizer = Annotated[str | None, option(RUN, "glue: a tokenizer.json, not the built-in words.")]
-Length = Annotated[int | None, option(RUN, "glue: most tokens per sample. Default 64.")]
+Length = Annotated[int | None, option(RUN, "glue: maximum tokens per sample. Default 64.")]
 Batch = Annotated[int | None, option(RUN, _BATCH)]
 Dtype = Annotated[str | None, option(RUN, "float64 (default) or float32.")]
 Backend = Annotated[str | None, option(RUN, "numpy (default) or cupy.")]

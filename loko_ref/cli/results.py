@@ -33,7 +33,7 @@ def check_outputs(
                 option,
                 repr(str(path)),
                 f"a file name that ends in {' or '.join(storage.SUFFIXES)}",
-                "a missing or foreign suffix; or a directory, as 'lte' took in an earlier version: "
+                "a missing or unknown suffix; or a directory, as 'lte' took in an earlier version: "
                 "use a file F.npz, which holds all heads",
             )
     plot = results.get("--plot")

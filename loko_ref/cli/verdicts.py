@@ -13,9 +13,9 @@ from loko_ref.errors import InputError
 if TYPE_CHECKING:
     from loko_ref.conformance.reports.report import Report
 
-_XFAIL = "Expected failures, one 'id: reason' a line; one that passes is an error."
+_XFAIL = "Expected failures, one 'id: reason' per line; one that passes is an error."
 _BASELINE = "An earlier report (--json): the report lists what changed since."
-_STRICT = "Let imprecise results fail: right formulas by an algorithm that loses digits."
+_STRICT = "Count imprecise results as failures: right formulas by an algorithm that loses digits."
 _VERBOSE = "Describe more kinds of failure, every operation, and tolerances."
 
 Json = Annotated[Path | None, typer.Option(help="Write the report here.")]

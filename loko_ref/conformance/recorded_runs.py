@@ -184,7 +184,7 @@ def _round(recording: RunRecording, k: int) -> tuple[list[Quantity], dict[str, A
 
 
 def _whole(q: Quantity, recording: RunRecording, read: Mapping[str, list[str]]) -> Quantity:
-    """Let a quantity's parents be all that its rule reads: the state that it is taken from."""
+    """Return a quantity whose parents are all that its rule reads: the state it is taken from."""
     state = recording.state
     own = (k for k in q.parents if not k.startswith(LAST) or k.removeprefix(LAST) in state)
     last = q.name.rpartition("_")[2]

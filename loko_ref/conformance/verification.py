@@ -51,7 +51,7 @@ COMMAND = "--cmd "
 
 @contextlib.contextmanager
 def naming(**names: str) -> Iterator[None]:
-    """Let an InputError call arguments by other names: old name -> new name.
+    """Rename arguments in an InputError: old name -> new name.
 
     Underscores of an old name stand for the dashes of an option.
     """

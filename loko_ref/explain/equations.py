@@ -134,7 +134,7 @@ def _line(q: Quantity, o: Options, first: bool) -> Line:
         form, label = _FORMS[o["form"]]
         equation, labels = f"P+ = {form}", (label, "LOKO-4")
         if o["form"] in PRECISIONS:
-            meaning += " What the cut leaves out is its difference from the dense P - K H P."
+            meaning += " What is cut is the difference from the dense P - K H P."
     axes = "n" * (2 if dense else 1) if q.name in ("p_pred", "p_post") else _AXES[q.name]
     return Line(
         key=q.name,

@@ -36,8 +36,8 @@ MOST_HEADS = 64
 KINDS = {
     "step": (
         "y = W x + scale (B_h A_h - B'_h A'_h) x",
-        "Every head takes a step of its own, on its own part of the batch. It sees W, as last "
-        "merged, and what it has learned since: A', B' are its factors then (0 after a reset).",
+        "Every head takes a step of its own, on its own part of the batch. Its weight is W, as "
+        "last merged, plus its update since: A', B' are its factors then (0 after a reset).",
         ("LTE-1", "LTE-3", "LTE-8", "OPT-3"),
     ),
     "merge": (
@@ -48,8 +48,8 @@ KINDS = {
     ),
     "reset": (
         "B_h = 0, with AB A_h drawn again; W_reset = W",
-        "The branches begin anew beside a weight that has learned. Where A is drawn again, the "
-        "next merge adds other directions, and the rank of the whole update grows beyond N r.",
+        "The branches start again, beside a weight that contains the merged update. Where A is "
+        "drawn again, the next merge adds other directions: the whole update's rank exceeds N r.",
         ("LTE-6", "LORA-1"),
     ),
 }

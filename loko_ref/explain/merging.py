@@ -123,14 +123,14 @@ def _explained(
                 now[head],
                 "(alpha / r) B A",
                 "LORA-2 LTE-3",
-                "What the head has learnt since the run began.",
+                "The head's update since the start of the run.",
             ),
             _quantity(
                 f"delta - delta' {who}",
                 now[head] - old[head],
                 "delta - (delta at the last merge)",
                 "LTE-3 LTE-5",
-                "What is new since the last merge: the rest is in W already.",
+                "The update since the last merge: the rest is in W already.",
             ),
         ]
     W = state.weights["0.W"]
@@ -144,7 +144,7 @@ def _explained(
             seen,
             "W + delta - delta', delta' <- delta",
             "LTE-3 LTE-5",
-            "What a head sees right after the merge: W itself, as every other head does.",
+            "The weight that a head uses right after the merge: W itself, as for every other head.",
             W,
         ),
         _quantity(
@@ -157,9 +157,9 @@ def _explained(
     ]
     total = float(np.abs(W - first - now.mean(axis=0)).max())
     outcome = [
-        f"The merges telescope: W is W0 + mean(delta) up to {total:.1g}, whatever was merged on "
-        "the way.  [LTE-5]",
-        "Each head goes on with its own A and B; only they travelled, not W.  [LTE-9]",
+        f"The merges telescope: W is W0 + mean(delta) up to {total:.1g}, whatever was merged "
+        "before.  [LTE-5]",
+        "Each head continues with its own A and B; only these are communicated, not W.  [LTE-9]",
     ]
     title = f"merge {number}, after step {state.step}: {HEADS} heads of rank 1"
     return Merge(title=title, quantities=found, outcome=outcome)

@@ -99,7 +99,7 @@ def explain_recording(
     ]
     if not steps:
         required = "a step with more than theta, p and R"
-        raise InputError("--trace", "states alone", required, "nothing was recorded on the way")
+        raise InputError("--trace", "states alone", required, "only states were recorded")
     return frame, steps
 
 

@@ -277,11 +277,13 @@ def save_adapter(
                 tensors[f"{module}.{part}"] = _theirs(model, f"{ours}.{key}")
         shift = model.weights.get(f"{ours}.bA")
         if shift is not None and bool((shift != 0).any()):
-            raise InputError(f"{ours}.bA", "not 0", "0", "a bias that PEFT's LoRA has not")
+            raise InputError(f"{ours}.bA", "not 0", "0", "a bias that PEFT's LoRA does not have")
     if not ranks:
         raise InputError("checkpoint", "no LoRA site", "at least one", "add_lora was not called")
     if len(biased) > 1:
-        raise InputError("checkpoint", "LoRA biases on some sites", "on all or none", "PEFT's way")
+        raise InputError(
+            "checkpoint", "LoRA biases on some sites", "on all or none", "one switch in PEFT"
+        )
     bias, loose = _loose_biases(model)
     for array in loose:
         ours = array.rsplit(".", 1)[0]
@@ -356,7 +358,7 @@ def _loose_biases(model: Model) -> tuple[str, list[str]]:
         "trainable",
         f"the biases of {[k[:-2] for k in loose[:8]]}",
         "those of every LoRA site, or all, or none",
-        "a choice that PEFT's configuration has no word for",
+        "a choice that PEFT's configuration cannot express",
     )
 
 

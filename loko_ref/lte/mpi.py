@@ -62,7 +62,7 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _strangers(size: int | None, seen: int, library: str) -> InputError:
+def _separate_worlds(size: int | None, seen: int, library: str) -> InputError:
     return InputError(
         "mpiexec",
         f"{size} processes, of which each sees {seen} rank{'s' if seen > 1 else ''} ({library})",
@@ -92,7 +92,9 @@ def connect() -> MpiTeam:
     """
     size = launched()
     if "OMPI_COMM_WORLD_SIZE" in os.environ and _installed("mpich") and not _installed("openmpi"):
-        raise _strangers(size, 1, "MPICH under Open MPI's launcher")  # its MPI_Init would abort
+        raise _separate_worlds(
+            size, 1, "MPICH under Open MPI's launcher"
+        )  # its MPI_Init would abort
     try:
         with _sentry(size):
             MPI = importlib.import_module("mpi4py.MPI")  # returns when all have joined
@@ -107,7 +109,7 @@ def connect() -> MpiTeam:
     world = MPI.COMM_WORLD
     if size is not None and size != world.size:
         library = MPI.Get_library_version().split(",")[0].split("\n")[0].strip()
-        raise _strangers(size, world.size, library)
+        raise _separate_worlds(size, world.size, library)
     return MpiTeam(MPI, world)
 
 
@@ -169,7 +171,7 @@ class MpiTeam:
             self.watch.note(f"step {step} ({doing})")
 
     def begin_watch(self) -> None:
-        """Have the last step of every rank shown if the job dies."""
+        """Start the report of every rank's last step, printed if the job dies."""
         self.watch = Watch(self.rank, self.size, self.comm.bcast)
 
     def agree(self, work: Callable[[], Result]) -> Result:

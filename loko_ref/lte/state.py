@@ -150,7 +150,7 @@ def init(
             "heads",
             f"{config.heads} heads on {team.size} ranks",
             "at least as many heads as ranks",
-            "mpiexec -n larger than --heads: a rank would have nothing to do",
+            "mpiexec -n larger than --heads: a rank would hold no head",
         )
     own = span(config.heads, team.rank, team.size)
     everyone = slice(0, config.heads) if config.mode == "mhlora" else own

@@ -46,7 +46,7 @@ class StepRecord:
 
 
 def shard_batch(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[Array, Array]:
-    """Hand out a batch: each head its contiguous chunk, or the whole; targets one-hot.  [LTE-1].
+    """Divide a batch: a contiguous chunk for each head, or the whole; targets one-hot.  [LTE-1].
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ class Team(Protocol):
         """Small host objects (digests, losses) of all ranks, in rank order, on every rank."""
 
     def log(self, step: int, doing: str) -> None:
-        """Leave a trace of the step at hand, for the case that this process dies."""
+        """Record the current step, for the report if this process dies."""
 
 
 class Alone:
@@ -62,7 +62,7 @@ class Alone:
         return [item]
 
     def log(self, step: int, doing: str) -> None:
-        """Leave nothing."""
+        """Record nothing: there is one process."""
 
 
 ALONE = Alone()

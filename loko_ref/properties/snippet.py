@@ -75,7 +75,7 @@ def snippet(name: str, target: str, problem: Problem) -> str:
 
 
 def _named(body: str) -> tuple[str, str]:
-    """Give a name to each part of a spec that stands in it more than once; longest first."""
+    """Name each part of a spec that occurs in it more than once; longest first."""
     parts = set(re.findall(r"(?=(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}))", body))
     lines = ""
     for part in sorted(parts, key=len, reverse=True):

@@ -349,3 +349,27 @@ FORMULAS: dict[str, Formula] = {
     "W_post": _merged,
 }
 """Formula name -> function. A mutant is a table that differs in one entry."""
+
+
+# ------------------------------------------------------ other forms of the same formulas
+
+
+def _joseph(v: Values) -> Array:
+    """``F P F' + K R K'``, ``F = I - K H``.  [KAL-2]."""
+    F = np.eye(v.K.shape[0]) - v.K @ v.H
+    P = np.diag(v.p_pred) if v.p_pred.ndim == 1 else v.p_pred
+    return F @ P @ F.T + v.K @ v.R_used @ v.K.T
+
+
+def _joseph_diagonal(v: Values) -> Array:
+    return np.diag(_joseph(v))
+
+
+_JOSEPH = "F P F' + K R K',  F = I - K H"
+
+FORMS: dict[str, tuple[str, Formula, str]] = {
+    "p.dense (Joseph)": ("p.dense", _joseph, _JOSEPH),
+    "p.decoupled (Joseph)": ("p.decoupled", _joseph_diagonal, f"diag({_JOSEPH})"),
+}
+"""Other forms, equal at right parents; a mistake in one need be no change of the table's formula.
+Name -> the table's formula, the function, the equation."""

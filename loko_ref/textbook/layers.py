@@ -127,8 +127,8 @@ def linear(net: Net, layer: Layer, place: str, x: str) -> tuple[str, Back]:
 
     if lora:
         u = put(
-            f"u.{name}", [x, w], lambda v, x, w: x @ w["A"].T + w.get("bA", 0.0),
-            "A x + bA", "LAY-2", shape="(batch, ..., r)",
+            f"u.{name}", [x, w], lambda v, x, w: v.F["inner"](x, w), "A x + bA", "LAY-2",
+            "inner", shape="(batch, ..., r)",
         )  # fmt: skip
     equation = "W x + b + (alpha / r) (B u + bB)" if lora else "W x + b"
     labels = "LAY-1 LAY-2 LAY-3" if lora else "LAY-1"
@@ -323,6 +323,7 @@ LEAVES: dict[str, Kind] = {
 LEAVES_FORMULAS: dict[str, Formula] = {
     "scale": lambda alpha, r: alpha / r,
     "bias": lambda w: w.get("b", 0.0),
+    "inner": lambda x, w: x @ w["A"].T + w.get("bA", 0.0),
     "branch": _branch,
     "branch_back": lambda d: d,
     "shift_back": lambda dv, d: dv,

@@ -218,8 +218,8 @@ def ways(
             _WAYS.clear()
         net = Net(_names(spec), tables, whole)
         out, back = _walk(net, spec, "x")
-        net.put("z", [out], lambda v, z: z, "f(x; theta)", FORWARD, shape="(batch, C)", exact=True,
-                hidden=False)  # fmt: skip
+        net.put("z", [out], lambda v, z: v.F["network.z"](v, z), "f(x; theta)", FORWARD,
+                shape="(batch, C)", exact=True, hidden=False)  # fmt: skip
         done = len(net.flow)
         back("d")
         _WAYS[key] = tuple(net.flow[:done]), tuple(net.flow[done:])
@@ -257,7 +257,7 @@ def network(spec: Sequence[Layer], packed: bool, train: str = "factors") -> tupl
     def stacked(v: Values) -> Any:
         """Z (batch * C, n), in packing order."""
         flat = [v.F["flatten"](v[_derivative(name)]) for name in packing(v.F, spec, train)]
-        return v.F["stack"](np.concatenate(flat, axis=-1))
+        return v.F["network.Z"](v, v.F["stack"](np.concatenate(flat, axis=-1)))
 
     ahead, back = ways(spec, tables=train == "weights", whole=train == "weights")
     parts = " ".join(_derivative(name) for name in packing(NETWORK, spec, train))
@@ -349,10 +349,10 @@ def _derivative(name: str) -> str:
 
 def _unpack(v: Values, spec: Sequence[Layer]) -> dict[str, Array]:
     """All weights, with what is trained taken from theta."""
-    weights, at = dict(v.weights), 0
+    weights, at, theta = dict(v.weights), 0, v.F["network.theta"](v, v.theta)
     for name, shape in packing(v.F, spec, v.get("train", "factors")).items():
         size = math.prod(shape)
-        weights[name] = v.F["unflatten"](v.theta[at : at + size], shape)
+        weights[name] = v.F["unflatten"](theta[at : at + size], shape)
         at += size
     return weights
 
@@ -383,5 +383,8 @@ NETWORK: dict[str, Formula] = {
     "flatten": lambda a: a.reshape(*a.shape[:2], -1),
     "unflatten": lambda flat, shape: flat.reshape(shape),
     "stack": lambda Z: Z.reshape(-1, Z.shape[-1]),
+    "network.theta": lambda v, theta: theta,
+    "network.z": lambda v, z: z,
+    "network.Z": lambda v, Z: Z,
 }
 """Formula name -> function: each equation of the network, each convention of theta."""

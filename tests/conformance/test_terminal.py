@@ -213,7 +213,9 @@ def test_verdict_and_first_fault_with_its_formula_are_in_the_first_25_lines_of_8
     )
     named = [answered(c, lambda out: {"delta": out["delta"] * 3}) for c in select("lora.delta")[:6]]
     right = [answered(c, dict) for c in select("kalman.time_update")[:6]]
-    more = [answered(c, lambda out: {**out, "S": out["S"] * 2}) for c in select("kalman.dense*")]
+    more = [
+        answered(c, lambda out: {**out, "S": out["S"] * 2}) for c in select("kalman.dense*")[:16]
+    ]
     checks = [*named, *right, *more]
     mistakes = {c.case.id: [fault] for c in named} | {c.case.id: [] for c in more}
     known = {c.case.id: "ticket 7" for c in more[:12]}

@@ -27,7 +27,7 @@ from loko_ref.explain.sources import (
     tiny_classes,
 )
 from loko_ref.explain.steps import explain
-from loko_ref.explain.walk import of_lte, of_recording, of_source, of_tiny
+from loko_ref.explain.walk import of_lte, of_recording, of_source, of_tiny, pages
 from loko_ref.explain.walk.cells import cells, largest, read
 from loko_ref.files.pages.prose import html, mathml
 
@@ -191,7 +191,7 @@ def test_the_page_is_gone_through_by_keyboard(chromium, tiny_page, width):
 @pytest.mark.larger
 def test_twenty_steps_of_digits(chromium, tmp_path):
     source = from_config(RunConfig(optimizer="loko", data="digits"))
-    text = of_source(source, "digits", steps=20, skip=None)
+    text, _ = of_source(source, "digits", steps=20, skip=None)
     assert len(text.encode()) < MOST
     (tmp_path / "walk.html").write_text(text, encoding="utf-8")
     with browser.opened(chromium, tmp_path / "walk.html", width=400) as page:
@@ -262,6 +262,31 @@ def test_the_walk_of_lte_takes_its_choices_and_a_page_keeps_below_its_size():
 
 
 @pytest.mark.larger
+@pytest.mark.parametrize(
+    ("page", "most"),
+    [(lambda k: of_source(tiny(k), "tiny", steps=k)[0], 165_000), (of_tiny, 330_000)],
+    ids=["source", "tiny"],
+)
+def test_a_walk_that_a_page_cannot_hold_is_refused_by_the_steps_that_it_can(
+    page, most, monkeypatch
+):
+    monkeypatch.setattr(pages, "MOST", most)
+    monkeypatch.setattr(pages, "SPARE", 1_000)
+    with pytest.raises(InputError, match=r"steps: got 9; required at most \d: as many") as refused:
+        page(9)
+    fits = int(re.search(r"at most (\d)", str(refused.value))[1])
+    assert 0.95 * most < len(page(fits).encode()) < most
+
+
+def test_where_no_steps_are_asked_for_those_that_fit_are_shown(monkeypatch):
+    monkeypatch.setattr(pages, "MOST", 165_000)
+    monkeypatch.setattr(pages, "SPARE", 1_000)
+    text, held = of_source(tiny(9), "tiny")
+    assert held == len(document(text)["walks"][0]["steps"])
+    assert 1 < held < 9
+    assert len(text.encode()) < 165_000
+
+
 def test_a_walk_of_lte_that_a_page_cannot_hold_is_refused_by_the_steps_that_it_can():
     with pytest.raises(InputError, match=r"steps: got 100; required at most") as refused:
         of_lte(HeadsRun(heads=64, steps=100))
@@ -389,7 +414,7 @@ CASES = [case.id for name in OPERATIONS for case in select(name, "float64")]
 @pytest.mark.parametrize("key", CASES)
 def test_a_case_is_walked_through(key):
     source = from_case(key)
-    text = of_source(source, key, steps=min(2, source.steps))
+    text, _ = of_source(source, key, steps=min(2, source.steps))
     assert len(text.encode()) < MOST
     carried = document(text)["walks"][0]["steps"][0]
     case = next(case for case in select(key))

@@ -4,9 +4,10 @@ from pathlib import Path
 
 
 def write(source: Path, quick: bool = False) -> None:
-    """Write all of them below a folder; a quick build runs no example."""
+    """Write all of them below a folder; a quick one runs no example, describes few cases."""
     from pages import catalogue, commands, comparison, gallery, labels, reference
 
-    for part in (catalogue, labels, commands, comparison, reference):
+    for part in (labels, commands, comparison, reference):
         part.write(source)
-    gallery.write(source, quick)
+    for part in (catalogue, gallery):
+        part.write(source, quick)

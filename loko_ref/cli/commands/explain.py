@@ -20,7 +20,7 @@ from loko_ref.errors import InputError, shown
 from loko_ref.experiments.config import RunConfig
 from loko_ref.explain.heads import HeadsRun
 from loko_ref.explain.recorded import explain_recording
-from loko_ref.explain.sources import Source, from_case, from_config, tiny
+from loko_ref.explain.sources import from_case, from_config, tiny
 from loko_ref.explain.steps import Excerpt, Quantity, Step, explain
 from loko_ref.explain.walk import check_needs as check_page_needs
 from loko_ref.explain.walk import pages
@@ -31,8 +31,8 @@ INDENT = "    "
 
 _OF_LTE = "With 'lte --html': {}."
 
-PAGE, TINY = 20, 12
-"""Steps in a page, where none are asked for."""
+TINY = 12
+"""Steps with two parameters, where none are asked for."""
 
 
 _MATRIX = "With 'labels': the code, tests and known mistakes of each."
@@ -40,12 +40,14 @@ _DATA = "digits (the default), breast_cancer, wine, iris, or diabetes (regressio
 _CASE = "A case of loko.step or loko.run in place of data, such as loko.run/glm/float64."
 _TRACE = """A recording of LoKO in place of data, as 'verify --trace' takes it: its numbers, and
 where they are wrong."""
-_HTML = """Write a page to step through here; it needs no network, and shows 20 steps (tiny: 12,
-lte: 24) unless --steps is given."""
+_HTML = """Write a page to step through here, below 1 MB; it needs no network, and shows 20 steps,
+or as many as fit (tiny: 12, lte: 24), unless --steps is given."""
 _STEPS = "Number of steps to explain. Default 2, in a page 20."
 _SKIP = """Number of steps before them that are not shown; by default all before the first
 misclassified sample."""
-_VARIANT = "LoKO's options, as in 'train': softmax, glm,diagonal=variational, ..."
+_VARIANT = """LoKO's options, as in 'train': softmax, glm,diagonal=variational, ... By default glm
+with a diagonal, whose numbers can all be shown; what 'train' takes, recommended, keeps n x n
+entries, and can be explained up to n = 512, as on iris."""
 _SEED = "Seed of split, base network and LoRA. Default 0."
 
 
@@ -157,11 +159,13 @@ def explain_command(
         source, name = from_config(config), describe("loko", config.options, data == "diabetes")
         about = f"{name} on {data}, shift {config.shift}"
         about += f"; observation {config.options['observation']}"
+        if not options:
+            about += " and a diagonal; the default of 'train', recommended, keeps n x n entries"
     if html is not None:
-        count = _count(source, PAGE, skip) if steps is None else steps
-        _write(html, pages.of_source(source, about, steps=count, skip=skip))
+        page, held = pages.of_source(source, about, steps=steps, skip=skip)
+        _write(html, page, f"{held} step{'s' * (held > 1)}, ")
         return
-    count = _count(source, 2, skip) if steps is None else steps
+    count = max(1, min(2, source.steps - (skip or 0))) if steps is None else steps
     found = explain(source, steps=count, skip=skip, entries=entries)
     _print(about, found, skip)
 
@@ -174,11 +178,6 @@ def _alone(what: str, others: Mapping[str, object]) -> None:
             raise InputError(name, shown(value), f"no {name} with {what}", cause)
 
 
-def _count(source: Source, usual: int, skip: int | None) -> int:
-    """Return the usual number of steps, or as many as there are."""
-    return max(1, min(usual, source.steps - (skip or 0)))
-
-
 def _options(variant: list[str] | None, p0: float | None) -> dict[str, Any]:
     variants = parse_variants(variant or [])
     if len(variants) > 1:
@@ -188,10 +187,10 @@ def _options(variant: list[str] | None, p0: float | None) -> dict[str, Any]:
     return ({} if p0 is None else {"p0": p0}) | (variants[0] if variants else {})
 
 
-def _write(html: Path, page: str) -> None:
+def _write(html: Path, page: str, held: str = "") -> None:
     written = page.encode()
     write_bytes(html, written, "--html")
-    typer.echo(f"{html}: {len(written) / 1e6:.2f} MB; open it in a browser")
+    typer.echo(f"{html}: {held}{len(written) / 1e6:.2f} MB; open it in a browser")
 
 
 def _print(about: str, found: Iterator[Step], skip: int | None) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 _SCORE = "Verify every mutant: is it caught, is it named?"
-_CALIBRATION = "Measure how far right and wrong stand apart."
-_GENERATED = """Verify so many mistakes that change a number, made by changing the formulas' syntax:
-how many are caught, and named by an equivalent formula?"""
-_SEED = "With --generated: of the draw. Default 0."
+_CALIBRATION = "Measure the distance in error between correct code and known mistakes."
+_GENERATED = """Verify this many mistakes that change a number, made by changing the syntax of
+formulas: how many are caught, and named by an equivalent formula?"""
+_SEED = "With --generated: seed of the draw. Default 0."
 _DOUBLE = "With --generated: two formulas changed at once."
 _CORRECT = "With --calibration: a correct implementation (TARGET)."
 _CASE = "With --calibration or --generated: cases or operations of this glob."
@@ -56,7 +56,7 @@ def mutants(
     questions = {"--score": score, "--calibration": calibration, "--generated": generated}
     modes = [name for name, value in questions.items() if value not in (None, False)]
     if len(modes) > 1:
-        raise InputError(modes[0], f"{modes[1]} too", "one of them", "two different questions")
+        raise InputError(modes[0], f"{modes[1]} too", "one of them", "exclusive modes")
     beside = {
         "--correct": (correct or None, ("--calibration",)),
         "--case": (case, ("--calibration", "--generated")),

@@ -21,8 +21,8 @@ _PROFILE = "How many problems are drawn: dev, ci or thorough."
 _TIMEOUT = "Seconds that one call may take."
 _SAVE = "Write the first failing example here, for 'loko-ref verify --case'."
 _MATRIX = "Print which known mistake each property finds."
-_GENERATED = "Print the share of so many generated mistakes that they find."
-_SEED = "With --generated: of the draw. Default 0."
+_GENERATED = "Print the share of this many generated mistakes that they find."
+_SEED = "With --generated: seed of the draw. Default 0."
 
 
 def properties(
@@ -71,7 +71,7 @@ def properties(
         _generated(generated, seed or 0, facts)
         return
     if seed is not None:
-        raise InputError("--seed", seed, "given with --generated", "an option of another question")
+        raise InputError("--seed", seed, "given with --generated", "an option of another mode")
     if matrix:
         raise typer.Exit(_matrix(facts))
     implementation = implementation_of(target, cmd)

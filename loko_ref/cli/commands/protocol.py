@@ -14,7 +14,7 @@ import typer
 from loko_ref.files.documents import WRITTEN_BY, load
 
 _CMD = "Check the harness that this command starts."
-_TIMEOUT = "Most seconds until hello and each request is answered."
+_TIMEOUT = "Maximum seconds until hello, and each request, is answered."
 
 
 def protocol(

@@ -193,7 +193,8 @@ _BOTH: dict[str, tuple[Spec, Read, str, str]] = {
     "text-left-padded": (
         _text(pool="mean", causal=True),
         _ids([0, 0, 3, 1], [4, 6, 2, 2]),
-        "CAUSAL-AHEAD CAUSAL-REVERSED MASK-AFTER-SOFTMAX",
+        "CAUSAL-AHEAD CAUSAL-REVERSED MASK-AFTER-SOFTMAX MASK-FINITE MASK-FINITE-ADDED "
+        "POSITION-REAL-ALONE POSITION-REAL-FROM-ONE",
         "",
     ),
     "text-first-hidden": (_TEXT, _ids([0, 5, 2, 3], [0, 0, 6, 1]), "MASK-QUERIES", ""),

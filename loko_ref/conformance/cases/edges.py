@@ -157,7 +157,12 @@ def _(draw: Draw, dtype: str) -> Inputs:
 
 for _operation in ("model.forward", "model.jacobian"):
 
-    @define(_operation, "text-unseen", "UNSEEN-UNIFORM UNSEEN-ALL CAUSAL-MISSING", spec=_HIDDEN)
+    @define(
+        _operation,
+        "text-unseen",
+        "UNSEEN-UNIFORM UNSEEN-ALL UNSEEN-LOWERED-4 UNSEEN-LOWERED-9 CAUSAL-MISSING",
+        spec=_HIDDEN,
+    )
     def _(draw: Draw, dtype: str) -> Inputs:
         return {"x": np.array(_PADDED, float), "weights": network_weights(draw, _HIDDEN)}
 

@@ -45,31 +45,20 @@ define(_D, "tiny", "THETA-SIGN P-KEPT")(_tiny_diagonal)
 define(_D, "tiny-variational", "P-DECOUPLED", diagonal="variational")(_tiny_diagonal)
 
 
-@define(
-    _D, "random", "P-VARIATIONAL GAIN-NO-P P-NO-S P-JOSEPH-NO-R THETA-POSTERIOR-P THETA-POSTERIOR-S"
-)
-def _(draw: Draw, dtype: str) -> Inputs:
-    return _diagonal(draw, 12, 3)
+_VARIATIONAL = {"diagonal": "variational"}
+_BY_SIZE: tuple[tuple[str, int, int, dict[str, Any], str], ...] = (
+    ("random", 12, 3, {},
+     "P-VARIATIONAL GAIN-NO-P P-NO-S P-JOSEPH-NO-R THETA-POSTERIOR-P THETA-POSTERIOR-S"),
+    ("random-variational", 12, 3, _VARIATIONAL, "P-DECOUPLED GAIN-POSTERIOR-R"),
+    ("wide", 60, 6, {}, "SINGLE HALF"),
+    ("one-output", 7, 1, {}, "S-NO-R THETA-LEARNING-RATE"),
+    ("more-outputs", 4, 7, {}, "OUTPUTS-ONE-BY-ONE GAIN-S-DIAGONAL"),
+)  # fmt: skip
+for _name, _n, _m, _options, _covers in _BY_SIZE:
 
-
-@define(_D, "random-variational", "P-DECOUPLED GAIN-POSTERIOR-R", diagonal="variational")
-def _(draw: Draw, dtype: str) -> Inputs:
-    return _diagonal(draw, 12, 3)
-
-
-@define(_D, "wide", "SINGLE HALF")
-def _(draw: Draw, dtype: str) -> Inputs:
-    return _diagonal(draw, 60, 6)
-
-
-@define(_D, "one-output", "S-NO-R THETA-LEARNING-RATE")
-def _(draw: Draw, dtype: str) -> Inputs:
-    return _diagonal(draw, 7, 1)
-
-
-@define(_D, "more-outputs", "OUTPUTS-ONE-BY-ONE GAIN-S-DIAGONAL")
-def _(draw: Draw, dtype: str) -> Inputs:
-    return _diagonal(draw, 4, 7)
+    @define(_D, _name, _covers, **_options)
+    def _(draw: Draw, dtype: str, n: int = _n, m: int = _m) -> Inputs:
+        return _diagonal(draw, n, m)
 
 
 @define(_D, "ill-conditioned-S", "S-JITTER R-JITTER")
@@ -91,18 +80,12 @@ def _(draw: Draw, dtype: str) -> Inputs:
     return x
 
 
-@define(_D, "spread-p", "P-FLOOR P-CEILING S-JITTER")
-def _(draw: Draw, dtype: str) -> Inputs:
-    x = _diagonal(draw, 12, 3)
-    x["p"] = np.logspace(-6, 3, 12)
-    return x
+def _spread(draw: Draw, dtype: str) -> Inputs:
+    return {**_diagonal(draw, 12, 3), "p": np.logspace(-6, 3, 12)}
 
 
-@define(_D, "spread-p-variational", "P-FLOOR", diagonal="variational")
-def _(draw: Draw, dtype: str) -> Inputs:
-    x = _diagonal(draw, 12, 3)
-    x["p"] = np.logspace(-6, 3, 12)
-    return x
+define(_D, "spread-p", "P-FLOOR P-CEILING S-JITTER")(_spread)
+define(_D, "spread-p-variational", "P-FLOOR", diagonal="variational")(_spread)
 
 
 @define(_D, "zero-innovation", "P-KEPT")
@@ -148,28 +131,17 @@ def _(draw: Draw, dtype: str) -> Inputs:
     }
 
 
-@define(
-    _P,
-    "random",
-    "S-R-SQUARED S-DIAGONAL GAIN-NO-P P-NO-S P-JOSEPH-NO-R THETA-POSTERIOR-P THETA-POSTERIOR-S",
-)
-def _(draw: Draw, dtype: str) -> Inputs:
-    return _dense(draw, 10, 3)
+for _name, _n, _m, _covers in (
+    ("random", 10, 3, "S-R-SQUARED S-DIAGONAL GAIN-NO-P P-NO-S P-JOSEPH-NO-R THETA-POSTERIOR-P "
+                      "THETA-POSTERIOR-S"),
+    ("wide", 30, 5, "SINGLE HALF"),
+    ("one-output", 6, 1, "S-NO-R THETA-LEARNING-RATE"),
+    ("square", 5, 5, "P-DENSE-DIAGONAL GAIN-S-DIAGONAL"),
+):  # fmt: skip
 
-
-@define(_P, "wide", "SINGLE HALF")
-def _(draw: Draw, dtype: str) -> Inputs:
-    return _dense(draw, 30, 5)
-
-
-@define(_P, "one-output", "S-NO-R THETA-LEARNING-RATE")
-def _(draw: Draw, dtype: str) -> Inputs:
-    return _dense(draw, 6, 1)
-
-
-@define(_P, "square", "P-DENSE-DIAGONAL GAIN-S-DIAGONAL")
-def _(draw: Draw, dtype: str) -> Inputs:
-    return _dense(draw, 5, 5)
+    @define(_P, _name, _covers)
+    def _(draw: Draw, dtype: str, n: int = _n, m: int = _m) -> Inputs:
+        return _dense(draw, n, m)
 
 
 @define(_P, "ill-conditioned-S", "S-JITTER R-JITTER")
@@ -316,30 +288,45 @@ def _descent(draw: Draw, dtype: str) -> Inputs:
 
 _O = "optimizer."
 define(_O + "sgd", "plain", "DESCENT-SIGN", lr=0.1)(_descent)
-define(_O + "sgd", "momentum", "SGD-AVERAGE", lr=0.1, momentum=0.9)(_descent)
+define(
+    _O + "sgd",
+    "momentum",
+    "SGD-AVERAGE SGD-AVERAGE-FROM-ZERO SGD-NESTEROV-ALWAYS",
+    lr=0.1,
+    momentum=0.9,
+)(_descent)
 define(_O + "sgd", "dampening", "SGD-FIRST-DAMPED", lr=0.1, momentum=0.9, dampening=0.5)(_descent)
 define(_O + "sgd", "nesterov", "SGD-NO-NESTEROV", lr=0.1, momentum=0.9, nesterov=True)(_descent)
 define(
     _O + "sgd", "decay", "SGD-DECOUPLED-DECAY SGD-NO-DECAY", lr=0.1, momentum=0.5, weight_decay=0.1
 )(_descent)
-define(_O + "adagrad", "plain", "ADAGRAD-EPS-INSIDE", lr=0.1)(_descent)
+define(_O + "adagrad", "plain", "ADAGRAD-EPS-INSIDE ADAGRAD-AVERAGE ADAGRAD-MEAN", lr=0.1)(_descent)
 define(
     _O + "adagrad",
     "all-options",
-    "ADAGRAD-DECAY-FROM-ONE ADAGRAD-EPS-INSIDE ADAGRAD-FROM-ZERO ADAGRAD-NO-DECAY",
+    "ADAGRAD-DECAY-FROM-ONE ADAGRAD-EPS-INSIDE ADAGRAD-FROM-ZERO ADAGRAD-NO-DECAY ADAGRAD-LATE",
     lr=0.1,
     lr_decay=0.5,
     weight_decay=0.1,
     initial_accumulator_value=0.5,
     eps=0.25,
 )(_descent)
-define(_O + "adagrad", "decay", "ADAGRAD-NO-DECAY", lr=0.1, weight_decay=0.1)(_descent)
-define(_O + "adamw", "default", "ADAMW-UNCORRECTED")(_descent)
-define(_O + "adamw", "eps", "ADAMW-EPS-INSIDE ADAMW-EPS-EARLY", lr=0.1, eps=0.5)(_descent)
+define(
+    _O + "adagrad", "decay", "ADAGRAD-NO-DECAY ADAGRAD-DECOUPLED-DECAY", lr=0.1, weight_decay=0.1
+)(_descent)
+define(
+    _O + "adamw",
+    "default",
+    "ADAMW-UNCORRECTED ADAMW-FIRST-UNCORRECTED ADAMW-SECOND-UNCORRECTED ADAMW-AMSGRAD-CORRECTED "
+    "ADAMW-NADAM ADAMW-NADAM-ONE-CORRECTION ADAMW-NADAM-SCHEDULED ADAMW-BELIEF",
+)(_descent)
+define(_O + "adamw", "eps", "ADAMW-EPS-INSIDE ADAMW-EPS-EARLY ADAMW-BELIEF-EPS", lr=0.1, eps=0.5)(
+    _descent
+)
 define(
     _O + "adamw",
     "decay",
-    "ADAMW-L2 ADAMW-NO-DECAY ADAMW-DECAY-UNSCALED",
+    "ADAMW-L2 ADAMW-NO-DECAY ADAMW-DECAY-UNSCALED ADAMW-DECAY-DIVIDED",
     lr=0.1,
     beta1=0.5,
     beta2=0.75,
@@ -347,6 +334,6 @@ define(
 )(_descent)
 
 
-@define(_O + "adamw", "long", "ADAMW-CORRECTED-LATE", lr=0.05)
+@define(_O + "adamw", "long", "ADAMW-CORRECTED-LATE ADAMW-AMSGRAD", lr=0.05)
 def _(draw: Draw, dtype: str) -> Inputs:
     return {"theta": draw(4), "gradient": draw(50, 4)}

@@ -230,7 +230,12 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
         2,
     ),
     "softmax": ("NOISE-AFTER H-J-DIAGONAL H-J-OF-LABELS", _NET, _SOFT, 1),
-    "softmax-after": ("NOISE-BEFORE NOISE-POSTERIOR-P", _NET, _SOFT | {"timing": "after"}, 1),
+    "softmax-after": (
+        "NOISE-BEFORE NOISE-POSTERIOR-P NOISE-REFRESHED-TWICE",
+        _NET,
+        _SOFT | {"timing": "after"},
+        1,
+    ),
     "softmax-time": (
         "NOISE-STALE-P NOISE-POSTERIOR-P TIME-AFTER",
         _NET,
@@ -252,14 +257,15 @@ _STEPS: dict[str, tuple[str, Spec, dict[str, Any], int]] = {
     ),
     "softmax-variational": ("P-DECOUPLED", _NET, _SOFT | {"diagonal": "variational"}, 1),
     "softmax-residual": (
-        "NOISE-INNOVATION-FOR-RESIDUAL NOISE-PRIOR-FOR-RESIDUAL",
+        "NOISE-INNOVATION-FOR-RESIDUAL NOISE-PRIOR-FOR-RESIDUAL NOISE-RESIDUAL-LINEAR "
+        "NOISE-RESIDUAL-LINEAR-LOGITS NOISE-RESIDUAL-RAW",
         _NET,
         {"observation": "softmax", "noise": "ema_residual_hph", "timing": "after"},
         1,
     ),
     "softmax-dense": ("P-DENSE-DIAGONAL", _NET, _SOFT | {"covariance": "dense"}, 1),
     "logits": ("H-J-IN-LOGITS H-ALWAYS-CENTRED NOISE-BETA-SWAPPED NOISE-AFTER", _NET, _LOGITS, 1),
-    "logits-after": ("NOISE-BEFORE", _NET, _LOGITS | {"timing": "after"}, 1),
+    "logits-after": ("NOISE-BEFORE NOISE-BEFORE-AND-AFTER", _NET, _LOGITS | {"timing": "after"}, 1),
     "logits-centred": ("H-NOT-CENTRED H-CENTRED-OVER-BATCH", _NET, _LOGITS | {"center": True}, 2),
     "logits-hph": (
         "NOISE-NO-HPH NOISE-HPH-SUBTRACTED",
@@ -303,7 +309,15 @@ def _(draw: Draw, dtype: str) -> Inputs:
 
 
 _RUNS: dict[str, tuple[str, Spec, dict[str, Any], int, int]] = {
-    "glm": ("P-NOT-CARRIED P-PRED-CARRIED", _NET, {}, 1, 40),
+    "glm": (
+        "P-NOT-CARRIED P-PRED-CARRIED NETWORK-NOT-UPDATED NETWORK-STALE-THETA NETWORK-STALE-X "
+        "NETWORK-STALE OUTPUTS-STALE JACOBIAN-STALE JACOBIAN-FIRST JACOBIAN-STALE-THETA "
+        "JACOBIAN-FIRST-THETA",
+        _NET,
+        {},
+        1,
+        40,
+    ),
     "glm-relu": ("P-NOT-CARRIED RELU-LEAKY", _RELU, {}, 1, 15),
     "glm-stacked": (
         "P-PRED-CARRIED BATCH-AVERAGED-YHAT BATCH-AVERAGED-J BATCH-AVERAGED-LOGITS",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from loko_ref.conformance.catalogue.entry import Operation, Option, Output, gives, option, takes
+from loko_ref.conformance.catalogue.entry import Operation, Output, gives, option, takes
 from loko_ref.conformance.catalogue.network_text import SPEC
 from loko_ref.conformance.oracle import loko as oracle
 from loko_ref.kalman.diagonal import DIAGONALS
@@ -110,11 +111,9 @@ _LOKO_OPTIONS = (
         "diagonal: p (n,) is the state; dense: P (n, n) is, with the textbook update",
         ("diagonal", "dense"),
     ),
-    Option(
-        name="diagonal",
-        default="decoupled",
+    replace(
+        DIAGONAL,
         text=DIAGONAL.text + ", R = R_used (for glm: 1/p + diag(Z' J Z)); p here is p_pred",
-        choices=DIAGONAL.choices,
     ),
     option("lam", 1.0, "forgetting: p_pred = p / lam + q"),
     option("q", 0.0, "process noise"),
@@ -216,12 +215,7 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
             _FROZEN,
         ),
         options=_LOKO_OPTIONS,
-        outputs=tuple(
-            Output(
-                name=o.name, shape=grow(o.shape), formula=o.formula, labels=o.labels, feeds=o.feeds
-            )
-            for o in _LOKO_OUTPUTS
-        ),
+        outputs=tuple(replace(o, shape=grow(o.shape)) for o in _LOKO_OUTPUTS),
         oracle=oracle.loko_run if run else oracle.loko_step,
         plain=plain.loko_run if run else plain.loko_step,
         stepwise=run,

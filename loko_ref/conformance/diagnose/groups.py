@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loko_ref.conformance.diagnose.naming import Mistake
@@ -25,6 +25,9 @@ BRIEF = 160
 
 _VARIES = re.compile(r"0x[0-9a-fA-F]+|-?\d+(?:\.\d+)?(?:e[-+]?\d+)?|-?\b(?:nan|inf)\b")
 """What differs between messages of one kind: numbers and addresses."""
+
+_LEAD = re.compile(r"^[\w+']+: (?=[\w+']+ = )")
+"""Before the equation of another quantity, the one that it shows in: W: delta = ..."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +60,8 @@ class Group:
 def _kind(check: Check, mistake: Mistake | None) -> tuple[str, ...]:
     """Return what makes a failure equal to another."""
     if mistake is not None:
-        return ("mistake", mistake.mutant.id)
+        found = mistake.mutant.id.startswith("FORMULA-")
+        return ("mistake", _LEAD.sub("", mistake.text) if found else mistake.mutant.id)
     finding, (area, _, name) = check.finding, check.case.operation.name.partition(".")
     area = name if area == "optimizer" else "loko" if area in FILTER else area
     if finding is None:
@@ -118,6 +122,13 @@ def _others(fits: Sequence[Mistake]) -> tuple[Mistake, ...]:
     return tuple(one for one in found.values() if one is not fits[0])
 
 
+def _of_all(mistake: Mistake | None, checks: int) -> Mistake | None:
+    """Count what the same formula reproduces in all operations, of each of which it is a name."""
+    if mistake is None or checks <= mistake.explained:
+        return mistake
+    return replace(mistake, explained=checks, failed=max(checks, mistake.failed))
+
+
 def group(
     checks: Sequence[Check],
     mistakes: Mapping[str, Sequence[Mistake]] | None = None,
@@ -161,7 +172,7 @@ def group(
         groups.append(
             Group(
                 what=_what(shown),
-                mistake=leading[key],
+                mistake=_of_all(leading[key], len(some)),
                 checks=tuple(some),
                 shown=shown,
                 others=_others((mistakes or {}).get(shown.case.id, ())),

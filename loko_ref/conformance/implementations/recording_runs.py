@@ -138,7 +138,7 @@ def _options(operation: str, named: dict[str, Any], given: Sequence[str]) -> dic
 
 
 def _named(check: Any, *arguments: Any, place: str = "--option ") -> Any:
-    """Let an error of an option, or of an array, have the name that it has here."""
+    """Rename the option, or the array, of an error to its name here."""
     try:
         return check(*arguments)
     except InputError as error:

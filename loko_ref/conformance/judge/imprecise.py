@@ -81,12 +81,16 @@ def stated(case: Case, declared: Declared, coarse: Mapping[str, float]) -> Impre
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Cause:
-    """An algorithm: the text, where it may occur, and the formulas with its roundoff in them."""
+    """An algorithm: the text, where it may occur, and the formulas with its roundoff in them.
+
+    `most` is the largest part of a quantity that it may lose.
+    """
 
     text: str
     operations: tuple[str, ...]
     formulas: Callable[[_Errors], dict[str, Formula]]
     dtypes: tuple[str, ...] = ("float64", "float32")
+    most: float = LIMIT
 
 
 class _UnfitError(Exception):
@@ -200,6 +204,7 @@ CAUSES = (
         text="a variance as E[x^2] - E[x]^2",
         operations=("model.", "loko.", "lte."),
         formulas=_variance,
+        most=2.0**-4,  # of a row whose mean is large float32 keeps a digit
     ),
 )
 """Algorithms that are right and lose digits."""
@@ -269,7 +274,8 @@ def explain(case: Case, outputs: Mapping[str, Array], *, numbers: bool = False) 
         The cause within whose moves everything lies, by the widest margin.
     """
     u = float(np.finfo(case.dtype).eps) / 2
-    errors, lost = {}, 0.0
+    errors, lost, part = {}, 0.0, 0.0
+    linear, most = factor(case) * CONDITION * u, max(cause.most for cause in CAUSES)
     for name, ratio in ratios(case, outputs).items():
         bound = tolerance(case)[name]
         assert bound is not None
@@ -277,14 +283,17 @@ def explain(case: Case, outputs: Mapping[str, Array], *, numbers: bool = False) 
         size = float(np.max(np.abs(expected(case)[name]), initial=0.0))
         if float(np.max(ratio, initial=0.0)) > 1:
             worst = float(np.max(error, initial=0.0))
-            if not worst <= min(LIMIT, factor(case) * CONDITION * u) * size:
+            if not worst <= min(most, linear) * size:
                 return None  # more than an algorithm that leaves digits could lose
+            part = max(part, worst / size)
             lost = max(lost, float(np.log10(worst / (u * size))))
         errors[name] = error, bound
     fits: list[tuple[float, Imprecise]] = []
     for cause in CAUSES:
         places = (*cause.operations, TRACE)
         if not case.operation.name.startswith(places) or case.dtype not in cause.dtypes:
+            continue
+        if part > cause.most:
             continue
         if numbers and cause.formulas(_Errors(None)):
             continue

@@ -79,6 +79,27 @@ mutant(
 )
 
 
+def _lowered(c: float) -> Changes:
+    """Scores of hidden keys lowered by a number, beside which theirs lose digits."""
+
+    def attend(v: Values, s: Array, seen: Array) -> tuple[Array, ...]:
+        low = np.where(_unseen(seen), v.keep("hidden", s - c) + c, s)
+        return tuple(F["attend"](v, low, seen | _unseen(seen)))
+
+    return {"attend": attend}
+
+
+for _digits, _c in (("4", 1e4), ("9", 1e9)):
+    mutant(
+        f"UNSEEN-LOWERED-{_digits}",
+        f"1e{_digits} subtracted from every score of a query without keys",
+        "The mask is added as a large negative number: where it hides every key their softmax is "
+        "that of their scores, to the digits that are left of them.",
+        "a = 0 for a query that sees no key",
+        _lowered(_c),
+    )
+
+
 def _defaulted(v: Values) -> Any:
     return F["adamw.decay"](Values(v, weight_decay=v.weight_decay or 0.01))
 

@@ -81,6 +81,7 @@ _PARTS = (
     ),
     *("lte", "lte_run"),
     *(f"network.{part}" for part in ("norm", "attention", "block", "ends", "model")),
+    *("descent", "runs"),
     "edges",
 )
 

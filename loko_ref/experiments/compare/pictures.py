@@ -130,6 +130,7 @@ def ranks(mean_ranks: Mapping[str, float], cases: int, kind: str = "svg") -> byt
             axes.annotate(
                 f" {name}  {rank:.2f}", (rank, -k - 1), va="center",
                 color=COLOURS[0 if own else 1], fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
         for k, (low, high) in enumerate(bars):
             axes.plot([low - 0.05, high + 0.05], [0.5 + 0.35 * k] * 2, color="#222", lw=3)

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from loko_ref.arrays import Array
+from loko_ref.errors import InputError
 from loko_ref.explain.quantities import Frame, Numbers, Quantity
 from loko_ref.explain.steps import Step
 from loko_ref.explain.walk.cells import cells, largest
+from loko_ref.explain.walk.page import packed
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import origins
 
-__all__ = ["Pool", "walk"]
+__all__ = ["Pool", "lines", "walk"]
 
 VARIANCES = ("p_pred", "p_post")
 
@@ -24,9 +26,16 @@ ROUNDED = 6
 
 
 class Pool:
-    """Arrays of a page, each carried once: a step's prior is the posterior before it."""
+    """Arrays of a page, each carried once: a step's prior is the posterior before it.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    left : int
+        Bytes that arrays and steps may take.
+    """
+
+    def __init__(self, left: int) -> None:
+        self.left = left
         self.items: list[dict[str, Any]] = []
         self._known: dict[bytes, int] = {}
 
@@ -38,6 +47,14 @@ class Pool:
             self._known[key] = len(self.items)
             self.items.append(cells(value, **layout))
         return self._known[key]
+
+    def fits(self, entry: object, before: int) -> bool:
+        """Return whether there is space for a step and the items from `before` on; take it."""
+        taken = len(packed([entry, *self.items[before:]]).encode())
+        if taken > self.left:
+            return False
+        self.left -= taken
+        return True
 
 
 def _line(q: Quantity, parents: Sequence[str], children: Sequence[str]) -> dict[str, Any]:
@@ -53,7 +70,7 @@ def _line(q: Quantity, parents: Sequence[str], children: Sequence[str]) -> dict[
     }
 
 
-def _lines(step: Step, frame: Frame) -> list[dict[str, Any]]:
+def lines(step: Step, frame: Frame) -> list[dict[str, Any]]:
     """List what each quantity is, what it is made of and where it goes next."""
     flow = dataflow(frame.options)
     shown = {q.key for q in step.quantities}
@@ -159,6 +176,8 @@ def walk(
     steps: Iterable[Step],
     pool: Pool,
     score: Callable[[Array, int], float] | None = None,
+    *,
+    asked: int | None = None,
 ) -> dict[str, Any]:
     """Return the steps of one filter as the page carries them.
 
@@ -174,11 +193,19 @@ def walk(
         Takes the arrays.
     score : callable, optional
         theta, step -> a number whose curve is drawn.
+    asked : int, optional
+        Number of steps that were asked for; where none, those that fit are taken.
+
+    Raises
+    ------
+    InputError
+        If the page cannot hold as many steps as were asked for, or the first one.
     """
-    kept = list(steps)
+    kept: list[Step] = []
     carried: list[dict[str, Any]] = []
-    for step in kept:
+    for step in steps:
         by = {q.key: q for q in step.quantities}
+        before = len(pool.items)
         carried.append(
             {
                 "number": step.number,
@@ -202,9 +229,17 @@ def walk(
                 "cov": _covariance(step),
             }
         )
-    lines = [_lines(step, frame) for step in kept]
+        if not pool.fits(carried[-1], before):
+            del carried[-1], pool.items[before:]
+            if asked is not None or not carried:
+                required = f"at most {len(carried)}: as many as a page of 1 MB holds"
+                cause = "a long walk; --skip N begins later, without --html there is no limit"
+                raise InputError("steps", asked or "one", required, cause)
+            break
+        kept.append(step)
+    described = [lines(step, frame) for step in kept]
     sorts: list[list[dict[str, Any]]] = []
-    for line, one in zip(lines, carried, strict=True):
+    for line, one in zip(described, carried, strict=True):
         if line not in sorts:
             sorts.append(line)
         one["lines"] = sorts.index(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,20 +20,38 @@ from loko_ref.explain.sources import (
     tiny_classes,
 )
 from loko_ref.explain.steps import Step, explain
-from loko_ref.explain.walk.data import Pool, walk
-from loko_ref.explain.walk.page import as_html, packed
+from loko_ref.explain.walk.data import Pool, lines, walk
+from loko_ref.explain.walk.page import as_html
 
 __all__ = ["of_lte", "of_recording", "of_source", "of_tiny"]
 
 
+MOST = 1_000_000
+"""Bytes of a page at most."""
+
+USUAL = 20
+"""Steps of a page where none are asked for."""
+
+SPARE = 20_000
+"""Bytes of them that a walk leaves to its curves."""
+
+
 def _page(title: str, about: str, walks: list[dict[str, Any]], pool: Pool, **more: Any) -> str:
-    lines = [line for one in walks for sort in one["lines"] for line in sort]
-    labels = {label for line in lines for label in line["labels"]}
+    described = [line for one in walks for sort in one["lines"] for line in sort]
+    labels = {label for line in described for label in line["labels"]}
     document = {"title": title, "about": about, "walks": walks, "pool": pool.items, **more}
     return as_html(document, labels, ("walk.js", "tiny.js") if more else ("walk.js",))
 
 
-def of_source(source: Source, about: str, *, steps: int = 20, skip: int | None = 0) -> str:
+def _empty(title: str, about: str, opening: list[tuple[Frame, Step]], **more: Any) -> Pool:
+    """Return the pool of a page that holds what all its steps share: equations, derivations."""
+    walks = [{"lines": [lines(step, frame)]} for frame, step in opening]
+    return Pool(MOST - SPARE - len(_page(title, about, walks, Pool(0), **more).encode()))
+
+
+def of_source(
+    source: Source, about: str, *, steps: int | None = None, skip: int | None = 0
+) -> tuple[str, int]:
     """Return the page of one run.
 
     Parameters
@@ -41,20 +60,30 @@ def of_source(source: Source, about: str, *, steps: int = 20, skip: int | None =
         The run.
     about : str
         A sentence on it.
-    steps, skip : int, int or None
-        As :func:`loko_ref.explain.explain` takes them.
+    steps, skip : int, optional
+        As :func:`loko_ref.explain.explain` takes them; by default `USUAL` steps, or as many as
+        there are and the page holds.
+
+    Returns
+    -------
+    (str, int)
+        The page, below 1 MB, and its number of steps.
 
     Raises
     ------
     InputError
-        If the stream is shorter.
+        If the stream is shorter, or the page cannot hold the steps.
     MissingExtraError
         If a package of the extra ``cli`` is missing.
     """
-    pool = Pool()
-    found = explain(source, steps=steps, skip=skip)
-    walks = [walk("LoKO", source.frame, found, pool, source.score)]
-    return _page(f"LoKO step by step on {source.name}", about, walks, pool)
+    title = f"LoKO step by step on {source.name}"
+    count = max(1, min(USUAL, source.steps - (skip or 0))) if steps is None else steps
+    found = explain(source, steps=count, skip=skip)
+    first = next(found)
+    pool = _empty(title, about, [(source.frame, first)])
+    found = itertools.chain([first], found)
+    one = walk("LoKO", source.frame, found, pool, source.score, asked=steps)
+    return _page(title, about, [one], pool), len(one["steps"])
 
 
 def of_recording(frame: Frame, steps: Sequence[Step]) -> str:
@@ -64,16 +93,21 @@ def of_recording(frame: Frame, steps: Sequence[Step]) -> str:
     ----------
     frame, steps
         As :func:`loko_ref.explain.recorded.explain_recording` returns them.
+
+    Raises
+    ------
+    InputError
+        If the page cannot hold the steps.
     """
-    pool = Pool()
     wrong = [step for step in steps if step.wrong]
     about = f"{len(steps)} recorded steps. "
     if wrong:
         about += f"The first wrong quantity: {wrong[0].outcome[0]}"
     else:
         about += "Every recorded quantity is what those recorded before it give."
-    walks = [walk("recorded", frame, steps, pool)]
-    return _page(f"The recording {frame.name}", about, walks, pool)
+    title = f"The recording {frame.name}"
+    pool = _empty(title, about, [(frame, steps[0])])
+    return _page(title, about, [walk("recorded", frame, steps, pool, asked=len(steps))], pool)
 
 
 def of_tiny(steps: int = 12) -> str:
@@ -83,25 +117,37 @@ def of_tiny(steps: int = 12) -> str:
     ----------
     steps : int
         Number of samples.
+
+    Raises
+    ------
+    InputError
+        If the page cannot hold the steps.
     """
-    pool, walks = Pool(), []
-    sources = [(name, tiny(steps, **options), WEIGHT) for name, options in FILTERS.items()]
-    sources += [(name, tiny_classes(steps, solve), WRONG_WEIGHT) for name, solve in SOLVES.items()]
-    for name, source, weight in sources:
-        found = list(explain(source, steps=steps))
-        one = walk(name, source.frame, found, pool, source.score)
-        world: dict[str, Any] = {"weight": weight, "product": TRUE_WEIGHT - weight}
-        world["start"] = [float(a) for a in source.start.theta]
-        if not source.regression:
-            world["fixed"] = [_fixed_point(step) for step in found]
-        walks.append({**one, "world": world})
+    title, walks = "LoKO with two parameters", list[dict[str, Any]]()
     about = (
         "One linear layer, one input, LoRA of rank 1: u = (W + B A) x with W frozen, theta = "
         f"(A, B). First y is real, z = u, W = {WEIGHT:g} and y = {TRUE_WEIGHT:g} x + noise: every "
         f"(A, B) with A\u00a0B\u00a0=\u00a0{TRUE_WEIGHT - WEIGHT:g} is right. Then y is one of two "
         f"classes, z = (u, -u), and W = {WRONG_WEIGHT:g}: a confident and wrong prediction."
     )
-    return _page("LoKO with two parameters", about, walks, pool, tiny=True)
+    sources = [(name, tiny(steps, **options), WEIGHT) for name, options in FILTERS.items()]
+    sources += [(name, tiny_classes(steps, solve), WRONG_WEIGHT) for name, solve in SOLVES.items()]
+    runs = [list(explain(source, steps=steps)) for _, source, _ in sources]
+    opening = [(source.frame, run[0]) for (_, source, _), run in zip(sources, runs, strict=True)]
+    pool = _empty(title, about, opening, tiny=True)
+    for rest, (name, source, weight), found in zip(
+        range(len(runs), 0, -1), sources, runs, strict=True
+    ):
+        others = pool.left - pool.left // rest  # every filter has its share
+        pool.left -= others
+        one = walk(name, source.frame, found, pool, source.score, asked=steps)
+        pool.left += others
+        world: dict[str, Any] = {"weight": weight, "product": TRUE_WEIGHT - weight}
+        world["start"] = [float(a) for a in source.start.theta]
+        if not source.regression:
+            world["fixed"] = [_fixed_point(step) for step in found]
+        walks.append({**one, "world": world})
+    return _page(title, about, walks, pool, tiny=True)
 
 
 def _fixed_point(step: Step) -> dict[str, Any]:
@@ -110,10 +156,6 @@ def _fixed_point(step: Step) -> dict[str, Any]:
     G = by["Z"] @ by["p_pred"] @ by["Z"].T
     v = by["v"].tolist() if "v" in by else None
     return {"z": by["z"].ravel().tolist(), "y": by["y"].tolist(), "G": G.tolist(), "v": v}
-
-
-MOST = 1_000_000
-"""Bytes of a page of LTE at most."""
 
 
 def of_lte(run: HeadsRun) -> str:
@@ -138,14 +180,13 @@ def of_lte(run: HeadsRun) -> str:
         f"{'' if run.reset == 'none' else ', and reset (' + RESETS[run.reset] + ')'}.",
         "heads": run.heads,
     }
-    left = MOST - len(as_html(document | {"kinds": KINDS}, labels, ("lte.js",)).encode())
-    pool, moments = Pool(), []
+    shared = as_html(document | {"kinds": KINDS}, labels, ("lte.js",))
+    pool, moments = Pool(MOST - len(shared.encode())), []
     for one in explain_lte(run):
         before = len(pool.items)
         moments.append(_moment(one, pool))
         document["rank"] = next(iter(one.sites.values())).A.shape[1]
-        left -= len(packed([moments[-1], *pool.items[before:]]).encode())
-        if left < 0:
+        if not pool.fits(moments[-1], before):
             required = f"at most {one.step - 1} with these heads and this rank and data"
             raise InputError("steps", run.steps, required, "more than a page of 1 MB can show")
     document["kinds"] = {

@@ -1,6 +1,6 @@
 // The world of two parameters: the plane of A and B, one for each filter.
 
-const PLANE = { from: [-0.6, -0.9], to: [2.6, 2.9] };
+const PLANE = { from: [-0.6, -1.3], to: [2.6, 2.9] };
 
 /** Half axes and angle of {v : v' P^-1 v = 1}. */
 function ellipse(P) {

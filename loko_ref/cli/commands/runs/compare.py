@@ -25,7 +25,7 @@ app = typer.Typer(
 _QUICK = "Four streams, four seeds, at most 150 samples of each part, every third rate."
 _STREAM = "A stream by its name, in place of all; repeatable."
 _SEEDS = "How many seeds, from 0; every other one chooses, the others report. Default 10, or 4."
-_LIMIT = "At most so many samples of each part."
+_LIMIT = "Maximum samples of each part."
 _WORKERS = "Processes, each with one BLAS thread. Default: one for each core."
 _JSON = "Write every trial and the summary; kept up to date while it runs."
 _RESUME = "Resume from a file that --json wrote, with the same options."
@@ -35,7 +35,7 @@ _PLOT = "Draw curves.svg, ranks.svg and p0.svg into this folder."
 
 @app.callback()
 def _group() -> None:
-    """Hold the commands below ``compare``."""
+    """Group the commands below ``compare``."""
 
 
 @app.command("online", epilog=epilog("compare online"))

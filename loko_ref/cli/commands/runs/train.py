@@ -36,10 +36,10 @@ _VARIANT = """LoKO's choices as [OBSERVATION,]KEY=VALUE,...: observation, noise,
 p0 (or p0.A, p0.B, p0.SITE, p0.SITE.A), covariance, columns, blocks, diagonal, form, lam, q, center,
 solve. Each one that begins with the name of an observation is a run of its own."""
 _SEED = "Repeatable. Default: 0, 1 and 2."
-_NOISE = "Share of the stream's labels made wrong."
+_NOISE = "Share of the stream's labels that are replaced by wrong ones."
 _EPOCHS = "Passes over the base part before the stream. Default 30."
 _ROUTE = "LoKO's steps by the readable (default) or the fast code, on NumPy."
-_STOP = "Stop after so many steps, to be resumed later with --resume."
+_STOP = "Stop after this many steps, to be resumed later with --resume."
 
 
 def train(

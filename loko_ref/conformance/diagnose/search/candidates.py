@@ -17,11 +17,11 @@ from loko_ref.conformance.diagnose.search.fitted import STEP, at, fit, forms, pl
 from loko_ref.conformance.diagnose.search.instrument import RESULT
 from loko_ref.conformance.diagnose.search.numbers import numbers
 from loko_ref.conformance.diagnose.search.problem import Problem
-from loko_ref.conformance.diagnose.search.sites import Site, sites
+from loko_ref.conformance.diagnose.search.sites import Site, formed, sites
 from loko_ref.conformance.mistakes.registry import Mutant, all_mutants
 from loko_ref.textbook.quantities import Formula
 
-__all__ = ["Candidate", "Trial", "doubles", "exchanged", "fitted", "known", "singles"]
+__all__ = ["Candidate", "Trial", "doubles", "exchanged", "fitted", "known", "reformed", "singles"]
 
 
 WORK = 60_000
@@ -146,18 +146,31 @@ def _size(problem: Problem, one: Mutant) -> float | None:
     return None if best is None else float(np.exp(best[1]))
 
 
-def singles(trial: Trial) -> Iterator[Candidate]:
+def reformed(trial: Trial) -> Iterator[Candidate]:
+    """Yield the single changes of a formula's other forms that give what came back."""
+    yield from singles(trial, list(formed(trial.places)))
+
+
+def singles(trial: Trial, places: Sequence[Site] = ()) -> Iterator[Candidate]:
     """Yield the single changes that give what came back; note what all others give.
 
     The plainest are tried first, until `WORK` is done.
+
+    Parameters
+    ----------
+    trial : Trial
+        What was tried so far.
+    places : sequence of Site
+        Where; everywhere in the formulas of the table where none is given.
     """
     problem, seen = trial.problem, set()
+    places = places or trial.places
     reach: dict[int, Any] = {}
     tries: list[Candidate] = []
     callers: dict[str, list[str]] = defaultdict(list)
-    for site in trial.places:
+    for site in places:
         callers[site.call.inner].append(site.call.root)
-    for site in trial.places:
+    for site in places:
         if id(site.call) not in reach:
             reach[id(site.call)] = (pools(site.call), numbers(site.call.v))
         stepwise = problem.case.operation.stepwise

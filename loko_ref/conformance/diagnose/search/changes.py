@@ -11,7 +11,7 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.diagnose.search.edits import Change, Edit, Reach
-from loko_ref.conformance.diagnose.search.instrument import RESULT, instrument
+from loko_ref.conformance.diagnose.search.instrument import RESULT, WRITTEN, instrument
 from loko_ref.conformance.diagnose.search.numbers import Number
 from loko_ref.conformance.diagnose.search.problem import ERRORS
 from loko_ref.conformance.diagnose.search.sites import Call, Site, arrays_of
@@ -108,6 +108,7 @@ def _axes(a: Array) -> Iterator[tuple[str, Alone]]:
                 yield text.replace("AXIS", str(axis)), _along(f, axis)
     if a.ndim > 1:
         yield "the mean of {x} over all", lambda a: a.mean() + 0 * a
+    if a.ndim > 2 or (a.ndim == 2 and a.shape[0] != a.shape[1]):  # of a square, transposed
         yield (
             "{x} in another order of its elements (columns first)",
             lambda a: a.reshape(-1, order="F").reshape(a.shape),
@@ -309,26 +310,28 @@ def _of_parts(site: Site) -> Iterator[Change]:
     call, place = site.call, site.place
     if place == RESULT:
         return
-    one = instrument(FORMULA_TABLE[call.inner]).places[place]
-    places = instrument(FORMULA_TABLE[call.inner]).places
+    one = instrument(WRITTEN[call.inner]).places[place]
+    places = instrument(WRITTEN[call.inner]).places
     inner = [i for i in one.inner if _is_value(call.places.get(i))]
     for i in inner:
         if np.shape(call.places[i]) == () and np.ndim(site.value):
-            yield Change(text=f"{places[i].text} in place of {{x}}", cost=0.5, needs=(i,),
+            yield Change(text=f"`{places[i].text}` in place of {{x}}", cost=0.5, needs=(i,),
                          apply=_with(lambda x, c: 0 * x + c, _place(i)))  # fmt: skip
         elif _broadcasts(call.places[i], site.value):
             far = 0.0 if _same(call.places[i], site.value) else 0.3
-            yield Change(text=f"{places[i].text} in place of {{x}}", cost=0.35 + far, needs=(i,),
+            yield Change(text=f"`{places[i].text}` in place of {{x}}", cost=0.35 + far, needs=(i,),
                          apply=_place(i))  # fmt: skip
     if len(inner) == 1 and not one.operator and np.ndim(call.places[inner[0]]):
         (i,) = inner
         for text, function in _functions(call.places[i], np.shape(site.value)):
-            yield Change(text=f"{text} of {places[i].text} in place of {{x}}", cost=0.6, needs=(i,),
-                         apply=_given(function, _place(i)))  # fmt: skip
+            text = f"{text} of `{places[i].text}` in place of {{x}}"
+            yield Change(text=text, cost=0.6, needs=(i,), apply=_given(function, _place(i)))
     if len(inner) == 2:
         i, j = inner
         for text, both in _pair(call.places[i], call.places[j]):
-            text = text.replace("{a}", places[i].text).replace("{b}", places[j].text)
+            text = text.replace("{a}", f"`({places[i].text})`").replace(
+                "{b}", f"`({places[j].text})`"
+            )
             yield Change(text=f"{text} in place of {{x}}", cost=0.45, needs=(i, j),
                          apply=_places(both, i, j))  # fmt: skip
 

@@ -23,6 +23,7 @@ from loko_ref.conformance.diagnose.search.candidates import (
     exchanged,
     fitted,
     known,
+    reformed,
     singles,
 )
 from loko_ref.conformance.diagnose.search.edits import Edit
@@ -303,7 +304,13 @@ def search(
             break
         if len({p.case.recipe for p in left}) < 2 and not hints and not _many_steps(left):
             break
-        one = _search_one(left, passing, [*hints, *(n.candidate for n in named)], deep=deep)
+        known_by = [*hints, *(n.candidate for n in named)]
+        one = _search_one(left, passing, known_by, deep=deep)
+        if one is None:  # what the first shows may be another mistake, or more than one
+            recipe = left[0].case.recipe
+            rest = [p for p in left if p.case.recipe is not recipe]
+            if len({p.case.recipe for p in rest}) > 1:
+                one = _search_one(rest, passing, known_by, deep=False)
         if one is None:
             break
         named.append(one)
@@ -333,7 +340,8 @@ def _search_one(
     trial = Trial(shortened(first))
     fresh: list[Problem] | None = None
     plain = (known, singles, exchanged)
-    for stages in (plain, (fitted,), (doubles,)) if deep else (plain,):
+    plain_forms = (plain, (reformed,))
+    for stages in (*plain_forms, (fitted,), (doubles,)) if deep else plain_forms:
         hits = []
         for stage in stages:
             for n, one in enumerate(stage(trial)):

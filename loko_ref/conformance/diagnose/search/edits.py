@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from loko_ref.conformance.diagnose.search.instrument import RESULT, Place, See, instrument
+from loko_ref.conformance.diagnose.search.instrument import RESULT, WRITTEN, Place, See, instrument
 from loko_ref.conformance.diagnose.search.numbers import Number
 from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.filter import FORMS
 from loko_ref.textbook.quantities import Formula, Values
 
 FAMILIES = (
@@ -118,15 +119,15 @@ def _see(edits: Sequence[Edit], reach: Reach) -> See:
 
 def _edited(name: str, edits: Sequence[Edit], state: dict[str, Any]) -> Formula:
     """Return a formula with changes at its places."""
-    parts = instrument(FORMULA_TABLE[name])
+    parts = instrument(WRITTEN[name])
     last = [edit.change for edit in edits if edit.place == RESULT]
     inside = [edit for edit in edits if edit.place != RESULT]
 
     def formula(*arguments: Any, **keywords: Any) -> Any:
-        v = reading(FORMULA_TABLE[name], arguments, state.get("v"))
+        v = reading(WRITTEN[name], arguments, state.get("v"))
         first = name not in state or v.get("t") == 1
         reach = Reach(v=v, before={} if first else state[name], first=first)
-        made = parts.made(_see(inside, reach)) if inside else FORMULA_TABLE[name]
+        made = parts.made(_see(inside, reach)) if inside else WRITTEN[name]
         value = made(*arguments, **keywords)
         for change in last:
             reach.places[RESULT] = value
@@ -208,13 +209,20 @@ def _parameters(function: Formula) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
+def _of_two_forms(*arguments: Any, **keywords: Any) -> Any:
+    raise ValueError("a formula is written in one form")
+
+
 def _by_table(root: str, edits: Sequence[Edit]) -> Formula:
     """Return a formula whose own places, or those of what it calls, are changed."""
     state: dict[str, Any] = {}
-    own = [edit for edit in edits if edit.inner == root]
+    form = next((edit.inner for edit in edits if edit.inner in FORMS), root)
+    own = [edit for edit in edits if edit.inner == form]
     inner = {edit.inner: [e for e in edits if e.inner == edit.inner] for edit in edits}
-    inner.pop(root, None)
-    itself = _edited(root, own, state) if own else FORMULA_TABLE[root]
+    inner.pop(form, None)
+    itself = _edited(form, own, state) if own else FORMULA_TABLE[root]
+    if root in inner or any(name in FORMS for name in inner):
+        return _of_two_forms
     if not inner:
         return itself
     called = {name: _edited(name, some, state) for name, some in inner.items()}

@@ -12,11 +12,17 @@ import importlib
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-__all__ = ["RESULT", "Instrumented", "Place", "See", "instrument"]
+from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.filter import FORMS
+
+__all__ = ["RESULT", "WRITTEN", "Instrumented", "Place", "See", "instrument"]
+
+WRITTEN = {**FORMULA_TABLE, **{name: formula for name, (_, formula, _) in FORMS.items()}}
+"""Formulas in which a change may stand: those of the table, and their other forms."""
 
 See = Callable[[int, Any], Any]
 """Hook of an instrumented formula: place, value -> the value to go on with."""
@@ -74,17 +80,18 @@ class _Wrap(ast.NodeTransformer):
     places: list[Place] = field(default_factory=list)
 
     def _wrapped(self, node: ast.expr, text: str, inner: Sequence[Any], op: str = "") -> ast.expr:
-        found = tuple(
-            int(one.args[0].value)  # type: ignore[arg-type]
-            for one in inner
-            if isinstance(one, ast.Call)
-            and getattr(one.func, "id", "") == "__see"
-            and isinstance(one.args[0], ast.Constant)
-        )
+        found = tuple(n for one in inner if (n := self._number(one)) is not None)
         self.places.append(Place(text=text, inner=found, operator=op))
         number = ast.Constant(len(self.places) - 1)
         call = ast.Call(func=ast.Name("__see", ast.Load()), args=[number, node], keywords=[])
         return ast.copy_location(call, node)
+
+    @staticmethod
+    def _number(one: Any) -> int | None:
+        """Return the number of a wrapped expression."""
+        if isinstance(one, ast.Call) and getattr(one.func, "id", "") == "__see":
+            return int(one.args[0].value)  # type: ignore[attr-defined]
+        return None
 
     def _is_known(self, node: ast.expr) -> bool:
         """Return whether a name is a module, a function or a class: no quantity."""
@@ -139,6 +146,10 @@ class _Wrap(ast.NodeTransformer):
             return node
         text = ast.unparse(node)
         self.generic_visit(node)
+        if isinstance(node, ast.Subscript) and (index := self._number(node.slice)) is not None:
+            of = ast.unparse(ast.parse(text, mode="eval").body.value)  # type: ignore[attr-defined]
+            here = self.places[index]
+            self.places[index] = replace(here, text=f"index {here.text} of {of}")
         inner = [
             getattr(node, name)
             for name in ("left", "right", "operand", "value")

@@ -28,8 +28,8 @@ Calls = list[tuple[list[Any], dict[str, Any]]]
 MOVED = 1 + 2.0**-12
 """Factor by which a formula's result is moved, to see what depends on it."""
 
-ERRORS = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError,
-          np.linalg.LinAlgError)  # fmt: skip
+ERRORS = (ArithmeticError, AttributeError, IndexError, KeyError, MemoryError, NameError,
+          RecursionError, TypeError, ValueError, np.linalg.LinAlgError)  # fmt: skip
 """What a formula may raise that a change makes meaningless."""
 
 EARLIER = " of the step before"
@@ -199,7 +199,7 @@ class Problem:
             return {}
 
     def belies(self, changes: Table) -> bool:
-        """Return whether changed formulas alter another quantity, which came as it should be."""
+        """Return whether changed formulas alter another quantity, and not to what came of it."""
         right, changed = self.every({}), self.every(changes)
         for name in self.outputs:
             if name == self.quantity or name not in right or name not in changed:
@@ -209,7 +209,7 @@ class Problem:
             a, b = (other._finished(found[name]) for found in (right, changed))
             if a is None or b is None or np.array_equal(a, b):
                 continue
-            if other.far(a) <= 1 and np.any(np.abs(other.got - b) > 4 * other.loose):
+            if np.any(np.abs(other.got - b) > 4 * other.loose) and not other.fits(changes, b):
                 return True
         return False
 

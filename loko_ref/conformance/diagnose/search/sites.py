@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from loko_ref.arrays import Array
 from loko_ref.conformance.diagnose.search.edits import reading
-from loko_ref.conformance.diagnose.search.instrument import RESULT, instrument
+from loko_ref.conformance.diagnose.search.instrument import RESULT, WRITTEN, instrument
 from loko_ref.conformance.diagnose.search.problem import EARLIER, ERRORS, MOVED, Problem
 from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.filter import FORMS
 from loko_ref.textbook.quantities import Formula, Values
 
-__all__ = ["Call", "Site", "calls", "sites"]
+__all__ = ["Call", "Site", "calls", "formed", "sites"]
 
 
 ITERATED = ("v",)
@@ -65,7 +66,7 @@ class Site:
         """Return its source."""
         if self.place == RESULT:
             return self.call.inner
-        return instrument(FORMULA_TABLE[self.call.inner]).places[self.place].text
+        return instrument(WRITTEN[self.call.inner]).places[self.place].text
 
 
 def _moved(value: Any) -> Any:
@@ -174,10 +175,29 @@ def _number(value: Any) -> bool:
 def sites(problem: Problem) -> Iterator[Site]:
     """Yield every place at which a quantity's formulas hold an array, a number or a choice."""
     for call in calls(problem):
-        for place in sorted(call.places):
-            value = call.places[place]
-            if _number(value):
-                yield Site(call=call, place=place, value=value)
+        yield from _of(call)
+
+
+def _of(call: Call) -> Iterator[Site]:
+    for place in sorted(call.places):
+        value = call.places[place]
+        if _number(value):
+            yield Site(call=call, place=place, value=value)
+
+
+def formed(places: Iterable[Site]) -> Iterator[Site]:
+    """Yield the places of the other forms in which formulas may be written."""
+    for call in dict.fromkeys(site.call for site in places if site.call.inner == site.call.root):
+        for name, (root, formula, _) in FORMS.items():
+            if root != call.root:
+                continue
+            seen: dict[int, Any] = {}
+            try:
+                value = instrument(formula).made(seen.setdefault)(call.v)
+            except ERRORS:
+                continue
+            seen[RESULT] = value
+            yield from _of(Call(root=root, inner=name, v=call.v, places=seen))
 
 
 def arrays_of(v: Values) -> dict[str, Array]:

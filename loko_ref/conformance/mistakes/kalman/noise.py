@@ -12,7 +12,7 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.mistakes.kalman.filter import times
 from loko_ref.conformance.mistakes.registry import Changes, mutant
-from loko_ref.textbook.filter import FORMULAS
+from loko_ref.textbook.filter import FORMULAS, predicted_covariance
 from loko_ref.textbook.quantities import Values
 
 __all__: list[str] = []
@@ -174,6 +174,70 @@ mutant(
     "'fixed' keeps R_0.",
     "if noise != 'fixed': refresh",
     {"R.fixed": F["R.ema_innovation"]},
+)
+
+mutant(
+    "NOISE-REFRESHED-TWICE",
+    "R refreshed twice with the same sample",
+    "The sample enters the average twice: R goes beta^2 R + (1 - beta^2) sample.",
+    "one refresh a step",
+    _estimators(lambda f: lambda v: f(Values(v, R=f(v)))),
+)
+
+
+def _refreshed(v: Values) -> Array:
+    """Return R refreshed before the gain whatever the timing."""
+    HpH = predicted_covariance(v, v.p_pred)
+    found: Array = F[f"R.{v.noise}"](Values(v, r=v.e, HpH=HpH))
+    return found
+
+
+mutant(
+    "NOISE-BEFORE-AND-AFTER",
+    "R refreshed before the gain and after it",
+    "Each step refreshes R twice: once for S, and once more from there.",
+    "one refresh a step, before the gain or after it",
+    {
+        "R.standing": _refreshed,
+        "R.kept": lambda v: F[f"R.{v.noise}"](_standing(v)),
+        **_estimators(lambda f: lambda v: f(_standing(v) if v.get("timing") == "after" else v)),
+    },
+)
+
+
+def _standing(v: Values) -> Values:
+    return Values(v, R=v.get("R_used", v.R))
+
+
+def _linear_logits(v: Values) -> Array:
+    """``y - h(z + Z (theta+ - theta))``."""
+    z = v.z + (v.Z @ (v.theta_post - v.theta)).reshape(v.z.shape)
+    found: Array = (v.y - F["yhat"](Values(v, z=z))).reshape(-1)
+    return found
+
+
+_RESIDUAL = "r = y - predict(theta_new, x)"
+
+mutant(
+    "NOISE-RESIDUAL-LINEAR",
+    "the residual by the linearisation",
+    "y - yhat - H (theta+ - theta) in place of y - h(theta+): no forward pass is made.",
+    _RESIDUAL,
+    {"residual": lambda v: v.e - v.H @ (v.theta_post - v.theta)},
+)
+mutant(
+    "NOISE-RESIDUAL-LINEAR-LOGITS",
+    "the residual by linearised outputs of the network",
+    "y - h(z + Z (theta+ - theta)) in place of y - h(z(theta+)): no forward pass is made.",
+    _RESIDUAL,
+    {"residual": _linear_logits},
+)
+mutant(
+    "NOISE-RESIDUAL-RAW",
+    "the residual of the network's outputs, without the softmax",
+    "y - z(theta+) in place of y - softmax(z(theta+)).",
+    _RESIDUAL,
+    {"residual": lambda v: F["residual"](Values(v, F={**v.F, "yhat": lambda w: w.z}))},
 )
 
 # ------------------------------------------------------------------------- precision

@@ -7,6 +7,7 @@ heads, t, t); cotangents with an axis of outputs behind the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -279,6 +280,42 @@ mutant(
     "Hidden weights are set to 0 and the others not made to sum to 1 again.",
     _MASK,
     {"attend": _attend_then_hide, "attend_back": _hide_back},
+)
+
+
+def _finite(c: float, *, added: bool) -> Changes:
+    """Scores of hidden keys set to -c, or lowered by c."""
+
+    def attend(v: Values, s: Array, seen: Array) -> Any:
+        low = np.where(seen, s, v.keep("hidden", s - c) if added else -c)
+        return (*F["attend"](v, low, np.ones_like(seen)), seen)
+
+    def attend_back(da: Array, a: Array, seen: Array) -> Any:
+        ds = F["attend_back"](da, a)
+        return ds if added else seen * ds
+
+    return {"attend": attend, "attend_back": attend_back}
+
+
+mutant(
+    "MASK-FINITE",
+    "hidden scores set to a finite number",
+    "Hidden keys get a score that is not low enough: they keep a weight, the more the lower the "
+    "others' scores are.",
+    _MASK,
+    lambda size: _finite(size, added=False),
+    sizes=(1.0, 5.0, 10.0, 20.0),
+    example=8.0,
+)
+mutant(
+    "MASK-FINITE-ADDED",
+    "hidden scores lowered by a finite number",
+    "A number that is not large enough is subtracted from the scores of hidden keys: they keep a "
+    "weight.",
+    _MASK,
+    lambda size: _finite(size, added=True),
+    sizes=(1.0, 5.0, 10.0, 20.0),
+    example=8.0,
 )
 mutant(
     "MASK-ATTENTION-IGNORED",

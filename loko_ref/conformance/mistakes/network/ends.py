@@ -87,6 +87,32 @@ mutant(
     "start + cumsum(real)",
     {"position_rows": _numbered_over_padding},
 )
+
+
+def _real_alone(first: int) -> Changes:
+    """Return positions of real tokens alone, where every token has a number of its own."""
+
+    def rows(real: Array, start: int | None) -> Array:
+        counted = np.maximum(np.cumsum(real, axis=1) - 1 + first, 0)
+        return counted if start is None else np.asarray(F["position_rows"](real, start))
+
+    return {"position_rows": rows}
+
+
+mutant(
+    "POSITION-REAL-ALONE",
+    "positions counted over real tokens alone",
+    "Row 0 is the first real token's: cumsum(real) - 1; every token has a row, padding too.",
+    "rows 0, 1, 2, ... (RoBERTa: pad + 1, pad + 2, ...)",
+    _real_alone(0),
+)
+mutant(
+    "POSITION-REAL-FROM-ONE",
+    "positions counted over real tokens alone, from 1",
+    "RoBERTa's rule without its start: cumsum(real).",
+    "rows 0, 1, 2, ... (RoBERTa: pad + 1, pad + 2, ...)",
+    _real_alone(1),
+)
 mutant(
     "POSITION-BEFORE-CLS",
     "positions added before [CLS] is put first",

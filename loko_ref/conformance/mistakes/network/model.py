@@ -1,6 +1,6 @@
-"""Mistakes in LoRA, the network and the baselines.
+"""Mistakes in LoRA and the network.
 
-Shapes as in ``formulas`` and ``descent``.
+Shapes as in ``formulas``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import scipy.special
 from loko_ref.arrays import Array
 from loko_ref.conformance.mistakes.registry import mutant
 from loko_ref.textbook.filter import FORMULAS
-from loko_ref.textbook.optimizers import DESCENT
 from loko_ref.textbook.quantities import Values
 
 __all__: list[str] = []
@@ -215,170 +214,4 @@ mutant(
         "branch": lambda v, scale, u, w: scale * v.keep("v", u @ w["B"].T) + w.get("bB", 0.0),
         "shift_back": lambda dv, d: d,
     },
-)
-
-# ------------------------------------------------------------------------- baselines
-
-D = DESCENT
-
-
-def _sgd_damped(v: Values) -> Array:
-    d = v.F["sgd.decay"](v)
-    return v.momentum * v.slot["momentum"] + (1 - v.dampening) * d
-
-
-mutant(
-    "SGD-FIRST-DAMPED",
-    "SGD: the first step damped",
-    "The first buffer is the gradient itself; dampening begins with the second step.",
-    "buffer = g at the first step",
-    {"sgd.momentum": _sgd_damped},
-)
-mutant(
-    "SGD-NO-NESTEROV",
-    "SGD: nesterov ignored",
-    "The plain momentum step.",
-    "step = g + momentum * buffer",
-    {"sgd.theta": lambda v: D["sgd.theta"](Values(v, nesterov=False))},
-)
-mutant(
-    "SGD-DECOUPLED-DECAY",
-    "SGD: decay decoupled",
-    "theta is shrunk by lr * weight_decay in place of adding weight_decay * theta to the gradient.",
-    "g = g + weight_decay * theta",
-    {
-        "sgd.decay": lambda v: v.g,
-        "sgd.theta": lambda v: D["sgd.theta"](v) - v.lr * v.weight_decay * v.theta,
-    },
-)
-mutant(
-    "SGD-NO-DECAY",
-    "SGD: weight decay ignored",
-    "The step is along the loss's gradient alone.",
-    "g = g + weight_decay * theta",
-    {"sgd.decay": lambda v: v.g},
-)
-mutant(
-    "SGD-AVERAGE",
-    "SGD: momentum as an average",
-    "buffer = momentum buffer + (1 - momentum) g.",
-    "buffer = momentum * buffer + (1 - dampening) * g",
-    {
-        "sgd.momentum": lambda v: (
-            v.F["sgd.decay"](v)
-            if v.t == 1
-            else v.momentum * v.slot["momentum"] + (1 - v.momentum) * v.F["sgd.decay"](v)
-        )
-    },
-)
-mutant(
-    "DESCENT-SIGN",
-    "SGD: uphill",
-    "theta + lr g.",
-    "theta = theta - lr * g",
-    {"sgd.theta": lambda v: D["sgd.theta"](Values(v, lr=-v.lr))},
-)
-mutant(
-    "ADAGRAD-EPS-INSIDE",
-    "AdaGrad: eps under the root",
-    "sqrt(sum + eps) in place of sqrt(sum) + eps.",
-    "theta - lr * g / (sqrt(sum) + eps)",
-    {
-        "adagrad.theta": lambda v: (
-            v.theta
-            - v.lr
-            / (1 + (v.t - 1) * v.lr_decay)
-            * v.F["adagrad.decay"](v)
-            / np.sqrt(v.new["sum"] + v.eps)
-        )
-    },
-)
-mutant(
-    "ADAGRAD-DECAY-FROM-ONE",
-    "AdaGrad: lr_decay counted from 1",
-    "lr / (1 + t lr_decay) at step t = 1, 2, ...; the first step has the full rate.",
-    "lr / (1 + (t - 1) * lr_decay)",
-    {"adagrad.theta": lambda v: D["adagrad.theta"](Values(v, t=v.t + 1))},
-)
-mutant(
-    "ADAGRAD-NO-DECAY",
-    "AdaGrad: weight decay ignored",
-    "Sum and step are of the loss's gradient alone.",
-    "g = g + weight_decay * theta",
-    {"adagrad.decay": lambda v: v.g},
-)
-mutant(
-    "ADAGRAD-FROM-ZERO",
-    "AdaGrad: initial accumulator ignored",
-    "The sum of squares begins at 0 in place of initial_accumulator_value.",
-    "sum = initial_accumulator_value before the first step",
-    {"adagrad.sum": lambda v: v.F["adagrad.decay"](v) ** 2 if v.t == 1 else D["adagrad.sum"](v)},
-)
-mutant(
-    "ADAMW-L2",
-    "AdamW: decay in the gradient",
-    "Adam with L2: weight_decay * theta is added to the gradient.",
-    "theta = theta * (1 - lr * weight_decay)",
-    {"adamw.gradient": lambda v: v.g + v.weight_decay * v.theta, "adamw.decay": lambda v: v.theta},
-)
-mutant(
-    "ADAMW-NO-DECAY",
-    "AdamW: decay left out",
-    "Plain Adam.",
-    "theta = theta * (1 - lr * weight_decay)",
-    {"adamw.decay": lambda v: v.theta},
-)
-mutant(
-    "ADAMW-DECAY-UNSCALED",
-    "AdamW: decay without the learning rate",
-    "theta (1 - weight_decay).",
-    "theta = theta * (1 - lr * weight_decay)",
-    {"adamw.decay": lambda v: v.theta * (1 - v.weight_decay)},
-)
-
-
-def _raw(v: Values) -> tuple[Array, Array]:
-    return v.new["exp_avg"], v.new["exp_avg_sq"]
-
-
-mutant(
-    "ADAMW-UNCORRECTED",
-    "AdamW: bias correction left out",
-    "exp_avg and exp_avg_sq are used as they are.",
-    "m / (1 - beta1**t), v / (1 - beta2**t)",
-    {"adamw.hats": _raw},
-)
-mutant(
-    "ADAMW-CORRECTED-LATE",
-    "AdamW: correction counted from 0",
-    "The power of beta is t + 1.",
-    "t = 1 at the first step",
-    {"adamw.hats": lambda v: D["adamw.hats"](Values(v, t=v.t + 1))},
-)
-
-
-def _eps_inside(v: Values) -> Array:
-    m, s = v.F["adamw.hats"](v)
-    return v.F["adamw.decay"](v) - v.lr * m / np.sqrt(s + v.eps)
-
-
-def _eps_before(v: Values) -> Array:
-    m, _ = v.F["adamw.hats"](v)
-    root = (np.sqrt(v.new["exp_avg_sq"]) + v.eps) / math.sqrt(1 - v.beta2**v.t)
-    return v.F["adamw.decay"](v) - v.lr * m / root
-
-
-mutant(
-    "ADAMW-EPS-INSIDE",
-    "AdamW: eps under the root",
-    "sqrt(v + eps) in place of sqrt(v) + eps.",
-    "sqrt(v_hat) + eps",
-    {"adamw.theta": _eps_inside},
-)
-mutant(
-    "ADAMW-EPS-EARLY",
-    "AdamW: eps before the correction",
-    "(sqrt(v) + eps) / sqrt(1 - beta2^t), as in Adam's paper's second form.",
-    "sqrt(v / (1 - beta2**t)) + eps",
-    {"adamw.theta": _eps_before},
 )
