@@ -79,17 +79,18 @@ for _name, _eps in (("no-decay", 1e-8), ("no-decay-eps", 0.1)):
         return {"theta": draw(7), "gradient": draw(6, 7)}
 
 
-for _method, _options in (
-    ("sgd", {"lr": 0.1, "momentum": 0.5}),
-    ("adagrad", {"lr": 0.1}),
-    ("adamw", {"lr": 0.1, "beta2": 0.9}),
-):
+_SET: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.1, "momentum": 0.5},
+    "adagrad": {"lr": 0.1},
+    "adamw": {"lr": 0.1, "beta2": 0.9},
+}
+for _method, _given in _SET.items():
 
     @define(
         f"optimizer.{_method}",
         "large-gradient",
         "GRADIENT-CLIPPED GRADIENT-NORM-CLIPPED",
-        **_options,
+        **_given,
     )
     def _(draw: Draw, dtype: str) -> Inputs:
         """Gradients from 0.01 to 1000: what a threshold lets through, and what it does not."""
