@@ -127,6 +127,18 @@ def test_a_planted_mistake_is_found_where_it_is_made(tmp_path, key, case, first,
         assert key in {m.mutant.id for m in report.mistakes[first]}
 
 
+def test_a_wrong_step_of_half_precision_s_size_is_no_lost_precision(tmp_path):
+    """The moments before it were recorded right to the last digit: no half precision is inside."""
+    (case,) = select("optimizer.adamw/default/float64")
+    record, options = descent_of(case)
+    for k in range(len(case.inputs()["gradient"])):
+        record[f"{k + 1}/theta"] = record[f"{k + 1}/theta"] * (1 + 2e-4 * (k + 1))
+    report = verified(tmp_path / "t.npz", (record, options))
+    assert {failure.quantity for failure in report.failures} == {"theta"}
+    named = {m.mutant.id for mistakes in report.mistakes.values() for m in mistakes}
+    assert named.isdisjoint(m.id for m in all_mutants() if m.roundoff)
+
+
 def test_a_parent_that_was_recorded_wrongly_accuses_no_child(tmp_path):
     """A moment is logged wrong and used right: the moment alone is wrong."""
     (case,) = select("optimizer.adamw/decay/float64")

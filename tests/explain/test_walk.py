@@ -261,10 +261,12 @@ def test_the_walk_of_lte_takes_its_choices_and_a_page_keeps_below_its_size():
             HeadsRun(**{name: value})
 
 
-@pytest.mark.larger
 @pytest.mark.parametrize(
     ("page", "most"),
-    [(lambda k: of_source(tiny(k), "tiny", steps=k)[0], 165_000), (of_tiny, 330_000)],
+    [
+        (lambda k: of_source(tiny(k), "tiny", steps=k)[0], 165_000),
+        pytest.param(of_tiny, 400_000, marks=pytest.mark.larger),
+    ],
     ids=["source", "tiny"],
 )
 def test_a_walk_that_a_page_cannot_hold_is_refused_by_the_steps_that_it_can(
@@ -275,7 +277,7 @@ def test_a_walk_that_a_page_cannot_hold_is_refused_by_the_steps_that_it_can(
     with pytest.raises(InputError, match=r"steps: got 9; required at most \d: as many") as refused:
         page(9)
     fits = int(re.search(r"at most (\d)", str(refused.value))[1])
-    assert 0.95 * most < len(page(fits).encode()) < most
+    assert 0.85 * most < len(page(fits).encode()) < most
 
 
 def test_where_no_steps_are_asked_for_those_that_fit_are_shown(monkeypatch):
@@ -287,6 +289,7 @@ def test_where_no_steps_are_asked_for_those_that_fit_are_shown(monkeypatch):
     assert len(text.encode()) < 165_000
 
 
+@pytest.mark.larger
 def test_a_walk_of_lte_that_a_page_cannot_hold_is_refused_by_the_steps_that_it_can():
     with pytest.raises(InputError, match=r"steps: got 100; required at most") as refused:
         of_lte(HeadsRun(heads=64, steps=100))

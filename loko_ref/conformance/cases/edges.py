@@ -79,6 +79,39 @@ for _name, _eps in (("no-decay", 1e-8), ("no-decay-eps", 0.1)):
         return {"theta": draw(7), "gradient": draw(6, 7)}
 
 
+_SET: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.1, "momentum": 0.5},
+    "adagrad": {"lr": 0.1},
+    "adamw": {"lr": 0.1, "beta2": 0.9},
+}
+for _method, _given in _SET.items():
+
+    @define(
+        f"optimizer.{_method}",
+        "large-gradient",
+        "GRADIENT-CLIPPED GRADIENT-NORM-CLIPPED",
+        **_given,
+    )
+    def _(draw: Draw, dtype: str) -> Inputs:
+        """Gradients from 0.01 to 1000: what a threshold lets through, and what it does not."""
+        return {"theta": draw(7), "gradient": draw(6, 7) * 10.0 ** np.arange(-2, 4)[:, None]}
+
+
+for _name, _momentum in (("nesterov-decay", 0.9), ("nesterov-strong-decay", 0.5)):
+
+    @define(
+        "optimizer.sgd",
+        _name,
+        "SGD-NESTEROV-UNDECAYED SGD-NO-NESTEROV SGD-NO-DECAY",
+        lr=0.1,
+        momentum=_momentum,
+        weight_decay=0.1 if _momentum == 0.9 else 0.5,
+        nesterov=True,
+    )
+    def _(draw: Draw, dtype: str) -> Inputs:
+        return {"theta": draw(7), "gradient": draw(6, 7)}
+
+
 # ------------------------------------------------------------------------------- networks
 
 _KINK = mlp_spec([4, 6, 5, 3], "relu", lora(3, 5.0))

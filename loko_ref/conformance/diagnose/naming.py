@@ -307,8 +307,12 @@ def _name(checks: Sequence[Check], again: Again | None) -> dict[str, list[Mistak
     for key in [key for key, (one, _) in survivors.items() if one.roundoff]:
         # lost digits show wherever the format has more: a few that happen to fit are chance
         off = [c for c in failed if c.divergence is not None]
-        where = precision.where_shown(survivors[key][0].roundoff, off, passed)
-        if sum(key in found.get(c.case.id, ()) for c in where) < precision.SHOWS * len(where):
+        roundoff = survivors[key][0].roundoff
+        where = precision.where_shown(roundoff, off, passed)
+        own = [c for c in where if key in found.get(c.case.id, ())]
+        if len(own) < precision.SHOWS * len(where) or (
+            own and precision.kept_before(roundoff, own, checks)
+        ):
             drop(key)
     explained = {key: sum(key in fits for fits in found.values()) for key in survivors}
     contradicted = {

@@ -13,7 +13,7 @@ import numpy as np
 from loko_ref.conformance.engine import Check
 from loko_ref.conformance.judge.tolerance import canonical, expected, factor, tolerance
 
-__all__ = ["SHOWS", "SINGLE", "ratio", "where_shown"]
+__all__ = ["SHOWS", "SINGLE", "kept_before", "ratio", "where_shown"]
 
 SINGLE = 2.0**-24
 """Roundoff of float32. Many a mistake is as small as a coarser one, few are as small as this."""
@@ -45,6 +45,24 @@ def _right_before(roundoff: float, check: Check) -> bool:
             digits = np.frexp(expected(check.case)[name][step])[0] / roundoff
             if (digits != np.round(digits)).any():
                 return True
+    return False
+
+
+def kept_before(roundoff: float, failed: Sequence[Check], checks: Sequence[Check]) -> bool:
+    """Return whether a recording's quantities before the first of `failed` kept the digits.
+
+    Each quantity of a recording is a check, and an operation, of its own, in the dataflow's order.
+    """
+    if roundoff <= SINGLE or not all(c.case.id.startswith("trace/") for c in failed):
+        return False
+    flow = list(dict.fromkeys(c.case.operation.name for c in checks))
+    before = flow[: min(flow.index(c.case.operation.name) for c in failed)]
+    for check in checks:
+        if check.status == "passed" and check.case.operation.name in before:
+            for name, value in expected(check.case).items():
+                digits = np.frexp(value)[0] / roundoff
+                if name not in ("p_pred", "P_pred") and (digits != np.round(digits)).any():
+                    return True
     return False
 
 

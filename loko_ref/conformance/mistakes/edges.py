@@ -1,10 +1,11 @@
-"""Mistakes that show only at an edge: a kink, a default of 0, a query without keys, a third.
+"""Mistakes that show only at an edge: a kink, a default of 0, a third, a large gradient.
 
 Shapes as in ``formulas``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,44 @@ mutant(
     "weight_decay or 0.01: 0 counts as missing, and torch's default stands in its place.",
     "theta = theta * (1 - lr * weight_decay)",
     {"adamw.decay": _defaulted},
+)
+
+
+def _clipped(clip: Callable[[Array, float], Array]) -> Callable[[float], Changes]:
+    def changes(size: float) -> Changes:
+        def wrap(name: str) -> Any:
+            return lambda v: F[name](Values(v, g=clip(v.g, size)))
+
+        return {name: wrap(name) for name in ("sgd.decay", "adagrad.decay", "adamw.gradient")}
+
+    return changes
+
+
+_LIMITS = (1.0, 0.1, 0.25, 0.3, 0.5, 2.0, 5.0, 10.0, 100.0)
+mutant(
+    "GRADIENT-CLIPPED",
+    "gradient clipped, each entry",
+    "Every entry of the gradient is kept inside [-c, c]: a training loop's clip_grad_value_.",
+    "the gradient as it is given",
+    _clipped(lambda g, c: np.clip(g, -c, c)),
+    sizes=_LIMITS,
+    example=0.5,
+)
+mutant(
+    "GRADIENT-NORM-CLIPPED",
+    "gradient clipped by its norm",
+    "A gradient longer than c is shortened to c: a training loop's clip_grad_norm_.",
+    "the gradient as it is given",
+    _clipped(lambda g, c: g * np.minimum(1, c / np.linalg.norm(g, axis=-1, keepdims=True))),
+    sizes=_LIMITS,
+    example=0.5,
+)
+mutant(
+    "SGD-NESTEROV-UNDECAYED",
+    "SGD: Nesterov's look-ahead without the decay",
+    "The gradient as given, without weight_decay theta, is added to mu momentum.",
+    "g = gradient + weight_decay * theta in both places",
+    {"sgd.theta": lambda v: F["sgd.theta"](v) + v.lr * v.nesterov * (F["sgd.decay"](v) - v.g)},
 )
 mutant(
     "WEIGHTS-BIASES-FIRST",

@@ -17,12 +17,16 @@ from loko_ref.explain.walk.page import packed
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import origins
 
-__all__ = ["Pool", "lines", "walk"]
+__all__ = ["Pool", "lines", "too_long", "walk"]
 
 VARIANCES = ("p_pred", "p_post")
 
 ROUNDED = 6
 """Digits of what is not one of the numbers of the step: curves, activations."""
+
+
+CURVES = 250
+"""Bytes that a step takes outside itself: a point of each curve."""
 
 
 class Pool:
@@ -36,6 +40,7 @@ class Pool:
 
     def __init__(self, left: int) -> None:
         self.left = left
+        self.taken: list[int] = []
         self.items: list[dict[str, Any]] = []
         self._known: dict[bytes, int] = {}
 
@@ -50,10 +55,11 @@ class Pool:
 
     def fits(self, entry: object, before: int) -> bool:
         """Return whether there is space for a step and the items from `before` on; take it."""
-        taken = len(packed([entry, *self.items[before:]]).encode())
+        taken = len(packed([entry, *self.items[before:]]).encode()) + CURVES
         if taken > self.left:
             return False
         self.left -= taken
+        self.taken.append(taken)
         return True
 
 
@@ -68,6 +74,13 @@ def _line(q: Quantity, parents: Sequence[str], children: Sequence[str]) -> dict[
         "from": parents,
         "to": children,
     }
+
+
+def too_long(asked: object, fits: int) -> InputError:
+    """Return the error of a walk that a page cannot hold, by the number of steps that it can."""
+    required = f"at most {fits}: as many as a page of 1 MB holds"
+    cause = "a long walk; --skip N begins later, without --html there is no limit"
+    return InputError("steps", asked, required, cause)
 
 
 def lines(step: Step, frame: Frame) -> list[dict[str, Any]]:
@@ -232,9 +245,7 @@ def walk(
         if not pool.fits(carried[-1], before):
             del carried[-1], pool.items[before:]
             if asked is not None or not carried:
-                required = f"at most {len(carried)}: as many as a page of 1 MB holds"
-                cause = "a long walk; --skip N begins later, without --html there is no limit"
-                raise InputError("steps", asked or "one", required, cause)
+                raise too_long(asked or "one", len(carried))
             break
         kept.append(step)
     described = [lines(step, frame) for step in kept]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from loko_ref.errors import InputError
 from loko_ref.explain.heads import KINDS, RESETS, HeadsRun, Moment, explain_lte
@@ -20,7 +23,7 @@ from loko_ref.explain.sources import (
     tiny_classes,
 )
 from loko_ref.explain.steps import Step, explain
-from loko_ref.explain.walk.data import Pool, lines, walk
+from loko_ref.explain.walk.data import Pool, lines, too_long, walk
 from loko_ref.explain.walk.page import as_html
 
 __all__ = ["of_lte", "of_recording", "of_source", "of_tiny"]
@@ -135,18 +138,17 @@ def of_tiny(steps: int = 12) -> str:
     runs = [list(explain(source, steps=steps)) for _, source, _ in sources]
     opening = [(source.frame, run[0]) for (_, source, _), run in zip(sources, runs, strict=True)]
     pool = _empty(title, about, opening, tiny=True)
-    for rest, (name, source, weight), found in zip(
-        range(len(runs), 0, -1), sources, runs, strict=True
-    ):
-        others = pool.left - pool.left // rest  # every filter has its share
-        pool.left -= others
+    left, pool.left = pool.left, sys.maxsize
+    for (name, source, weight), found in zip(sources, runs, strict=True):
         one = walk(name, source.frame, found, pool, source.score, asked=steps)
-        pool.left += others
         world: dict[str, Any] = {"weight": weight, "product": TRUE_WEIGHT - weight}
         world["start"] = [float(a) for a in source.start.theta]
         if not source.regression:
             world["fixed"] = [_fixed_point(step) for step in found]
         walks.append({**one, "world": world})
+    taken = np.reshape(pool.taken, (len(runs), steps)).sum(axis=0).cumsum()
+    if taken[-1] > left:
+        raise too_long(steps, int((taken <= left).sum()))
     return _page(title, about, walks, pool, tiny=True)
 
 
