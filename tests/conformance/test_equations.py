@@ -14,6 +14,7 @@ from loko_ref.conformance.diagnose.search.instrument import instrument
 from loko_ref.conformance.engine import FAILED, run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.textbook import FORMULA_TABLE
+from loko_ref.textbook.quantities import identity
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,20 @@ def test_one_formula_in_two_operations_is_one_fault_and_counts_what_it_reproduce
     failed = sum(check.status == FAILED for check in checks)
     assert {c.case.operation.name for c in one.checks} == {"lora.delta", "lora.merge"}
     assert (one.mistake.explained, one.mistake.failed) == (failed, failed)
+
+
+def test_a_size_is_another_size_before_another_axis_or_a_product_of_sizes():
+    """All columns are folded into U: L left out, not the number of rows of what is turned."""
+    case = next(c for c in select("kalman.lowrank_update", "float64") if c.inputs()["W"].size)
+    table = {**FORMULA_TABLE, "cut": lambda v: v.turned}
+
+    def update(**given):
+        inputs = {name: given[name] for name in case.inputs()}
+        options = {name: one for name, one in given.items() if name not in inputs}
+        return case.operation.plain(inputs, options, table, identity)
+
+    implementation = Implementation(target="mine", functions={"kalman.lowrank_update": update})
+    checks = run(implementation, select("kalman.lowrank_update", "float64"))
+    found = {one.text for names in name_mistakes(checks).values() for one in names[:1]}
+    assert any("W.shape[1] left out" in text for text in found), found
+    assert not any("index" in text for text in found), found

@@ -194,6 +194,8 @@ def _pair(left: Any, right: Any) -> Iterator[tuple[str, Callable[[Any, Any], Any
     yield "{a} + {b}", lambda a, b: a + b
     yield "{a} - {b}", lambda a, b: a - b
     yield "{b} - {a}", lambda a, b: b - a
+    if isinstance(left, int) and isinstance(right, int):  # sizes: another size, no product
+        return
     yield "{a} o {b}, element by element", lambda a, b: a * b
     yield "{a} / {b}", lambda a, b: a / b
     yield "{b} / {a}", lambda a, b: b / a
@@ -259,6 +261,7 @@ def _of_array(site: Site, pool: Any) -> Iterator[Change]:
 def _of_number(site: Site, known: list[Number]) -> Iterator[Change]:
     a = float(site.value)
     whole = isinstance(site.value, int)
+    index = 0.5 if site.text.startswith("index ") else 0.0  # a size first, then what it is of
     alone: tuple[tuple[str, Alone, float], ...] = (
         ("{x} left out (0 in its place)", lambda x: 0 * x, 0.3),
         ("-{x}", lambda x: -x, 0.3),
@@ -276,10 +279,10 @@ def _of_number(site: Site, known: list[Number]) -> Iterator[Change]:
         )),
     )  # fmt: skip
     for text, f, cost in alone:
-        yield Change(text=text, apply=_of(f), cost=cost)
+        yield Change(text=text, apply=_of(f), cost=cost + index)
     for number in known:
         if number.at(site.call.v) != a:
-            yield Change(text=f"{number.text} in place of {{x}}", cost=number.cost + 0.4,
+            yield Change(text=f"{number.text} in place of {{x}}", cost=number.cost + 0.4 + index,
                          apply=_number(number), number=number)  # fmt: skip
             if not whole and number.cost < 0.3:
                 yield Change(text=f"{{x}} times {number.text}", cost=number.cost + 1.0,
