@@ -127,12 +127,12 @@ def test_a_planted_mistake_is_found_where_it_is_made(tmp_path, key, case, first,
         assert key in {m.mutant.id for m in report.mistakes[first]}
 
 
+@pytest.mark.sampled(0.1)
 def test_a_wrong_step_of_half_precision_s_size_is_no_lost_precision(tmp_path):
     """The moments before it were recorded right to the last digit: no half precision is inside."""
     (case,) = select("optimizer.adamw/default/float64")
-    record, options = descent_of(case)
-    for k in range(len(case.inputs()["gradient"])):
-        record[f"{k + 1}/theta"] = record[f"{k + 1}/theta"] * (1 + 2e-4 * (k + 1))
+    record, options = upto(descent_of(case), 2)
+    record["1/theta"] = record["1/theta"] * (1 + 2e-4)
     report = verified(tmp_path / "t.npz", (record, options))
     assert {failure.quantity for failure in report.failures} == {"theta"}
     named = {m.mutant.id for mistakes in report.mistakes.values() for m in mistakes}
