@@ -316,3 +316,10 @@ def test_indefinite_and_undecidable_say_which(rng):
 def test_a_function_without_a_ball_counterpart_is_refused():
     with pytest.raises(InputError, match=r"numpy\.arctan of balls"):
         balls.xp.arctan(balls.balls(np.ones(1)))
+
+
+def test_a_ball_is_its_own_real_part():
+    """Of object arrays NumPy takes it by a ufunc from 2.5 on, and by itself before."""
+    x = balls.balls(np.array([-1.5, 0.25]))
+    assert x.real is x
+    assert (x.real > 0).tolist() == [False, True]

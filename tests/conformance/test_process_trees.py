@@ -259,6 +259,7 @@ OWN_END = """
 import signal, sys
 sys.path[:0] = sys.argv[2:]
 import test_process_trees as t
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs behind
 with t.Command(t.command_line("hang-session", sys.argv[1]), 2**40, 20) as command:
     print("begun", flush=True)
     command.run(t.CASE, 100)

@@ -77,6 +77,11 @@ def is_balls(array: object) -> bool:
 class BallArray(np.ndarray):
     """A NumPy array of dtype object, each entry a ``flint.arb``."""
 
+    @property
+    def real(self) -> BallArray:  # type: ignore[misc]
+        """Itself: a ball encloses a real number (from NumPy 2.5 on, of objects this is a ufunc)."""
+        return self
+
     def argmax(self, axis: Any = None, out: Any = None, **kwargs: Any) -> Any:
         """Where the largest midpoint stands."""
         return np.argmax(to_host(self), axis=axis, **kwargs)
