@@ -77,11 +77,6 @@ def is_balls(array: object) -> bool:
 class BallArray(np.ndarray):
     """A NumPy array of dtype object, each entry a ``flint.arb``."""
 
-    @property
-    def real(self) -> BallArray:  # type: ignore[misc]
-        """Itself: a ball encloses a real number (from NumPy 2.5 on, of objects this is a ufunc)."""
-        return self
-
     def argmax(self, axis: Any = None, out: Any = None, **kwargs: Any) -> Any:
         """Where the largest midpoint stands."""
         return np.argmax(to_host(self), axis=axis, **kwargs)
@@ -100,6 +95,8 @@ class BallArray(np.ndarray):
                 result = np.asarray(result, dtype=bool)
         elif method == "__call__" and _squares(name, inputs):
             result = elementwise("square")(plain[0])
+        elif name == "real":  # of objects a ufunc from NumPy 2.5 on: a ball is a real number
+            result = plain[0]
         elif name in ("maximum", "minimum"):
             kwargs.pop("initial", None)
             kwargs.pop("where", None)
