@@ -321,5 +321,6 @@ def test_a_function_without_a_ball_counterpart_is_refused():
 def test_a_ball_is_its_own_real_part():
     """Of object arrays NumPy takes it by a ufunc from 2.5 on, and by itself before."""
     x = balls.balls(np.array([-1.5, 0.25]))
-    assert balls.is_balls(x.real) and x.real.tolist() == x.tolist()
+    assert balls.is_balls(x.real)
+    assert x.real.tolist() == x.tolist()
     assert (x.real > 0).tolist() == [False, True]
