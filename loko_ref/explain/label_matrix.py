@@ -35,7 +35,7 @@ NOISE-1 R.fixed
 NOISE-2 R.ema_innovation
 NOISE-3 R.ema_innovation_hph
 NOISE-4 R.ema_residual_hph residual
-NOISE-5 timing carried covariance_seen covariance_residual
+NOISE-5 timing carried covariance_seen covariance_residual R.standing R.kept
 LAY-1 bias
 LAY-2 branch branch_back jacobian_scale
 LAY-3 branch shift_back
@@ -49,18 +49,18 @@ LAY-11 gelu_tanh
 LORA-2 scale
 LORA-3 W_post
 LORA-4 order order.weights sites sites.weights flatten unflatten
-LOKO-1 theta_post carried
+LOKO-1 theta_post carried network.theta network.z network.Z
 LOKO-2 e stack
 LOKO-4 p.dense
 OPT-1 sgd.momentum sgd.theta sgd.decay lte.rate
 OPT-2 adagrad.theta adagrad.decay adagrad.sum
-OPT-3 adamw.gradient adamw.decay adamw.hats adamw.theta
+OPT-3 adamw.gradient adamw.decay adamw.exp_avg_sq adamw.hats adamw.theta
 LTE-1 lte.chunks
 LTE-2 lte.mhlora
 LTE-3 lte.seen lte.at
 LTE-4 lte.copied lte.copy
 LTE-5 lte.merged lte.scale lte.due lte.remembered
-LTE-6 lte.zeroed lte.redrawn lte.reset_due
+LTE-6 lte.zeroed lte.redrawn lte.reset_due lte.left
 LTE-7 lte.replica lte.shift
 LTE-8 lte.reduce lte.mse
 LTE-10 lte.state lte.filter_of lte.R_of lte.innovation lte.p_merged lte.p_reset
