@@ -99,3 +99,11 @@ def test_the_command_goes_on_and_its_document_fits(tmp_path, monkeypatch):
         lte_report.read(path, dataclasses.replace(plan, steps=4))
     with pytest.raises(InputError, match=r"--task.*one of 'digits, mlp', 'digits, vit'"):
         lte_report.plan(tasks=["digits"])
+
+
+def test_a_setting_whose_weights_overflow_at_a_merge_diverged_and_the_others_go_on():
+    """SGD at four times its rate: finite at every step of this seed, infinite in a merged W."""
+    (setting,) = (one for one in SETTINGS if one.name == "with sgd")
+    found = lte.run(setting, "digits, mlp", 4.0, 4, {"steps": 480, "limit": None})
+    assert found.accuracy == 0.0
+    assert found.effective_rank is None

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from loko_ref.arrays import Array, asarray, to_host
-from loko_ref.errors import InputError
+from loko_ref.arrays import Array, asarray, namespace, to_host
+from loko_ref.errors import InputError, NumericalError
 from loko_ref.experiments.evaluation import outputs
 from loko_ref.kalman.observation import one_hot
 from loko_ref.lte import heads as net
@@ -75,11 +75,21 @@ def schedule(
 
 
 def evaluate(config: LteConfig, state: LteState, x: Array, y: Array) -> tuple[float, float | None]:
-    """Mean loss and accuracy of the merged network (mhlora: of the one network)."""
+    """Mean loss and accuracy of the merged network (mhlora: of the one network).
+
+    Raises
+    ------
+    NumericalError
+        If a merged weight is not finite.
+    """
     if config.mode == "mhlora":
         heads = heads_of(config, state)
         z = outputs(lambda x: net.forward(config, heads, x)[0], x, state.theta)
     else:
+        for name, W in state.weights.items():
+            if not bool(namespace(W).isfinite(W).all()):
+                cause = "The run diverged: take a smaller learning rate, or p0."
+                raise NumericalError(name, None, cause, state.step)
         merged = merged_model(config, state.weights)
         z = outputs(lambda x: model.forward(merged, x)[0], x, state.theta)
     y = asarray(y, state.theta)
