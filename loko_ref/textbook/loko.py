@@ -356,7 +356,7 @@ def summary(name: str) -> tuple[str, str]:
     for o in (*choices(), *precise):
         flow = dataflow(o)
         for q in flow:
-            if output_name(q.name, o) == name:
+            if output_name(q.name, o) == name and not q.hidden:
                 labels |= dict.fromkeys(q.labels)
                 found |= dict.fromkeys(output_name(k, o) for k in origins(q.name, flow))
     return " ".join(in_order(labels)), " ".join(found)
