@@ -168,7 +168,7 @@ def predict_precision(B, W, lam, q):
     """B and W of P / lam + q I, P^-1 = B + W W'; W None is no column."""
     B, W = scaled(lam, B), W and scaled(math.sqrt(lam), W)
     D = add(eye(len(B)), scaled(q, B))
-    if W:
+    if W and W[0]:
         DW = solve(D, W)
         C = cholesky(add(eye(len(W[0])), scaled(q, matmul(transpose(W), DW))))
         W = transpose(solve(C, transpose(DW)))
@@ -178,7 +178,7 @@ def predict_precision(B, W, lam, q):
 def covariance(B, W):
     """P = B^-1 - B^-1 W (I + W' B^-1 W)^-1 W' B^-1."""
     P = solve(B, eye(len(B)))
-    if W:
+    if W and W[0]:
         BW = solve(B, W)
         C = add(eye(len(W[0])), matmul(transpose(W), BW))
         P = add(P, scaled(-1, matmul(BW, solve(C, transpose(BW)))))
@@ -187,11 +187,11 @@ def covariance(B, W):
 
 def absorb(B, W, rows, same):
     """Of the columns of [W, rows'] the longest stay in W; the others go into B, by `same`."""
-    columns = orthogonal(transpose(W) + rows) if W else rows
+    columns = orthogonal(transpose(W) + rows) if W and W[0] else rows
     gone, kept = columns[: len(rows)], columns[len(rows) :]
     more = matmul(transpose(gone), gone)
     more = [[x * s for x, s in zip(*both, strict=True)] for both in zip(more, same, strict=True)]
-    return add(B, more), [[w[i] for w in kept] for i in range(len(B))] if W else W
+    return add(B, more), [[w[i] for w in kept] for i in range(len(B))]
 
 
 def precision_update(theta, B, W, H, e, R, lam, q, same):
