@@ -168,7 +168,7 @@ def predict_precision(B, W, lam, q):
     """B and W of P / lam + q I, P^-1 = B + W W'; W None is no column."""
     B, W = scaled(lam, B), W and scaled(math.sqrt(lam), W)
     D = add(eye(len(B)), scaled(q, B))
-    if W:
+    if W and W[0]:
         DW = solve(D, W)
         C = cholesky(add(eye(len(W[0])), scaled(q, matmul(transpose(W), DW))))
         W = transpose(solve(C, transpose(DW)))
@@ -178,29 +178,41 @@ def predict_precision(B, W, lam, q):
 def covariance(B, W):
     """P = B^-1 - B^-1 W (I + W' B^-1 W)^-1 W' B^-1."""
     P = solve(B, eye(len(B)))
-    if W:
+    if W and W[0]:
         BW = solve(B, W)
         C = add(eye(len(W[0])), matmul(transpose(W), BW))
         P = add(P, scaled(-1, matmul(BW, solve(C, transpose(BW)))))
     return P
 
 
+def absorb(B, W, rows, same):
+    """Of the columns of [W, rows'] the longest stay in W; the others go into B, by `same`."""
+    columns = orthogonal(transpose(W) + rows) if W and W[0] else rows
+    gone, kept = columns[: len(rows)], columns[len(rows) :]
+    more = matmul(transpose(gone), gone)
+    more = [[x * s for x, s in zip(*both, strict=True)] for both in zip(more, same, strict=True)]
+    return add(B, more), [[w[i] for w in kept] for i in range(len(B))]
+
+
 def precision_update(theta, B, W, H, e, R, lam, q, same):
-    """Of the columns of [W, (R^-1/2 H)'] the longest stay in W; the others go into B, by `same`."""
     B, W = predict_precision(B, W, lam, q)
     P = covariance(B, W)
     S = add(spread(H, P), R)
     K = gain(H, P, S)
-    columns = orthogonal((transpose(W) if W else []) + solve(cholesky(R), H))
-    gone, kept = columns[: len(e)], columns[len(e) :]
-    more = matmul(transpose(gone), gone)
-    more = [[x * s for x, s in zip(*rows, strict=True)] for rows in zip(more, same, strict=True)]
-    return S, K, move(theta, K, e), add(B, more), [[w[i] for w in kept] for i in range(len(B))]
+    return S, K, move(theta, K, e), *absorb(B, W, solve(cholesky(R), H), same)
+
+
+def diagonal_matrix(values):
+    return [[u if i == j else 0.0 for j in range(len(values))] for i, u in enumerate(values)]
+
+
+def same_block(blocks):
+    return [[float(a == b) for b in blocks] for a in blocks]
 
 
 def kalman_lowrank_update(theta, U, W, H, e, R, lam, q):
     like, same = theta, eye(len(U))
-    B = [[u * s for s in row] for u, row in zip(U.tolist(), same, strict=True)]
+    B = diagonal_matrix(U.tolist())
     theta, H, e, R = (a.tolist() for a in (theta, H, e, R))
     low = W.tolist() if W.size else None
     S, K, theta, B, W = precision_update(theta, B, low, H, e, R, lam, q, same)
@@ -208,8 +220,7 @@ def kalman_lowrank_update(theta, U, W, H, e, R, lam, q):
 
 
 def kalman_block_update(theta, U, H, e, R, blocks, lam, q, W=None):
-    like, blocks = theta, blocks or [0] * len(U)
-    same = [[float(a == b) for b in blocks] for a in blocks]
+    like, same = theta, same_block(blocks or [0] * len(U))
     theta, U, H, e, R = (a.tolist() for a in (theta, U, H, e, R))
     low = None if W is None or not W.size else W.tolist()
     S, K, theta, U, low = precision_update(theta, U, low, H, e, R, lam, q, same)
@@ -756,11 +767,29 @@ def posterior_innovation(z, Z, y, P):
     return best
 
 
+def half_information(yhat, Z):
+    """Rows whose products add up to Z' J Z: in each sample diag(sqrt yhat)(Z - 1 yhat' Z)."""
+    rows = []
+    for b, q in enumerate(yhat):
+        own = Z[b * len(q) : (b + 1) * len(q)]
+        mean = matvec(transpose(own), q)
+        rows += [[math.sqrt(s) * (a - c) for a, c in zip(r, mean, strict=True)]
+                 for s, r in zip(q, own, strict=True)]  # fmt: skip
+    return rows
+
+
 def step(x, y, theta, P, R, frozen, o):
-    """One step on lists; returns every quantity by name. P: variances, or the dense matrix."""
-    dense = o["covariance"] == "dense"
+    """One step on lists; returns every quantity by name.
+
+    P: variances, the dense matrix, or of a precision B + W W' the pair of B and W.
+    """
+    dense, precise = o["covariance"] == "dense", o["covariance"] in ("lowrank", "block")
     big = "P" if dense else "p"
-    prior = predict(P, o["lam"], o["q"])
+    if precise:
+        B, W = predict_precision(*P, o["lam"], o["q"])
+        prior = covariance(B, W)
+    else:
+        prior = predict(P, o["lam"], o["q"])
     train = o["train"]
     z, Z = network(o["spec"], with_theta(o["spec"], frozen, theta, train), x, train)
     yhat, e, H, J = observe(o["observation"], z, Z, y, o["center"])
@@ -785,7 +814,13 @@ def step(x, y, theta, P, R, frozen, o):
     if o["solve"] == "implicit":
         v = posterior_innovation(z, Z, y, prior)
         new_theta = move(theta, p_times_ht(Z, prior), v)
-    if dense or o["diagonal"] == "decoupled":
+    if precise:
+        rows = half_information(yhat, Z) if glm else solve(cholesky(R_used), H)
+        blocks = o["blocks"] if o["covariance"] == "block" else list(range(len(B)))
+        B, W = absorb(B, W, rows, same_block(blocks))
+        new_P = covariance(B, W)
+        posterior = {"B": B, "W": W}
+    elif dense or o["diagonal"] == "decoupled":
         new_P = shrink(prior, K, H)
     elif glm:
         JZ = matmul(J, Z)
@@ -796,7 +831,7 @@ def step(x, y, theta, P, R, frozen, o):
     else:  # in softmax too: R 1 = c 1 and 1'H = 0, so the direction 1 adds nothing
         new_P = precision_diagonal(prior, H, R_used)
     out = {
-        f"{big}_pred": prior,
+        **({} if precise else {f"{big}_pred": prior}),
         "z": z,
         "Z": Z,
         "yhat": flat(yhat),
@@ -807,7 +842,7 @@ def step(x, y, theta, P, R, frozen, o):
         "K": K,
         **({"v": v} if o["solve"] == "implicit" else {}),
         "theta": new_theta,
-        big: new_P,
+        **(posterior if precise else {big: new_P}),
     }
     if glm:
         return out
@@ -825,24 +860,41 @@ def step(x, y, theta, P, R, frozen, o):
     return out
 
 
-def loko_step(x, y, theta, weights, p=None, P=None, R=None, **options):
+def start(p, P, U, W):
+    """Variances, the dense matrix, or of a precision the pair of B and W."""
+    if U is None:
+        return (p if P is None else P).tolist()
+    low = None if W is None or not W.size else W.tolist()
+    return U.tolist() if U.ndim == 2 else diagonal_matrix(U.tolist()), low
+
+
+def returned(out, U, W):
+    """What a step returns: of a precision U as it was given, and W where there is one."""
+    if U is not None:
+        B, low = out.pop("B"), out.pop("W")
+        out["U"] = B if U.ndim == 2 else [row[i] for i, row in enumerate(B)]
+        out |= {} if W is None else {"W": low}
+    return out
+
+
+def loko_step(x, y, theta, weights, p=None, P=None, R=None, U=None, W=None, **options):
     options = {"train": "factors", "solve": "linear"} | options
-    state = (p if P is None else P).tolist()
-    noise = None if R is None else R.tolist()
+    state, noise = start(p, P, U, W), None if R is None else R.tolist()
     out = step(x.tolist(), y.tolist(), theta.tolist(), state, noise, lists(weights), options)
-    return arrays(theta, **out)
+    return arrays(theta, **returned(out, U, W))
 
 
-def loko_run(x, y, theta, weights, p=None, P=None, R=None, **options):
+def loko_run(x, y, theta, weights, p=None, P=None, R=None, U=None, W=None, **options):
     options = {"train": "factors", "solve": "linear"} | options
     like, frozen = theta, lists(weights)
-    theta, P = theta.tolist(), (p if P is None else P).tolist()
+    theta, P = theta.tolist(), start(p, P, U, W)
     R = None if R is None else R.tolist()
     rows = []
     for xs, ys in zip(x.tolist(), y.tolist(), strict=True):
         out = step(xs, ys, theta, P, R, frozen, options)
-        theta, P, R = out["theta"], out.get("p", out.get("P")), out.get("R")
-        rows.append(out)
+        theta, R = out["theta"], out.get("R")
+        P = (out["B"], out["W"]) if "B" in out else out.get("p", out.get("P"))
+        rows.append(returned(out, U, W))
     return arrays(like, **{name: [row[name] for row in rows] for name in rows[0]})
 
 

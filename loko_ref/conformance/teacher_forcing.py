@@ -19,6 +19,7 @@ from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.conformance.implementations.python import Runnable
 from loko_ref.conformance.judge.answer import Finding
 from loko_ref.conformance.judge.compare import Divergence, compare
+from loko_ref.conformance.judge.hook import started, state
 from loko_ref.conformance.judge.tolerance import expected
 
 
@@ -51,7 +52,7 @@ def steps_of(case: Case) -> list[Case]:
     for t in range(len(inputs["x"])):
         made: dict[str, Any] = {**inputs, "x": inputs["x"][t : t + 1], "y": inputs["y"][t : t + 1]}
         if t:
-            made |= {k: states[k][t - 1] for k in ("theta", "p", "P", "R") if k in made}
+            made = started(made, {k: states[k][t - 1] for k in state(case)})
             if case.options["observation"] == "softmax" or case.options["center"]:
                 made["R"] = _balanced(made["R"], inputs["y"].shape[-1], case.dtype)
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loko_ref.kalman.lowrank import PRECISIONS
 from loko_ref.loko import LokoConfig
-from loko_ref.loko.state import PRECISIONS
 from loko_ref.textbook.loko import dataflow
 from loko_ref.textbook.quantities import Quantity
 

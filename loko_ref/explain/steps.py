@@ -21,9 +21,9 @@ from loko_ref.errors import InputError
 from loko_ref.experiments.config import RunConfig
 from loko_ref.explain.quantities import Excerpt, Frame, Numbers, Quantity, described
 from loko_ref.explain.sources import Source, from_config
-from loko_ref.kalman.lowrank import Precision
+from loko_ref.kalman.lowrank import PRECISIONS, Precision
 from loko_ref.kalman.observation import one_hot
-from loko_ref.loko.state import PRECISIONS, groups_for
+from loko_ref.loko.state import groups_for
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.layers import Context, run
 from loko_ref.network.model import Model, forward, unpack

@@ -18,10 +18,10 @@ from loko_ref.fast.filter import decoupled, root_inverse, variational
 from loko_ref.fast.network import Network
 from loko_ref.kalman import glm, implicit, simplex, time
 from loko_ref.kalman import observation as obs
-from loko_ref.kalman.lowrank import Precision
+from loko_ref.kalman.lowrank import PRECISIONS, Precision
 from loko_ref.loko import Batch, LokoConfig, LokoState, loss, targets
 from loko_ref.loko.measurement import check_windup
-from loko_ref.loko.state import PRECISIONS, check_state, groups_for
+from loko_ref.loko.state import check_state, groups_for
 from loko_ref.network.model import check_inputs
 
 

@@ -26,6 +26,9 @@ from loko_ref.checks.values import (
 Blocks: TypeAlias = Literal["unit", "tensor"]
 BLOCKS: tuple[Blocks, ...] = get_args(Blocks)
 
+PRECISIONS = ("lowrank", "block")
+"""Covariances that are kept as a precision."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:

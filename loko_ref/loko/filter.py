@@ -16,7 +16,7 @@ from loko_ref.checks.values import check_choice, check_floats, check_shape
 from loko_ref.errors import InputError, NumericalError
 from loko_ref.kalman import noise, time
 from loko_ref.kalman import observation as obs
-from loko_ref.kalman.lowrank import Precision
+from loko_ref.kalman.lowrank import PRECISIONS, Precision
 from loko_ref.loko.config import LokoConfig
 from loko_ref.loko.measurement import (
     Cov,
@@ -28,7 +28,6 @@ from loko_ref.loko.measurement import (
     predicted_covariance,
 )
 from loko_ref.loko.state import (
-    PRECISIONS,
     Batch,
     LokoRecord,
     LokoState,

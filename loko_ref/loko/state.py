@@ -29,14 +29,11 @@ from loko_ref.checks.values import (
     check_whole,
 )
 from loko_ref.errors import InputError, shown
-from loko_ref.kalman.lowrank import Group, Precision, groups_of
+from loko_ref.kalman.lowrank import PRECISIONS, Group, Precision, groups_of
 from loko_ref.kalman.simplex import check_ones
 from loko_ref.loko.config import LokoConfig
 from loko_ref.network.lora import FACTORS
 from loko_ref.network.model import Model, pack
-
-PRECISIONS = ("lowrank", "block")
-"""Covariances that are kept as a precision."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

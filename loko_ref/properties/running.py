@@ -28,7 +28,7 @@ from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.conformance.user_inputs import save_case, split, user_case
 from loko_ref.conformance.verification import open_implementation
 from loko_ref.errors import InputError
-from loko_ref.network.spec import check_spec, param_shapes
+from loko_ref.network.spec import check_spec, param_shapes, trained_shapes
 from loko_ref.properties.registry import all_properties, get
 from loko_ref.properties.snippet import snippet
 from loko_ref.properties.trial import Declined, Problem, Property, Refuted, Trial, Unsuitable
@@ -280,7 +280,10 @@ def check(name: str, implementation: object, *, dtype: str = "float64", **argume
     inputs = {key: cast(value) for key, value in inputs.items()}
     if "spec" in options and isinstance(inputs.get("weights"), Mapping):
         check_spec(options["spec"])
-        zeros = {k: np.zeros(v, dtype) for k, v in param_shapes(options["spec"]).items()}
+        spec, filtered = options["spec"], fact.operation.startswith("loko.")
+        packed = trained_shapes(spec, options.get("train", "factors")) if filtered else {}
+        shapes = {k: v for k, v in param_shapes(spec).items() if k not in packed}
+        zeros = {k: np.zeros(v, dtype) for k, v in shapes.items()}
         inputs["weights"] = {**zeros, **inputs["weights"]}
     user_case(fact.operation, inputs, **options)  # which checks them
     with _opened(implementation, TIMEOUT) as (target, _):

@@ -191,7 +191,20 @@ def _P_of_precision(v: Values) -> Array:
     return inverse - BW @ v.keep("C^-1 W' B^-1", np.linalg.solve(C, BW.T))
 
 
+def _P_after(v: Values) -> Array:
+    w = Values(v, keep=inner(v.keep), U_pred=v.U_post, W_pred=v.F["kept"](v))
+    return v.F["P.precision"](w)
+
+
 def _whitened(v: Values) -> Array:
+    """Return rows Hw with ``Hw' Hw = H' R^-1 H``, for glm ``Z' J Z``: J is never inverted."""
+    kind = v.get("observation")
+    if kind == "glm":
+        sizes, V = np.linalg.eigh(v.R_used)
+        return np.sqrt(np.maximum(sizes, 0))[:, None] * (V.T @ v.Z)
+    if kind == "softmax":
+        Q = _contrasts(v)
+        return np.linalg.solve(np.linalg.cholesky(Q @ v.R_used @ Q.T), Q @ v.H)
     return np.linalg.solve(np.linalg.cholesky(v.R_used), v.H)
 
 
@@ -312,6 +325,7 @@ FORMULAS: dict[str, Formula] = {
     "U_pred": _U_pred,
     "W_pred": _W_pred,
     "P.precision": _P_of_precision,
+    "P.posterior": _P_after,
     "Hw": _whitened,
     "wide": _wide,
     "gram": lambda v: v.wide.T @ v.wide,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from loko_ref.kalman.lowrank import PRECISIONS
 from loko_ref.kalman.noise import combinations
 from loko_ref.textbook.network import BACK, FORWARD, network
 from loko_ref.textbook.quantities import Quantity, in_order, origins, quantity
@@ -49,7 +50,9 @@ SHAPES = {
 
 
 def _prior(o: Options) -> tuple[Quantity, ...]:
-    """List p_pred."""
+    """List p_pred, of a precision after what it is computed from."""
+    if o["covariance"] in PRECISIONS:
+        return _precision_prior(o.get("lam", 0) == 1 and o.get("q", 1) == 0)
     equation = "P / lam + q I" if o["covariance"] == "dense" else "p / lam + q"
     return (quantity("p_pred", "p", "p_pred", equation, "KAL-1"),)
 
@@ -167,7 +170,8 @@ def update(o: Options) -> tuple[Quantity, ...]:
     o : mapping
         ``observation``, ``covariance`` and, of a diagonal one, ``diagonal``; ``solve``.
     """
-    kind, dense = o["observation"], o["covariance"] == "dense"
+    kind, precise = o["observation"], o["covariance"] in PRECISIONS
+    dense = precise or o["covariance"] == "dense"
     P = "P" if dense else "diag(p)"
     gain = {
         "softmax": quantity("K", "p_pred H S", "K.softmax",
@@ -177,15 +181,17 @@ def update(o: Options) -> tuple[Quantity, ...]:
                   f"{P} Z' (I + J G)^-1,  G = Z {P} Z':  J is never inverted",
                   "KAL-2 OBS-6", returned=("K.softmax", "p_pred", "H", "S")),
     }.get(kind) or quantity("K", "p_pred H S", "K", f"{P} H' S^-1", "KAL-2")  # fmt: skip
-    if dense:
-        posterior = quantity("p_post", "p_pred K H", "p.dense", "P - K H P", "KAL-2 LOKO-4")
+    if precise:
+        posterior = _precision_kept(o)
+    elif dense:
+        posterior = (quantity("p_post", "p_pred K H", "p.dense", "P - K H P", "KAL-2 LOKO-4"),)
     elif o["diagonal"] == "decoupled":
-        posterior = quantity("p_post", "p_pred K H", "p.decoupled", "p o (1 - diag(K H))",
-                       "DIAG-1 DIAG-4")  # fmt: skip
+        posterior = (quantity("p_post", "p_pred K H", "p.decoupled", "p o (1 - diag(K H))",
+                       "DIAG-1 DIAG-4"),)  # fmt: skip
     else:
         reads, inside = ("Z", "Z' J Z") if kind == "glm" else ("H", "H' R^-1 H")
-        posterior = quantity("p_post", f"p_pred R_used {reads}", "p.variational",
-                       f"1 / (1 / p + diag({inside}))", "DIAG-2 DIAG-4")  # fmt: skip
+        posterior = (quantity("p_post", f"p_pred R_used {reads}", "p.variational",
+                       f"1 / (1 / p + diag({inside}))", "DIAG-2 DIAG-4"),)  # fmt: skip
     mean: tuple[Quantity, ...] = (
         quantity("theta_post", "theta K e", "theta_post", "theta + K e", "KAL-2 LOKO-1"),
     )
@@ -195,7 +201,12 @@ def update(o: Options) -> tuple[Quantity, ...]:
             quantity("theta_post", "theta p_pred Z v", "theta_post.implicit", f"theta + {P} Z' v",
                      "OBS-9 LOKO-1"),
         )  # fmt: skip
-    return (quantity("S", "H p_pred R_used", "S", f"H {P} H' + R", "KAL-2"), gain, *mean, posterior)
+    return (
+        quantity("S", "H p_pred R_used", "S", f"H {P} H' + R", "KAL-2"),
+        gain,
+        *mean,
+        *posterior,
+    )
 
 
 def precision_update(o: Options) -> tuple[Quantity, ...]:
@@ -210,8 +221,8 @@ def precision_update(o: Options) -> tuple[Quantity, ...]:
 
 
 @cache
-def _precision_update(still: bool, blocks: bool) -> tuple[Quantity, ...]:
-    S, K, theta, _ = update({"observation": "gaussian", "covariance": "dense"})
+def _precision_prior(still: bool) -> tuple[Quantity, ...]:
+    """List U_pred, W_pred and the covariance that they are the precision of.  [KAL-9]."""
     if still:
         prior: tuple[Quantity, ...] = tuple(
             quantity(f"{name}_pred", name, "", name, "KAL-9", rule=rule, exact=True, hidden=True)
@@ -224,12 +235,30 @@ def _precision_update(still: bool, blocks: bool) -> tuple[Quantity, ...]:
             quantity("W_pred", "U W", "W_pred",
                      "D W C'^-1,  C C' = I + q W' D W,  W <- sqrt(lam) W", "KAL-9", hidden=True),
         )  # fmt: skip
+    P = quantity("p_pred", "U_pred W_pred", "P.precision", "(U + W W')^-1", "KAL-9", hidden=True)
+    return (*prior, P)
+
+
+def _precision_kept(o: Options) -> tuple[Quantity, ...]:
+    """List U and W W' after a measurement, and what leads to them.  [KAL-9, KAL-10].
+
+    Parameters
+    ----------
+    o : mapping
+        ``covariance``, and of a step ``observation`` and ``noise``.
+    """
+    kind, blocks = o.get("observation"), o["covariance"] == "block"
+    if kind == "glm":
+        white = quantity("Hw", "Z R_used", "Hw", "J^1/2 Z", "KAL-9", hidden=True)
+    else:
+        side = "(Q R Q')^-1/2 Q H,  Q the contrasts" if kind == "softmax" else "R^-1/2 H"
+        white = quantity("Hw", "H R_used", "Hw", side, "KAL-9", hidden=True)
     on = "w w' on the blocks" if blocks else "w o w"
+    after = (
+        quantity("p_post", "U_post turned", "P.posterior", "(U + W W')^-1", "KAL-9", hidden=True),
+    )
     return (
-        *prior,
-        quantity("p_pred", "U_pred W_pred", "P.precision", "(U + W W')^-1", "KAL-9", hidden=True),
-        *(S, K, theta),
-        quantity("Hw", "H R_used", "Hw", "R^-1/2 H", "KAL-9", hidden=True),
+        white,
         quantity("wide", "W_pred Hw", "wide", "W~ = [W, Hw']", "KAL-9", hidden=True),
         quantity("gram", "wide", "gram", "W~' W~", "KAL-9", hidden=True),
         quantity("turned", "wide gram", "turned", "W~ V,  W~' W~ = V diag V'", "KAL-9",
@@ -239,7 +268,15 @@ def _precision_update(still: bool, blocks: bool) -> tuple[Quantity, ...]:
                  f"KAL-9 {'KAL-10' * blocks}"),
         quantity("WW_post", "turned", "WW", "sum w w' over the L longest columns w of W~ V",
                  "KAL-9"),
+        *(after if o.get("noise") == "ema_residual_hph" else ()),
     )  # fmt: skip
+
+
+@cache
+def _precision_update(still: bool, blocks: bool) -> tuple[Quantity, ...]:
+    S, K, theta, _ = update({"observation": "gaussian", "covariance": "dense"})
+    kept = _precision_kept({"covariance": "block" if blocks else "lowrank"})
+    return (*_precision_prior(still), S, K, theta, *kept)
 
 
 def dataflow(o: Options) -> tuple[Quantity, ...]:
@@ -249,8 +286,8 @@ def dataflow(o: Options) -> tuple[Quantity, ...]:
     ----------
     o : mapping
         ``observation``, ``noise``, ``timing``, ``covariance``, ``diagonal``, ``center``, ``solve``
-        (``linear`` where it is left out): a valid combination. With ``spec``, the network's layers
-        too.
+        (``linear`` where it is left out): a valid combination; of a precision ``lam`` and ``q``
+        too. With ``spec``, the network's layers too.
 
     Examples
     --------
@@ -259,7 +296,12 @@ def dataflow(o: Options) -> tuple[Quantity, ...]:
     >>> " ".join(q.name for q in dataflow(chosen))
     'p_pred z Z yhat e H R_used S K theta_post p_post'
     """
-    key = (*(o.get(name) for name in _CHOSEN), json.dumps(o["spec"]) if "spec" in o else None)
+    still = o.get("lam", 0) == 1 and o.get("q", 1) == 0 and o["covariance"] in PRECISIONS
+    key = (
+        *(o.get(name) for name in _CHOSEN),
+        still,
+        json.dumps(o["spec"]) if "spec" in o else None,
+    )
     if key not in _FLOWS:
         if len(_FLOWS) >= 1024:
             _FLOWS.clear()
@@ -309,10 +351,12 @@ def summary(name: str) -> tuple[str, str]:
     """Join labels and origins of an output over all choices, each separated by blanks."""
     labels: dict[str, None] = {}
     found: dict[str, None] = {}
-    for o in choices():
+    precise = ({**o, "covariance": P} for o in choices() if o["diagonal"] == "variational"
+               for P in PRECISIONS)  # fmt: skip
+    for o in (*choices(), *precise):
         flow = dataflow(o)
         for q in flow:
-            if output_name(q.name, o) == name:
+            if output_name(q.name, o) == name and not q.hidden:
                 labels |= dict.fromkeys(q.labels)
                 found |= dict.fromkeys(output_name(k, o) for k in origins(q.name, flow))
     return " ".join(in_order(labels)), " ".join(found)

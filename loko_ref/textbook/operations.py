@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from loko_ref.kalman.lowrank import PRECISIONS
 from loko_ref.textbook import loko, optimizers
 from loko_ref.textbook.network import arrays, network, ways, within
-from loko_ref.textbook.quantities import Quantity, Values, evaluate
+from loko_ref.textbook.quantities import Quantity, Values, evaluate, identity
 
 Arrays = Mapping[str, Any]
 Out = dict[str, Any]
@@ -110,18 +111,25 @@ def _shown(v: Values, flow: Iterable[Quantity], inside: bool) -> Out:
     return {q.name: v[q.name] for q in flow if not q.hidden or (inside and within(q.name))}
 
 
+def prior(v: Values) -> Values:
+    """Give what a step begins with the name p: variances, or a covariance.  [KAL-9]."""
+    if v.covariance in PRECISIONS:
+        v["whole"] = "W" not in v  # nothing of low rank
+        v.setdefault("W", np.zeros((len(v.theta), 0)))
+        v["p"] = v.F["P.precision"](Values(v, keep=identity, U_pred=v.U, W_pred=v.W))
+    else:
+        v["p"] = v["P" if v.covariance == "dense" else "p"]
+    return v
+
+
 def loko_step(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) -> Out:
     """One step of LoKO.  [LOKO-1, LOKO-2]."""
-    v = _values(x, o, F, keep)
-    v["p"] = v["P" if v.covariance == "dense" else "p"]
-    return measured(v, F["layers"](o["spec"]), inside)
+    return measured(prior(_values(x, o, F, keep)), F["layers"](o["spec"]), inside)
 
 
 def loko_from_outputs(x: Arrays, o: Arrays, F: Table, keep: Keep) -> Out:
     """One step of LoKO whose network has run: z and Z are among the inputs.  [LOKO-1]."""
-    v = _values(x, o, F, keep)
-    v["p"] = v["P" if v.covariance == "dense" else "p"]
-    return measured(v)
+    return measured(prior(_values(x, o, F, keep)))
 
 
 def measured(v: Values, spec: Any = None, inside: bool = False) -> Out:
@@ -135,6 +143,7 @@ def measured(v: Values, spec: Any = None, inside: bool = False) -> Out:
     found = {q.name: v[q.name] for q in flow if q.network and q.name in v}
     found |= evaluate(v, (q for q in flow if q.name not in found))
     shown = [q for q in flow if not q.hidden or (inside and within(q.name))]
+    shown = [q for q in shown if q.name != "WW_post" or not v.whole]
     out = {loko.output_name(q.name, v): found[q.name] for q in shown}
     return out | {"yhat": v.yhat.reshape(-1)}
 
@@ -145,8 +154,10 @@ def loko_run(x: Arrays, o: Arrays, F: Table, keep: Keep, inside: bool = False) -
     rows = []
     for t, (batch, y) in enumerate(zip(x["x"], x["y"], strict=True), start=1):
         carried = state | ({"R": F["carried"](state, x)} if "R" in state else {})
-        out = loko_step({**carried, "x": batch, "y": y, "t": t}, o, F, keep, inside)
-        state |= {k: out[k] for k in ("theta", "p", "P", "R") if k in out}
+        v = prior(_values({**carried, "x": batch, "y": y, "t": t}, o, F, keep))
+        out = measured(v, F["layers"](o["spec"]), inside)
+        state |= {k: out[k] for k in ("theta", "p", "P", "U", "R") if k in out}
+        state |= {"W": F["kept"](v)} if "W" in state else {}
         rows.append(out)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

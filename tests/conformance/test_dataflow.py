@@ -15,21 +15,28 @@ from loko_ref.textbook.loko import choices, dataflow, output_name, summary
 from loko_ref.textbook.lte import RUN, run
 from loko_ref.textbook.lte_heads import trained
 from loko_ref.textbook.network import network
+from loko_ref.textbook.operations import prior
 from loko_ref.textbook.quantities import Lazy, Values, identity, missing, origins
 
-GIVEN = {"x", "y", "weights", "theta", "p", "R"}
+GIVEN = {"x", "y", "weights", "theta", "p", "R", "U", "W"}
+PRECISE = [
+    {**o, "covariance": covariance, "lam": lam, "q": 0.0}
+    for o in choices()
+    if o["covariance"] == "dense"
+    for covariance, lam in (("lowrank", 1.0), ("lowrank", 0.9), ("block", 1.0))
+]
 
 
-@pytest.mark.parametrize("o", choices(), ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("o", [*choices(), *PRECISE], ids=lambda o: "-".join(map(str, o.values())))
 def test_every_quantity_follows_its_parents(o):
     have = set(GIVEN)
     for q in dataflow(o):
         assert set(q.parents) | set(q.given_returned[1]) <= have, q.name
-        assert q.network or {q.formula, q.given_returned[0]} <= set(FORMULA_TABLE)
+        assert q.network or q.rule or {q.formula, q.given_returned[0]} <= set(FORMULA_TABLE)
         assert q.name not in have
         assert not set(origins(q.name, dataflow(o))) & {"r", "HpH"}
         have.add(q.name)
-    assert {"S", "K", "theta_post", "p_post"} <= have
+    assert {"S", "K", "theta_post", "U_post" if "lam" in o else "p_post"} <= have
 
 
 def test_the_choices_are_those_that_the_package_accepts():
@@ -48,8 +55,17 @@ def test_labels_are_headings_of_the_derivations():
 
 
 def test_what_an_output_comes_from_has_no_intermediate():
-    assert summary("S") == ("KAL-2", "H p_pred R_used P_pred")
-    assert set(summary("R_used")[1].split()) == {"R", "e", "H", "p_pred", "P_pred", "yhat"}
+    assert summary("S") == ("KAL-2", "H p_pred R_used P_pred U W")
+    assert set(summary("R_used")[1].split()) == {
+        "R",
+        "e",
+        "H",
+        "p_pred",
+        "P_pred",
+        "U",
+        "W",
+        "yhat",
+    }
 
 
 CASES = [c for c in select("loko.step") if c.dtype == "float64"]
@@ -60,7 +76,7 @@ def test_each_quantity_from_the_oracles_parents_is_the_oracles(case):
     """The oracle is computed by the package's own modules, the table by plain formulas."""
     x, o, right = case.inputs(), case.options, expected(case)
     batch, C = x["y"].shape
-    start = {**x, "p": x["P" if o["covariance"] == "dense" else "p"]}
+    start = dict(prior(Values(x, **o, F=FORMULA_TABLE)))
     values = {q.name: right[name] for q in dataflow(o) if (name := output_name(q.name, o)) in right}
     checked = 0
     for q in dataflow(o):

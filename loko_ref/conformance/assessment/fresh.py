@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.conformance.cases.model import loko_inputs, network_weights
+from loko_ref.conformance.cases.model import blocks_of, loko_inputs, network_weights
 from loko_ref.conformance.cases.registry import Case, Draw
 from loko_ref.conformance.catalogue.entry import Operation
 from loko_ref.network.spec import linears, param_shapes
@@ -51,7 +51,10 @@ def fresh(case: Case, number: int) -> Fresh:
     if "heads" in options:
         options["heads"] = _whole(draw, 2, 4)
     if "spec" in options:
-        options["spec"] = _resized(draw, options["spec"])
+        old, options["spec"] = options["spec"], _resized(draw, options["spec"])
+        if options.get("blocks"):
+            tensors = options["blocks"] == blocks_of(old, "tensor")
+            options["blocks"] = blocks_of(options["spec"], "tensor" if tensors else "unit")
     family = case.operation.name.split(".")[0]
     if family in ("model", "loko"):
         made = _network(draw, case, options)
@@ -183,7 +186,9 @@ def _network(draw: Draw, case: Case, o: Mapping[str, Any]) -> Inputs:
     if case.operation.name.startswith("model."):
         return {"x": _x(draw, case, spec, (batch,)), "weights": network_weights(draw, spec)}
     steps = _whole(draw, 3, 5) if case.operation.name == "loko.run" else 0
-    made = loko_inputs(draw, spec, dict(o), batch, steps)
+    W = case.inputs().get("W")  # none, no column or some, as in the case
+    L = None if W is None else min(W.shape[1], 1) * _whole(draw, 1, 4)
+    made = loko_inputs(draw, spec, dict(o), batch, steps, L)
     return made | {"x": _x(draw, case, spec, (steps, batch) if steps else (batch,))}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from loko_ref.conformance.cases.registry import Draw, define
+from loko_ref.kalman.lowrank import PRECISIONS, Blocks, groups_of
 from loko_ref.network.spec import mlp_spec, param_shapes, trained_shapes
 
 Inputs = dict[str, Any]
@@ -141,10 +142,33 @@ def _circulant(C: int, batch: int) -> np.ndarray[Any, Any]:
     return np.kron(np.eye(batch) + 0.125 * (np.ones((batch, batch)) - np.eye(batch)), block)
 
 
+def blocks_of(spec: Spec, kind: Blocks) -> list[int]:
+    """Return the number of each parameter's block, of a network's factors.  [KAL-10]."""
+    shapes = [(name.rsplit(".", 1)[1], s) for name, s in trained_shapes(spec).items()]
+    found: list[int] = []
+    for group in groups_of(shapes, kind):
+        own = max(found, default=-1) + 1 + np.arange(group.units)
+        whole = np.tile(own, group.size) if group.across else np.repeat(own, group.size)
+        found += whole.tolist()
+    return found
+
+
+def precision(draw: Draw, n: int, blocks: list[int], L: int | None) -> Inputs:
+    """Draw a precision of about 10, on blocks where there are such; L None: nothing of low rank."""
+    low = {} if L is None else {"W": draw(n, L, size=4.0)}
+    if not blocks:
+        return {"U": draw.positive(n, low=5.0, high=20.0), **low}
+    labels, U = np.array(blocks), np.zeros((n, n))
+    for k in sorted(set(blocks)):
+        own = labels == k
+        U[np.ix_(own, own)] = 20 * draw.spd(int(own.sum()), 5.0)
+    return {"U": U, **low}
+
+
 def loko_inputs(
-    draw: Draw, spec: Spec, options: dict[str, Any], batch: int, steps: int = 0
+    draw: Draw, spec: Spec, options: Inputs, batch: int, steps: int = 0, L: int | None = None
 ) -> Inputs:
-    """Draw the inputs of a step or of a run, x of single vectors."""
+    """Draw the inputs of a step or of a run, x of single vectors; of a precision L columns."""
     trained = trained_shapes(spec, options.get("train", "factors"))
     n = sum(map(math.prod, trained.values()))
     C = next(k["out"] for k in reversed(spec) if k["kind"] == "linear")
@@ -157,7 +181,9 @@ def loko_inputs(
         "theta": draw(n, size=0.6),
         "weights": weights,
     }
-    if options.get("covariance") == "dense":
+    if options.get("covariance") in PRECISIONS:
+        x |= precision(draw, n, options.get("blocks") or [], L)
+    elif options.get("covariance") == "dense":
         x["P"] = 0.1 * draw.spd(n)
     else:
         x["p"] = draw.positive(n, low=0.02, high=0.2)

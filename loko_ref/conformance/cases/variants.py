@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from loko_ref.conformance.cases.model import loko_inputs, lora
+from loko_ref.conformance.cases.model import blocks_of, loko_inputs, lora
 from loko_ref.conformance.cases.registry import Draw, define
 from loko_ref.network.model import mlp_spec
 
@@ -78,6 +78,100 @@ _define(
 )
 
 # ------------------------------------------------------------ precisions of low rank and of blocks
+
+_SMALL = mlp_spec([3, 3], lora=lora(2, 2.0))
+_DEEP = mlp_spec([3, 2, 3], "tanh", lora(2, 3.0))
+
+
+def _precise(
+    name: str,
+    covers: str,
+    spec: list[dict[str, Any]],
+    L: int | None,
+    batch: int = 1,
+    steps: int = 0,
+    **options: Any,
+) -> None:
+    """Define a step, or a run, of a precision with L columns, or with blocks alone."""
+
+    @define("loko.run" if steps else "loko.step", name, covers, spec=spec, **options)
+    def _(draw: Draw, dtype: str) -> Inputs:
+        return loko_inputs(draw, spec, options, batch, steps, L)
+
+
+_LOW: dict[str, Any] = {"covariance": "lowrank"}
+_UNITS: dict[str, Any] = {"covariance": "block", "blocks": blocks_of(_SMALL, "unit")}
+_TENSORS: dict[str, Any] = {"covariance": "block", "blocks": blocks_of(_SMALL, "tensor")}
+_EMA: dict[str, Any] = {"noise": "ema_innovation_hph", "beta": 0.8}
+_precise(
+    "lowrank-implicit",
+    "IMPLICIT-ONE-ITERATION LOWRANK-CUT-LOST LOWRANK-OLD-KEPT LOWRANK-NEW-KEPT "
+    "LOWRANK-DIAGONAL-GAIN",
+    _DEEP,
+    3,
+    solve="implicit",
+    **_LOW,
+)
+_precise(
+    "lowrank-softmax",
+    "LOWRANK-COUNTED-TWICE LOWRANK-OF-COVARIANCE NOISE-AFTER",
+    _SMALL,
+    2,
+    2,
+    observation="softmax",
+    **_EMA,
+    **_LOW,
+)
+_precise(
+    "block-implicit",  # the preset `recommended`
+    "BLOCKS-DIAGONAL-ALONE BLOCKS-WHOLE BLOCKS-COVARIANCES BLOCKS-NEIGHBOURS IMPLICIT-NOT-TAKEN",
+    _DEEP,
+    None,
+    covariance="block",
+    blocks=blocks_of(_DEEP, "unit"),
+    solve="implicit",
+)
+_precise(
+    "block-gaussian",
+    "BLOCKS-S-OF-EACH BLOCKS-Q-DIAGONAL LOWRANK-NOT-WHITENED LOWRANK-R-DIAGONAL",
+    _SMALL,
+    None,
+    observation="gaussian",
+    noise="fixed",
+    lam=0.9,
+    q=0.05,
+    **_TENSORS,
+)
+_precise(
+    "block-lowrank-residual",
+    "BLOCKS-CUT-DIAGONAL LOWRANK-SMALLEST-KEPT NOISE-PRIOR-FOR-RESIDUAL",
+    _SMALL,
+    2,
+    observation="logits",
+    noise="ema_residual_hph",
+    timing="after",
+    **_UNITS,
+)
+_precise(
+    "lowrank-run",
+    "LOWRANK-LAM-NO-ROOT LOWRANK-LAM-U-ALONE LOWRANK-Q-U-ALONE LOWRANK-CUT-LOST",
+    _SMALL,
+    2,
+    steps=4,
+    lam=0.9,
+    q=0.02,
+    **_LOW,
+)
+_precise(
+    "block-run",
+    "BLOCKS-DIAGONAL-ALONE BLOCKS-WHOLE NOISE-RESET",
+    _SMALL,
+    None,
+    steps=4,
+    observation="softmax",
+    **_EMA,
+    **_UNITS,
+)
 
 
 def _seen(draw: Draw, n: int, m: int, L: int | None, condition: float = 10.0) -> Inputs:

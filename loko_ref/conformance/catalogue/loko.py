@@ -14,6 +14,7 @@ from loko_ref.kalman.diagonal import DIAGONALS
 from loko_ref.kalman.implicit import SOLVES
 from loko_ref.kalman.noise import ESTIMATORS, TIMINGS
 from loko_ref.kalman.observation import OBSERVATIONS
+from loko_ref.loko.config import COVARIANCES
 from loko_ref.network.spec import TRAINED
 from loko_ref.textbook import operations as plain
 from loko_ref.textbook.loko import dataflow, output_name, summary
@@ -108,8 +109,10 @@ _LOKO_OPTIONS = (
     option(
         "covariance",
         "diagonal",
-        "diagonal: p (n,) is the state; dense: P (n, n) is, with the textbook update",
-        ("diagonal", "dense"),
+        "diagonal: p (n,) is the state; dense: P (n, n) is, with the textbook update; lowrank and "
+        "block: U and W are, a precision P_pred^-1 = U + W W' after the time update of "
+        "kalman.lowrank_update and kalman.block_update",
+        COVARIANCES,
     ),
     replace(
         DIAGONAL,
@@ -120,6 +123,13 @@ _LOKO_OPTIONS = (
     option("center", False, "for logits: centre H over each sample's classes"),
     _TRAIN,
     SOLVE,
+    option(
+        "blocks",
+        [],
+        "for covariance block, the block of each parameter, n numbers, as in kalman.block_update: "
+        "one per input of A and output of B (then bA's, and each entry of bB), or one per array",
+        since=3,
+    ),
 )
 
 
@@ -152,6 +162,13 @@ _LOKO_OUTPUTS = (
         "G = Z P_pred Z'; sums to 0 over each sample's classes",
     ),
     _out("theta", "(n,)", "theta + K e (solve implicit: theta + P_pred Z' v)"),
+    _out(
+        "U",
+        "(n,) or (n, n)",
+        "of kalman.lowrank_update, or of kalman.block_update, with the new columns (R^-1/2 H)'; "
+        "glm: (J^1/2 Z)', a factor of Z' J Z; softmax: of H' R^-1 H over each sample's contrasts",
+    ),
+    _out("WW", "(n, n)", "W W' of the new W, as there; W (n, L) may be returned in its place"),
     _out("p", "(n,)", "by the option diagonal (covariance diagonal)"),
     _out("P", "(n, n)", "P_pred - K H P_pred (covariance dense)"),
     _out(
@@ -206,6 +223,20 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
             takes("p", "(n,)", "prior variances", "covariance='diagonal'"),
             takes("P", "(n, n)", "prior covariance", "covariance='dense'"),
             takes(
+                "U",
+                "(n,) or (n, n)",
+                "the prior precision's diagonal part, > 0; with blocks a matrix, 0 outside of them",
+                "covariance='lowrank' or 'block'",
+                since=3,
+            ),
+            takes(
+                "W",
+                "(n, L)",
+                "the prior precision's factor of low rank, L >= 0",
+                "covariance='lowrank', or a part of low rank beside blocks",
+                since=3,
+            ),
+            takes(
                 "R",
                 "(m, m)",
                 "noise estimate so far, symmetric positive definite; m = batch*C; for softmax, and "
@@ -219,6 +250,7 @@ def _loko(name: str, text: str, lead: str, run: bool) -> Operation:
         oracle=oracle.loko_run if run else oracle.loko_step,
         plain=plain.loko_run if run else plain.loko_step,
         stepwise=run,
+        factors={"W": "WW"},
         narrow=_labels,
         inside=partial(_inside, lead),
     )

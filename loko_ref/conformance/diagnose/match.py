@@ -75,7 +75,7 @@ def bounds_of(one: Mutant, case: Case, size: float | None) -> Bounds:
             found[name] = None
             continue
         own = np.sqrt(total[name] / draws) * (u / DELTA)
-        floor = least(name, canonical(case, name, centre[name]), case.dtype)
+        floor = least(name, canonical(case, name, centre[name]), case)
         own = factor(case) * np.maximum(own, floor)
         found[name] = np.maximum(bound, own) if own.shape == bound.shape else own
     return found

@@ -16,7 +16,7 @@ __all__ = ["failing", "passing"]
 CHECKS = 8
 """Failed checks of an operation whose quantities are judged by their parents."""
 
-STATE = ("theta", "p", "P", "R")
+STATE = ("theta", "p", "P", "U", "WW", "R")
 """Outputs of a step that the next one is given."""
 
 RIGHT = 6

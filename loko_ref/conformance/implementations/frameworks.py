@@ -33,7 +33,7 @@ def _loop(step: Callable[..., Outputs]) -> Callable[..., Outputs]:
     """Return ``loko.run`` made from ``loko.step``: each step starts from the previous state."""
 
     def run(x: Array, y: Array, theta: Array, **rest: Any) -> Outputs:
-        state = {name: rest.pop(name) for name in ("p", "P", "R") if name in rest}
+        state = {name: rest.pop(name) for name in ("p", "P", "U", "W", "R") if name in rest}
         rows = []
         for xs, ys in zip(x, y, strict=True):
             rows.append(step(x=xs, y=ys, theta=theta, **state, **rest))
@@ -96,7 +96,7 @@ class _Torch:
     ) -> Outputs:
         """Return the outputs of every step of LoKO."""
         if p is None:
-            raise NotImplementedError("a dense covariance")
+            raise NotImplementedError("a covariance other than a diagonal")
         if options.get("train", "factors") != "factors":
             raise NotImplementedError("weights other than LoRA's factors are trained")
         if self.make is None or self.advance is None:

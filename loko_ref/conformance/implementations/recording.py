@@ -22,6 +22,7 @@ from loko_ref.errors import InputError, shown, unknown_option
 from loko_ref.files.containers import parse_npz, parse_safetensors, text_of
 from loko_ref.files.reading import map_file, open_file, refuse
 from loko_ref.files.strict_json import parse_json
+from loko_ref.kalman.lowrank import PRECISIONS
 from loko_ref.kalman.noise import check_combination
 from loko_ref.textbook.loko import SHAPES
 
@@ -33,7 +34,7 @@ NAMING = (
 )
 """How a recording is laid out, in a sentence."""
 
-_OPTIONS = {o.name: o for o in OPERATIONS["loko.step"].options if o.name != "spec"}
+_OPTIONS = {o.name: o for o in OPERATIONS["loko.step"].options if o.name not in ("spec", "blocks")}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,6 +136,10 @@ def _options(named: dict[str, Any], given: Sequence[str], dense: bool) -> dict[s
             "the observation was left out: a recording is of 'gaussian' unless it states another"
         )
         raise InputError("--option solve", "'implicit'", "'linear' unless 'glm'", cause)
+    if named.get("covariance") in PRECISIONS:
+        cause = "a precision, whose U and W are in no recording: 'loko-ref verify' has cases of it"
+        got = f"covariance={named['covariance']}"
+        raise InputError("--option", got, "covariance=diagonal or covariance=dense", cause)
     covariance = "dense" if dense else "diagonal"
     if named.setdefault("covariance", covariance) != covariance:
         got = f"covariance={named['covariance']}"

@@ -147,10 +147,10 @@ def _multiplied(result: Mapping[Any, Any], case: Case) -> Mapping[Any, Any]:
         rest = {name: value for name, value in result.items() if name != factor}
         W = _array(result[factor])
         if product not in result and product in expected(case):
-            if not isinstance(W, str) and W.ndim == 2 and W.dtype.kind == "f":
+            if not isinstance(W, str) and W.ndim > 1 and W.dtype.kind == "f":
                 wide = W.astype(np.float64)
                 with np.errstate(all="ignore"):
-                    W = (wide @ wide.T).astype(W.dtype)
+                    W = (wide @ np.swapaxes(wide, -1, -2)).astype(W.dtype)
             rest[product] = result[factor] if isinstance(W, str) else W
         result = rest
     return result

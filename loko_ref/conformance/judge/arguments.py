@@ -74,6 +74,8 @@ def check_arguments(
             continue
         first, _, other = entry.shape.partition("; mhlora: ")
         shape = other if other and chosen["mode"] == "mhlora" else first
+        if " or " in shape:  # of blocks a matrix
+            shape = shape.split(" or ")[chosen["covariance"] == "block"]
         axes = [axis.strip() for axis in shape.strip("()").split(",") if axis.strip()]
         array = _array(entry.name, inputs[entry.name])
         if axes[-1] == "i" and spec is not None:

@@ -21,7 +21,7 @@ from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case
 from loko_ref.conformance.judge.declared import NONE, SMALL, Declared, OwnErrors, own_errors
 from loko_ref.conformance.judge.disturb import Disturb, Still
-from loko_ref.conformance.judge.hook import Given, Hook, flow_of, given, state
+from loko_ref.conformance.judge.hook import Given, Hook, flow_of, given, started, state
 from loko_ref.conformance.judge.tolerance import (
     Units,
     _inputs,
@@ -36,7 +36,7 @@ from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import output_name
 from loko_ref.textbook.lte import lte_step
 from loko_ref.textbook.network import network
-from loko_ref.textbook.operations import loko_step, measured
+from loko_ref.textbook.operations import loko_step, measured, prior
 from loko_ref.textbook.quantities import Values, evaluate, identity, inner
 
 __all__ = ["BEFORE", "FORMS", "LEVELS", "Reading", "Step", "steps"]
@@ -173,8 +173,7 @@ class Step:
                 note = hook.exact if full else hook  # their roundoffs are the network's already
                 v = Values(inputs, **o, F=table, keep=hook)
                 v |= {k: note(k, inputs[f"{k}.own"]) for k in ("z", "Z")}
-                v["p"] = v["P" if v.covariance == "dense" else "p"]
-                out = measured(v)
+                out = measured(prior(v))
         leads = "K" in hook.noted and "K" not in out  # on the way, and no output
         return {**({"K": hook.noted["K"][0]} if leads else {}), **hook.outputs(out)}
 
@@ -190,7 +189,7 @@ class Step:
     def starting(self, state: Mapping[str, Array]) -> Step:
         """Return the step as it is from another state, or another part of it."""
         last = LAST if self.case.operation.name == "lte.run" else ""
-        inputs = {**self._start, **{f"{last}{name}": value for name, value in state.items()}}
+        inputs = started(self._start, {f"{last}{name}": value for name, value in state.items()})
         return Step(self.case, inputs, self.came, self.plainly, self.bound, self.at, self.declared)
 
     @cached_property
@@ -206,7 +205,8 @@ class Step:
         feeds: dict[str, set[str]] = {}
         known = {q.name for q in flow}
         if self.rows:
-            known |= {"theta", "p", "R"} if case.operation.name == "loko.run" else set(state(case))
+            filtered = case.operation.name == "loko.run"
+            known |= {"theta", "p", "U", "R"} if filtered else set(state(case))
         for q in flow:
             parents = {k.removeprefix(LAST) for k in (*q.parents, *q.given_returned[1])} & known
             if q.name.startswith("seen."):

@@ -16,7 +16,7 @@ from loko_ref.textbook.lte import OF_HEAD, merge, run, state_names
 from loko_ref.textbook.network import network
 from loko_ref.textbook.quantities import Quantity, identity
 
-__all__ = ["Given", "Hook", "flow_of", "given", "output_names", "state"]
+__all__ = ["Given", "Hook", "flow_of", "given", "output_names", "started", "state"]
 
 Hook = Callable[[str, Any], Any]
 
@@ -213,4 +213,14 @@ def state(case: Case) -> list[str]:
     """Name the outputs of a run that the next step starts from."""
     if case.operation.name == "lte.run":
         return state_names(case.options)
-    return [k for k in ("theta", "p", "P", "R") if k in _inputs(case)]
+    named = {"W": "WW"}
+    return [named.get(k, k) for k in ("theta", "p", "P", "U", "W", "R") if k in _inputs(case)]
+
+
+def started(inputs: Mapping[str, Any], state: Mapping[str, Array]) -> dict[str, Any]:
+    """Return a step's inputs from another state; W is a factor of as many columns of its W W'."""
+    found = {**inputs, **state}
+    if "WW" in state:
+        L, (sizes, V) = inputs["W"].shape[1], np.linalg.eigh(found.pop("WW"))
+        found["W"] = (V * np.sqrt(np.maximum(sizes, 0)))[:, len(V) - L :]
+    return found

@@ -187,7 +187,7 @@ CAUSES = (
     ),
     _Cause(
         text="the inverse of U + W W' as a whole matrix",
-        operations=_PRECISIONS,
+        operations=(*_PRECISIONS, "loko."),
         formulas=_by_precision,
     ),
     _Cause(

@@ -200,12 +200,12 @@ def _root_mean_square(
     return {name: np.ldexp(np.sqrt(a / DRAWS), power[name]) for name, a in total.items()}
 
 
-def least(name: str, value: Array, dtype: str) -> Array:
+def least(name: str, value: Array, case: Case, single: bool = False) -> Array:
     """Return the least unit of error of a quantity's elements, by their size.  [TOL-1]."""
-    info = np.finfo(dtype)
+    info, axes = np.finfo(case.dtype), 3 if case.operation.stepwise and not single else 2
     u = float(info.eps) / 2
     size: Array = u * np.abs(value)
-    if name in COVARIANCES and value.ndim > 1:
+    if name in COVARIANCES and value.ndim >= axes:
         scale = np.sqrt(np.abs(np.diagonal(value, axis1=-2, axis2=-1)))
         size = np.maximum(size, u * scale[..., :, None] * scale[..., None, :])
     if name == "v":  # y - softmax, whose terms are of size 1
@@ -282,7 +282,7 @@ def widening(
     still = Still()
     centre = evaluate(inputs, still)
     known = {**centre, **(known or {})}
-    size = {name: least(name, known[name], case.dtype) for name in centre}
+    size = {name: least(name, known[name], case, single) for name in centre}
     yield Units(centre=centre, size=size, how="")
     follows = list(centre)[list(centre).index("K") :] if "K" in centre else []
     step = single or not case.operation.stepwise
@@ -364,7 +364,7 @@ def _in_dtype(units: Mapping[str, Unit], case: Case) -> dict[str, Unit]:
     found = {}
     for name, one in units.items():
         rounding = one.size if one.rounding is None else one.rounding
-        size = np.maximum(rounding * more, least(name, expected(case)[name], case.dtype))
+        size = np.maximum(rounding * more, least(name, expected(case)[name], case))
         size = size if one.rounding is None else np.maximum(size, one.size)
         how = one.how.replace(f"u = {np.finfo('float64').eps / 2:.3g}", f"u = {u:.3g}")
         found[name] = Unit(size=size, how=how)

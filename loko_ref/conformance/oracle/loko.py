@@ -17,6 +17,8 @@ from loko_ref.checks.values import check_covariance, check_positive, check_range
 from loko_ref.errors import InputError
 from loko_ref.kalman import dense, diagonal, lowrank, noise, time
 from loko_ref.kalman import observation as obs
+from loko_ref.kalman.lowrank import PRECISIONS
+from loko_ref.loko.state import groups_for
 from loko_ref.network import lora
 from loko_ref.network.jacobian import jacobian
 from loko_ref.network.model import Model, forward, param_shapes
@@ -62,20 +64,26 @@ def _partition(blocks: Sequence[float], n: int) -> list[list[int]]:
     return list(found.values())
 
 
+def _check_blocks(U: Array, parts: list[list[int]]) -> None:
+    """Raise unless U (n, n) has covariances on the blocks and is 0 outside of them."""
+    own = namespace(U).zeros(U.shape, dtype=U.dtype)  # 1 on the blocks
+    for part in parts:
+        own[np.ix_(part, part)] = 1
+    if bool((U * (1 - own) != 0).any()):
+        cause = "blocks in another order of the parameters"
+        raise InputError("U", "an entry that is not 0 outside the blocks", "zeros there", cause)
+    for part in parts:
+        check_covariance("a block of U", U[np.ix_(part, part)])
+
+
 def block_update(x: Arrays, o: Arrays) -> Out:
     """S, K, theta, U, and of low rank beside it WW.  [KAL-9, KAL-10]."""
     n, xp = x["theta"].shape[0], namespace(x["U"])
     parts = _partition(o["blocks"], n)
-    own = xp.zeros((n, n), dtype=x["U"].dtype)  # 1 on the blocks
-    for part in parts:
-        own[np.ix_(part, part)] = 1
-    if bool((x["U"] * (1 - own) != 0).any()):
-        cause = "blocks in another order of the parameters"
-        raise InputError("U", "an entry that is not 0 outside the blocks", "zeros there", cause)
+    _check_blocks(x["U"], parts)
     order = [j for part in parts for j in part]
     groups, at = [], 0
     for part in parts:
-        check_covariance("a block of U", x["U"][np.ix_(part, part)])
         groups.append(lowrank.Group(start=at, units=1, size=len(part)))
         at += len(part)
     U = xp.concatenate([x["U"][np.ix_(part, part)].reshape(-1) for part in parts])
@@ -148,20 +156,63 @@ def configuration(x: Arrays, o: Arrays) -> tuple[loko.LokoConfig, loko.LokoState
     for name, shape in param_shapes(o["spec"]).items():
         zeros = np.zeros(shape, x["theta"].dtype)
         weights.setdefault(name, asarray(zeros, x["theta"]))
-    named = {k: v for k, v in o.items() if k not in ("spec", "train")}
+    named = {k: v for k, v in o.items() if k not in ("spec", "train", "blocks")}
     model = Model(spec=o["spec"], weights=weights, trainable=o.get("train", "factors"))
+    U, W, n = x.get("U"), x.get("W"), x["theta"].shape[0]
+    if U is not None and o["covariance"] in PRECISIONS:
+        W = namespace(U).zeros((n, 0), dtype=U.dtype) if W is None else W
+        named["columns"] = W.shape[1]
+        if o["covariance"] == "block":
+            parts = _partition(o["blocks"], n)
+            named["blocks"] = _kind_of(parts, model)
+            _check_blocks(U, parts)
     config = loko.LokoConfig(model=model, **named)
-    state = loko.LokoState(theta=x["theta"], p=x.get("p"), P=x.get("P"), R=x.get("R"))
+    if U is not None and o["covariance"] == "block":
+        at = [(j, k) for part in _members(groups_for(config)) for j in part for k in part]
+        U = U[tuple(zip(*at, strict=True))]
+    state = loko.LokoState(theta=x["theta"], p=x.get("p"), P=x.get("P"), U=U, W=W, R=x.get("R"))
     return config, state
+
+
+def _members(groups: Sequence[lowrank.Group]) -> list[list[int]]:
+    """List the parameters of each block, in the order in which a state holds their entries."""
+    n = sum(g.units * g.size for g in groups)
+    return [part for g in groups for part in g.split(np.arange(n)[:, None])[:, :, 0].tolist()]
+
+
+def _kind_of(parts: list[list[int]], model: Model) -> lowrank.Blocks:
+    """Return the name that loko_ref.loko has for blocks.  [KAL-10]."""
+    for kind in lowrank.BLOCKS:
+        config = loko.LokoConfig(model=model, covariance="block", blocks=kind)
+        if sorted(_members(groups_for(config))) == sorted(parts):
+            return kind
+    raise InputError(
+        "blocks",
+        f"{len(parts)} blocks of {sorted(map(len, parts))} parameters",
+        "one per input of A and output of B ('unit'), or one per whole tensor ('tensor')",
+        "another order of theta, in which A comes before B, each row-major",
+    )
+
+
+def _precision(state: loko.LokoState, config: loko.LokoConfig) -> Out:
+    """Return U, blocks as a matrix (n, n), and W W'."""
+    U, W = state.U, state.W
+    assert U is not None
+    assert W is not None
+    if config.covariance == "block":
+        flat, U = U, namespace(U).zeros((len(W), len(W)), dtype=U.dtype)
+        at = [(j, k) for part in _members(groups_for(config)) for j in part for k in part]
+        U[tuple(zip(*at, strict=True))] = flat
+    return {"U": U, "WW": W @ W.T}
 
 
 def _step(
     state: loko.LokoState, x: Array, y: Array, config: loko.LokoConfig
 ) -> tuple[loko.LokoState, Out]:
     state, seen = loko.step(state, loko.Batch(x=x, y=y), config)
-    big = "P" if config.covariance == "dense" else "p"
+    big, precise = "P" if config.covariance == "dense" else "p", config.covariance in PRECISIONS
     out = {
-        f"{big}_pred": seen.p_pred,
+        **({} if precise else {f"{big}_pred": seen.p_pred}),
         "z": seen.z,
         "Z": np.zeros(0),
         "yhat": seen.yhat,
@@ -172,7 +223,7 @@ def _step(
         "K": seen.K,
         **({} if seen.v is None else {"v": seen.v}),
         "theta": state.theta,
-        big: getattr(state, big),
+        **(_precision(state, config) if precise else {big: getattr(state, big)}),
     }
     if state.R is not None:
         out["R"] = state.R
@@ -186,7 +237,7 @@ def loko_step(x: Arrays, o: Arrays) -> Out:
     (config, state), batch = configuration(x, o), network_input(x["x"], o)
     _, out = _step(state, batch, x["y"], config)
     out["Z"] = jacobian(unpack(config.model, x["theta"]), batch)[1]
-    return out
+    return _known(x, out)
 
 
 def loko_run(x: Arrays, o: Arrays) -> Out:
@@ -198,8 +249,13 @@ def loko_run(x: Arrays, o: Arrays) -> Out:
     for batch, y in zip(network_input(x["x"], o), x["y"], strict=True):
         Z = jacobian(unpack(config.model, state.theta), batch)[1]
         state, out = _step(state, batch, y, config)
-        rows.append(out | {"Z": Z})
+        rows.append(_known(x, out | {"Z": Z}))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _known(x: Arrays, out: Out) -> Out:
+    """Leave out W W' where there is no W."""
+    return out if "W" in x else {name: value for name, value in out.items() if name != "WW"}
 
 
 _METHODS: dict[str, Any] = {

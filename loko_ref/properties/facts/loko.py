@@ -17,7 +17,7 @@ from loko_ref.conformance.user_inputs import split
 from loko_ref.network.spec import factor_shapes
 from loko_ref.properties.numbers import Near
 from loko_ref.properties.registry import fact
-from loko_ref.properties.trial import Got, Problem, Problems, Trial, inverse
+from loko_ref.properties.trial import Got, Problem, Problems, Trial, Unsuitable, inverse
 
 STEP, RUN = "loko.step", "loko.run"
 
@@ -70,6 +70,8 @@ def steps(operation: str, **fixed: Any) -> Problems:
 
 def dense(t: Trial) -> bool:
     """Return whether the covariance is dense."""
+    if "U" in t.given:
+        raise Unsuitable("a precision, which is a step's and not returned as a covariance")
     return t.options.get("covariance") == "dense"
 
 

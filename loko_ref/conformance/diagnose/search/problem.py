@@ -13,11 +13,11 @@ import numpy as np
 from loko_ref.arrays import Array
 from loko_ref.conformance.cases.registry import Case, Recipe
 from loko_ref.conformance.judge.given import LEVELS, Reading, Step
-from loko_ref.conformance.judge.hook import given
+from loko_ref.conformance.judge.hook import given, started, state
 from loko_ref.conformance.judge.tolerance import _inputs, _wide, canonical, factor, tolerance
 from loko_ref.textbook import FORMULA_TABLE
 from loko_ref.textbook.loko import dataflow, output_name
-from loko_ref.textbook.operations import lowrank_update, measured, precision_values
+from loko_ref.textbook.operations import lowrank_update, measured, precision_values, prior
 from loko_ref.textbook.quantities import Formula, Quantity, Values, evaluate, identity
 
 __all__ = ["EARLIER", "ERRORS", "MOVED", "Problem", "cut"]
@@ -44,10 +44,11 @@ NEAR = 1e4
 
 def cut(case: Case, outputs: Mapping[str, Array], step: int) -> tuple[Case, dict[str, Array]]:
     """Return one step of a run as a case of its own, from the state that the last one returned."""
-    inputs, state = dict(_inputs(case)), ("theta", "p", "P", "R")
+    inputs = dict(_inputs(case))
     inputs |= {k: inputs[k][step] for k in ("x", "y")}
     if step:
-        inputs |= {k: outputs[k][step - 1] for k in state if k in outputs and k in inputs}
+        before = {k: outputs[k][step - 1] for k in state(case) if k in outputs}
+        inputs = started(inputs, before)
     recipe = Recipe(operation="loko.step", name=f"{case.recipe.name}[{step}]",
                     build=lambda draw, dtype: inputs, options=case.recipe.options)  # fmt: skip
     one = Case(id=f"{case.id}[{step}]", recipe=recipe, dtype=case.dtype)
@@ -119,11 +120,10 @@ class Problem:
             if self.quantity in ("z", "Z"):
                 return None
             v = Values(self.inputs, **o, F=FORMULA_TABLE, keep=hook)
-            v["p"] = v["P" if v.covariance == "dense" else "p"]
             v["z"] = self.came["z"].reshape(-1, self.inputs["y"].shape[-1])
             v["Z"] = self.came["Z"]
             with suppress(*ERRORS):
-                measured(v)
+                measured(prior(v))
             quantities = dataflow({k: a for k, a in o.items() if k != "spec"})
         else:
             return None

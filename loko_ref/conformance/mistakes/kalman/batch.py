@@ -127,6 +127,7 @@ def _pooled(
         "K.softmax": lambda v: F["K.softmax"](contrasts(v)),
         "K.glm": lambda v: F["K.softmax"](contrasts(v)),
         "p.variational": lambda v: F["p.variational"](contrasts(v)),
+        "Hw": lambda v: F["Hw"](contrasts(v)),
         "residual": lambda v: pool(v, F["residual"](v)),
         **({"yhat": yhat} if yhat else {}),
     }
