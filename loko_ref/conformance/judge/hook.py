@@ -36,7 +36,8 @@ def output_names(case: Case) -> set[str]:
         return set(expected(case))
     o = case.options
     flow = dataflow({k: a for k, a in o.items() if k != "spec"})
-    return {output_name(q.name, o) for q in flow if not q.hidden} | {"yhat"}
+    names = {output_name(q.name, o) for q in flow if not q.hidden} | {"yhat"}
+    return names if "W" in _inputs(case) else names - {"WW"}
 
 
 class Given:
