@@ -7,6 +7,11 @@ classes) and ViT-B/16 (3 x 224 x 224, so 197 tokens; 10 and 100 classes); LoRA o
 and v, so n = 294,912; softmax, ``ema_innovation_hph``. A process a case; a line of JSON each: wall
 and processor time of the one step, the process's peak memory and how far it rose over the model's,
 and how far the two routes' posteriors are apart, relative to the largest entry.
+
+    OMP_NUM_THREADS=2 python tests/benchmarks/bench_true_size.py --covariances
+
+On RoBERTa-base, the glm step by the fast route with each covariance: milliseconds of a step (the
+median of five), MB that the prior holds, and MB that the process rises by in a step.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +36,17 @@ from loko_ref.network.model import Model, init_model
 
 BASE = {"layers": 12, "width": 768, "heads": 12, "ff": 3072, "lora": {"r": 8, "alpha": 16.0}}
 CASES = ("roberta", "vit", "vit_100")
+COVARIANCES: dict[str, dict[str, Any]] = {
+    "diagonal": {},
+    "lowrank, L = 10": {"covariance": "lowrank", "columns": 10},
+    "block, tensor": {"covariance": "block", "blocks": "tensor"},
+    "block, unit": {"covariance": "block"},
+    "block, unit, L = 10, implicit": {
+        "covariance": "block",
+        "columns": 10,
+        "solve": "implicit",
+    },
+}
 
 
 def problem(case: str, dtype: str) -> tuple[LokoConfig, Batch]:
@@ -96,12 +113,45 @@ def run(case: str, dtype: str) -> dict[str, Any]:
     }
 
 
+def run_covariance(name: str, dtype: str) -> dict[str, Any]:
+    """Six steps with one covariance; the first, which prepares, is not counted."""
+    config, batch = problem("roberta", dtype)
+    config = replace(config, observation="glm", noise="glm", **COVARIANCES[name])
+    stepper, state, ms, rise = prepare(config), loko.init(config), [], 0.0
+    held = sum(a.nbytes for a in (state.p, state.U, state.W) if a is not None)
+    for k in range(6):
+        before, wall = peak_mb(reset=True), time.perf_counter()
+        state, _ = stepper.step(state, batch)
+        if k > 0:
+            ms.append(1e3 * (time.perf_counter() - wall))
+            rise = max(rise, peak_mb() - before)
+    assert np.isfinite(state.theta).all()
+    return {
+        "covariance": name,
+        "dtype": dtype,
+        "n": config.model.n,
+        "ms": round(float(np.median(ms))),
+        "prior_mb": round(held / 2**20, 1),
+        "rise_mb": round(rise),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--dtype", choices=("float64", "float32"))
     parser.add_argument("--here", action="store_true", help="in this process: one case, one dtype")
+    parser.add_argument("--covariances", action="store_true", help="one of each, on RoBERTa-base")
+    parser.add_argument("--covariance", choices=COVARIANCES, help="this one, in this process")
     asked = parser.parse_args()
+    if asked.covariance:
+        print(json.dumps(run_covariance(asked.covariance, asked.dtype or "float64")), flush=True)
+        return
+    if asked.covariances:
+        for name in COVARIANCES:
+            words = [__file__, "--covariance", name, "--dtype", asked.dtype or "float64"]
+            subprocess.run([sys.executable, *words], check=False, timeout=3600)
+        return
     for case in CASES:
         for dtype in ("float64", "float32"):
             if asked.only not in (None, case) or asked.dtype not in (None, dtype):
