@@ -39,7 +39,6 @@ CASES = ("roberta", "vit", "vit_100")
 COVARIANCES: dict[str, dict[str, Any]] = {
     "diagonal": {},
     "lowrank, L = 10": {"covariance": "lowrank", "columns": 10},
-    "block, tensor": {"covariance": "block", "blocks": "tensor"},
     "block, unit": {"covariance": "block"},
     "block, unit, L = 10, implicit": {
         "covariance": "block",
