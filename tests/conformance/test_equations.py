@@ -2,11 +2,13 @@
 
 import ast
 import re
+import warnings
 
 import numpy as np
 import pytest
 
 from loko_ref.conformance.cases.registry import select
+from loko_ref.conformance.diagnose import naming
 from loko_ref.conformance.diagnose.equations import _source, letters
 from loko_ref.conformance.diagnose.groups import group
 from loko_ref.conformance.diagnose.naming import name_mistakes
@@ -126,3 +128,12 @@ def test_a_size_is_another_size_before_another_axis_or_a_product_of_sizes():
     found = {one.text for names in name_mistakes(checks).values() for one in names[:1]}
     assert any("W.shape[1] left out" in text for text in found), found
     assert not any("index" in text for text in found), found
+
+
+def test_what_a_candidate_warns_of_is_no_message_to_the_user(monkeypatch):
+    monkeypatch.setattr(naming, "_name", lambda checks, again: {"mean": np.zeros((3, 0)).mean(1)})
+    monkeypatch.setattr(naming, "with_formulas", lambda checks, named, again: named)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert np.isnan(naming.name_mistakes([])["mean"]).all()
+    assert seen == []

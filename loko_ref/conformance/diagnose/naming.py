@@ -11,6 +11,7 @@ where these are equal, by the order of the catalogue.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -223,7 +224,8 @@ def name_mistakes(checks: Sequence[Check], again: Again | None = None) -> dict[s
     dict
         Check id -> mistakes, most likely first; an empty list where none fits.
     """
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a candidate may average an empty W
         named = _name(checks, again)
         return with_formulas(checks, named, again)
 
