@@ -3,6 +3,7 @@
 import ast
 import re
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from loko_ref.conformance.diagnose import naming
 from loko_ref.conformance.diagnose.equations import _source, letters
 from loko_ref.conformance.diagnose.groups import group
 from loko_ref.conformance.diagnose.naming import name_mistakes
+from loko_ref.conformance.diagnose.search import changes
 from loko_ref.conformance.diagnose.search.instrument import instrument
 from loko_ref.conformance.engine import FAILED, run
 from loko_ref.conformance.implementations.python import Implementation
 from loko_ref.textbook import FORMULA_TABLE
-from loko_ref.textbook.quantities import identity
 
 
 @pytest.mark.parametrize(
@@ -113,21 +114,16 @@ def test_one_formula_in_two_operations_is_one_fault_and_counts_what_it_reproduce
     assert (one.mistake.explained, one.mistake.failed) == (failed, failed)
 
 
-def test_a_size_is_another_size_before_another_axis_or_a_product_of_sizes():
-    """All columns are folded into U: L left out, not the number of rows of what is turned."""
-    case = next(c for c in select("kalman.lowrank_update", "float64") if c.inputs()["W"].size)
-    table = {**FORMULA_TABLE, "cut": lambda v: v.turned}
+def test_a_size_is_another_size_before_another_axis_and_no_product_of_sizes():
+    def costs(text):
+        site = SimpleNamespace(value=1, text=text, call=None)
+        return {one.text: one.cost for one in changes._of_number(site, [])}
 
-    def update(**given):
-        inputs = {name: given[name] for name in case.inputs()}
-        options = {name: one for name, one in given.items() if name not in inputs}
-        return case.operation.plain(inputs, options, table, identity)
-
-    implementation = Implementation(target="mine", functions={"kalman.lowrank_update": update})
-    checks = run(implementation, select("kalman.lowrank_update", "float64"))
-    found = {one.text for names in name_mistakes(checks).values() for one in names[:1]}
-    assert any("W.shape[1] left out" in text for text in found), found
-    assert not any("index" in text for text in found), found
+    size, index = costs("v.W.shape[1]"), costs("index 1 of v.W.shape")
+    assert size.keys() == index.keys()
+    assert max(size.values()) < min(index.values())
+    assert [text for text, _ in changes._pair(3, 2)] == ["{a} + {b}", "{a} - {b}", "{b} - {a}"]
+    assert "{a} / {b}" in [text for text, _ in changes._pair(3.0, 2)]
 
 
 def test_what_a_candidate_warns_of_is_no_message_to_the_user(monkeypatch):
